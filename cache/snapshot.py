@@ -1,0 +1,42 @@
+"""What the prefix tree may know of stored K/V: ranges, bytes and five operations.
+
+- A Payload holds the K/V of one edge, tokens [start, end): full-attention layers all of it, sliding
+  layers its newest part [sliding_start, end), possibly nothing (sliding_start == end).
+- Operations that *take* consume their inputs: the caller may not use or close them again.
+- Every payload is closed exactly once, directly or by being taken.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Payload(Protocol):
+    """K/V of tokens [start, end) of one path. Immutable; arrays evaluated."""
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+    @property
+    def sliding_start(self) -> int:
+        """Sliding layers hold [sliding_start, end)."""
+    @property
+    def full_bytes(self) -> int: ...
+    @property
+    def sliding_bytes(self) -> int: ...
+
+    def split(self, at: int) -> tuple[Payload, Payload]:
+        """[start, at) and [at, end) for start < at < end. Takes self."""
+
+    def merge(self, child: Payload) -> Payload:
+        """[start, child.end) where child.start == end. Takes both.
+
+        A gap between the two sliding ranges keeps only the child's.
+        """
+
+    def thin(self, sliding_start: int) -> Payload:
+        """Drop the sliding K/V before `sliding_start`. Takes self."""
+
+    def close(self) -> None:
+        """Free the arrays. Exactly once."""

@@ -1,0 +1,113 @@
+"""What goes into the core and what comes out of it: frozen values, nothing shared.
+
+- Events arrive through the inbox in order; effects leave once per step.
+- A session id is drawn by the daemon and is unique for the process; clients never choose it.
+- Exactly one Finished or Failed per session, and nothing of that session after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.plan import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One validated request: built by admission only, the one door."""
+
+    id: int
+    root: bytes  # root key of the tree: model fingerprint and tenant salt
+    prompt: tuple[int, ...]  # non-empty, ids < vocabulary, len + max_tokens <= context
+    max_tokens: int  # >= 1
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    depth: int | None = None  # pinned draft depth; None: the daemon decides
+    cache_bypass: bool = False
+    store_reply: bool = True
+    deadline: float | None = None  # in the engine's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client cancelled, disconnected, read too slowly, or its deadline passed in the shell.
+
+    Unknown or finished ids are no-ops. `reason` is an outcome label: cancelled, deadline or failed.
+    """
+
+    id: int
+    reason: str = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Refuse what is queued and what comes (DRAINING); let what runs finish; then be finished."""
+
+
+Event = Submit | Cancel | Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    decode_steps: int
+    rounds: int
+    draft_tokens: int
+    accepted_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Prefill advanced: `processed` (cached included) of `total` prompt tokens are evaluated."""
+
+    id: int
+    cached: int
+    processed: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step committed for one session. `text` is whole characters; ids may come without."""
+
+    id: int
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The reply is complete. reason: stop, length or stop_sequence."""
+
+    id: int
+    reason: str
+    stop_sequence: str
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The session ended by an error of api.md: `reason` is its upper-case name there.
+
+    DEADLINE_EXCEEDED and CANCELLED are statuses without a reason of ours and appear here as such.
+    """
+
+    id: int
+    reason: str
+    message: str
+    retry_after_s: float | None = None
+
+
+Effect = Progress | Delta | Finished | Failed

@@ -1,0 +1,48 @@
+"""Every bound of the daemon, in one frozen place.
+
+- A number that limits a queue, list, string, size or time lives here and nowhere else.
+- Units come last in a name. Half-open ranges: a maximum is the largest value that is allowed.
+- The daemon may replace a value from its configuration at start; nobody changes one afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of requests, queues, steps, the tree and the process."""
+
+    # One request, checked at the door before anything is allocated in proportion to it.
+    request_bytes_max: int = 4 * 1024 * 1024
+    messages_max: int = 4096
+    stop_strings_max: int = 8
+    stop_string_bytes_max: int = 64
+    stop_token_ids_max: int = 64
+    top_k_max: int = 1024
+    max_tokens_default: int = 512
+    draft_depth_max: int = 8
+    error_detail_chars_max: int = 200
+
+    # Sessions and queues.
+    slots_max: int = 32
+    queued_max: int = 256
+    queue_s_max: float = 60.0
+    request_s_max: float = 1800.0
+    rpcs_max: int = 512
+    streams_per_connection_max: int = 128
+    mailbox_bytes_max: int = 256 * 1024
+    write_s_max: float = 30.0
+    tokenise_workers: int = 2
+
+    # One step.
+    prefill_tokens_max: int = 512
+    prefill_slices_max: int = 4
+
+    # Tree and engine.
+    tree_nodes_max: int = 100_000
+    share_tokens_min: int = 32
+    stimulus_events_max: int = 10_000
+    stall_s_max: float = 120.0
+    drain_s_max: float = 20.0

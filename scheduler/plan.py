@@ -1,0 +1,159 @@
+"""What the pure core asks of the device, and what the device answers.
+
+- A StepPlan is a value: the runner can execute it without asking the core anything.
+- All ranges are half-open, all positions absolute in the session (0 = first prompt token).
+- Execution order inside a step: captures, releases, admits, then ONE forward for decodes + prefills.
+- A slot is owned by one session from its Admit to its Release; the same step may release and admit it.
+- In decode every layer holds `start` tokens; the row's `token` (the bonus) is in no cache yet.
+- Payloads are opaque here: the tree owns stored ones, a StepResult hands over fresh ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cache.snapshot import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One request's own sampler. Filters apply in the order temperature, top_k, top_p, min_p.
+
+    `seeded` rows follow the shared-noise rule, others exact rejection sampling; temperature 0
+    is greedy and uses no noise. `noise_key` (64 bits) is the request's seed, or entropy drawn at
+    admission: no global random state exists.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seeded: bool = False
+    noise_key: int = 0
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the core must know of the loaded model. All sizes in bytes, from real shapes and dtypes."""
+
+    window_tokens: int
+    context_tokens_max: int
+    vocabulary: int
+    eos_token_ids: frozenset[int]
+    has_drafter: bool
+    weights_bytes: int
+    full_bytes_per_token: int  # all full-attention layers together
+    sliding_bytes_per_token: int  # all sliding layers together
+    ring_bytes: int  # live sliding K/V of one slot, all layers
+    workspace_bytes_per_token: int  # transient of a step per packed token
+    full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
+
+    def live_bytes(self, tokens: int) -> int:
+        """Live K/V that a slot holding up to `tokens` tokens may need at most."""
+        capacity = self.full_tokens_granularity
+        while capacity < tokens:
+            capacity *= 2
+        return self.ring_bytes + capacity * self.full_bytes_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Copy [start, end) out of a slot's live caches into a Payload, before anything is written."""
+
+    slot: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Give a slot to a session and restore [0, target) from `path` (payloads root to leaf).
+
+    The payloads are contiguous from 0; the last may reach past `target`. target 0 = cold.
+    """
+
+    slot: int
+    target: int
+    path: tuple[Payload, ...]
+    sampling: Sampling
+    tokens_max: int  # prompt + max_tokens: what the slot may grow to
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Evaluate prompt tokens [start, start + len(tokens)).
+
+    draws: the slice ends the prompt, so the first token is drawn from its last row (index 0).
+    capture: hand the slice's K/V back as a Payload.
+    """
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    draws: bool
+    capture: bool
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One round of one session: draft `depth` tokens, verify depth + 1 rows at [start, start+depth+1).
+
+    `token` is the bonus token, to be evaluated at position `start`. `index` counts the tokens drawn
+    so far: the first token this round draws is the index-th (0-based) of the reply.
+    """
+
+    slot: int
+    start: int
+    token: int
+    depth: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    number: int
+    captures: tuple[Capture, ...] = ()
+    releases: tuple[int, ...] = ()
+    admits: tuple[Admit, ...] = ()
+    decodes: tuple[Decode, ...] = ()
+    prefills: tuple[Prefill, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Packed rows of the step's one target forward."""
+        return sum(d.depth + 1 for d in self.decodes) + sum(len(p.tokens) for p in self.prefills)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a round committed: the accepted drafts, then the new bonus token (never empty)."""
+
+    tokens: tuple[int, ...]
+    drafted: int
+
+    @property
+    def accepted(self) -> int:
+        return len(self.tokens) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    token: int | None  # the first drawn token, where the slice drew one
+    payload: Payload | None  # owned by the receiver
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Answers in plan order, one per Decode, Prefill and Capture. Payload arrays are evaluated."""
+
+    decoded: tuple[Decoded, ...] = ()
+    prefilled: tuple[Prefilled, ...] = ()
+    captured: tuple[Payload | None, ...] = ()
