@@ -6,8 +6,9 @@
 - Position p of a slot lies at entry p mod R. What a slot holds is [written - R, written) at most; a
   restore or rewind that would need anything older is refused, never guessed.
 - Masks go by absolute position, always: the ring holds more than the window.
-- A prefill span is never rolled back: it attends to [the ring's last W-1 | its own K/V] in logical order
-  and leaves its last R entries in the ring.
+- A prefill span is never rolled back: it attends to [the last W-1 before it | its own K/V] in logical order
+  and leaves its last R entries in the ring. The last W-1 are kept aside between slices (a tail) and not
+  read back from the ring: a buffer that a pending read still holds is copied whole by the next write.
 """
 
 from __future__ import annotations
@@ -22,6 +23,18 @@ from cache.batch import Batch, Grid, Ints
 from cache.ranges import Range
 
 
+KeysValues = tuple[mx.array, mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The newest K/V before position `end` of a session in prefill, [1, kv_heads, n, D]."""
+
+    end: int
+    keys: mx.array
+    values: mx.array
+
+
 @dataclass(frozen=True, slots=True)
 class WindowHistory:
     """A layer's K/V as one batch sees it. Valid for the step that made it."""
@@ -31,7 +44,7 @@ class WindowHistory:
     ring: int
     keys: mx.array  # [slots, kv_heads, R, D]
     values: mx.array
-    slices: tuple[tuple[mx.array, mx.array], ...] = ()  # per prefill [1, kv_heads, past + own, D]
+    slices: tuple[KeysValues, ...] = ()  # per prefill [1, kv_heads, past + own, D]
 
     def attend(self, queries: mx.array, trimmed: bool = False) -> mx.array:
         pieces: list[tuple[mx.array, Ints]] = []
@@ -93,9 +106,10 @@ class WindowStore:
         self.keys = self.values = mx.zeros((0, head_dim), dtype)
         self.offsets: dict[int, int] = {}
         self._written: dict[int, tuple[int, int]] = {}  # positions [lowest, end) that a ring holds
+        self._tails: dict[int, Tail] = {}
 
     @property
-    def arrays(self) -> tuple[mx.array, mx.array]:
+    def arrays(self) -> KeysValues:
         return self.keys, self.values
 
     def reserve(self, slots: int) -> None:
@@ -109,8 +123,8 @@ class WindowStore:
         self.slots = slots
 
     def free(self, slot: int) -> None:
-        self.offsets.pop(slot, None)
-        self._written.pop(slot, None)
+        for state in (self.offsets, self._written, self._tails):
+            state.pop(slot, None)
 
     def holds(self, slot: int, start: int, end: int) -> bool:
         """Whether positions [start, end) are in the ring."""
@@ -142,6 +156,8 @@ class WindowStore:
                 snapshot.keys[:, at].reshape(-1, self.head_dim),
                 snapshot.values[:, at].reshape(-1, self.head_dim),
             )
+            keys, values = (a[None, :, at] for a in (snapshot.keys, snapshot.values))
+            self._tails[slot] = Tail(target, keys, values)
         self.offsets[slot] = target
         self._written[slot] = (first, target)
         return True
@@ -162,14 +178,10 @@ class WindowStore:
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> WindowHistory:
         """Write the packed batch [T, kv_heads, D]; offsets move only at `commit`."""
-        slices, gathered = self._slices(batch, keys, values)
+        slices = self._slices(batch, keys, values)
         rows, entries = batch.shared(
             ("ring_writes", self.ring, self.kv_heads), lambda: self._writes(batch)
         )
-        if gathered:  # read the past before the write, so that the write can reuse the pool's buffer
-            self.keys, self.values = (
-                mx.depends(pool, gathered) for pool in (self.keys, self.values)
-            )
         if rows is not None:
             keys, values = keys[rows], values[rows]
         flat = (-1, self.head_dim)
@@ -189,12 +201,10 @@ class WindowStore:
         """The session in `slot` holds `offset` tokens; what a ring holds beyond is dead."""
         self.offsets[slot] = offset
 
-    def _history(
-        self, batch: Batch, slices: tuple[tuple[mx.array, mx.array], ...]
-    ) -> WindowHistory:
+    def _history(self, batch: Batch, slices: tuple[KeysValues, ...]) -> WindowHistory:
         return WindowHistory(batch, self.window, self.ring, *self._pools(), slices)
 
-    def _pools(self) -> tuple[mx.array, mx.array]:
+    def _pools(self) -> KeysValues:
         shape = (self.slots, self.kv_heads, self.ring, self.head_dim)
         return self.keys.reshape(shape), self.values.reshape(shape)
 
@@ -223,27 +233,33 @@ class WindowStore:
         flat = mx.array(np.concatenate(entries).ravel().astype(np.int32))
         return (None if written.size == batch.tokens else mx.array(written)), flat
 
-    def _slices(
-        self, batch: Batch, keys: mx.array, values: mx.array
-    ) -> tuple[tuple[tuple[mx.array, mx.array], ...], list[mx.array]]:
-        """K/V of every prefill span behind the ring's last W-1 entries, in logical order."""
-        slices, gathered = [], []
+    def _slices(self, batch: Batch, keys: mx.array, values: mx.array) -> tuple[KeysValues, ...]:
+        """K/V of every prefill span behind the last W-1 before it, in logical order."""
+        slices = []
         for index, span in enumerate(batch.prefills):
             first, end = batch.queries_of(index, trimmed=False)
+            held = self._tail(span.slot, span.start)
             own = [a[first:end].transpose(1, 0, 2)[None] for a in (keys, values)]
-            past = span.start - max(0, span.start - (self.window - 1))
-            if past:
-                assert self.holds(span.slot, span.start - past, span.start), span
-                at = batch.shared(
-                    ("past", self.ring, self.kv_heads, index),
-                    lambda span=span, past=past: mx.array(
-                        self._entries(span.slot, np.arange(span.start - past, span.start))
-                    ),
-                )
-                shape = (1, self.kv_heads, past, self.head_dim)
-                before = [pool[at].reshape(shape) for pool in (self.keys, self.values)]
-                gathered += before
-                own = [mx.concatenate([b, o], axis=2) for b, o in zip(before, own, strict=True)]
+            if held is not None:
+                past = (held.keys, held.values)
+                own = [mx.concatenate(pair, axis=2) for pair in zip(past, own, strict=True)]
             slices.append((own[0], own[1]))
-        return tuple(slices), gathered
+            tail = [a[:, :, -(self.window - 1) :] for a in own]
+            self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
+        for span in batch.decodes:
+            self._tails.pop(span.slot, None)
+        return tuple(slices)
 
+    def _tail(self, slot: int, start: int) -> Tail | None:
+        """The last W-1 entries before `start`; read from the ring only where no tail fits."""
+        low = max(0, start - (self.window - 1))
+        if low == start:
+            return None
+        tail = self._tails.get(slot)
+        if tail is not None and tail.end == start and start - tail.keys.shape[2] <= low:
+            keep = start - low
+            return Tail(start, tail.keys[:, :, -keep:], tail.values[:, :, -keep:])
+        assert self.holds(slot, low, start), (slot, low, start)
+        at = mx.array(self._entries(slot, np.arange(low, start)))
+        shape = (1, self.kv_heads, start - low, self.head_dim)
+        return Tail(start, self.keys[at].reshape(shape), self.values[at].reshape(shape))
