@@ -1,0 +1,1 @@
+"""The public face of Rootstock: the client, and the wire contract under `rootstock.v1`."""
