@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.gemma4_text import MLP, Model
+from mlx_lm.models.gemma4_text import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
 from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
@@ -55,7 +56,8 @@ class _Attention(nn.Module):
         queries = self.q_norm(self.q_proj(x).reshape(-1, self.heads, self.head_dim))
         # One batch entry per row: rope takes an offset per batch entry.
         queries = self.rope(queries[:, :, None, :], offset=positions)[:, :, 0, :]
-        return self.o_proj(attend(self.kind, queries).reshape(x.shape[0], -1))
+        attended = attend(self.kind, queries).reshape(x.shape[0], -1)
+        return self.o_proj(attended)
 
 
 class _Layer(nn.Module):
@@ -87,7 +89,7 @@ class _Stack(nn.Module):
     def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
         for layer in self.layers:
             h = layer(h, positions, attend)
-        return self.norm(h)
+        return cast(mx.array, self.norm(h))
 
 
 class _Clusters(nn.Module):
@@ -115,14 +117,15 @@ class Assistant(nn.Module):
         self.model = _Stack(config.text)
         self.post_projection = nn.Linear(hidden_size, width, bias=False)
         head = config.ordered_head
-        self.masked_embedding = _Clusters(config.text, head) if head else None
+        self.masked_embedding: _Clusters | None = _Clusters(config.text, head) if head else None
 
     def step(
         self, embedding: mx.array, hidden: mx.array, positions: mx.array, attend: Attend
     ) -> tuple[DraftLogits, mx.array]:
         """One draft for each of n rows.
 
-        embedding [n, Hb]: the newest token's target embedding, scaled (`token_embedding`).
+        embedding [n, Hb]: the newest token's target embedding, scaled: the target's own
+        input, the factor rounded to the weights' dtype.
         hidden [n, Hb]: the target's row after its final norm, then what the last step returned.
         positions [n] int32: the rotary position, the same for all steps of a round.
         attend(kind, queries [n, heads, head_dim]) -> [n, heads, head_dim]: attention, scale 1, over
@@ -140,18 +143,13 @@ class Assistant(nn.Module):
         return DraftLogits((embed(ids) @ y[:, :, None])[:, :, 0], ids)
 
 
-def token_embedding(target: Model, ids: mx.array) -> mx.array:
-    """The target's scaled embedding [n, Hb] of ids [n]: its own input, and the drafter's."""
-    return target.model.embed_tokens(ids) * target.model.embed_scale
-
-
 def load_assistant(
     files: Sequence[WeightFile], config: AssistantConfig, dtype: mx.Dtype | None
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
     assistant = Assistant(config)
     fill(assistant, files, _keep_name, _narrow_ordering, config.quantization, dtype)
-    if config.ordered_head is not None:
+    if assistant.masked_embedding is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, files)
     return assistant
 
@@ -162,12 +160,11 @@ def _keep_name(name: str) -> str:
 
 def _narrow_ordering(weights: dict[str, mx.array]) -> dict[str, mx.array]:
     """token_ordering is int64 in the files; ids fit 32 bits."""
-    return {
-        name: array
-        if mx.issubdtype(array.dtype, mx.floating) or not name.endswith("_ordering")
-        else array.astype(mx.int32)
-        for name, array in weights.items()
-    }
+    return {name: _narrow(array) for name, array in weights.items()}
+
+
+def _narrow(array: mx.array) -> mx.array:
+    return array.astype(mx.int32) if array.dtype == mx.int64 else array
 
 
 def _check_ordering(ordering: mx.array, files: Sequence[WeightFile]) -> None:

@@ -258,9 +258,8 @@ def _rope(keys: _Keys) -> Rope:
 
 
 def _check_heads(text: TextConfig, keys: _Keys) -> None:
-    if text.full_kv_heads is not None and not text.k_eq_v:
-        if text.full_kv_heads != text.kv_heads:
-            raise keys.refuse("num_global_key_value_heads", "needs attention_k_eq_v")
+    if not text.k_eq_v and text.full_kv_heads not in (None, text.kv_heads):
+        raise keys.refuse("num_global_key_value_heads", "needs attention_k_eq_v")
     for kind in set(text.kinds):
         kv_heads, head_dim = text.shape(kind)
         if text.heads % kv_heads:

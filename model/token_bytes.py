@@ -22,7 +22,7 @@ _GEMMA_DECODERS = [
 
 
 def byte_table(
-    decoder: Any, vocabulary: Mapping[str, int], control_ids: frozenset[int], size: int, where: str
+    decoder: Any, vocabulary: Mapping[str, int], control_ids: set[int], size: int, where: str
 ) -> list[bytes]:
     """One entry per id in [0, size). `decoder` is tokenizer.json's. Raises ModelRefused."""
     spell = _spelling(decoder, where)

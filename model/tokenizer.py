@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken
@@ -48,6 +49,7 @@ class Tokenizer:
         self,
         encoder: Encoder,
         control: Mapping[str, AddedToken],
+        control_ids: Mapping[str, int],
         template: ChatTemplate | None,
         token_bytes: list[bytes],
         bos_id: int | None,
@@ -65,10 +67,10 @@ class Tokenizer:
         self._finder = Encoder(BPE())
         self._finder.add_special_tokens(list(control.values()))
         self._control_of = {
-            self._finder.token_to_id(text): encoder.token_to_id(text) for text in control
+            self._finder.token_to_id(text): token_id for text, token_id in control_ids.items()
         }
         # Characters outside the vocabulary may give the unknown token: it controls nothing.
-        self._forbidden = frozenset(self._control_of.values()) - {unknown_id}
+        self._forbidden = frozenset(control_ids.values()) - {unknown_id}
 
     @property
     def vocabulary(self) -> int:
@@ -106,8 +108,7 @@ class Tokenizer:
         """
         cut: list[str | int] = [""]
         for text, is_content in pieces:
-            for part in [text] if is_content else self._cut(text):
-                cut.append(part)
+            cut += [text] if is_content else self._cut(text)
         runs, controls = _joined(cut)
         ids: list[int] = []
         for plain, control in zip(self._encode_plain(runs), [*controls, None], strict=True):
@@ -137,7 +138,7 @@ class Tokenizer:
         """A run whose BPE spells a control token: cut inside each, so that no merge can."""
         found = self._finder.encode(run, add_special_tokens=False)
         cuts = [0, *(start + 1 for start, _ in found.offsets), len(run)]
-        parts = [run[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        parts = [run[a:b] for a, b in pairwise(cuts)]
         encoded = self._encoder.encode_batch(parts, add_special_tokens=False)
         ids = [i for e in encoded for i in e.ids]
         if not self._forbidden.isdisjoint(ids):
@@ -177,15 +178,16 @@ def load_tokenizer(
         raise ModelRefused(
             f"{where}: token ids reach {max(words.values())}, the logits only {vocabulary - 1}"
         )
-    missing = [text for text in control if text not in words]
-    assert not missing, missing
-    control_ids = frozenset(words[text] for text in control)
+    control_ids = {text: words[text] for text in control}
     generation = _optional(directory, "generation_config.json")
     return Tokenizer(
         encoder=encoder,
         control=control,
+        control_ids=control_ids,
         template=template,
-        token_bytes=byte_table(document.get("decoder"), words, control_ids, vocabulary, where),
+        token_bytes=byte_table(
+            document.get("decoder"), words, set(control_ids.values()), vocabulary, where
+        ),
         bos_id=words.get(names.get("bos_token", "")),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=_eos_ids(directory, generation, eos_fallback, vocabulary),
