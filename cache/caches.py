@@ -134,5 +134,6 @@ def window_of(parts: Sequence[Range | None], target: int, window: int) -> Range 
         end = target if joined is None else joined.start
         if held.end < end:
             break
-        joined = merge_sliding(held.part(max(held.start, low), min(held.end, end)), joined)
+        part = held.part(max(held.start, low), min(held.end, end))
+        joined = part if joined is None else merge_sliding(part, joined)
     return joined
