@@ -76,7 +76,7 @@ _split = mx.vmap(lambda key: mx.random.split(key, 1))
 
 
 def _unit(bits: mx.array) -> mx.array:
-    """64 random bits [..., 2] to float32 [...] in (0, 1), relative precision kept down to 2**-64."""
+    """64 random bits [..., 2] to float32 [...] in (0, 1), full precision down to 2**-64."""
     scale = mx.array([2.0**-32, 2.0**-64], mx.float32)
     # Clipped at both ends: 0 would give log(0), and 2**32 - 1 rounds up to 1.
     return mx.clip((bits.astype(mx.float32) * scale).sum(axis=-1), 2.0**-65, 1 - 2.0**-24)

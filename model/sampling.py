@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,10 +51,6 @@ class Law:
         if self.ids is None:
             return mx.arange(self.log_probs.shape[-1], dtype=mx.int32)
         return self.ids
-
-    def pick(self, scores: mx.array) -> mx.array:
-        """The token of the highest score [n, C] in each row, int32 [n]."""
-        return _pick(scores, self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +98,32 @@ class DrawRows:
 
     Row b has its sampler, its draft depth (0: draws one token, as after a prefill) and the 0-based
     reply index of the first token it draws. Its target logits are the flat rows
-    [starts[b], starts[b] + depths[b] + 1).
+    [starts[b], starts[b] + depth[b] + 1).
     """
 
     samplings: tuple[Sampling, ...]
-    depths: tuple[int, ...]
-    indices: tuple[int, ...]
+    depth: tuple[int, ...]
+    index: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        assert len(self.samplings) == len(self.depths) == len(self.indices) > 0
-        assert min(self.depths) >= 0
+        assert len(self.samplings) == len(self.depth) == len(self.index) > 0
+        assert min(self.depth) >= 0
 
     @property
     def depth_max(self) -> int:
-        return max(self.depths)
+        return max(self.depth)
 
     @cached_property
     def starts(self) -> np.ndarray:
         """[B]: the flat row where each row's logits begin."""
-        lengths = np.asarray(self.depths) + 1
+        lengths = np.asarray(self.depth) + 1
         starts: np.ndarray = np.cumsum(lengths) - lengths
         return starts
 
     @cached_property
     def owners(self) -> np.ndarray:
         """[N]: the row that owns each flat row."""
-        return np.repeat(np.arange(len(self.depths)), np.asarray(self.depths) + 1)
+        return np.repeat(np.arange(len(self.depth)), np.asarray(self.depth) + 1)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -156,19 +153,19 @@ class DrawRows:
 
     def drafting(self, j: int) -> tuple[int, ...]:
         """The rows that draft a token at position j (0-based): those with depth > j."""
-        return tuple(b for b, depth in enumerate(self.depths) if depth > j)
+        return tuple(b for b, depth in enumerate(self.depth) if depth > j)
 
     def gumbel(
         self, owners: np.ndarray, offsets: np.ndarray | int, unseeded: Stream, ids: mx.array
     ) -> mx.array:
         """Noise [n, C] for n draws at `offsets` of rows `owners`; seeded rows use TARGET."""
         streams = np.where(self.seeded[owners], Stream.TARGET, unseeded)
-        counters = noise.counters(np.asarray(self.indices)[owners] + offsets, streams)
+        counters = noise.counters(np.asarray(self.index)[owners] + offsets, streams)
         return noise.gumbel(mx.array(self.keys[owners]), counters, ids)
 
     def coins(self, owners: np.ndarray, offsets: np.ndarray) -> mx.array:
         """Uniform noise [n] for n acceptances at `offsets` of rows `owners`."""
-        counters = noise.counters(np.asarray(self.indices)[owners] + offsets, Stream.ACCEPT)
+        counters = noise.counters(np.asarray(self.index)[owners] + offsets, Stream.ACCEPT)
         return noise.uniform(mx.array(self.keys[owners]), counters)
 
 
@@ -205,7 +202,7 @@ def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def draft(
-    logits: DraftLogits, rows: DrawRows, subset: tuple[int, ...], j: int
+    logits: DraftLogits, rows: DrawRows, subset: Sequence[int], j: int
 ) -> tuple[mx.array, DraftLaw | None]:
     """Propose the token at draft position j (0-based) of the rows in `subset`.
 
@@ -217,28 +214,28 @@ def draft(
     assert len(subset) == logits.logits.shape[0] > 0, (len(subset), logits.logits.shape)
     owners = np.asarray(subset)
     greedy = rows.reaches[owners] == GREEDY
-    parts: list[mx.array] = []
-    members = [np.flatnonzero(greedy), np.flatnonzero(~greedy)]
-    law = None
-    if members[0].size:
-        part = take_rows(logits.logits, members[0])
-        ids = None if logits.ids is None else take_rows(logits.ids, members[0])
-        parts.append(_pick(part, ids))
-    if members[1].size:
-        drawing = owners[members[1]]
-        proposals = _proposals(logits, members[1], Filters.of(rows.table[drawing]))
-        ids = proposals.support
-        parts.append(
-            proposals.pick(proposals.log_probs + rows.gumbel(drawing, j, Stream.DRAFT, ids))
-        )
+    members = [m for m in (np.flatnonzero(greedy), np.flatnonzero(~greedy)) if m.size]
+    tokens, law = [], None
+    for at in members:
+        part = take_rows(logits.logits, at)
+        ids = None if logits.ids is None else take_rows(logits.ids, at)
+        if greedy[at[0]]:
+            tokens.append(best_tokens(part, ids))
+            continue
+        drawing = owners[at]
+        ids, log_probs = _proposals(part, ids, Filters.of(rows.table[drawing]))
+        tokens.append(best_tokens(log_probs + rows.gumbel(drawing, j, Stream.DRAFT, ids), ids))
         if not rows.seeded[drawing].all():
-            law = DraftLaw(tuple(drawing.tolist()), ids, proposals.log_probs)
-    return join_rows(parts, [m for m in members if m.size]), law
+            law = DraftLaw(tuple(drawing.tolist()), ids, log_probs)
+    return join_rows(tokens, members), law
 
 
-def greedy_tokens(logits: mx.array) -> mx.array:
-    """The most probable token of each row [n, V], int32 [n]."""
-    return _pick(logits, None)
+def best_tokens(scores: mx.array, ids: mx.array | None = None) -> mx.array:
+    """The token of the highest score [n, C] in each row, int32 [n]; ids [n, C] as in Law."""
+    places = mx.argmax(scores, axis=-1).astype(mx.int32)
+    if ids is None:
+        return places
+    return mx.take_along_axis(ids, places[:, None], axis=-1)[:, 0].astype(mx.int32)
 
 
 def take_rows(values: mx.array, members: np.ndarray) -> mx.array:
@@ -319,19 +316,11 @@ def _best_blocks(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     return values.reshape(rows, -1), ids.reshape(rows, -1)
 
 
-def _proposals(logits: DraftLogits, members: np.ndarray, filters: Filters) -> Law:
-    """The laws that the drafter's rows `members` propose from, over at most DRAFT_CANDIDATES."""
-    part = take_rows(logits.logits, members).astype(mx.float32)
-    values, places = ranked(part, DRAFT_CANDIDATES)
-    log_probs = _filtered(values, filters)
-    if logits.ids is None:
-        return Law(places, log_probs)
-    ids = take_rows(logits.ids, members)
-    return Law(mx.take_along_axis(ids, places, axis=-1).astype(mx.int32), log_probs)
-
-
-def _pick(scores: mx.array, ids: mx.array | None) -> mx.array:
-    places = mx.argmax(scores, axis=-1).astype(mx.int32)
-    if ids is None:
-        return places
-    return mx.take_along_axis(ids, places[:, None], axis=-1)[:, 0].astype(mx.int32)
+def _proposals(
+    logits: mx.array, ids: mx.array | None, filters: Filters
+) -> tuple[mx.array, mx.array]:
+    """Ids and log-probabilities [n, C] of a drafter's filtered best: C <= DRAFT_CANDIDATES."""
+    values, places = ranked(logits.astype(mx.float32), DRAFT_CANDIDATES)
+    if ids is not None:
+        places = mx.take_along_axis(ids, places, axis=-1).astype(mx.int32)
+    return places, _filtered(values, filters)

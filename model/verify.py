@@ -25,7 +25,7 @@ from model.sampling import (
     DrawRows,
     Filters,
     Law,
-    greedy_tokens,
+    best_tokens,
     join_rows,
     law_of,
     take_rows,
@@ -42,7 +42,7 @@ def verify(
 
     logits: [N, V], N = sum(depth + 1): flat row i of a row predicts the token after its i-th input.
     drafts: int32 [B, K], anything beyond a row's own depth; may be None where K is 0.
-    laws: laws[j] covers every unseeded row that drafted position j, and the draft was drawn from it.
+    laws: laws[j] covers every unseeded row that drafted position j; its draft was drawn from it.
 
     Columns [0, n]: the accepted drafts, then the newly drawn token; after them anything.
     The last column: n, the number of accepted drafts, 0 <= n <= depth.
@@ -51,7 +51,7 @@ def verify(
     depth_max = rows.depth_max
     proposed = None
     if depth_max:
-        assert drafts is not None and drafts.shape == (len(rows.depths), depth_max)
+        assert drafts is not None and drafts.shape == (len(rows.depth), depth_max)
         proposed = _flat_drafts(drafts, rows)
     parts, members = [], []
     for reach, flat in _groups(rows):
@@ -87,14 +87,14 @@ def _judge(
     proposed: mx.array | None,
     laws: Sequence[DraftLaw | None],
 ) -> tuple[mx.array, mx.array | None]:
-    """For the flat rows of one reach: the token to emit where its draft fails, and whether it holds."""
+    """For the flat rows of one reach: the token where the draft fails, and whether it holds."""
     if reach == GREEDY:
-        tokens = greedy_tokens(logits)
+        tokens = best_tokens(logits)
         return tokens, None if proposed is None else tokens == proposed
     owners, offsets = rows.owners[flat], rows.offsets[flat]
     law = law_of(logits, Filters.of(rows.table[owners]), reach)
     scores, held = law.log_probs, None
-    contested = ~rows.seeded[owners] & (offsets < np.asarray(rows.depths)[owners])
+    contested = ~rows.seeded[owners] & (offsets < np.asarray(rows.depth)[owners])
     if contested.any():
         assert proposed is not None
         drafted = _drafted_probs(law, laws, rows, flat, contested)
@@ -102,7 +102,9 @@ def _judge(
         residual = _log_residual(law, drafted)
         # Only where contested: the bits of the other rows must not depend on this company.
         scores = mx.where(mx.array(contested)[:, None], residual, scores)
-    tokens = law.pick(scores + rows.gumbel(owners, offsets, Stream.RESIDUAL, law.support))
+    tokens = best_tokens(
+        scores + rows.gumbel(owners, offsets, Stream.RESIDUAL, law.support), law.ids
+    )
     if proposed is None:
         return tokens, None
     agreed = tokens == proposed
@@ -131,7 +133,7 @@ def _drafted_probs(
 
 def _law_places(laws: Sequence[DraftLaw | None], rows: DrawRows) -> np.ndarray:
     """[B, K + 1]: where the law of a row's draft at each position lies among all laws; else -1."""
-    places = np.full((len(rows.depths), rows.depth_max + 1), -1)
+    places = np.full((len(rows.depth), rows.depth_max + 1), -1)
     count = 0
     for j, draft_law in enumerate(laws):
         if draft_law is not None:
@@ -159,7 +161,7 @@ def _log_residual(law: Law, drafted: mx.array) -> mx.array:
 
 def _committed(tokens: mx.array, accepted: mx.array, drafts: mx.array, rows: DrawRows) -> mx.array:
     """Cut every row's drafts at its first rejection and put its own token there."""
-    depths = np.asarray(rows.depths)[:, None]
+    depths = np.asarray(rows.depth)[:, None]
     columns = np.arange(rows.depth_max + 1)
     # Past a row's depth its last place is repeated: in range, and never read.
     padded = mx.array(rows.starts[:, None] + np.minimum(columns, depths))
