@@ -21,16 +21,18 @@ WITH_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 
 .venv: $(STAMP)
 
-# uv where it is there, else pip; the same lock, hashes required by both. The editable install needs
-# no network: setuptools is in the lock.
+# uv where it is there, else pip; the same lock, hashes required by both. An environment that runs is
+# brought up to the lock, one that does not is made anew. The editable install needs no network: the
+# build backend is in the lock.
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
 	@if command -v uv >/dev/null; then \
-		uv venv --quiet --allow-existing --python "$(PYTHON)" .venv && \
+		{ $(BIN)/python -c pass 2>/dev/null || \
+			uv venv --quiet --clear --python "$(PYTHON)" .venv; } && \
 		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	else \
-		"$(PYTHON)" -m venv .venv && \
+		{ $(BIN)/python -c "import pip" 2>/dev/null || "$(PYTHON)" -m venv --clear .venv; } && \
 		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
 	fi
