@@ -1,0 +1,305 @@
+"""The pure core: events in, step plans and effects out. The engine's loop is
+
+    for event in inbox: core.handle(event, now)
+    plan = core.plan(now)               # captures, releases, admits, one forward
+    effects = core.take_effects()       # leave while the device works
+    core.commit(plan, result, now)      # only where there was a plan
+
+- Sessions, the queue and pending effects have this one writer; tree and ledger move in Memory.
+- plan() is a function of the events, results and times that came before, nothing else (L8).
+- A session that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
+  with the next plan, which first captures what the tree lacks of it (R2).
+- Counters move before the effect that tells of them leaves.
+- A step's duration for the depth policy is commit's now - plan's now: submit, emission and device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cache.ledger import Ledger
+from cache.tree import Tree
+from scheduler import stats
+from scheduler.cost import StepShape
+from scheduler.depth import DepthPolicy
+from scheduler.events import (
+    Cancel,
+    Delta,
+    Drain,
+    Effect,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Request,
+    Submit,
+)
+from scheduler.limits import Limits
+from scheduler.memory import Memory
+from scheduler.plan import Decode, Decoded, ModelFacts, Prefill, Prefilled, StepPlan, StepResult
+from scheduler.planner import Flight, Planner
+from scheduler.policy import retry_after_s
+from scheduler.roster import Roster
+from scheduler.session import Session, State
+from scheduler.stats import Meters, Stats
+from scheduler.waiting import Waiting
+
+# What a Cancel's reason becomes: status or reason of the wire contract, and the client's message.
+_CANCELLED = {
+    stats.CANCELLED: ("CANCELLED", "cancelled"),
+    stats.DEADLINE: ("DEADLINE_EXCEEDED", "the deadline passed"),
+    stats.FAILED: ("SLOW_READER", "the client read too slowly"),
+}
+
+
+class Core:
+    """Decides who computes what in each step. Single-threaded, deterministic, without I/O."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        limits: Limits,
+        tree: Tree,
+        ledger: Ledger,
+        token_bytes: Sequence[bytes],
+        depth: DepthPolicy | None = None,
+    ) -> None:
+        """`token_bytes[id]` are a token's bytes, b"" for specials, for the whole vocabulary.
+
+        The core owns tree and ledger from here on. `depth` learns across sessions; None makes a
+        fresh one that fits the model.
+        """
+        assert len(token_bytes) == facts.vocabulary, f"{len(token_bytes)} of {facts.vocabulary}"
+        depth_max = limits.draft_depth_max if facts.has_drafter else 0
+        self._depth = depth or DepthPolicy(depth_max)
+        assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
+        self._facts, self._limits, self._token_bytes = facts, limits, token_bytes
+        self._tree, self._ledger = tree, ledger
+        self._memory = Memory(facts, limits, tree, ledger)
+        self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
+        self._planner = Planner(limits, self._roster, self._memory, self._depth)
+        self._meters = Meters(depth_max)
+        self._effects: list[Effect] = []
+        self._flight: Flight | None = None
+        self._steps = 0
+        self._draining = False
+
+    # What the engine asks.
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the loop must go on without waiting for an event."""
+        return bool(self._roster or self._effects)
+
+    @property
+    def finished(self) -> bool:
+        """After Drain, when every session has ended, left its slot, and told so."""
+        return self._draining and not self.has_work
+
+    def take_effects(self) -> tuple[Effect, ...]:
+        """What happened since the last call, in order; each effect is handed out once."""
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+    def handle(self, event: Event, now: float) -> None:
+        """Take in one event, between a commit and the next plan."""
+        assert self._flight is None, f"{type(event).__name__} while step {self._steps} runs"
+        match event:
+            case Submit(request):
+                self._submit(request, now)
+            case Cancel(id, reason):
+                self._cancel(id, reason, now)
+            case Drain():
+                self._drain(now)
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is nothing for the device."""
+        assert self._flight is None, f"step {self._steps} is not committed"
+        self._expire(now)
+        self._flight = self._planner.plan(self._steps + 1, now)
+        if self._flight is None:
+            return None
+        self._steps += 1
+        for session in self._flight.admitted:
+            self._meters.request_queue.observe(now - session.submitted_at)
+        return self._flight.plan
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """Take in what the device answered to `plan`. Takes the result's payloads."""
+        flight = self._flight
+        assert flight is not None and flight.plan is plan, f"step {plan.number} was not planned"
+        self._flight = None
+        self._store_captures(flight, result)
+        self._count_step(flight, now - flight.planned_at)
+        rounds = zip(flight.decoding, plan.decodes, result.decoded, strict=True)
+        for session, row, decoded in rounds:
+            self._commit_round(session, row, decoded, now)
+        slices = zip(flight.prefilling, plan.prefills, result.prefilled, strict=True)
+        for session, piece, prefilled in slices:
+            self._commit_slice(session, piece, prefilled, now)
+
+    def stats(self) -> Stats:
+        """All counts of this moment; cheap enough for every step."""
+        roster = self._roster
+        return self._meters.publish(
+            self._steps, len(roster.live), len(roster.waiting), self._tree, self._ledger
+        )
+
+    def check(self) -> None:
+        """Assert L1, M1 and the tree's own invariants. O(sessions + tree)."""
+        self._roster.check()
+        self._memory.check(len(self._roster.live) + len(self._roster.leaving))
+
+    def stories(self) -> list[str]:
+        """What every session that is not gone yet went through, without any of its text."""
+        return self._roster.stories()
+
+    # Events.
+
+    def _submit(self, request: Request, now: float) -> None:
+        waiting = self._roster.waiting
+        if self._roster.find(request.id) is not None:
+            return
+        if self._draining:
+            self._refuse(request.id, "DRAINING", "the daemon is shutting down")
+        elif not self._memory.servable(len(request.prompt) + request.max_tokens):
+            message = "prompt and max_tokens need more memory than there is"
+            self._refuse(request.id, "OUT_OF_MEMORY", message)
+        elif waiting.full:
+            message = f"{len(waiting)} requests are waiting already"
+            self._refuse(request.id, "QUEUE_FULL", message, self._retry_after())
+        else:
+            waiting.add(self._new_session(request, now))
+
+    def _new_session(self, request: Request, now: float) -> Session:
+        assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
+        drafting = self._depth.drafting()
+        session = Session(request, self._facts, self._token_bytes, drafting, now)
+        session.queue_expires_at = now + self._limits.queue_s_max
+        session.expires_at = now + self._limits.request_s_max
+        if request.deadline is not None:
+            session.expires_at = min(session.expires_at, request.deadline)
+        return session
+
+    def _refuse(
+        self, id: int, reason: str, message: str, retry_after_s: float | None = None
+    ) -> None:
+        self._meters.requests[stats.REJECTED] += 1
+        self._effects.append(Failed(id, reason, message, retry_after_s))
+
+    def _cancel(self, id: int, why: str, now: float) -> None:
+        """A late or duplicate cancel finds nobody and is a no-op."""
+        session = self._roster.find(id)
+        if session is not None:
+            reason, message = _CANCELLED[why]
+            self._fail(session, now, why, reason, message)
+
+    def _drain(self, now: float) -> None:
+        self._draining = True
+        for session in list(self._roster.waiting):
+            self._fail(session, now, stats.REJECTED, "DRAINING", "the daemon is shutting down")
+
+    def _expire(self, now: float) -> None:
+        everybody = (*self._roster.waiting, *self._roster.live.values())
+        for session in [s for s in everybody if now >= s.expires_at]:
+            message = "the request's time is over"
+            self._fail(session, now, stats.DEADLINE, "DEADLINE_EXCEEDED", message)
+        for session in [s for s in self._roster.waiting if now >= s.queue_expires_at]:
+            message = f"no place was free for {self._limits.queue_s_max:g} s"
+            self._fail(session, now, stats.REJECTED, "QUEUE_FULL", message, self._retry_after())
+
+    def _fail(
+        self,
+        session: Session,
+        now: float,
+        outcome: str,
+        reason: str,
+        message: str,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self._roster.end(session, now, outcome)
+        self._meters.requests[outcome] += 1
+        self._effects.append(Failed(session.id, reason, message, retry_after_s))
+
+    def _retry_after(self) -> float:
+        duration = self._meters.request_duration.view().mean
+        limits = self._limits
+        return retry_after_s(
+            len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
+        )
+
+    # Results.
+
+    def _store_captures(self, flight: Flight, result: StepResult) -> None:
+        """What ended sessions left; whoever asks for it next finds it in the next plan."""
+        step = flight.plan.number
+        self._memory.end_promises()
+        for session, payload in zip(flight.captured, result.captured, strict=True):
+            if payload is not None:
+                self._memory.insert(session, payload, step, turn_end=True)
+            self._memory.forget(session, step)
+        self._roster.storing.clear()
+
+    def _count_step(self, flight: Flight, seconds: float) -> None:
+        """Steps that also copied a prefix in or out tell nothing of what rows and drafts cost."""
+        plan, depths = flight.plan, [row.depth for row in flight.plan.decodes]
+        for session in flight.admitted:
+            self._meters.count_restored(session.cached)
+        self._meters.count_step(plan, self._depth.parked_rows)
+        if plan.captures or plan.admits:
+            return
+        shape = StepShape(
+            rows=len(depths),
+            drafted=sum(depths),
+            iterations=max(depths, default=0),
+            context_tokens=sum(row.start for row in plan.decodes),
+            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
+        )
+        self._depth.observe_step(shape, seconds)
+
+    def _commit_round(self, session: Session, row: Decode, decoded: Decoded, now: float) -> None:
+        assert decoded.drafted <= row.depth, f"{decoded} for {row}"
+        self._depth.observe_row(session.drafting, decoded.drafted, decoded.accepted)
+        emitted = session.reply.push_round(decoded)
+        self._meters.count_round(decoded.drafted, min(emitted, decoded.accepted))
+        self._meters.inter_token_latency.observe((now - session.emitted_at) / emitted, emitted)
+        self._emit(session, decoded.tokens[:emitted], now)
+
+    def _commit_slice(
+        self, session: Session, piece: Prefill, prefilled: Prefilled, now: float
+    ) -> None:
+        token, payload = prefilled.token, prefilled.payload
+        assert (token is not None) == piece.draws, f"slot {piece.slot} drew {token}"
+        assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
+        if payload is not None:
+            self._memory.insert(session, payload, self._steps, turn_end=piece.draws)
+        session.storing = payload is not None
+        session.processed = piece.end
+        self._meters.count_computed(piece.start, piece.end, session.causes)
+        progress = Progress(session.id, session.cached, session.processed, session.prompt_tokens)
+        self._effects.append(progress)
+        if token is not None:
+            self._begin_reply(session, token, now)
+
+    def _begin_reply(self, session: Session, token: int, now: float) -> None:
+        session.move(State.DECODE, now, "first token")
+        session.first_token_at = now
+        self._meters.time_to_first_token.observe(now - session.submitted_at)
+        self._meters.request_prefill.observe(now - session.admitted_at)
+        session.reply.push_first(token)
+        self._emit(session, (token,), now)
+
+    def _emit(self, session: Session, tokens: tuple[int, ...], now: float) -> None:
+        """The step's one Delta of a session, and its end where the reply ended."""
+        reply = session.reply
+        session.emitted_at = now
+        self._meters.generated_tokens += len(tokens)
+        self._effects.append(Delta(session.id, reply.take_text(), tokens))
+        if reply.reason:
+            usage = session.usage(now)
+            self._meters.request_decode.observe(usage.decode_seconds)
+            self._meters.request_duration.observe(now - session.submitted_at)
+            self._meters.requests[reply.reason] += 1
+            self._roster.end(session, now, reply.reason)
+            self._effects.append(Finished(session.id, reply.reason, reply.stop_sequence, usage))
