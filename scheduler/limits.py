@@ -35,6 +35,7 @@ class Limits:
     mailbox_bytes_max: int = 256 * 1024
     write_s_max: float = 30.0
     tokenise_workers: int = 2
+    deadline_slack_s: float = 0.1
 
     # One step.
     prefill_tokens_max: int = 512
@@ -44,5 +45,7 @@ class Limits:
     tree_nodes_max: int = 100_000
     share_tokens_min: int = 32
     stimulus_events_max: int = 10_000
+    idle_s_max: float = 1.0
+    blocked_s_max: float = 0.02
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0

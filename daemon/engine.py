@@ -1,0 +1,272 @@
+"""The one thread that owns the core, the tree, the device and every array.
+
+- The model is loaded on this thread and its arrays are freed on it: MLX streams are thread-local.
+- In: frozen events through `send`, read-only questions through `ask`; they are served between steps.
+  Out: reports posted to the event loop, one for a step's effects. Nothing else is shared; `Published`
+  is immutable and replaced whole, before the effects that it counts leave.
+- The loop holds no policy: plan, submit, emit, commit.
+- Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from daemon.card import ModelCard
+from daemon.errors import StartError, UsageError, engine_failed
+from daemon.phases import PhaseTimes, StepPhases
+from scheduler.events import Drain, Effect, Event
+from scheduler.limits import Limits
+from scheduler.plan import StepPlan, StepResult
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+log = logging.getLogger(__name__)
+
+
+class Core(Protocol):
+    """What the loop asks of scheduler.core."""
+
+    @property
+    def has_work(self) -> bool: ...
+    @property
+    def finished(self) -> bool: ...
+    def handle(self, event: Event, now: float) -> None: ...
+    def plan(self, now: float) -> StepPlan | None: ...
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None: ...
+    def take_effects(self) -> tuple[Effect, ...]: ...
+    def stats(self) -> Any: ...
+    def check(self) -> None: ...
+
+
+class Runner(Protocol):
+    """What the loop asks of model.runner."""
+
+    def submit(self, plan: StepPlan) -> Any: ...
+    def wait(self, ticket: Any) -> StepResult: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the loader made. All but `card` stays on the engine thread."""
+
+    card: ModelCard
+    core: Core
+    runner: Runner
+    describe_tree: Callable[[], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One step's immutable account, for metrics and GetCacheStats."""
+
+    stats: Any
+    phases: PhaseTimes
+
+
+class Listener(Protocol):
+    """Who hears from the engine; called on the engine thread, must only post and return."""
+
+    def loaded(self, card: ModelCard) -> None: ...
+    def effects(self, effects: tuple[Effect, ...]) -> None: ...
+    def ended(self, fault: Fault | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the engine ended. `message` is for the operator's terminal, never for a client."""
+
+    message: str
+    usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A read-only closure to run between two steps, and where its answer goes."""
+
+    work: Callable[[Loaded], Any]
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Engine:
+    """Starts the thread, talks to it, and watches it."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        listener: Listener,
+        limits: Limits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._listener = listener
+        self._limits = limits
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Event | _Ask] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._quiet_since: float | None = None
+        self._published: Published | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def published(self) -> Published | None:
+        """None until the model is loaded."""
+        return self._published
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the last step ended, while there is work (0 without): the watchdog's."""
+        since = self._quiet_since
+        return 0.0 if since is None else self._clock() - since
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        self._inbox.put(event)
+
+    def ask(self, work: Callable[[Loaded], T]) -> Future[T]:
+        """Run a read-only closure between two steps. Fails with Refused once the engine is gone."""
+        ask = _Ask(work)
+        self._inbox.put(ask)
+        if self._ended.is_set():
+            self._refuse_asks()
+        return ask.answer
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False if it did not."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        fault = self._live()
+        # The frames that held core, runner and payloads are gone; free cycles here, on their thread.
+        gc.collect()
+        self._ended.set()
+        self._refuse_asks()
+        self._listener.ended(fault)
+
+    def _live(self) -> Fault | None:
+        steps = _Steps()
+        try:
+            loaded = self._load()
+            try:
+                self._publish(loaded.core, steps)
+                self._listener.loaded(loaded.card)
+                self._loop(loaded, steps)
+            finally:
+                loaded.runner.close()
+        except UsageError as error:
+            return Fault(str(error), usage=True)
+        except StartError as error:
+            return Fault(str(error))
+        except BaseException as fault:
+            # No exception text beside our own frames: it could quote a prompt.
+            frames = "".join(traceback.format_tb(fault.__traceback__))
+            log.critical("engine failed: %s\n%s%s", type(fault).__name__, frames, steps.story())
+            return Fault(f"the engine failed with {type(fault).__name__}")
+        return None
+
+    def _loop(self, loaded: Loaded, steps: _Steps) -> None:
+        core, runner, clock = loaded.core, loaded.runner, self._clock
+        phases = steps.phases
+        while not core.finished:
+            for event in self._events(loaded, steps):
+                core.handle(event, clock())
+            with phases.timed("plan"):
+                steps.plan = plan = core.plan(clock())
+            if plan is not None:
+                with phases.timed("build"):
+                    ticket = runner.submit(plan)
+            self._emit(core, steps)
+            if plan is not None:
+                with phases.timed("device"):
+                    result = runner.wait(ticket)
+                with phases.timed("commit"):
+                    core.commit(plan, result, clock())
+                self._quiet_since = clock()
+        self._emit(core, steps)
+
+    def _events(self, loaded: Loaded, steps: _Steps) -> Iterator[Event]:
+        """What came in; waits for something where there is nothing to do."""
+        timeout_s: float | None = None
+        if not loaded.core.has_work:
+            self._emit(loaded.core, steps)  # or the last step's effects would wait with us
+            self._quiet_since = None
+            timeout_s = self._limits.idle_s_max
+        elif steps.plan is None:
+            timeout_s = self._limits.blocked_s_max  # work that waits for time or for room
+        item = self._receive(timeout_s)
+        if item is None and not loaded.core.has_work:
+            loaded.core.check()
+        while item is not None:
+            if isinstance(item, _Ask):
+                _answer(item, loaded)
+            else:
+                yield item
+            item = self._receive(None)
+        if loaded.core.has_work and self._quiet_since is None:
+            self._quiet_since = self._clock()
+
+    def _receive(self, timeout_s: float | None) -> Event | _Ask | None:
+        try:
+            return self._inbox.get(timeout_s is not None, timeout_s)
+        except queue.Empty:
+            return None
+
+    def _emit(self, core: Core, steps: _Steps) -> None:
+        self._publish(core, steps)
+        if effects := core.take_effects():
+            self._listener.effects(effects)
+
+    def _publish(self, core: Core, steps: _Steps) -> None:
+        self._published = Published(core.stats(), steps.phases.snapshot())
+
+    def _refuse_asks(self) -> None:
+        while (item := self._receive(None)) is not None:
+            if isinstance(item, _Ask):
+                item.answer.set_exception(engine_failed())
+
+
+@dataclass(slots=True)
+class _Steps:
+    """The engine thread's own account of its steps."""
+
+    phases: StepPhases = field(default_factory=StepPhases)
+    plan: StepPlan | None = None
+
+    def story(self) -> str:
+        """The last plan without a token in it, for the crash log."""
+        plan = self.plan
+        if plan is None:
+            return "no step was planned"
+        rows = [f"decode slot {d.slot} at {d.start} depth {d.depth}" for d in plan.decodes]
+        rows += [f"prefill slot {p.slot} [{p.start}, {p.end})" for p in plan.prefills]
+        rows += [f"admit slot {a.slot} at {a.target}" for a in plan.admits]
+        rows += [f"capture slot {c.slot} [{c.start}, {c.end})" for c in plan.captures]
+        rows += [f"release slot {slot}" for slot in plan.releases]
+        return "\n".join([f"step {plan.number}:", *rows])
+
+
+def _answer(ask: _Ask, loaded: Loaded) -> None:
+    if not ask.answer.set_running_or_notify_cancel():
+        return
+    try:
+        ask.answer.set_result(ask.work(loaded))
+    except Exception as error:  # the asker's fault: it must not end the engine
+        ask.answer.set_exception(error)
