@@ -13,16 +13,15 @@ import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.errors import StartError, UsageError
+from rootstock.address import DEFAULT_TCP, default_socket
 
 SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
-DEFAULT_TCP_PORT = 50551
-DEFAULT_METRICS_PORT = 9464
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +84,9 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def default_socket() -> UnixAddress:
-    """$XDG_RUNTIME_DIR/rootstock.sock, else ~/.rootstock/rootstock.sock."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    folder = Path(runtime) if runtime and Path(runtime).is_dir() else Path.home() / ".rootstock"
-    return UnixAddress(folder / "rootstock.sock")
-
-
-def default_listeners() -> tuple[Address, ...]:
-    return (default_socket(), TcpAddress("127.0.0.1", DEFAULT_TCP_PORT))
+def default_listeners(environ: Mapping[str, str]) -> tuple[Address, ...]:
+    """Where clients look if nobody says: the socket, then loopback."""
+    return (UnixAddress(default_socket(environ)), parse_tcp(DEFAULT_TCP))
 
 
 def prepare_socket(address: UnixAddress) -> None:

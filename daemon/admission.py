@@ -70,8 +70,12 @@ class Admission:
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Raises Refused for an id that the model does not have."""
-        self._check_ids(token_ids, "token_ids")
-        return await self._in_worker(lambda: self._card.tokenizer.decode(token_ids))
+
+        def decode() -> str:
+            self._check_ids(token_ids, "token_ids")
+            return self._card.tokenizer.decode(token_ids)
+
+        return await self._in_worker(decode)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         if request.WhichOneof("prompt") != "token_ids":
@@ -118,7 +122,8 @@ class Admission:
             raise InvalidRequest("BAD_REQUEST", problem, field="messages") from error
 
     def close(self) -> None:
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        # Queued work is not cancelled: its RPCs would see a CancelledError that is not theirs.
+        self._workers.shutdown(wait=False)
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         # Not anyio.to_thread: a cancelled call gives its limiter token back while its thread still

@@ -16,20 +16,28 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from cache.describe import NodeView
 from daemon.card import ModelCard
 from daemon.errors import StartError, UsageError, engine_failed
-from daemon.phases import PhaseTimes, StepPhases
 from scheduler.events import Drain, Effect, Event
 from scheduler.limits import Limits
 from scheduler.plan import StepPlan, StepResult
+from scheduler.stats import Histogram, HistogramView, Stats
 
 T = TypeVar("T")
 Clock = Callable[[], float]
+
+# plan: choose rows and depths; build: make the graph; device: wait for it; commit: take results.
+PHASES = ("plan", "build", "device", "commit")
+PHASE_BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +53,7 @@ class Core(Protocol):
     def plan(self, now: float) -> StepPlan | None: ...
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None: ...
     def take_effects(self) -> tuple[Effect, ...]: ...
-    def stats(self) -> Any: ...
+    def stats(self) -> Stats: ...
     def check(self) -> None: ...
 
 
@@ -64,15 +72,26 @@ class Loaded:
     card: ModelCard
     core: Core
     runner: Runner
-    describe_tree: Callable[[], tuple[Any, ...]]
+    describe_tree: Callable[[], Iterable[NodeView]]
+
+    def view_tree(self) -> TreeView:
+        return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
+
+
+@dataclass(frozen=True, slots=True)
+class TreeView:
+    """The tree between two steps, parents before their children."""
+
+    step: int
+    nodes: tuple[NodeView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """One step's immutable account, for metrics and GetCacheStats."""
 
-    stats: Any
-    phases: PhaseTimes
+    stats: Stats
+    phases: Mapping[str, HistogramView]  # seconds, by phase of a step
 
 
 class Listener(Protocol):
@@ -150,7 +169,8 @@ class Engine:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread to end; False if it did not."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
@@ -184,20 +204,19 @@ class Engine:
 
     def _loop(self, loaded: Loaded, steps: _Steps) -> None:
         core, runner, clock = loaded.core, loaded.runner, self._clock
-        phases = steps.phases
         while not core.finished:
             for event in self._events(loaded, steps):
                 core.handle(event, clock())
-            with phases.timed("plan"):
+            with steps.timed("plan"):
                 steps.plan = plan = core.plan(clock())
             if plan is not None:
-                with phases.timed("build"):
+                with steps.timed("build"):
                     ticket = runner.submit(plan)
             self._emit(core, steps)
             if plan is not None:
-                with phases.timed("device"):
+                with steps.timed("device"):
                     result = runner.wait(ticket)
-                with phases.timed("commit"):
+                with steps.timed("commit"):
                     core.commit(plan, result, clock())
                 self._quiet_since = clock()
         self._emit(core, steps)
@@ -235,7 +254,7 @@ class Engine:
             self._listener.effects(effects)
 
     def _publish(self, core: Core, steps: _Steps) -> None:
-        self._published = Published(core.stats(), steps.phases.snapshot())
+        self._published = Published(core.stats(), steps.phases())
 
     def _refuse_asks(self) -> None:
         while (item := self._receive(None)) is not None:
@@ -243,12 +262,21 @@ class Engine:
                 item.answer.set_exception(engine_failed())
 
 
-@dataclass(slots=True)
 class _Steps:
     """The engine thread's own account of its steps."""
 
-    phases: StepPhases = field(default_factory=StepPhases)
-    plan: StepPlan | None = None
+    def __init__(self) -> None:
+        self.plan: StepPlan | None = None
+        self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._phases[phase].observe(time.perf_counter() - start)
+
+    def phases(self) -> dict[str, HistogramView]:
+        return {phase: histogram.view() for phase, histogram in self._phases.items()}
 
     def story(self) -> str:
         """The last plan without a token in it, for the crash log."""

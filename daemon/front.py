@@ -52,8 +52,7 @@ class Front:
         self._admission = Admission(card, self.limits, self._depth)
         self.closed_by = None
 
-    def shut(self, closed_by: Callable[[], Refused]) -> None:
-        self.closed_by = closed_by
+    def close(self) -> None:
         if self._admission is not None:
             self._admission.close()
 

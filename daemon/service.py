@@ -61,21 +61,16 @@ class GenerationService:
             self._leave(mailbox, "failed" if failed else self._why_gone(deadline))
 
     async def _admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
-        outcome = "rejected"
         try:
             self._front.enter()
             admitted = await self._front.admission.admit(request, deadline)
             self._front.enter()  # again: a drain may have begun while the prompt was tokenised
+        except Refused:
+            self._front.turned_away["rejected"] += 1
+            raise
         except asyncio.CancelledError:
-            outcome = self._why_gone(deadline)
+            self._front.turned_away[self._why_gone(deadline)] += 1
             raise
-        except BaseException:
-            raise
-        else:
-            outcome = ""
-        finally:
-            if outcome:
-                self._front.turned_away[outcome] += 1
         return admitted
 
     def _leave(self, mailbox: Mailbox, reason: str) -> None:

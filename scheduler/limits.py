@@ -16,6 +16,7 @@ class Limits:
 
     # One request, checked at the door before anything is allocated in proportion to it.
     request_bytes_max: int = 4 * 1024 * 1024
+    metadata_bytes_max: int = 8 * 1024
     messages_max: int = 4096
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
