@@ -60,7 +60,9 @@ class Admission:
             ignore_eos=request.ignore_eos,
             depth=depth,
             cache_bypass=request.cache.bypass,
-            store_reply=request.cache.store_reply if request.cache.HasField("store_reply") else True,
+            store_reply=request.cache.store_reply
+            if request.cache.HasField("store_reply")
+            else True,
             deadline=deadline,
         )
 
@@ -159,7 +161,9 @@ class Admission:
         if len(request.stop) > limits.stop_strings_max:
             problem = f"at most {limits.stop_strings_max} stop strings"
             raise InvalidRequest("BAD_REQUEST", problem, field="stop")
-        if any(not 1 <= len(stop.encode()) <= limits.stop_string_bytes_max for stop in request.stop):
+        if any(
+            not 1 <= len(stop.encode()) <= limits.stop_string_bytes_max for stop in request.stop
+        ):
             problem = f"a stop string has 1 to {limits.stop_string_bytes_max} bytes"
             raise InvalidRequest("BAD_REQUEST", problem, field="stop")
         if len(request.stop_token_ids) > limits.stop_token_ids_max:
@@ -178,9 +182,7 @@ class Admission:
         return request.draft_tokens
 
 
-def checked_sampling(
-    given: pb.Sampling, defaults: SamplingDefaults, limits: Limits
-) -> Sampling:
+def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Limits) -> Sampling:
     """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING."""
     temperature = given.temperature if given.HasField("temperature") else defaults.temperature
     top_k = given.top_k if given.HasField("top_k") else defaults.top_k

@@ -41,7 +41,7 @@ class Malformed:
 
 def serve(
     service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], limits: Limits
-) -> grpc.GenericRpcHandler[Any, Any]:
+) -> grpc.GenericRpcHandler:
     """All methods of a service whose requests are single messages."""
     assert behaviours.keys() <= service.methods_by_name.keys(), behaviours.keys()
     handlers = {
@@ -53,7 +53,7 @@ def serve(
 
 def serve_exchange(
     service: ServiceDescriptor, name: str, exchange: Exchange, limits: Limits
-) -> grpc.GenericRpcHandler[Any, Any]:
+) -> grpc.GenericRpcHandler:
     """A service with one bidirectional stream (server reflection)."""
     method = service.methods_by_name[name]
 

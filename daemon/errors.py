@@ -115,9 +115,7 @@ def status_of(refusal: Refused, limits: Limits) -> grpc.Status:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=refusal.field, description=message
         )
-        status.details.append(
-            _packed(error_details_pb2.BadRequest(field_violations=[violation]))
-        )
+        status.details.append(_packed(error_details_pb2.BadRequest(field_violations=[violation])))
     if refusal.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(round(refusal.retry_after_s * 1000))

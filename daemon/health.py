@@ -16,8 +16,6 @@ from grpc_health.v1 import health_pb2
 from daemon.boundary import Behaviour, Context
 from scheduler.errors import NotFound, Unavailable
 
-Status = health_pb2.HealthCheckResponse.ServingStatus
-
 SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 
@@ -44,7 +42,7 @@ class Health:
         self.set_serving(False)
 
     def behaviours(self) -> dict[str, Behaviour]:
-        return {"Check": self._check, "Watch": self._watch, "List": self._list}
+        return {"Check": self._check, "Watch": self._watch}
 
     async def _check(
         self, request: health_pb2.HealthCheckRequest, _context: Context
@@ -53,18 +51,8 @@ class Health:
             raise NotFound("", "unknown service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
-    async def _list(
-        self, _request: health_pb2.HealthListRequest, _context: Context
-    ) -> health_pb2.HealthListResponse:
-        return health_pb2.HealthListResponse(
-            statuses={
-                name: health_pb2.HealthCheckResponse(status=self._status(name))
-                for name in self._services
-            }
-        )
-
     async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
-        sent: Status | None = None
+        sent: int | None = None
         while True:
             # Taken before the write: a change during the write must not be slept through.
             changed = self._changed
@@ -76,7 +64,7 @@ class Health:
                 raise Unavailable("DRAINING", "the daemon is shutting down")
             await changed.wait()
 
-    def _status(self, service: str) -> Status:
+    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
         if service not in self._services:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return (

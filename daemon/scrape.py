@@ -73,8 +73,10 @@ class ScrapeEndpoint:
         request_line, *lines = head.split("\r\n")
         method, _, rest = request_line.partition(" ")
         path = rest.partition(" ")[0].partition("?")[0]
-        fields = {name.strip().lower(): value.strip() for name, _, value in
-                  (line.partition(":") for line in lines)}
+        fields = {
+            name.strip().lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in lines)
+        }
         answer = self._answer(method, path, fields.get("accept", ""))
         writer.write(
             f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
