@@ -30,6 +30,8 @@ class Limits:
     slots_max: int = 32
     queued_max: int = 256
     queue_s_max: float = 60.0
+    overtaken_max: int = 8
+    admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512
     streams_per_connection_max: int = 128
