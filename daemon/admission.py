@@ -60,9 +60,7 @@ class Admission:
             ignore_eos=request.ignore_eos,
             depth=depth,
             cache_bypass=request.cache.bypass,
-            store_reply=request.cache.store_reply
-            if request.cache.HasField("store_reply")
-            else True,
+            store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
         )
 
@@ -128,8 +126,8 @@ class Admission:
         self._workers.shutdown(wait=False)
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
-        # Not anyio.to_thread: a cancelled call gives its limiter token back while its thread still
-        # works, so cancels would multiply the workers. Here it keeps the worker, or leaves the queue.
+        # Not anyio.to_thread: a cancelled call gives its place back while its thread still works,
+        # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
     def _check_length(self, tokens: int) -> None:

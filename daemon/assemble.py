@@ -1,6 +1,6 @@
-"""From a Config to what the engine thread runs: the one place that knows every part's constructor.
+"""From a Config to what the engine thread runs: the one place that knows all constructors.
 
-- `loader` returns at once; what it returns is called on the engine thread and makes every array there.
+- `loader` returns at once; what it returns runs on the engine thread, which so makes every array.
 - Everything that can be wrong with a model or the memory for it is a StartError or UsageError.
 """
 
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+
+from model.runner import Runner
 
 from cache.ledger import Ledger, OutOfMemory
 from cache.tree import Tree
@@ -20,7 +22,6 @@ from model import device
 from model.files import ModelRefused
 from model.locate import locate
 from model.pair import Pair, facts, load_pair
-from model.runner import Runner
 from scheduler.core import Core
 from scheduler.plan import ModelFacts
 

@@ -39,14 +39,21 @@ class Malformed:
     """Request bytes that are not the method's message."""
 
 
+def service(file: Any, name: str) -> ServiceDescriptor:
+    """A service of a file's descriptor, which is Python's or its C twin."""
+    found: ServiceDescriptor = file.services_by_name[name]
+    return found
+
+
 def serve(
     service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], limits: Limits
 ) -> grpc.GenericRpcHandler:
     """All methods of a service whose requests are single messages."""
-    assert behaviours.keys() <= service.methods_by_name.keys(), behaviours.keys()
+    methods = {method.name: method for method in service.methods}
+    assert behaviours.keys() <= methods.keys(), f"{service.full_name}: {list(behaviours)}"
     handlers = {
         name: _handler(method, behaviours.get(name, _unimplemented), limits)
-        for name, method in service.methods_by_name.items()
+        for name, method in methods.items()
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 

@@ -1,8 +1,8 @@
 """What the operator set: flags win over the TOML file, which wins over defaults.
 
 - `load_config` is the only way to a Config; a Config is complete, checked and frozen.
-- Names are the same everywhere: `--draft-depth` is `draft_depth` in the file. `[limits]` may set any
-  field of Limits, with a value of its type.
+- Names are the same everywhere: `--draft-depth` is `draft_depth` in the file. `[limits]` may set
+  any field of Limits, with a value of its type.
 - What is not built is refused here, with exit code 2, before anything is opened.
 """
 

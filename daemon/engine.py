@@ -1,9 +1,9 @@
 """The one thread that owns the core, the tree, the device and every array.
 
 - The model is loaded on this thread and its arrays are freed on it: MLX streams are thread-local.
-- In: frozen events through `send`, read-only questions through `ask`; they are served between steps.
-  Out: reports posted to the event loop, one for a step's effects. Nothing else is shared; `Published`
-  is immutable and replaced whole, before the effects that it counts leave.
+- In: frozen events through `send`, read-only questions through `ask`, served between steps.
+  Out: reports posted to the event loop, one for a step's effects. Nothing else is shared:
+  `Published` is immutable and replaced whole, before the effects that it counts leave.
 - The loop holds no policy: plan, submit, emit, commit.
 - Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
 """
@@ -25,7 +25,7 @@ from typing import Any, Protocol, TypeVar
 from cache.describe import NodeView
 from daemon.card import ModelCard
 from daemon.errors import StartError, UsageError, engine_failed
-from scheduler.events import Drain, Effect, Event
+from scheduler.events import Effect, Event
 from scheduler.limits import Limits
 from scheduler.plan import StepPlan, StepResult
 from scheduler.stats import Histogram, HistogramView, Stats
@@ -46,7 +46,9 @@ class Core(Protocol):
     """What the loop asks of scheduler.core."""
 
     @property
-    def has_work(self) -> bool: ...
+    def has_work(self) -> bool:
+        """Work for the device, or effects to take; False: wait for an event."""
+
     @property
     def finished(self) -> bool: ...
     def handle(self, event: Event, now: float) -> None: ...
@@ -175,7 +177,7 @@ class Engine:
 
     def _run(self) -> None:
         fault = self._live()
-        # The frames that held core, runner and payloads are gone; free cycles here, on their thread.
+        # The frames that held core, runner and payloads are gone; cycles are freed here as well.
         gc.collect()
         self._ended.set()
         self._refuse_asks()
@@ -209,38 +211,36 @@ class Engine:
                 core.handle(event, clock())
             with steps.timed("plan"):
                 steps.plan = plan = core.plan(clock())
-            if plan is not None:
-                with steps.timed("build"):
-                    ticket = runner.submit(plan)
-            self._emit(core, steps)
-            if plan is not None:
-                with steps.timed("device"):
-                    result = runner.wait(ticket)
-                with steps.timed("commit"):
-                    core.commit(plan, result, clock())
-                self._quiet_since = clock()
+            if plan is None:
+                self._emit(core, steps)
+                continue
+            with steps.timed("build"):
+                ticket = runner.submit(plan)
+            self._emit(core, steps)  # the last step's tokens leave while the device works
+            with steps.timed("device"):
+                result = runner.wait(ticket)
+            with steps.timed("commit"):
+                core.commit(plan, result, clock())
+            steps.unchecked = True
+            self._quiet_since = clock()
         self._emit(core, steps)
 
     def _events(self, loaded: Loaded, steps: _Steps) -> Iterator[Event]:
         """What came in; waits for something where there is nothing to do."""
-        timeout_s: float | None = None
-        if not loaded.core.has_work:
-            self._emit(loaded.core, steps)  # or the last step's effects would wait with us
+        idle = not loaded.core.has_work
+        if idle:
             self._quiet_since = None
-            timeout_s = self._limits.idle_s_max
-        elif steps.plan is None:
-            timeout_s = self._limits.blocked_s_max  # work that waits for time or for room
-        item = self._receive(timeout_s)
-        if item is None and not loaded.core.has_work:
+        item = self._receive(self._limits.idle_s_max if idle else None)
+        if idle and item is None and steps.unchecked:
+            steps.unchecked = False
             loaded.core.check()
         while item is not None:
+            self._quiet_since = self._quiet_since or self._clock()
             if isinstance(item, _Ask):
                 _answer(item, loaded)
             else:
                 yield item
             item = self._receive(None)
-        if loaded.core.has_work and self._quiet_since is None:
-            self._quiet_since = self._clock()
 
     def _receive(self, timeout_s: float | None) -> Event | _Ask | None:
         try:
@@ -267,6 +267,7 @@ class _Steps:
 
     def __init__(self) -> None:
         self.plan: StepPlan | None = None
+        self.unchecked = False  # steps ran since the core last checked itself
         self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
 
     @contextmanager

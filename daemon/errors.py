@@ -1,7 +1,7 @@
 """From our errors to what leaves the process: gRPC statuses and exit codes.
 
-- `status_of` is the only place that builds a status; its text comes from us, never from an exception.
-- Details: ErrorInfo with our reason, BadRequest naming the field, RetryInfo where a retry makes sense.
+- `status_of` is the only place that builds a status; its text is ours, never an exception's.
+- Details: ErrorInfo with our reason, BadRequest naming the field, RetryInfo where a retry may help.
 - Exit codes: 0 done, 1 failed (StartError, a fault while serving), 2 bad usage (UsageError).
 """
 

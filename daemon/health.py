@@ -1,7 +1,7 @@
 """grpc.health.v1 on the event loop: SERVING between the model's load and drain or fault.
 
-- Written here because grpcio's servicer writes to watchers while it holds the lock that changing the
-  status needs: one watcher that does not read would hold up a drain.
+- Written here because grpcio's servicer writes to watchers while it holds the lock that changing
+  the status needs: one watcher that does not read would hold up a drain.
 - A watcher sees the latest status, not every one. `close` ends all watches, so that an open watch
   does not use up the server's whole grace at shutdown.
 """
@@ -15,8 +15,6 @@ from grpc_health.v1 import health_pb2
 
 from daemon.boundary import Behaviour, Context
 from scheduler.errors import NotFound, Unavailable
-
-SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 
 class Health:
@@ -64,7 +62,7 @@ class Health:
                 raise Unavailable("DRAINING", "the daemon is shutting down")
             await changed.wait()
 
-    def _status(self, service: str) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+    def _status(self, service: str) -> int:
         if service not in self._services:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return (

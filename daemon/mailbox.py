@@ -1,9 +1,9 @@
 """One bounded outbox per RPC, on the event loop only.
 
-- What the engine posts waits here until the client has read what came before. Deltas that wait are
-  coalesced into one, so a slow reader gets fewer, larger messages and nothing twice or out of order.
-- Bytes that wait are at most `mailbox_bytes_max`, one write lasts at most `write_s_max`; past either
-  the RPC alone ends with SLOW_READER. gRPC's own flow control starts only megabytes later.
+- What the engine posts waits here until the client has read what came before. Deltas that wait
+  are coalesced into one: a slow reader gets fewer, larger messages, in order and none twice.
+- Bytes that wait are at most `mailbox_bytes_max`, one write lasts at most `write_s_max`; past
+  either the RPC alone ends with SLOW_READER. gRPC's own flow control starts megabytes later.
 - Exactly one end: Finished, or the Refused that `pump` raises. What is put after it is dropped.
 - The engine never waits for a client.
 """

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -21,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from daemon.engine import Engine, Published
 from daemon.front import Front
+from scheduler.limits import Limits
 from scheduler.stats import HistogramView, Stats
 
 PREFIX = "rootstock_"
@@ -174,4 +176,6 @@ def _buckets(view: HistogramView) -> tuple[list[tuple[str, float]], float]:
 
 
 def _by_position(counts: Sequence[int]) -> dict[str, int]:
-    return {str(position): count for position, count in enumerate(counts, start=1)}
+    """Position 1 to the deepest draft there can be, with or without a drafter."""
+    padded = itertools.zip_longest(range(1, Limits().draft_depth_max + 1), counts, fillvalue=0)
+    return {str(position): count for position, count in padded}

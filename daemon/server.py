@@ -18,21 +18,26 @@ import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+from typing import cast
 
 import anyio
 import anyio.to_thread
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from daemon import boundary, health
+from daemon import boundary
 from daemon.addresses import Address, TcpAddress, UnixAddress, owner_only, prepare_socket
+from daemon.boundary import Behaviour
 from daemon.cache_service import CacheService
 from daemon.card import ModelCard
 from daemon.config import Config
 from daemon.engine import Engine, Fault, Loaded
 from daemon.errors import StartError, draining, engine_failed
 from daemon.front import Front
+from daemon.health import Health
 from daemon.metrics import registry
 from daemon.ready import ready_file, ready_line
 from daemon.scrape import ScrapeEndpoint
@@ -45,11 +50,12 @@ FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have r
 FAILED_S = 1.0  # D3: within this every open RPC has ended
 JOIN_S = 1.0
 
-GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"]
-CACHE = cache_pb2.DESCRIPTOR.services_by_name["CacheService"]
-SESSION = session_pb2.DESCRIPTOR.services_by_name["SessionService"]
-REFLECTION = reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"]
-SERVICES = (GENERATION, CACHE, SESSION, health.SERVICE)
+GENERATION = boundary.service(generation_pb2.DESCRIPTOR, "GenerationService")
+CACHE = boundary.service(cache_pb2.DESCRIPTOR, "CacheService")
+SESSION = boundary.service(session_pb2.DESCRIPTOR, "SessionService")
+HEALTH = boundary.service(health_pb2.DESCRIPTOR, "Health")
+REFLECTION = boundary.service(reflection_pb2.DESCRIPTOR, "ServerReflection")
+SERVICES = (GENERATION, CACHE, SESSION, HEALTH)
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +74,7 @@ class Daemon:
         self._config = config
         self._limits = config.limits
         self._engine = Engine(load, self, config.limits)
-        self._health = health.Health(service.full_name for service in SERVICES)
+        self._health = Health(service.full_name for service in SERVICES)
         self._front = Front(self._engine, config.limits, config.draft_depth)
         self._scrape = ScrapeEndpoint(
             registry(self._engine, self._front), self._is_healthy, lambda: self._front.serving
@@ -242,16 +248,17 @@ class Daemon:
         server = grpc.aio.server(
             options=server_options(limits), maximum_concurrent_rpcs=limits.rpcs_max
         )
-        services = (
+        services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
             (GENERATION, GenerationService(self._front).behaviours()),
             (CACHE, CacheService(self._front).behaviours()),
             (SESSION, {}),
-            (health.SERVICE, self._health.behaviours()),
+            (HEALTH, self._health.behaviours()),
         )
         handlers = [boundary.serve(service, b, limits) for service, b in services]
         if self._config.reflection:
             names = [service.full_name for service in (*SERVICES, REFLECTION)]
-            exchange = ReflectionServicer(names).ServerReflectionInfo
+            # The stubs call this async generator a coroutine.
+            exchange = cast("boundary.Exchange", ReflectionServicer(names).ServerReflectionInfo)
             handlers.append(
                 boundary.serve_exchange(REFLECTION, "ServerReflectionInfo", exchange, limits)
             )

@@ -49,6 +49,5 @@ class Limits:
     share_tokens_min: int = 32
     stimulus_events_max: int = 10_000
     idle_s_max: float = 1.0
-    blocked_s_max: float = 0.02
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0
