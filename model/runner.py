@@ -155,7 +155,7 @@ class Runner:
         """Accept, draw, and move the frontier to each row's last committed position."""
         if rows is None:
             return None
-        table, laws = (None, ()) if drafts is None else (drafts.table(len(rows.depths)), drafts.laws)
+        table, laws = (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.laws)
         logits = self.target.logits(forward.hidden)
         drawn = verify(logits, rows, table, laws)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
