@@ -115,9 +115,6 @@ class StepCost:
     def per_iteration(self) -> float:
         return self._coefficients[3]
 
-    def known(self, size_class: int, iterations: int) -> bool:
-        return (size_class, iterations) in self._buckets
-
     def predict(self, shape: StepShape) -> float:
         return self._decode(shape) + self._prefill.value * shape.prefill_tokens
 
@@ -131,8 +128,6 @@ class StepCost:
             self._observe_decode(shape, seconds)
 
     def _decode(self, shape: StepShape) -> float:
-        if not shape.rows and not self._buckets:
-            return 0.0
         features = shape.features()
         return sum(c * x for c, x in zip(self._coefficients, features, strict=True))
 

@@ -53,9 +53,7 @@ class Planner:
         shares = self._shares(prefilling, decodes)
         for session, share in shares:
             session.storing = session.storing and self._memory.promise(share, share, step)
-        for session in admitted:
-            self._memory.settle(session, step)
-        admits = tuple(self._restore(session) for session in admitted)
+        admits = self._restores(admitted, step)
         prefills = tuple(self._slice(session, share, step) for session, share in shares)
         if not (releases or decodes or prefills):
             assert not roster, f"they wait for nothing: {roster.stories()}"
@@ -126,12 +124,15 @@ class Planner:
         )
         return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
 
-    def _restore(self, session: Session) -> Admit:
-        """Fix what the session restores, now that nothing of this plan evicts any more."""
-        session.restore()
-        path = self._memory.path(session)
-        sampling = session.request.sampling
-        return Admit(session.slot, session.cached, path, sampling, session.tokens_max)
+    def _restores(self, admitted: Sequence[Session], step: int) -> tuple[Admit, ...]:
+        """Fix what is restored, now that nothing of this plan evicts any more."""
+        admits = []
+        paths = self._memory.restore(admitted, step)
+        for session, path in zip(admitted, paths, strict=True):
+            session.restore()
+            sampling = session.request.sampling
+            admits.append(Admit(session.slot, session.cached, path, sampling, session.tokens_max))
+        return tuple(admits)
 
     def _slice(self, session: Session, share: int, step: int) -> Prefill:
         """A slice that is not captured leaves a gap, so the rest of that prompt is not either."""

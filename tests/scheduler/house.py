@@ -145,14 +145,14 @@ class House:
     def step(self) -> StepPlan | None:
         """One turn of the engine's loop."""
         plan = self.core.plan(self.now)
-        self.stimuli.append(("plan", self.now, plan))
-        self._deliver()
+        self.stimuli.append(("plan", self.now, bare(plan)))
+        self.deliver()
         if plan is None:
             return None
         self.plans.append(plan)
         result = self.device.run(plan)
         self.now += self.device.seconds(plan)
-        self.stimuli.append(("commit", self.now, result))
+        self.stimuli.append(("commit", self.now, None))
         self.core.commit(plan, result, self.now)
         self.core.check()
         return plan
@@ -177,9 +177,20 @@ class House:
         assert self.ledger.free == self.ledger.budget_bytes - self.ledger.weights_bytes
         assert not self.device.tracker.live, f"T7: {len(self.device.tracker.live)} not closed"
 
-    def _deliver(self) -> None:
-        for effect in self.core.take_effects():
+    def deliver(self) -> tuple[Effect, ...]:
+        """Hand what happened to the streams."""
+        effects = self.core.take_effects()
+        for effect in effects:
             self.streams[effect.id].take(effect, len(self.plans))
+        return effects
+
+
+def bare(plan: StepPlan | None) -> tuple[object, ...] | None:
+    """A plan as plain values that outlive its payloads."""
+    if plan is None:
+        return None
+    spans = [[(payload.start, payload.end) for payload in admit.path] for admit in plan.admits]
+    return replace(plan, admits=tuple(replace(a, path=()) for a in plan.admits)), spans
 
 
 def prompt(tokens: int, seed: int = 0) -> tuple[int, ...]:
