@@ -67,15 +67,15 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """mlx's packed weights: the default and the paths that differ (False: not quantised)."""
+    """mlx's packed weights, as the config announces them; `mixed`: some paths differ."""
 
     bits: int
     group_size: int
     mode: str
-    overrides: Mapping[str, Mapping[str, Any] | bool]
+    mixed: bool
 
     def __str__(self) -> str:
-        mixed = ", mixed" if self.overrides else ""
+        mixed = ", mixed" if self.mixed else ""
         return f"{self.bits}-bit {self.mode}, group {self.group_size}{mixed}"
 
 

@@ -17,13 +17,32 @@ from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
 from tests.model.reference import NAMES, checkpoint, copied, edit, target_config
 
-_NUMBERS = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads num_global_key_value_heads head_dim global_head_dim attention_k_eq_v "
-    "num_kv_shared_layers use_double_wide_mlp sliding_window max_position_embeddings rms_norm_eps "
-    "final_logit_softcapping hidden_size_per_layer_input enable_moe_block layer_types "
-    "rope_parameters hidden_activation attention_bias use_bidirectional_attention"
-).split()
+_NUMBERS = [
+    "_",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_global_key_value_heads",
+    "head_dim",
+    "global_head_dim",
+    "attention_k_eq_v",
+    "num_kv_shared_layers",
+    "use_double_wide_mlp",
+    "sliding_window",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "final_logit_softcapping",
+    "hidden_size_per_layer_input",
+    "enable_moe_block",
+    "layer_types",
+    "rope_parameters",
+    "hidden_activation",
+    "attention_bias",
+    "use_bidirectional_attention",
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"{n}-assistant" for n in NAMES)])
@@ -147,14 +166,13 @@ def test_full_layers_have_their_own_heads_where_k_equals_v() -> None:
     assert (config.text.last_own("sliding"), config.text.last_own("full")) == (10, 11)
 
 
-def test_quantisation_tables_keep_their_overrides(tmp_path: Path) -> None:
+def test_quantisation_is_announced_with_whether_paths_differ(tmp_path: Path) -> None:
     packed = copied("a4b-tiny", tmp_path)
     table = {"group_size": 64, "bits": 4, "a.b": {"group_size": 64, "bits": 8}, "c": False}
     edit(packed, "config.json", {"quantization": table})
     found = read_target_config(packed).quantization
     assert found is not None
     assert (found.bits, found.group_size, found.mode) == (4, 64, "affine")
-    assert found.overrides == {"a.b": {"group_size": 64, "bits": 8}, "c": False}
     assert str(found) == "4-bit affine, group 64, mixed"
 
 
