@@ -18,7 +18,6 @@ from model.files import ModelDirectory, ModelRefused
 from tests.model.reference import NAMES, checkpoint, copied, edit, target_config
 
 _NUMBERS = [
-    "_",
     "vocab_size",
     "hidden_size",
     "intermediate_size",
@@ -164,6 +163,43 @@ def test_full_layers_have_their_own_heads_where_k_equals_v() -> None:
     assert all(layer.owns_kv for layer in config.layers())
     assert (config.text.shape("sliding"), config.text.shape("full")) == ((2, 32), (1, 64))
     assert (config.text.last_own("sliding"), config.text.last_own("full")) == (10, 11)
+
+
+# gemma4.md 3: layers, pattern, borrowing, heads, then own K/V layers S + F and bf16 bytes a token.
+_RELEASES = [
+    ("gemma-4-E2B", 35, 1536, 5, 20, 8, 1, None, 512, (12, 3), (12_288, 6_144)),
+    ("gemma-4-E4B", 42, 2560, 6, 18, 8, 2, None, 512, (20, 4), (40_960, 16_384)),
+    ("gemma-4-12B", 48, 3840, 6, 0, 16, 8, 1, 1024, (40, 8), (327_680, 16_384)),
+    ("gemma-4-26B-A4B", 30, 2816, 6, 0, 16, 8, 2, 1024, (25, 5), (204_800, 20_480)),
+    ("gemma-4-31B", 60, 5376, 6, 0, 32, 16, 4, 1024, (50, 10), (819_200, 81_920)),
+]
+
+
+@pytest.mark.parametrize("release", _RELEASES, ids=lambda release: release[0])
+def test_released_shapes_give_the_known_bytes(release: tuple[Any, ...], tmp_path: Path) -> None:
+    family, count, hidden, period, shared, heads, kv, full_kv, window, own, per_token = release
+    directory = copied("e2b-tiny", tmp_path)
+    kinds = ["full" if i % period == period - 1 else "sliding" for i in range(count)]
+    change = {
+        "num_hidden_layers": count,
+        "hidden_size": hidden,
+        "num_kv_shared_layers": shared,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "num_global_key_value_heads": full_kv,
+        "attention_k_eq_v": full_kv is not None,
+        "sliding_window": window,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "layer_types": [f"{kind}_attention" for kind in kinds],
+    }
+    edit(directory, "config.json", {f"text_config.{k}": v for k, v in change.items()})
+    config = read_target_config(directory)
+    assert config.family == family
+    owned = [layer.kind for layer in config.layers() if layer.owns_kv]
+    assert (owned.count("sliding"), owned.count("full")) == own
+    found = (config.kv_bytes_per_token("sliding", 2), config.kv_bytes_per_token("full", 2))
+    assert found == per_token
 
 
 def test_quantisation_is_announced_with_whether_paths_differ(tmp_path: Path) -> None:

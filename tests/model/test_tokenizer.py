@@ -239,6 +239,7 @@ def test_eos_ids_come_from_the_generation_config_first(
         {"eos_token_id": 1, "top_p": 1.5},
         {"eos_token_id": 1, "min_p": 2},
         {"eos_token_id": 1, "top_k": -3},
+        {"eos_token_id": 1, "top_k": 2.5},
     ],
 )
 def test_an_odd_generation_config_is_refused(generation: Any, tmp_path: Path) -> None:
