@@ -140,7 +140,8 @@ def load_assistant(
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
     assistant = Assistant(config)
-    fill(assistant, files, _keep_name, _narrow_ordering, config.quantization, dtype)
+    quantized = config.quantization is not None
+    fill(assistant, files, _keep_name, _narrow_ordering, quantized, dtype)
     if assistant.masked_embedding is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, files)
     return assistant
