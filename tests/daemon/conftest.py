@@ -11,12 +11,15 @@ from typing import Any
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from daemon.addresses import TcpAddress
 from daemon.config import Config, load_config
 from daemon.engine import Loaded
 from daemon.server import Daemon
 from rootstock.v1 import cache_pb2_grpc, generation_pb2_grpc
+from rootstock.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
 from tests.daemon.fakes import FakeDevice, make_loader
 
@@ -89,3 +92,32 @@ async def running(
         daemon.drain()
         daemon.drain()
         await daemon.stop()
+
+
+def prompt_of(*ids: int, **fields: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(token_ids={"ids": ids}, **fields)
+
+
+async def collect(call: Any) -> tuple[list[int], str, list[pb.GenerateResponse]]:
+    """Token ids, text and all events of one reply."""
+    events = [event async for event in call]
+    deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+    ids = [i for delta in deltas for i in delta.token_ids]
+    return ids, "".join(delta.text for delta in deltas), events
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
+    """Status and our reason; the reason is empty where the status carries none."""
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else ():
+        if detail.Unpack(info):
+            assert info.domain == "rootstock"
+    return error.code().name, info.reason
+
+
+def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
+    """The detail of one kind, or None."""
+    status = rpc_status.from_call(error)
+    found = kind()
+    return found if status and any(d.Unpack(found) for d in status.details) else None

@@ -32,7 +32,9 @@ EOS, BOS, FIRST_BYTE = 1, 2, 3
 VOCABULARY = 300
 WINDOW = 16
 CONTEXT = 4096
-TOKEN_BYTES = [b""] * FIRST_BYTE + [bytes([b]) for b in range(256)] + [b"?"] * 41
+LONG_TEXT, LONG_TEXT_BYTES = 299, 16 * 1024  # one token that is a message of its own
+TOKEN_BYTES = [b""] * FIRST_BYTE + [bytes([b]) for b in range(256)] + [b"?"] * 40
+TOKEN_BYTES.append(b"x" * LONG_TEXT_BYTES)
 BUDGET = 1 << 30
 
 FACTS = ModelFacts(
