@@ -1,0 +1,82 @@
+"""The public face of Rootstock: a typed client, sync and async, and the wire contract.
+
+    with rootstock.Client() as client:
+        for event in client.generate("Why is the sky blue?", max_tokens=64):
+            ...
+
+- `Client` and `AsyncClient` take and give plain values; protobuf stays behind them.
+- The generated stubs live in `rootstock.v1`, for what the client does not cover.
+- Importing this needs grpcio and protobuf only: no model, no mlx.
+"""
+
+from rootstock.aio import AsyncClient, AsyncStream
+from rootstock.client import Client, Stream
+from rootstock.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    RootstockError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from rootstock.values import (
+    CacheOptions,
+    CacheStats,
+    Delta,
+    Event,
+    Finish,
+    FinishReason,
+    GenerateOptions,
+    LayerKind,
+    Memory,
+    Message,
+    Model,
+    Prefill,
+    Prompt,
+    Reply,
+    StoredBytes,
+    Tier,
+    TreeNode,
+    Usage,
+)
+
+__all__ = [
+    "AsyncClient",
+    "AsyncStream",
+    "CacheOptions",
+    "CacheStats",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "Delta",
+    "Event",
+    "FailedPrecondition",
+    "Finish",
+    "FinishReason",
+    "GenerateOptions",
+    "InvalidArgument",
+    "LayerKind",
+    "Memory",
+    "Message",
+    "Model",
+    "NotFound",
+    "PermissionDenied",
+    "Prefill",
+    "Prompt",
+    "Reply",
+    "ResourceExhausted",
+    "RootstockError",
+    "StoredBytes",
+    "Stream",
+    "Tier",
+    "TreeNode",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Usage",
+]

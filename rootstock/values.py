@@ -1,0 +1,187 @@
+"""What clients give and get: frozen values, no protobuf.
+
+- Events of one stream come as: Prefill at least once, Deltas, one Finish.
+- Concatenated deltas are the reply: text and token ids are each complete and in order.
+- Ranges of tokens are half-open. Sizes are bytes, times seconds.
+- Meanings are those of proto/rootstock/v1, which documents every field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation. role: "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+# Text, token ids, or a conversation. Mappings have the keys `role` and `content`.
+Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What a request may take from and leave in the prefix tree."""
+
+    bypass: bool = False  # neither reads nor writes the tree
+    store_reply: bool = True  # keeps the reply for a next turn
+    mark: bool = False  # keeps a snapshot exactly at the prompt's end
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keywords of `generate`. What is absent or None is the daemon's or the model's default."""
+
+    max_tokens: int | None
+    temperature: float | None  # 0 is greedy
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    seed: int | None  # the same seed gives the same tokens, at any depth and in any company
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
+    draft_tokens: int | None  # pins the depth of speculation; 0 turns it off
+    cache: CacheOptions | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """How far the prompt is. `processed_tokens` includes the cached ones."""
+
+    cached_tokens: int
+    processed_tokens: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one step committed. Text may lag behind the ids; either may be empty."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    STOP_SEQUENCE = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one reply took. Speculation accepted `accepted_tokens` of `draft_tokens`."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    decode_steps: int
+    rounds: int
+    draft_tokens: int
+    accepted_tokens: int
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The reply is complete. `stop_sequence` is the string that ended it, or empty."""
+
+    reason: FinishReason
+    stop_sequence: str
+    usage: Usage
+
+
+Event = Prefill | Delta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole reply: its deltas joined, the last Prefill and the Finish."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    prefill: Prefill
+    finish: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the daemon has loaded. `drafter` and `quantization` are empty where there is none."""
+
+    name: str
+    family: str
+    fingerprint: str
+    context_tokens_max: int
+    vocabulary_size: int
+    eos_token_ids: tuple[int, ...]
+    drafter: str
+    quantization: str
+    numerics: str  # "fast" or "strict"
+    device: str
+
+
+class Tier(StrEnum):
+    DEVICE = "device"
+    DISK = "disk"
+
+
+class LayerKind(StrEnum):
+    FULL = "full"
+    SLIDING = "sliding"
+
+
+# Pairs that hold nothing may be missing.
+StoredBytes = Mapping[tuple[Tier, LayerKind], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The one budget; the other parts add up to it."""
+
+    budget_bytes: int
+    weights_bytes: int
+    live_bytes: int
+    snapshots_bytes: int
+    workspace_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """What the tree holds now, and what it did since the daemon started."""
+
+    nodes: int
+    depth_tokens: int
+    stored: StoredBytes
+    leased_bytes: int
+    splits: int
+    merges: int
+    evictions: int
+    hit_tokens: int
+    miss_tokens: int
+    memory: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """One edge of the tree, tokens [start, end). `token_ids` and `text` only where asked for."""
+
+    id: int
+    parent_id: int | None  # None: it begins at token 0
+    start: int
+    end: int
+    stored: StoredBytes
+    leases: int
+    age_steps: int
+    pinned: bool
+    hit_count: int
+    token_ids: tuple[int, ...]
+    text: str | None
