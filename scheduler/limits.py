@@ -16,6 +16,7 @@ class Limits:
 
     # One request, checked at the door before anything is allocated in proportion to it.
     request_bytes_max: int = 4 * 1024 * 1024
+    metadata_bytes_max: int = 8 * 1024
     messages_max: int = 4096
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
@@ -29,12 +30,15 @@ class Limits:
     slots_max: int = 32
     queued_max: int = 256
     queue_s_max: float = 60.0
+    overtaken_max: int = 8
+    admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512
     streams_per_connection_max: int = 128
     mailbox_bytes_max: int = 256 * 1024
     write_s_max: float = 30.0
     tokenise_workers: int = 2
+    deadline_slack_s: float = 0.1
 
     # One step.
     prefill_tokens_max: int = 512
@@ -44,5 +48,6 @@ class Limits:
     tree_nodes_max: int = 100_000
     share_tokens_min: int = 32
     stimulus_events_max: int = 10_000
+    idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0

@@ -1,0 +1,229 @@
+"""The only door: a GenerateRequest becomes a scheduler Request, or is Refused.
+
+- Counts and scalars are checked before anything is allocated or computed in proportion to them.
+- What the contract names but the daemon does not do yet is refused by field name, never ignored.
+- Tokenising runs in `tokenise_workers` threads, off the event loop.
+- A request that leaves here is servable: ids below the vocabulary, room for at least one token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from daemon.card import ModelCard, SamplingDefaults
+from rootstock.v1 import generation_pb2 as pb
+from rootstock.v1 import prompt_pb2
+from scheduler.errors import InvalidRequest, Precondition
+from scheduler.events import Request
+from scheduler.limits import Limits
+from scheduler.plan import Sampling
+
+ROLES = frozenset({"system", "user", "assistant"})
+
+T = TypeVar("T")
+
+
+class Admission:
+    """Validates, tokenises and caps requests for one loaded model."""
+
+    def __init__(self, card: ModelCard, limits: Limits, depth: int | None = None) -> None:
+        """`depth` is the draft depth of requests that set none; None leaves it to the scheduler."""
+        self._card = card
+        self._limits = limits
+        self._depth = depth
+        self._ids = itertools.count(1)
+        self._workers = ThreadPoolExecutor(limits.tokenise_workers, "tokenise")
+
+    async def admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
+        """`deadline` is in the engine's clock. Raises Refused."""
+        check_supported(request)
+        self._check_stops(request)
+        depth = self._checked_depth(request)
+        sampling = checked_sampling(request.sampling, self._card.defaults, self._limits)
+        if request.HasField("max_tokens") and request.max_tokens == 0:
+            raise InvalidRequest("BAD_REQUEST", "max_tokens must be at least 1", field="max_tokens")
+        prompt = await self._prompt(request)
+        return Request(
+            id=next(self._ids),
+            root=self._card.fingerprint,
+            prompt=prompt,
+            max_tokens=self._capped_tokens(request, len(prompt)),
+            sampling=sampling,
+            stop=tuple(request.stop),
+            stop_token_ids=frozenset(request.stop_token_ids),
+            ignore_eos=request.ignore_eos,
+            depth=depth,
+            cache_bypass=request.cache.bypass,
+            store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
+            deadline=deadline,
+        )
+
+    async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
+        """The ids that Generate would see, whatever their number. Raises Refused."""
+        return await self._encoded(request)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Raises Refused for an id that the model does not have."""
+
+        def decode() -> str:
+            self._check_ids(token_ids, "token_ids")
+            return self._card.tokenizer.decode(token_ids)
+
+        return await self._in_worker(decode)
+
+    async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+        if request.WhichOneof("prompt") != "token_ids":
+            ids: Sequence[int] = await self._encoded(request)
+            self._check_length(len(ids))
+            return tuple(ids)
+        ids = request.token_ids.ids
+        if not ids:
+            raise _empty("token_ids")
+        self._check_length(len(ids))
+        self._check_ids(ids, "token_ids.ids")
+        return tuple(ids)
+
+    async def _encoded(self, request: pb.GenerateRequest | pb.TokenizeRequest) -> list[int]:
+        tokenizer = self._card.tokenizer
+        match request.WhichOneof("prompt"):
+            case "text" if request.text:
+                text = request.text
+                return await self._in_worker(lambda: tokenizer.encode_text(text))
+            case "messages" if request.messages.messages:
+                turns = self._turns(request.messages)
+                return await self._in_worker(lambda: self._encode_turns(turns))
+            case field:
+                raise _empty(field or "prompt")
+
+    def _turns(self, messages: prompt_pb2.Messages) -> list[tuple[str, str]]:
+        if len(messages.messages) > self._limits.messages_max:
+            problem = f"at most {self._limits.messages_max} messages"
+            raise InvalidRequest("BAD_REQUEST", problem, field="messages.messages")
+        for index, message in enumerate(messages.messages):
+            if message.role not in ROLES:
+                raise InvalidRequest(
+                    "BAD_REQUEST",
+                    "role must be system, user or assistant",
+                    field=f"messages.messages[{index}].role",
+                )
+        return [(message.role, message.content) for message in messages.messages]
+
+    def _encode_turns(self, turns: list[tuple[str, str]]) -> list[int]:
+        try:
+            return self._card.tokenizer.encode_messages(turns)
+        except ValueError as error:
+            problem = "the model's template cannot express these turns"
+            raise InvalidRequest("BAD_REQUEST", problem, field="messages") from error
+
+    def close(self) -> None:
+        # Queued work is not cancelled: its RPCs would see a CancelledError that is not theirs.
+        self._workers.shutdown(wait=False)
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        # Not anyio.to_thread: a cancelled call gives its place back while its thread still works,
+        # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    def _check_length(self, tokens: int) -> None:
+        """A prompt needs room for itself and one token of reply."""
+        context = self._card.facts.context_tokens_max
+        if tokens >= context:
+            raise InvalidRequest(
+                "CONTEXT_TOO_LONG",
+                f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
+                field="prompt",
+            )
+
+    def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
+        asked = (
+            request.max_tokens
+            if request.HasField("max_tokens")
+            else self._limits.max_tokens_default
+        )
+        return min(asked, self._card.facts.context_tokens_max - prompt_tokens)
+
+    def _check_ids(self, ids: Sequence[int], field: str) -> None:
+        vocabulary = self._card.facts.vocabulary
+        if ids and max(ids) >= vocabulary:
+            problem = f"token ids are below {vocabulary}, the vocabulary's size"
+            raise InvalidRequest("BAD_TOKEN_ID", problem, field=field)
+
+    def _check_stops(self, request: pb.GenerateRequest) -> None:
+        limits = self._limits
+        if len(request.stop) > limits.stop_strings_max:
+            problem = f"at most {limits.stop_strings_max} stop strings"
+            raise InvalidRequest("BAD_REQUEST", problem, field="stop")
+        if any(
+            not 1 <= len(stop.encode()) <= limits.stop_string_bytes_max for stop in request.stop
+        ):
+            problem = f"a stop string has 1 to {limits.stop_string_bytes_max} bytes"
+            raise InvalidRequest("BAD_REQUEST", problem, field="stop")
+        if len(request.stop_token_ids) > limits.stop_token_ids_max:
+            problem = f"at most {limits.stop_token_ids_max} stop token ids"
+            raise InvalidRequest("BAD_REQUEST", problem, field="stop_token_ids")
+        self._check_ids(request.stop_token_ids, "stop_token_ids")
+
+    def _checked_depth(self, request: pb.GenerateRequest) -> int | None:
+        if not request.HasField("draft_tokens"):
+            return self._depth
+        if request.draft_tokens > self._limits.draft_depth_max:
+            problem = f"draft_tokens is at most {self._limits.draft_depth_max}"
+            raise InvalidRequest("BAD_SAMPLING", problem, field="draft_tokens")
+        if request.draft_tokens > 0 and not self._card.facts.has_drafter:
+            raise Precondition("NO_DRAFTER", "no drafter is loaded", field="draft_tokens")
+        return request.draft_tokens
+
+
+def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Limits) -> Sampling:
+    """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING."""
+    temperature = given.temperature if given.HasField("temperature") else defaults.temperature
+    top_k = given.top_k if given.HasField("top_k") else defaults.top_k
+    top_p = given.top_p if given.HasField("top_p") else defaults.top_p
+    min_p = given.min_p if given.HasField("min_p") else defaults.min_p
+    # Comparisons with NaN are false, so every bound is written as what must hold.
+    checks = (
+        ("temperature", math.isfinite(temperature) and temperature >= 0, "finite and at least 0"),
+        ("top_k", 0 <= top_k <= limits.top_k_max, f"at most {limits.top_k_max}"),
+        ("top_p", 0 < top_p <= 1, "in (0, 1]"),
+        ("min_p", 0 <= min_p <= 1, "in [0, 1]"),
+    )
+    for name, holds, rule in checks:
+        if not holds:
+            raise InvalidRequest("BAD_SAMPLING", f"{name} must be {rule}", field=f"sampling.{name}")
+    seeded = given.HasField("seed")
+    noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
+    return Sampling(temperature, top_k, top_p, min_p, seeded, noise_key)
+
+
+def check_supported(request: pb.GenerateRequest) -> None:
+    """Refuse what is in the contract but not built yet, by the field's name."""
+    sampling = request.sampling
+    unsupported = {
+        "session": bool(request.session),
+        "sampling.repetition_penalty": sampling.HasField("repetition_penalty"),
+        "sampling.presence_penalty": sampling.HasField("presence_penalty"),
+        "sampling.frequency_penalty": sampling.HasField("frequency_penalty"),
+        "sampling.logit_bias": bool(sampling.logit_bias),
+        "cache.mark": request.cache.mark,
+        "priority": request.priority != pb.PRIORITY_UNSPECIFIED,
+        "top_logprobs": request.top_logprobs > 0,
+        "candidates": request.candidates > 1,
+        request.WhichOneof("constraint") or "": request.WhichOneof("constraint") is not None,
+    }
+    for field, is_set in unsupported.items():
+        if is_set:
+            raise unsupported_field(field)
+
+
+def unsupported_field(field: str) -> Precondition:
+    return Precondition("UNSUPPORTED", f"{field} is not supported yet", field=field)
+
+
+def _empty(field: str) -> InvalidRequest:
+    return InvalidRequest("EMPTY_PROMPT", "the prompt is empty", field=field)

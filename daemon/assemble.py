@@ -1,0 +1,83 @@
+"""From a Config to what the engine thread runs: the one place that knows all constructors.
+
+- `loader` returns at once; what it returns runs on the engine thread, which so makes every array.
+- Everything that can be wrong with a model or the memory for it is a StartError or UsageError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from model.runner import Runner
+
+from cache.ledger import Ledger, OutOfMemory
+from cache.tree import Tree
+from daemon.card import ModelCard, SamplingDefaults
+from daemon.config import Config
+from daemon.draw import format_bytes
+from daemon.engine import Loaded
+from daemon.errors import StartError, UsageError
+from model import device
+from model.files import ModelRefused
+from model.locate import locate
+from model.pair import Pair, facts, load_pair
+from scheduler.core import Core
+from scheduler.plan import ModelFacts
+
+DEMO_NAME = "rootstock-demo"
+
+
+def loader(config: Config) -> Callable[[], Loaded]:
+    """What to call on the engine thread. Its exceptions end the daemon with their message."""
+
+    def load() -> Loaded:
+        try:
+            return _load(config)
+        except ModelRefused as error:
+            raise StartError(str(error)) from error
+
+    return load
+
+
+def _load(config: Config) -> Loaded:
+    limits = config.limits
+    target_dir, draft_dir = locate(config.model, config.draft)
+    pair = load_pair(target_dir, draft_dir, config.dtype)
+    model_facts = facts(pair, limits.draft_depth_max)
+    if config.draft_depth and not model_facts.has_drafter:
+        raise UsageError("--draft-depth: no drafter is loaded")
+    ledger = _ledger(config, model_facts)
+    tree = Tree(model_facts.window_tokens, limits.tree_nodes_max)
+    core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
+    runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
+    drafter = "" if draft_dir is None else config.draft or draft_dir.path.name
+    return Loaded(_card(config, pair, model_facts, drafter), core, runner, tree.describe)
+
+
+def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
+    budget = config.memory_bytes or device.memory_budget_bytes()
+    try:
+        return Ledger(budget, model_facts.weights_bytes)
+    except OutOfMemory:
+        weights = format_bytes(model_facts.weights_bytes)
+        raise StartError(
+            f"the weights need {weights}, the budget is {format_bytes(budget)} (--memory)"
+        ) from None
+
+
+def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:
+    defaults = pair.tokenizer.defaults
+    return ModelCard(
+        name=DEMO_NAME if config.model is None else Path(config.model).name,
+        family=pair.family,
+        fingerprint=bytes.fromhex(pair.fingerprint),
+        facts=model_facts,
+        defaults=SamplingDefaults(
+            defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p
+        ),
+        tokenizer=pair.tokenizer,
+        drafter=Path(drafter).name,
+        quantization="" if pair.quantization == "none" else pair.quantization,
+        device=device.name(),
+    )

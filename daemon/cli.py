@@ -1,0 +1,139 @@
+"""The command line: flags to one command, errors to one exit code.
+
+- 0 done, 1 failed, 2 bad usage. A message is one line on stderr, without a traceback.
+- Only `serve` and `demo` import what loads a model; client commands start fast.
+- A command that does not exist yet is not listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from daemon import commands
+from daemon.config import DEFAULT_METRICS, DTYPES, load_config
+from daemon.errors import StartError, UsageError
+from rootstock.errors import RootstockError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (argparse itself exits with 2)."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["demo"]:
+        from daemon import demo
+
+        return int(demo.main(given[1:]))
+    arguments = _parser().parse_args(given)
+    try:
+        return int(arguments.run(arguments))
+    except UsageError as error:
+        return _fail(error, 2)
+    except (RootstockError, StartError) as error:
+        return _fail(error, 1)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 1
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"rootstock: {error}", file=sys.stderr)
+    return code
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    flags = vars(arguments)
+    flags.pop("run")
+    config = load_config(flags)
+    # anyio and everything that loads a model are slow to import and used by this command alone.
+    import anyio
+
+    from daemon.assemble import loader
+    from daemon.server import serve
+
+    return anyio.run(serve, config, loader(config))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rootstock",
+        description="Serves Gemma 4 with speculative decoding to many clients on one device.",
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return subparsers.add_parser(name, help=help, allow_abbrev=False)
+
+    _add_serve(add("serve", "run the daemon"))
+    add("demo", "watch eight clients share one daemon")  # main() hands its flags over unread
+    _add_chat(_add_client(add("chat", "talk to the model"), commands.chat))
+    _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
+    _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
+    _add_client(add("tree", "draw the prefix tree"), commands.tree)
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_serve)
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="TOML with the same names; flags win")
+    add("--model", metavar="DIR|ID", help="directory or hub id (default: the bundled demo pair)")
+    add("--draft", metavar="DIR|ID|none", help="the drafter (default: the model bundle's own)")
+    add("--draft-depth", metavar="auto|0..8", help="tokens drafted per round (default: auto)")
+    add(
+        "--listen",
+        metavar="ADDR",
+        action="append",
+        help="unix:PATH or HOST:PORT, repeatable (default: a socket and 127.0.0.1:50551)",
+    )
+    add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
+    add("--memory", metavar="SIZE", help="budget such as 8GiB (default: from the device)")
+    add("--numerics", metavar="fast", help="only fast is built")
+    add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
+    add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
+    add(
+        "--reflection",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="serve gRPC server reflection (default: yes)",
+    )
+
+
+def _add_client(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--connect",
+        metavar="ADDR",
+        help="unix:PATH or HOST:PORT (default: $ROOTSTOCK_ADDRESS, the socket, 127.0.0.1:50551)",
+    )
+    return parser
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-tokens", type=int, metavar="N")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-k", type=int, metavar="K")
+    add("--top-p", type=float, metavar="P")
+    add("--min-p", type=float, metavar="P")
+    add("--seed", type=int, metavar="N", help="the same seed gives the same reply")
+    add("--draft-tokens", type=int, metavar="N", help="pin the depth of speculation, 0 for none")
+    add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
+    add("--chat", action="store_true", help="send the prompt as a user's turn, not as plain text")
+    add("--json", action="store_true", help="print one JSON object with text, ids and usage")
+    add("--timeout", type=float, metavar="SECONDS")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")

@@ -1,0 +1,301 @@
+"""The one thread that owns the core, the tree, the device and every array.
+
+- The model is loaded on this thread and its arrays are freed on it: MLX streams are thread-local.
+- In: frozen events through `send`, read-only questions through `ask`, served between steps.
+  Out: reports posted to the event loop, one for a step's effects. Nothing else is shared:
+  `Published` is immutable and replaced whole, before the effects that it counts leave.
+- The loop holds no policy: plan, submit, emit, commit.
+- Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from cache.describe import NodeView
+from daemon.card import ModelCard
+from daemon.errors import StartError, UsageError, engine_failed
+from scheduler.events import Effect, Event
+from scheduler.limits import Limits
+from scheduler.plan import StepPlan, StepResult
+from scheduler.stats import Histogram, HistogramView, Stats
+
+T = TypeVar("T")
+Clock = Callable[[], float]
+
+# plan: choose rows and depths; build: make the graph; device: wait for it; commit: take results.
+PHASES = ("plan", "build", "device", "commit")
+PHASE_BOUNDS_S = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+)  # fmt: skip
+
+log = logging.getLogger(__name__)
+
+
+class Core(Protocol):
+    """What the loop asks of scheduler.core."""
+
+    @property
+    def has_work(self) -> bool:
+        """Work for the device, or effects to take; False: wait for an event."""
+
+    @property
+    def finished(self) -> bool: ...
+    def handle(self, event: Event, now: float) -> None: ...
+    def plan(self, now: float) -> StepPlan | None: ...
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None: ...
+    def take_effects(self) -> tuple[Effect, ...]: ...
+    def stats(self) -> Stats: ...
+    def check(self) -> None: ...
+
+
+class Runner(Protocol):
+    """What the loop asks of model.runner."""
+
+    def submit(self, plan: StepPlan) -> Any: ...
+    def wait(self, ticket: Any) -> StepResult: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the loader made. All but `card` stays on the engine thread."""
+
+    card: ModelCard
+    core: Core
+    runner: Runner
+    describe_tree: Callable[[], Iterable[NodeView]]
+
+    def view_tree(self) -> TreeView:
+        return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
+
+
+@dataclass(frozen=True, slots=True)
+class TreeView:
+    """The tree between two steps, parents before their children."""
+
+    step: int
+    nodes: tuple[NodeView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One step's immutable account, for metrics and GetCacheStats."""
+
+    stats: Stats
+    phases: Mapping[str, HistogramView]  # seconds, by phase of a step
+
+
+class Listener(Protocol):
+    """Who hears from the engine; called on the engine thread, must only post and return."""
+
+    def loaded(self, card: ModelCard) -> None: ...
+    def effects(self, effects: tuple[Effect, ...]) -> None: ...
+    def ended(self, fault: Fault | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the engine ended. `message` is for the operator's terminal, never for a client."""
+
+    message: str
+    usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A read-only closure to run between two steps, and where its answer goes."""
+
+    work: Callable[[Loaded], Any]
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Engine:
+    """Starts the thread, talks to it, and watches it."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        listener: Listener,
+        limits: Limits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._listener = listener
+        self._limits = limits
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Event | _Ask] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._quiet_since: float | None = None
+        self._published: Published | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def published(self) -> Published | None:
+        """None until the model is loaded."""
+        return self._published
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the last step ended, while there is work (0 without): the watchdog's."""
+        since = self._quiet_since
+        return 0.0 if since is None else self._clock() - since
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, event: Event) -> None:
+        self._inbox.put(event)
+
+    def ask(self, work: Callable[[Loaded], T]) -> Future[T]:
+        """Run a read-only closure between two steps. Fails with Refused once the engine is gone."""
+        ask = _Ask(work)
+        self._inbox.put(ask)
+        if self._ended.is_set():
+            self._refuse_asks()
+        return ask.answer
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False if it did not."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        fault = self._live()
+        # The frames that held core, runner and payloads are gone; cycles are freed here as well.
+        gc.collect()
+        self._ended.set()
+        self._refuse_asks()
+        self._listener.ended(fault)
+
+    def _live(self) -> Fault | None:
+        steps = _Steps()
+        try:
+            loaded = self._load()
+            try:
+                self._publish(loaded.core, steps)
+                self._listener.loaded(loaded.card)
+                self._loop(loaded, steps)
+            finally:
+                loaded.runner.close()
+        except UsageError as error:
+            return Fault(str(error), usage=True)
+        except StartError as error:
+            return Fault(str(error))
+        except BaseException as fault:
+            # No exception text beside our own frames: it could quote a prompt.
+            frames = "".join(traceback.format_tb(fault.__traceback__))
+            log.critical("engine failed: %s\n%s%s", type(fault).__name__, frames, steps.story())
+            return Fault(f"the engine failed with {type(fault).__name__}")
+        return None
+
+    def _loop(self, loaded: Loaded, steps: _Steps) -> None:
+        core, runner, clock = loaded.core, loaded.runner, self._clock
+        while not core.finished:
+            for event in self._events(loaded, steps):
+                core.handle(event, clock())
+            with steps.timed("plan"):
+                steps.plan = plan = core.plan(clock())
+            if plan is None:
+                self._emit(core, steps)
+                continue
+            with steps.timed("build"):
+                ticket = runner.submit(plan)
+            self._emit(core, steps)  # the last step's tokens leave while the device works
+            with steps.timed("device"):
+                result = runner.wait(ticket)
+            with steps.timed("commit"):
+                core.commit(plan, result, clock())
+            steps.unchecked = True
+            self._quiet_since = clock()
+        self._emit(core, steps)
+
+    def _events(self, loaded: Loaded, steps: _Steps) -> Iterator[Event]:
+        """What came in; waits for something where there is nothing to do."""
+        idle = not loaded.core.has_work
+        if idle:
+            self._quiet_since = None
+        item = self._receive(self._limits.idle_s_max if idle else None)
+        if idle and item is None and steps.unchecked:
+            steps.unchecked = False
+            loaded.core.check()
+        while item is not None:
+            self._quiet_since = self._quiet_since or self._clock()
+            if isinstance(item, _Ask):
+                _answer(item, loaded)
+            else:
+                yield item
+            item = self._receive(None)
+
+    def _receive(self, timeout_s: float | None) -> Event | _Ask | None:
+        try:
+            return self._inbox.get(timeout_s is not None, timeout_s)
+        except queue.Empty:
+            return None
+
+    def _emit(self, core: Core, steps: _Steps) -> None:
+        self._publish(core, steps)
+        if effects := core.take_effects():
+            self._listener.effects(effects)
+
+    def _publish(self, core: Core, steps: _Steps) -> None:
+        self._published = Published(core.stats(), steps.phases())
+
+    def _refuse_asks(self) -> None:
+        while (item := self._receive(None)) is not None:
+            if isinstance(item, _Ask):
+                item.answer.set_exception(engine_failed())
+
+
+class _Steps:
+    """The engine thread's own account of its steps."""
+
+    def __init__(self) -> None:
+        self.plan: StepPlan | None = None
+        self.unchecked = False  # steps ran since the core last checked itself
+        self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._phases[phase].observe(time.perf_counter() - start)
+
+    def phases(self) -> dict[str, HistogramView]:
+        return {phase: histogram.view() for phase, histogram in self._phases.items()}
+
+    def story(self) -> str:
+        """The last plan without a token in it, for the crash log."""
+        plan = self.plan
+        if plan is None:
+            return "no step was planned"
+        rows = [f"decode slot {d.slot} at {d.start} depth {d.depth}" for d in plan.decodes]
+        rows += [f"prefill slot {p.slot} [{p.start}, {p.end})" for p in plan.prefills]
+        rows += [f"admit slot {a.slot} at {a.target}" for a in plan.admits]
+        rows += [f"capture slot {c.slot} [{c.start}, {c.end})" for c in plan.captures]
+        rows += [f"release slot {slot}" for slot in plan.releases]
+        return "\n".join([f"step {plan.number}:", *rows])
+
+
+def _answer(ask: _Ask, loaded: Loaded) -> None:
+    if not ask.answer.set_running_or_notify_cancel():
+        return
+    try:
+        ask.answer.set_result(ask.work(loaded))
+    except Exception as error:  # the asker's fault: it must not end the engine
+        ask.answer.set_exception(error)

@@ -1,0 +1,152 @@
+"""One bounded outbox per RPC, on the event loop only.
+
+- What the engine posts waits here until the client has read what came before. Deltas that wait
+  are coalesced into one: a slow reader gets fewer, larger messages, in order and none twice.
+- Bytes that wait are at most `mailbox_bytes_max`, one write lasts at most `write_s_max`; past
+  either the RPC alone ends with SLOW_READER. gRPC's own flow control starts megabytes later.
+- Exactly one end: Finished, or the Refused that `pump` raises. What is put after it is dropped.
+- The engine never waits for a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+
+from daemon.errors import refusal_of, slow_reader
+from scheduler.errors import Refused
+from scheduler.events import Delta, Effect, Failed, Finished, Progress
+from scheduler.limits import Limits
+
+_TOKEN_ID_BYTES = 4
+
+Event = Progress | Delta | Finished
+
+
+class Mailbox:
+    """The outbox of one session's RPC."""
+
+    def __init__(self, id: int, limits: Limits) -> None:
+        self.id = id
+        self._limits = limits
+        self._progress: Progress | None = None
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._bytes = 0
+        self._end: Finished | Refused | None = None
+        self._settled = False
+        self._arrived = anyio.Event()
+        self._write: anyio.CancelScope | None = None
+
+    @property
+    def settled(self) -> bool:
+        """The core itself ended the session; there is nothing left to cancel."""
+        return self._settled
+
+    def put(self, effect: Effect) -> None:
+        if self._end is not None:
+            return
+        match effect:
+            case Progress():
+                self._progress = effect
+            case Delta():
+                self._append(effect)
+            case Finished():
+                self._end = effect
+                self._settled = True
+            case Failed():
+                self._end = refusal_of(effect)
+                self._settled = True
+        self._arrived.set()
+
+    def fail(self, refusal: Refused) -> None:
+        """End now, dropping what waits and interrupting a write that is blocked."""
+        if self._end is not None:
+            return
+        self._progress = None
+        self._clear_delta()
+        self._end = refusal
+        self._arrived.set()
+        if self._write is not None:
+            self._write.cancel()
+
+    async def pump(self, write: Callable[[Event], Awaitable[None]]) -> None:
+        """Write every event up to Finished; raises the Refused that ended the session instead."""
+        while True:
+            event = await self._take()
+            with anyio.move_on_after(self._limits.write_s_max) as self._write:
+                await write(event)
+            if self._write.cancelled_caught:
+                raise self._end if isinstance(self._end, Refused) else slow_reader()
+            if isinstance(event, Finished):
+                return
+
+    async def _take(self) -> Event:
+        while not (self._progress or self._token_ids or self._texts or self._end):
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        if (progress := self._progress) is not None:
+            self._progress = None
+            return progress
+        if self._token_ids or self._texts:
+            return self._coalesced()
+        assert self._end is not None
+        if isinstance(self._end, Refused):
+            raise self._end
+        return self._end
+
+    def _append(self, delta: Delta) -> None:
+        self._bytes += len(delta.text.encode()) + _TOKEN_ID_BYTES * len(delta.token_ids)
+        if self._bytes > self._limits.mailbox_bytes_max:
+            self.fail(slow_reader())
+            return
+        self._texts.append(delta.text)
+        self._token_ids.extend(delta.token_ids)
+
+    def _coalesced(self) -> Delta:
+        delta = Delta(self.id, "".join(self._texts), tuple(self._token_ids))
+        self._clear_delta()
+        return delta
+
+    def _clear_delta(self) -> None:
+        self._texts.clear()
+        self._token_ids.clear()
+        self._bytes = 0
+
+
+class Mailboxes:
+    """The open mailboxes by session id, and the delivery of one engine step to all of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: dict[int, Mailbox] = {}
+        self._emptied = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, id: int) -> Mailbox:
+        assert id not in self._open, id
+        mailbox = self._open[id] = Mailbox(id, self._limits)
+        return mailbox
+
+    def close(self, mailbox: Mailbox) -> None:
+        del self._open[mailbox.id]
+        if not self._open:
+            self._emptied.set()
+
+    def deliver(self, effects: Iterable[Effect]) -> None:
+        """Effects of sessions whose RPC is gone are dropped."""
+        for effect in effects:
+            if (mailbox := self._open.get(effect.id)) is not None:
+                mailbox.put(effect)
+
+    def fail_all(self, refusal: Refused) -> None:
+        for mailbox in self._open.values():
+            mailbox.fail(refusal)
+
+    async def wait_empty(self) -> None:
+        while self._open:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()

@@ -1,0 +1,174 @@
+"""Gemma 4's MTP drafter: a small stack without K/V of its own.
+
+- A step takes the newest token's scaled target embedding and one hidden row, and gives logits and
+  the next hidden row: that row is all the state there is.
+- Its queries attend to the target's own K/V, last own layer of each kind, through a callback: the
+  cache knows who owns what, this module does not.
+- The position stays the same for all steps of a round, and no softcap is applied.
+- Names of modules are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+from mlx import nn
+from mlx_lm.models.gemma4_text import MLP
+from mlx_lm.models.rope_utils import initialize_rope
+
+from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
+from model.files import ModelRefused
+from model.safetensors import WeightFile
+from model.weights import fill
+
+Attend = Callable[[Kind, mx.array], mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftLogits:
+    """logits [n, S] of the tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
+
+    logits: mx.array
+    ids: mx.array | None
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TextConfig, kind: Kind) -> None:
+        super().__init__()
+        self.kind, self.heads = kind, config.heads
+        _, self.head_dim = config.shape(kind)
+        width = self.heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
+        self.rope = initialize_rope(
+            self.head_dim,
+            base=config.ropes[kind].theta,
+            traditional=False,
+            scaling_config=config.ropes[kind].parameters(),
+            max_position_embeddings=config.context_tokens_max,
+        )
+
+    def __call__(self, x: mx.array, positions: mx.array, attend: Attend) -> mx.array:
+        queries = self.q_norm(self.q_proj(x).reshape(-1, self.heads, self.head_dim))
+        # One batch entry per row: rope takes an offset per batch entry.
+        queries = self.rope(queries[:, :, None, :], offset=positions)[:, :, 0, :]
+        attended = attend(self.kind, queries).reshape(x.shape[0], -1)
+        return self.o_proj(attended)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextConfig, kind: Kind) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = _Attention(config, kind)
+        self.mlp = MLP(config.model_args())
+        self.input_layernorm = nn.RMSNorm(size, eps=eps)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
+        self.pre_feedforward_layernorm = nn.RMSNorm(size, eps=eps)
+        self.post_feedforward_layernorm = nn.RMSNorm(size, eps=eps)
+        self.layer_scalar = mx.ones((1,))
+
+    def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
+        attended = self.self_attn(self.input_layernorm(h), positions, attend)
+        h = h + self.post_attention_layernorm(attended)
+        h = h + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(h)))
+        return h * self.layer_scalar
+
+
+class _Stack(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden_size)
+        self.layers = [_Layer(config, kind) for kind in config.kinds]
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
+        for layer in self.layers:
+            h = layer(h, positions, attend)
+        return cast(mx.array, self.norm(h))
+
+
+class _Clusters(nn.Module):
+    """The vocabulary in `centroids` equal clusters: row c of the ordering lists cluster c's ids."""
+
+    def __init__(self, config: TextConfig, head: OrderedHead) -> None:
+        super().__init__()
+        self.count, self.top_k = head.centroids, head.top_k
+        self.centroids = nn.Linear(config.hidden_size, head.centroids, bias=False)
+        self.token_ordering = mx.arange(config.vocabulary, dtype=mx.int32)
+
+    def __call__(self, y: mx.array) -> mx.array:
+        """ids [n, S] of the best clusters' tokens, S = top_k * vocabulary / centroids."""
+        best = mx.argpartition(-self.centroids(y), kth=self.top_k - 1, axis=-1)[:, : self.top_k]
+        return self.token_ordering.reshape(self.count, -1)[best].reshape(y.shape[0], -1)
+
+
+class Assistant(nn.Module):
+    """The drafter. Rows are independent: n of them step together at n positions."""
+
+    def __init__(self, config: AssistantConfig) -> None:
+        super().__init__()
+        width, hidden_size = config.backbone_hidden_size, config.text.hidden_size
+        self.pre_projection = nn.Linear(2 * width, hidden_size, bias=False)
+        self.model = _Stack(config.text)
+        self.post_projection = nn.Linear(hidden_size, width, bias=False)
+        head = config.ordered_head
+        self.masked_embedding: _Clusters | None = _Clusters(config.text, head) if head else None
+
+    def step(
+        self, embedding: mx.array, hidden: mx.array, positions: mx.array, attend: Attend
+    ) -> tuple[DraftLogits, mx.array]:
+        """One draft for each of n rows.
+
+        embedding [n, Hb]: the newest token's target embedding, scaled: the target's own
+        input, the factor rounded to the weights' dtype.
+        hidden [n, Hb]: the target's row after its final norm, then what the last step returned.
+        positions [n] int32: the rotary position, the same for all steps of a round.
+        attend(kind, queries [n, heads, head_dim]) -> [n, heads, head_dim]: attention, scale 1, over
+        the row's committed K/V in the target's last own layer of that kind.
+        """
+        x = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
+        y = self.model(x, positions, attend)
+        return self._head(y), self.post_projection(y)
+
+    def _head(self, y: mx.array) -> DraftLogits:
+        embed = self.model.embed_tokens
+        if self.masked_embedding is None:
+            return DraftLogits(embed.as_linear(y), None)
+        ids = self.masked_embedding(y)
+        return DraftLogits((embed(ids) @ y[:, :, None])[:, :, 0], ids)
+
+
+def load_assistant(
+    files: Sequence[WeightFile], config: AssistantConfig, dtype: mx.Dtype | None
+) -> Assistant:
+    """The drafter with these weights, evaluated. Raises ModelRefused."""
+    assistant = Assistant(config)
+    fill(assistant, files, _keep_name, _narrow_ordering, config.quantization, dtype)
+    if assistant.masked_embedding is not None:
+        _check_ordering(assistant.masked_embedding.token_ordering, files)
+    return assistant
+
+
+def _keep_name(name: str) -> str:
+    return name
+
+
+def _narrow_ordering(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    """token_ordering is int64 in the files; ids fit 32 bits."""
+    return {name: _narrow(array) for name, array in weights.items()}
+
+
+def _narrow(array: mx.array) -> mx.array:
+    return array.astype(mx.int32) if array.dtype == mx.int64 else array
+
+
+def _check_ordering(ordering: mx.array, files: Sequence[WeightFile]) -> None:
+    # An id outside the vocabulary would read beyond the embedding.
+    if not mx.array_equal(mx.sort(ordering), mx.arange(ordering.size, dtype=ordering.dtype)):
+        names = ", ".join(file.name for file in files)
+        raise ModelRefused(f"{names}: token_ordering is no permutation of the vocabulary")

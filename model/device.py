@@ -1,0 +1,26 @@
+"""What the model runs on: its name, and how much memory a daemon may take by default.
+
+- On Metal the driver's own recommendation for a working set, past which it begins to page.
+- On a CPU half of physical memory: the rest of the machine lives there too.
+"""
+
+from __future__ import annotations
+
+import os
+
+import mlx.core as mx
+
+
+def name() -> str:
+    """Such as "Apple M3 Ultra" or "cpu"."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return "cpu"
+    return str(mx.device_info().get("device_name", "gpu"))
+
+
+def memory_budget_bytes() -> int:
+    if mx.default_device() != mx.Device(mx.cpu):
+        recommended = mx.device_info().get("max_recommended_working_set_size")
+        if recommended:
+            return int(recommended)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -1,0 +1,56 @@
+"""Which directories `--model` and `--draft` mean.
+
+- A value is a directory if one of that name exists, else a hub id, which is looked up in the
+  hub's local cache only: a daemon downloads nothing by itself.
+- Neither given: the bundled demo pair. A model alone: the bundle's own drafter, if it holds one
+  (`assistant/` in the directory, or beside `target/`). `--draft none`: no drafter.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from model.files import ModelDirectory, ModelRefused
+
+DEMO = Path(__file__).parent / "demo"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+
+
+def locate(model: str | None, draft: str | None) -> tuple[ModelDirectory, ModelDirectory | None]:
+    """The target's directory and the drafter's, if any. Raises ModelRefused."""
+    target, bundled = _bundle(DEMO if model is None else _directory(model))
+    if draft is None:
+        return target, bundled
+    return target, None if draft == "none" else ModelDirectory(_directory(draft))
+
+
+def _bundle(path: Path) -> tuple[ModelDirectory, ModelDirectory | None]:
+    whole = (path / "target" / "config.json").is_file()
+    target = path / "target" if whole else path
+    assistant = path / "assistant"
+    drafter = ModelDirectory(assistant) if (assistant / "config.json").is_file() else None
+    return ModelDirectory(target), drafter
+
+
+def _directory(value: str) -> Path:
+    path = Path(value).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise ModelRefused(f"{value}: is a file, expected a directory in Hugging Face layout")
+    if not _HUB_ID.fullmatch(value):
+        raise ModelRefused(f"{value}: neither a directory nor a hub id like google/gemma-4-E2B-it")
+    return _cached(value)
+
+
+def _cached(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(hub_id, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError):
+        raise ModelRefused(
+            f"{hub_id}: not in the hub's local cache; fetch it first with `hf download {hub_id}`"
+        ) from None

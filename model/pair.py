@@ -1,0 +1,171 @@
+"""A target and its drafter, loaded together and proven to fit each other.
+
+- `load_pair` runs on the thread that will use the arrays, and returns with all of them evaluated.
+- A drafter that does not fit is refused with every number that differs, before any weight is read.
+- The fingerprint names the numbers that the K/V depend on: config, weights and dtype. Two pairs
+  with different K/V never share one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+from mlx_lm.models.gemma4_text import Model
+
+from model.assistant import Assistant, load_assistant
+from model.config import AssistantConfig, Quantization, TargetConfig
+from model.config_file import read_assistant_config, read_target_config
+from model.files import ModelDirectory, ModelRefused
+from model.safetensors import WeightFile, weight_files
+from model.tokenizer import Tokenizer, load_tokenizer
+from model.weights import load_target, resolve_dtype, weight_bytes
+from scheduler.plan import ModelFacts
+
+_HASHED_WHOLE_BYTES_MAX = 256 << 20
+_SAMPLE_BYTES = 4096
+_SAMPLES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What the daemon serves. `dtype` is that of activations and K/V."""
+
+    target: Model
+    target_config: TargetConfig
+    assistant: Assistant | None
+    assistant_config: AssistantConfig | None
+    tokenizer: Tokenizer
+    dtype: mx.Dtype
+    fingerprint: str
+    family: str
+    quantization: str  # "none" where weights are plain
+
+
+def load_pair(
+    model_dir: ModelDirectory, draft_dir: ModelDirectory | None, dtype: str = "auto"
+) -> Pair:
+    """Load, check and evaluate a pair; draft_dir None: no drafter. Raises ModelRefused."""
+    float_dtype = resolve_dtype(dtype)
+    config = read_target_config(model_dir)
+    files = weight_files(model_dir)
+    tokenizer = load_tokenizer(model_dir, config.text.vocabulary, config.eos_token_ids)
+    draft_config = read_assistant_config(draft_dir) if draft_dir is not None else None
+    if draft_config is not None:
+        check_fit(config, draft_config)
+    target = load_target(files, config, float_dtype)
+    used = target.model.norm.weight.dtype
+    assistant = None
+    if draft_dir is not None and draft_config is not None:
+        # The drafter reads the target's K/V, so it works in the target's dtype.
+        assistant = load_assistant(weight_files(draft_dir), draft_config, used)
+    return Pair(
+        target=target,
+        target_config=config,
+        assistant=assistant,
+        assistant_config=draft_config,
+        tokenizer=tokenizer,
+        dtype=used,
+        fingerprint=_fingerprint(model_dir, files, used),
+        family=config.family,
+        quantization=_quantization_name(config.quantization),
+    )
+
+
+def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
+    """Raise ModelRefused with the numbers that keep a drafter from this target."""
+    wrong = [
+        f"{what} {theirs} in the drafter, {ours} in the target"
+        for what, theirs, ours in _compared(target, draft)
+        if theirs != ours
+    ]
+    if wrong:
+        raise ModelRefused(f"the drafter does not fit the target: {'; '.join(wrong)}")
+
+
+def _compared(target: TargetConfig, draft: AssistantConfig) -> Iterator[tuple[str, object, object]]:
+    ours, theirs = target.text, draft.text
+    yield "backbone hidden size", draft.backbone_hidden_size, ours.hidden_size
+    yield "vocabulary", theirs.vocabulary, ours.vocabulary
+    for kind in sorted(set(theirs.kinds)):
+        if ours.last_own(kind) is None:
+            yield f"{kind} layers", theirs.kinds.count(kind), 0
+            continue
+        (their_heads, their_size), (our_heads, our_size) = theirs.shape(kind), ours.shape(kind)
+        yield f"K/V heads of {kind} layers", their_heads, our_heads
+        yield f"head size of {kind} layers", their_size, our_size
+        yield f"rotary parameters of {kind} layers", theirs.ropes[kind], ours.ropes[kind]
+    if "sliding" in theirs.kinds:
+        yield "sliding window", theirs.window, ours.window
+
+
+def facts(pair: Pair, depth_max: int) -> ModelFacts:
+    """The model as the core sees it, in bytes of the real shapes and dtype.
+
+    A sliding layer's ring holds window + depth_max + 2 positions: the drafter's window + 1 and the
+    deepest verify run.
+    """
+    text, item_bytes = pair.target_config.text, pair.dtype.size
+    per_token = {"sliding": 0, "full": 0}
+    for layer in pair.target_config.layers():
+        if layer.owns_kv:
+            per_token[layer.kind] += 2 * layer.kv_heads * layer.head_dim * item_bytes
+    weights = weight_bytes(pair.target)
+    if pair.assistant is not None:
+        weights += weight_bytes(pair.assistant)
+    return ModelFacts(
+        window_tokens=text.window,
+        context_tokens_max=text.context_tokens_max,
+        vocabulary=text.vocabulary,
+        eos_token_ids=pair.tokenizer.eos_token_ids,
+        has_drafter=pair.assistant is not None,
+        weights_bytes=weights,
+        full_bytes_per_token=per_token["full"],
+        sliding_bytes_per_token=per_token["sliding"],
+        ring_bytes=per_token["sliding"] * (text.window + depth_max + 2),
+        workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
+    )
+
+
+def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
+    """The transient of one packed row, from above: the widest layer's activations and the head's.
+
+    Counted as if every row were scored. Scores over full-attention keys are not in it: they grow
+    with the context, which only the step knows.
+    """
+    text, item_bytes = pair.target_config.text, pair.dtype.size
+    wide = text.intermediate_size * (2 if text.double_wide_mlp else 1)
+    routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
+    attention = 4 * text.heads * max(text.head_dim, text.full_head_dim)
+    per_layer = 3 * len(text.kinds) * text.ple_size
+    activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
+    scores = text.heads * (text.window + depth_max + 2)
+    # The head's logits, their softcap, and a float32 copy for the sampler.
+    logits = text.vocabulary * (2 * item_bytes + 4)
+    return activations * item_bytes + 2 * scores * 4 + logits
+
+
+def _quantization_name(quantization: Quantization | None) -> str:
+    return "none" if quantization is None else str(quantization)
+
+
+def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], dtype: mx.Dtype) -> str:
+    """Hex digest of config, weights and dtype.
+
+    Small weights count whole. Of large ones the headers, the sizes and evenly spaced samples do:
+    two fine-tunes of one model differ in nearly every row.
+    """
+    digest = hashlib.sha256(str(dtype).encode())
+    digest.update(directory.text("config.json").encode())
+    whole = sum(file.size for file in files) <= _HASHED_WHOLE_BYTES_MAX
+    for file in files:
+        digest.update(f"{file.name}:{file.size}".encode())
+        digest.update(file.header)
+        stride = _SAMPLE_BYTES if whole else max(_SAMPLE_BYTES, file.size // _SAMPLES)
+        with file.path.open("rb") as data:
+            for start in range(0, file.size, stride):
+                data.seek(start)
+                digest.update(data.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,287 @@
+"""Text to token ids and back, with control tokens only where they may be.
+
+- Control tokens are those that the tokenizer marks special, those that tokenizer_config.json
+  names, and added ones written `<|...` or `...|>` or used by the chat template.
+- Text is cut at control tokens first and only plain runs reach the model's own BPE, which parses
+  none: in `encode_text` the cut finds them everywhere, in `encode_messages` never in a content.
+- A plain run never gives a control id, whatever the vocabulary merges.
+- Ids decode through the byte table, the same one that streams use: joined bytes, UTF-8, invalid
+  sequences replaced.
+- Immutable once loaded: safe to use from several threads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Encoder
+from tokenizers.models import BPE
+
+from model.chat_template import ChatTemplate, PromptRefused, load_chat_template
+from model.config_file import token_ids
+from model.files import ModelDirectory, ModelRefused, parse_object
+from model.token_bytes import byte_table
+
+_TOKENIZER_BYTES_MAX = 128 << 20
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What an unset sampling field means for this model: its generation_config.json."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+class Tokenizer:
+    """The tokenizer of one model directory; `load_tokenizer` makes it."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        control: Mapping[str, AddedToken],
+        control_ids: Mapping[str, int],
+        template: ChatTemplate | None,
+        token_bytes: list[bytes],
+        bos_id: int | None,
+        unknown_id: int | None,
+        eos_token_ids: frozenset[int],
+        defaults: SamplingDefaults,
+    ) -> None:
+        self.token_bytes = token_bytes
+        self.eos_token_ids = eos_token_ids
+        self.defaults = defaults
+        self.bos_id = bos_id
+        self._encoder = encoder
+        self._template = template
+        # An empty model with only the control tokens: it finds them and nothing else.
+        self._finder = Encoder(BPE())
+        self._finder.add_special_tokens(list(control.values()))
+        self._control_of = {
+            self._finder.token_to_id(text): token_id for text, token_id in control_ids.items()
+        }
+        # Characters outside the vocabulary may give the unknown token: it controls nothing.
+        self._forbidden = frozenset(control_ids.values()) - {unknown_id}
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.token_bytes)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that may contain control tokens; BOS in front where it is missing."""
+        ids = self._encode([(text, False)])
+        if self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        return ids
+
+    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        """Ids of (role, content) messages in the model's template, its own turn opened.
+
+        No content gives a control token. Raises PromptRefused.
+        """
+        if self._template is None:
+            raise PromptRefused("the model has no chat template")
+        return self._encode(self._template.render(messages))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids < vocabulary, without control tokens."""
+        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+
+    def _encode(self, pieces: Sequence[tuple[str, bool]]) -> list[int]:
+        """Ids of (text, is content) pieces. Linear in their length.
+
+        A content joins the template text around it before the BPE runs, up to the next control
+        token on either side: encoding it alone would miss merges across the border.
+        """
+        cut: list[str | int] = [""]
+        for text, is_content in pieces:
+            cut += [text] if is_content else self._cut(text)
+        runs, controls = _joined(cut)
+        ids: list[int] = []
+        for plain, control in zip(self._encode_plain(runs), [*controls, None], strict=True):
+            ids += plain
+            if control is not None:
+                ids.append(control)
+        return ids
+
+    def _cut(self, text: str) -> list[str | int]:
+        """Text runs and control ids in order."""
+        parts: list[str | int] = []
+        position = 0
+        found = self._finder.encode(text, add_special_tokens=False)
+        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
+            parts += [text[position:start], self._control_of[index]]
+            position = end
+        return [*parts, text[position:]]
+
+    def _encode_plain(self, runs: list[str]) -> list[list[int]]:
+        encoded = self._encoder.encode_batch(runs, add_special_tokens=False)
+        return [
+            e.ids if self._forbidden.isdisjoint(e.ids) else self._encode_broken(run)
+            for run, e in zip(runs, encoded, strict=True)
+        ]
+
+    def _encode_broken(self, run: str) -> list[int]:
+        """A run whose BPE spells a control token: cut inside each, so that no merge can."""
+        found = self._finder.encode(run, add_special_tokens=False)
+        cuts = [0, *(start + 1 for start, _ in found.offsets), len(run)]
+        parts = [run[a:b] for a, b in pairwise(cuts)]
+        encoded = self._encoder.encode_batch(parts, add_special_tokens=False)
+        ids = [i for e in encoded for i in e.ids]
+        if not self._forbidden.isdisjoint(ids):
+            raise PromptRefused("the text cannot be encoded without control tokens")
+        return ids
+
+
+def _joined(cut: Iterable[str | int]) -> tuple[list[str], list[int]]:
+    """Neighbouring texts joined: n + 1 runs (possibly empty) around n control ids."""
+    runs: list[list[str]] = [[]]
+    controls: list[int] = []
+    for part in cut:
+        if isinstance(part, int):
+            controls.append(part)
+            runs.append([])
+        else:
+            runs[-1].append(part)
+    return ["".join(run) for run in runs], controls
+
+
+def load_tokenizer(
+    directory: ModelDirectory, vocabulary: int, eos_fallback: tuple[int, ...] = ()
+) -> Tokenizer:
+    """Read tokenizer.json, tokenizer_config.json, the chat template and generation_config.json.
+
+    vocabulary: the width of the logits. eos_fallback: config.json's eos ids. Raises ModelRefused.
+    """
+    settings = _optional(directory, "tokenizer_config.json")
+    names = _named_tokens(settings)
+    template = load_chat_template(directory, settings, names)
+    where = str(directory.path / "tokenizer.json")
+    document = parse_object(directory.text("tokenizer.json", _TOKENIZER_BYTES_MAX), where)
+    control = _mark_control(document, set(names.values()), template, where)
+    encoder = _encoder(document, where)
+    words = encoder.get_vocab(with_added_tokens=True)
+    if max(words.values(), default=-1) >= vocabulary:
+        raise ModelRefused(
+            f"{where}: token ids reach {max(words.values())}, the logits only {vocabulary - 1}"
+        )
+    control_ids = {text: words[text] for text in control}
+    generation = _optional(directory, "generation_config.json")
+    return Tokenizer(
+        encoder=encoder,
+        control=control,
+        control_ids=control_ids,
+        template=template,
+        token_bytes=byte_table(
+            document.get("decoder"), words, set(control_ids.values()), vocabulary, where
+        ),
+        bos_id=words.get(names.get("bos_token", "")),
+        unknown_id=words.get(names.get("unk_token", "")),
+        eos_token_ids=_eos_ids(directory, generation, eos_fallback, vocabulary),
+        defaults=_defaults(directory, generation),
+    )
+
+
+def _optional(directory: ModelDirectory, name: str) -> dict[str, Any]:
+    return directory.json(name) if directory.has(name) else {}
+
+
+def _encoder(document: dict[str, Any], where: str) -> Encoder:
+    try:
+        encoder = Encoder.from_str(json.dumps(document))
+    except Exception as error:
+        # The library raises bare Exceptions.
+        raise ModelRefused(f"{where}: cannot be loaded: {str(error)[:200]}") from None
+    encoder.no_truncation()
+    encoder.no_padding()
+    encoder.encode_special_tokens = True
+    return encoder
+
+
+def _named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """`bos_token`, `eot_token`, ...: plain strings or objects with their content."""
+    names: dict[str, str] = {}
+    for key, value in settings.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str) and text:
+            names[key] = text
+    return names
+
+
+def _mark_control(
+    document: dict[str, Any], named: set[str], template: ChatTemplate | None, where: str
+) -> dict[str, AddedToken]:
+    """Mark every control token special in tokenizer.json's own table; return them by text.
+
+    Other added tokens (line breaks, HTML tags in Gemma's vocabulary) are ordinary text.
+    """
+    control: dict[str, AddedToken] = {}
+    for token in _added_tokens(document, where):
+        text = token["content"]
+        used = template is not None and not text.isspace() and text in template.source
+        if token["special"] or text in named or used or "<|" in text or "|>" in text:
+            token["special"] = True
+            flags = {flag: token[flag] is True for flag in _FLAGS}
+            control[text] = AddedToken(text, special=True, **flags)
+    return control
+
+
+def _added_tokens(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    listed = document.get("added_tokens")
+    known = {"id", "content", "special", *_FLAGS}
+    if not isinstance(listed, list) or any(
+        not isinstance(t, dict) or not known <= t.keys() or not isinstance(t["content"], str)
+        for t in listed
+    ):
+        raise ModelRefused(f"{where}: added_tokens is not a list of added tokens")
+    return listed
+
+
+def _eos_ids(
+    directory: ModelDirectory,
+    generation: Mapping[str, Any],
+    fallback: tuple[int, ...],
+    vocabulary: int,
+) -> frozenset[int]:
+    where = f"{directory.path / 'generation_config.json'}: eos_token_id"
+    value = generation.get("eos_token_id")
+    ids = fallback if value is None else token_ids(value, where)
+    if not ids:
+        raise ModelRefused(f"{where} is missing, and config.json has none")
+    if max(ids) >= vocabulary:
+        raise ModelRefused(f"{where} holds {max(ids)}, the logits reach only {vocabulary - 1}")
+    return frozenset(ids)
+
+
+def _defaults(directory: ModelDirectory, generation: Mapping[str, Any]) -> SamplingDefaults:
+    """Without `do_sample` the model is greedy; the filters stay for a client that samples."""
+    where = str(directory.path / "generation_config.json")
+
+    def number(key: str, absent: float, low: float, high: float) -> float:
+        value = generation.get(key)
+        value = absent if value is None else value
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise ModelRefused(f"{where}: {key} is {value!r}, not a number in [{low}, {high}]")
+        return float(value)
+
+    sampled = generation.get("do_sample") is True
+    temperature = number("temperature", 1.0, 0.0, math.nextafter(math.inf, 0.0))
+    return SamplingDefaults(
+        temperature=temperature if sampled else 0.0,
+        top_k=int(number("top_k", 0.0, 0.0, 1 << 24)),
+        top_p=number("top_p", 1.0, math.ulp(0.0), 1.0),
+        min_p=number("min_p", 0.0, 0.0, 1.0),
+    )

@@ -1,0 +1,177 @@
+"""Tree and ledger move together here, and nowhere else: every byte is reserved before it is asked.
+
+- A slot's live K/V is reserved for its worst case at admission and given back at release, with the
+  step's transient for its rows. The transient of prefill slices is reserved while anybody lives.
+- A capture is *promised* its worst case when it is planned. At commit all promises are given back
+  first and the ledger follows what the tree really took.
+- held("snapshots") == bytes of the tree + promised, at every boundary.
+- Evicting may thin even a window that a lease stands on, and spoils lent payloads. So paths are
+  taken once, by settle(), after the plan's last reservation.
+"""
+
+from __future__ import annotations
+
+from cache.ledger import Ledger
+from cache.snapshot import Payload
+from cache.tree import Match, Tree
+from scheduler.limits import Limits
+from scheduler.plan import ModelFacts
+from scheduler.session import Session
+
+
+class Memory:
+    """The device's bytes as the core sees them."""
+
+    def __init__(self, facts: ModelFacts, limits: Limits, tree: Tree, ledger: Ledger) -> None:
+        self._facts = facts
+        self._tree = tree
+        self._ledger = ledger
+        self._promised = 0
+        self._slots = 0
+        rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+        self._row_bytes = rows * facts.workspace_bytes_per_token
+        self._prefill_bytes = limits.prefill_tokens_max * facts.workspace_bytes_per_token
+        self._version = 0  # of what the tree can match
+
+    def servable(self, tokens_max: int) -> bool:
+        """L5: whether a session of `tokens_max` tokens would fit were it alone."""
+        wanted = self._facts.live_bytes(tokens_max) + self._row_bytes + self._prefill_bytes
+        return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
+
+    def match(self, session: Session) -> Match:
+        """What the tree has of the prompt; asked again only after the tree changed."""
+        if session.match is None or session.match_version != self._version:
+            request = session.request
+            bypass = Match(0, 0, False)
+            session.match = (
+                bypass
+                if request.cache_bypass
+                else self._tree.match(request.root, session.packed_prompt)
+            )
+            session.match_version = self._version
+        return session.match
+
+    def may_fit(self, session: Session) -> bool:
+        """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
+        if session.refused_room == self._room():
+            return False
+        return sum(self._slot_bytes(session)) <= sum(self._room())
+
+    def admit(self, session: Session, step: int) -> bool:
+        """Lease the matched prefix and reserve the slot's bytes, evicting what that takes.
+
+        False, with nothing evicted, where it does not fit beside what is leased. A session that is
+        alone always fits: where its own prefix is in the way it goes without.
+        """
+        alone = not self._slots and not self._promised
+        self._lease(session, self.match(session).tokens, step)
+        live, workspace = self._slot_bytes(session)
+        fits = self._make_room(live + workspace, step)
+        if not fits and alone:
+            self._release_lease(session, step)
+            self._lease(session, 0, step)
+            fits = self._make_room(live + workspace, step)
+            assert fits, f"L5: {live + workspace} bytes do not fit alone: {session.tell()}"
+        if not fits:
+            self._release_lease(session, step)
+            session.refused_room = self._room()
+            return False
+        self._slots += 1
+        self._ledger.reserve("live", live)
+        self._ledger.reserve("workspace", workspace)
+        return True
+
+    def settle(self, session: Session, step: int) -> tuple[Payload, ...]:
+        """The payloads to restore, after the plan's last eviction, which may have thinned them.
+
+        Shortens the lease to what can still be restored. Lent until the commit.
+        """
+        lease = session.lease
+        if lease is None or not lease.end:
+            return ()
+        request = session.request
+        left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
+        if left < lease.end:
+            self._release_lease(session, step)
+            self._lease(session, left, step)
+        assert session.lease is not None
+        return self._tree.path(session.lease)
+
+    def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
+        """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be."""
+        facts = self._facts
+        wanted = tokens * facts.full_bytes_per_token
+        wanted += sliding_tokens * facts.sliding_bytes_per_token
+        if not self._make_room(wanted, step):
+            return False
+        self._ledger.reserve("snapshots", wanted)
+        self._promised += wanted
+        return True
+
+    def ring_tokens(self) -> int:
+        """Tokens of sliding K/V that a slot's live ring holds at most."""
+        per_token = self._facts.sliding_bytes_per_token
+        return self._facts.ring_bytes // per_token if per_token else 0
+
+    def end_promises(self) -> None:
+        """The step is done: what it captured is inserted next, or was never made."""
+        self._ledger.give_back("snapshots", self._promised)
+        self._promised = 0
+
+    def insert(self, session: Session, payload: Payload, step: int, turn_end: bool) -> None:
+        """Store a capture along the session's lease. Takes `payload`; its promise has ended."""
+        assert session.lease is not None and not self._promised
+        end = payload.end
+        tokens = session.packed_prompt
+        if end > session.prompt_tokens:
+            tokens = tokens + session.packed_reply(end)
+        inserted = self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
+        self._ledger.adjust("snapshots", inserted.new_bytes)
+        self._version += 1
+
+    def free_slot(self, session: Session) -> None:
+        """The plan releases the session's slot."""
+        self._slots -= 1
+        live, workspace = self._slot_bytes(session)
+        self._ledger.give_back("live", live)
+        self._ledger.give_back("workspace", workspace)
+
+    def forget(self, session: Session, step: int) -> None:
+        """End the lease of a session whose last capture is stored, or that had none."""
+        self._release_lease(session, step)
+
+    def check(self, slots: int) -> None:
+        self._tree.check()
+        self._ledger.check()
+        assert slots == self._slots, f"{self._slots} slots reserved, {slots} taken"
+        stored = self._tree.full_bytes + self._tree.sliding_bytes
+        held = self._ledger.held("snapshots")
+        assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
+
+    def _slot_bytes(self, session: Session) -> tuple[int, int]:
+        """Live K/V and workspace of a slot; the first slot brings the prefill's workspace."""
+        workspace = self._row_bytes + (0 if self._slots else self._prefill_bytes)
+        return self._facts.live_bytes(session.tokens_max), workspace
+
+    def _room(self) -> tuple[int, int]:
+        return self._ledger.free, self._tree.evictable_bytes()
+
+    def _make_room(self, wanted: int, step: int) -> bool:
+        short = wanted - self._ledger.free
+        if short <= 0:
+            return True
+        freed = self._tree.evict(short, step).bytes_freed
+        if freed:
+            self._ledger.give_back("snapshots", freed)
+            self._version += 1
+        return freed >= short
+
+    def _lease(self, session: Session, end: int, step: int) -> None:
+        if not session.request.cache_bypass:
+            request = session.request
+            session.lease = self._tree.lease(request.root, session.packed_prompt, end, step)
+
+    def _release_lease(self, session: Session, step: int) -> None:
+        if session.lease is not None:
+            self._tree.release(session.lease, step)
+            session.lease = None

@@ -1,0 +1,148 @@
+"""What the core has counted, published whole once per step as one frozen value.
+
+- Counters move at commit, before the effect that tells of them leaves.
+- `generated`, `draft` and `accepted` count exactly what the sessions' usage counts; the prompt
+  counts follow the slices: cached + recomputed == prompt, at every moment.
+- Every label comes from a closed set named here.
+- A histogram nobody touched since the last step is published again as it is, so that a step
+  copies a handful of short tuples.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cache.ledger import LedgerView
+from scheduler.reply import LENGTH, STOP, STOP_SEQUENCE
+
+CANCELLED, DEADLINE, REJECTED, FAILED = "cancelled", "deadline", "rejected", "failed"
+OUTCOMES = (STOP, LENGTH, STOP_SEQUENCE, CANCELLED, DEADLINE, REJECTED, FAILED)
+DIVERGED, EVICTED, THINNED, COLD = "diverged", "evicted", "thinned", "cold"
+CAUSES = (DIVERGED, EVICTED, THINNED, COLD)
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramView:
+    """counts[i] observations were <= bounds[i] and above the bound before; the last: above all."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    total: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+
+class Histogram:
+    """Fixed buckets; view() is O(1) while nothing was observed since the last one."""
+
+    __slots__ = ("_bounds", "_counts", "_total", "_view")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._total = 0.0
+        self._view: HistogramView | None = None
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._total += value * times
+        self._view = None
+
+    def view(self) -> HistogramView:
+        if self._view is None:
+            self._view = HistogramView(self._bounds, tuple(self._counts), self._total)
+        return self._view
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One moment of the core. Times in seconds; per-position tuples begin at draft position 1."""
+
+    steps: int
+    time_to_first_token: HistogramView
+    inter_token_latency: HistogramView
+    request_queue: HistogramView
+    request_prefill: HistogramView
+    request_decode: HistogramView
+    request_duration: HistogramView
+    rows_per_step: HistogramView
+    tokens_per_step: HistogramView
+    draft_depth: HistogramView
+    requests: Mapping[str, int]  # by outcome
+    requests_running: int
+    requests_waiting: int
+    prompt_tokens: int
+    generated_tokens: int
+    prefix_cached_tokens: int
+    prefix_recomputed_tokens: Mapping[str, int]  # by cause
+    draft_rounds: int
+    draft_tokens: tuple[int, ...]
+    accepted_tokens: tuple[int, ...]
+    parked_rows: int
+    tree_nodes: int
+    tree_depth_tokens: int
+    tree_full_bytes: int
+    tree_sliding_bytes: int
+    tree_leased_bytes: int
+    tree_evictions: Mapping[str, int]  # by cause
+    tree_splits: int
+    tree_merges: int
+    memory: LedgerView
+
+
+class Meters:
+    """The counters behind Stats. Written by the core alone."""
+
+    def __init__(self, depth_max: int) -> None:
+        self.time_to_first_token = Histogram(LONG_SECONDS)
+        self.inter_token_latency = Histogram(SECONDS)
+        self.request_queue = Histogram(LONG_SECONDS)
+        self.request_prefill = Histogram(LONG_SECONDS)
+        self.request_decode = Histogram(LONG_SECONDS)
+        self.request_duration = Histogram(LONG_SECONDS)
+        self.rows_per_step = Histogram(COUNTS)
+        self.tokens_per_step = Histogram(COUNTS)
+        self.draft_depth = Histogram(tuple(float(depth) for depth in range(depth_max + 1)))
+        self.requests = dict.fromkeys(OUTCOMES, 0)
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.prefix_cached_tokens = 0
+        self.prefix_recomputed_tokens = dict.fromkeys(CAUSES, 0)
+        self.draft_rounds = 0
+        self.draft_tokens = [0] * depth_max
+        self.accepted_tokens = [0] * depth_max
+        self.parked_rows = 0
+
+    def count_restored(self, tokens: int) -> None:
+        self.prompt_tokens += tokens
+        self.prefix_cached_tokens += tokens
+
+    def count_computed(self, start: int, end: int, causes: Sequence[tuple[str, int]]) -> None:
+        """A slice [start, end); `causes` are (cause, where it ends), ascending, to the prompt's end."""
+        self.prompt_tokens += end - start
+        for cause, until in causes:
+            tokens = min(end, until) - start
+            if tokens > 0:
+                self.prefix_recomputed_tokens[cause] += tokens
+                start += tokens
+
+    def count_round(self, drafted: int, accepted: int) -> None:
+        """`accepted` drafts were accepted and emitted."""
+        self.draft_depth.observe(drafted)
+        self.draft_rounds += drafted > 0
+        for position in range(drafted):
+            self.draft_tokens[position] += 1
+        for position in range(accepted):
+            self.accepted_tokens[position] += 1

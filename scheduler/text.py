@@ -1,0 +1,120 @@
+"""From reply tokens to text that may leave: whole characters, no stop string, nothing held for ever.
+
+- Bytes of a token become text as soon as they complete a character. Invalid bytes become U+FFFD at
+  once, an unfinished character at the end of the reply too: the text of a reply without a stop
+  string is exactly its bytes decoded with errors="replace".
+- Stop strings are matched over the text, across tokens. The first to complete wins; of those that
+  complete with the same character the longest. Text from its first character on never leaves.
+- Held back is only the longest suffix that begins some stop string (`depth` of the automaton).
+- Every character is looked at once (Aho-Corasick, amortised): linear in the reply.
+"""
+
+from __future__ import annotations
+
+from codecs import getincrementaldecoder
+from collections import deque
+from collections.abc import Sequence
+
+_Utf8 = getincrementaldecoder("utf-8")
+
+
+class StopAutomaton:
+    """Aho-Corasick over a request's stop strings; a state is a node of their trie.
+
+    `depth[state]` is how many of the last characters begin some stop string, `match[state]` the
+    longest stop string that ends here, "" where none does.
+    """
+
+    __slots__ = ("_fail", "_next", "depth", "match")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        assert all(stops), "an empty stop string would end every reply before it begins"
+        self._next: list[dict[str, int]] = [{}]
+        self._fail = [0]
+        self.depth = [0]
+        self.match = [""]
+        for stop in stops:
+            self._add(stop)
+        self._link()
+
+    def _add(self, stop: str) -> None:
+        state = 0
+        for char in stop:
+            following = self._next[state].get(char)
+            if following is None:
+                following = len(self._next)
+                self._next[state][char] = following
+                self._next.append({})
+                self._fail.append(0)
+                self.depth.append(self.depth[state] + 1)
+                self.match.append("")
+            state = following
+        self.match[state] = stop
+
+    def _link(self) -> None:
+        """Breadth first, so that a shorter suffix has its links before a longer one asks for them."""
+        queue = deque(self._next[0].values())
+        while queue:
+            state = queue.popleft()
+            for char, following in self._next[state].items():
+                self._fail[following] = self.advance(self._fail[state], char)
+                queue.append(following)
+            self.match[state] = self.match[state] or self.match[self._fail[state]]
+
+    def advance(self, state: int, char: str) -> int:
+        while state and char not in self._next[state]:
+            state = self._fail[state]
+        return self._next[state].get(char, 0)
+
+
+class ReplyText:
+    """Text of one reply. push() each token, take() what may leave, finish() when the reply ends."""
+
+    __slots__ = ("_automaton", "_decoder", "_held", "_ready", "_state", "_token_bytes", "stopped_by")
+
+    def __init__(self, token_bytes: Sequence[bytes], stops: Sequence[str] = ()) -> None:
+        """`token_bytes[id]` are the bytes of a token, b"" for specials; shared, never changed."""
+        self._token_bytes = token_bytes
+        self._decoder = _Utf8("replace")
+        self._automaton = StopAutomaton(stops) if stops else None
+        self._state = 0
+        self._held = ""
+        self._ready: list[str] = []
+        self.stopped_by = ""
+
+    def push(self, token: int) -> bool:
+        """Append a token. True when it completed a stop string: the reply ends with this token."""
+        assert not self.stopped_by, f"token {token} after the stop string {self.stopped_by!r}"
+        return self._append(self._decoder.decode(self._token_bytes[token]))
+
+    def finish(self) -> None:
+        """Let go of everything held back: the reply ended otherwise than by a stop string.
+
+        An unfinished character becomes U+FFFD, which may itself complete a stop string.
+        """
+        if not self.stopped_by and not self._append(self._decoder.decode(b"", True)):
+            self._ready.append(self._held)
+            self._held = ""
+
+    def take(self) -> str:
+        """Text that may leave and has not been taken yet."""
+        text = "".join(self._ready)
+        self._ready.clear()
+        return text
+
+    def _append(self, piece: str) -> bool:
+        if self._automaton is None or not piece:
+            self._ready.append(piece)
+            return False
+        automaton, text = self._automaton, self._held + piece
+        for at, char in enumerate(piece, len(self._held) + 1):
+            self._state = automaton.advance(self._state, char)
+            if stop := automaton.match[self._state]:
+                self.stopped_by = stop
+                self._ready.append(text[: at - len(stop)])
+                self._held = ""
+                return True
+        keep = len(text) - automaton.depth[self._state]
+        self._ready.append(text[:keep])
+        self._held = text[keep:]
+        return False

@@ -1,0 +1,294 @@
+"""The tree against a model that is slow, small and obviously right.
+
+The model knows, per root key, two sets of prefixes: those whose last token has full K/V stored,
+and those whose last token has sliding K/V stored. What eviction may take away is checked against
+the rules, then taken from the model as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    rule,
+)
+
+from cache.describe import NodeView
+from cache.lease import Lease
+from cache.tree import Tree
+from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
+
+Path = tuple[int, ...]
+ROOTS = [b"salt a", b"salt b"]
+PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
+
+
+@dataclass
+class Model:
+    """One root's prefixes."""
+
+    full: set[Path] = field(default_factory=set)
+    sliding: set[Path] = field(default_factory=set)
+    ever: set[Path] = field(default_factory=set)
+
+    def matched(self, tokens: Path) -> int:
+        ends = range(len(tokens) + 1)
+        return max(end for end in ends if end == 0 or tokens[:end] in self.full)
+
+    def restorable(self, tokens: Path, cap: int, window: int) -> int:
+        for end in range(cap, 0, -1):
+            read = range(max(0, end - window) + 1, end + 1)
+            if all(tokens[:position] in self.sliding for position in read):
+                return end
+        return 0
+
+
+@dataclass(eq=False)
+class Session:
+    root: bytes
+    tokens: Path
+    lease: Lease
+
+
+class TreeMachine(RuleBasedStateMachine):
+    sessions = Bundle("sessions")
+
+    @initialize(
+        window=st.integers(0, 5),
+        nodes_max=st.sampled_from([6, 1000]),
+        merge_tokens_max=st.sampled_from([1, 4, 100]),
+    )
+    def start(self, window: int, nodes_max: int, merge_tokens_max: int) -> None:
+        self.tracker = Tracker()
+        self.tree = Tree(window, nodes_max, merge_tokens_max)
+        self.nodes_max = nodes_max
+        self.models = {root: Model() for root in ROOTS}
+        self.live: list[Session] = []
+        self.now = 0
+
+    # What the tree shows, as the model's sets.
+
+    def shown(self) -> dict[bytes, Model]:
+        """Read back through describe; payload content is checked by `paths_hold_their_tokens`."""
+        shown = {root: Model() for root in ROOTS}
+        for root, prefix, view in self.nodes():
+            for end in range(view.start + 1, view.end + 1):
+                shown[root].full.add(prefix[:end])
+                if end > view.sliding_start:
+                    shown[root].sliding.add(prefix[:end])
+        return shown
+
+    def nodes(self) -> list[tuple[bytes, Path, NodeView]]:
+        """Non-root nodes with the whole path to their end."""
+        paths: dict[int, tuple[bytes, Path]] = {}
+        keys = {top.id: root for root, top in self.tree._roots.items()}
+        nodes = []
+        for view in self.tree.describe(tokens=True):
+            assert view.tokens is not None
+            if view.parent is None:
+                paths[view.id] = keys[view.id], ()
+                continue
+            root, above = paths[view.parent]
+            assert len(above) == view.start
+            paths[view.id] = root, above + view.tokens
+            nodes.append((*paths[view.id], view))
+        return nodes
+
+    def ages(self) -> dict[int, int]:
+        return {view.id: view.age for view in self.tree.describe()}
+
+    def step(self) -> int:
+        self.now += 1
+        return self.now
+
+    def lost_only_what_may_go(self) -> int:
+        """After eviction: full K/V that is leased is there, nothing new is. Returns bytes lost."""
+        shown, lost = self.shown(), 0
+        for root, model in self.models.items():
+            assert shown[root].full <= model.full, "T6: eviction added full K/V"
+            assert shown[root].sliding <= model.sliding, "T6: eviction added sliding K/V"
+            assert all(len(p) == 1 or p[:-1] in shown[root].full for p in shown[root].full)
+            lost += FULL_BYTES * (len(model.full) - len(shown[root].full))
+            lost += SLIDING_BYTES * (len(model.sliding) - len(shown[root].sliding))
+            model.full, model.sliding = shown[root].full, shown[root].sliding
+        for session in self.live:
+            held = self.models[session.root].full
+            for end in range(1, session.lease.end + 1):
+                assert session.tokens[:end] in held, f"T6: [0, {end}) was leased"
+        return lost
+
+    # Rules.
+
+    @rule(root=st.sampled_from(ROOTS), tokens=PATHS, limit=st.none() | st.integers(0, 14))
+    def match(self, root: bytes, tokens: Path, limit: int | None) -> None:
+        """T2, T8: the longest restorable prefix of this root, and nothing changes."""
+        before = list(self.tree.describe(tokens=True))
+        match = self.tree.match(root, tokens, limit)
+        assert list(self.tree.describe(tokens=True)) == before
+        model = self.models[root]
+        assert match.matched == model.matched(tokens)
+        cap = min(match.matched, len(tokens) - 1, len(tokens) if limit is None else limit)
+        assert match.tokens == model.restorable(tokens, cap, self.tree.window)
+        if match.evicted:
+            assert tokens[: match.matched + 1] in model.ever - model.full
+
+    @rule(target=sessions, root=st.sampled_from(ROOTS), tokens=PATHS, data=st.data())
+    def lease(self, root: bytes, tokens: Path, data: st.DataObject) -> Session:
+        """T10: only the landing node's age moves."""
+        matched = self.tree.match(root, tokens).matched
+        end = data.draw(st.integers(0, matched), label="end")
+        ages = self.ages()
+        session = Session(root, tokens, self.tree.lease(root, tokens, end, self.step()))
+        self.live.append(session)
+        after = self.ages()
+        changed = {id for id in after if after[id] != ages.get(id, self.now)}
+        assert changed <= {session.lease.node.id}
+        assert after[session.lease.node.id] == self.now
+        return session
+
+    @rule(
+        session=sessions, more=PATHS, back=st.integers(0, 4), thin=st.integers(0, 6), data=st.data()
+    )
+    def extend(
+        self, session: Session, more: Path, back: int, thin: int, data: st.DataObject
+    ) -> None:
+        """T3, T12: any overlap with what is stored ends as one copy, the one with more sliding."""
+        lease, root = session.lease, session.root
+        if data.draw(st.booleans(), label="leave the path"):
+            session.tokens = session.tokens[: lease.end] + more
+        tokens = session.tokens
+        start = max(0, min(lease.end - back, len(tokens) - 1))
+        end = data.draw(st.integers(start + 1, len(tokens)), label="end")
+        sliding_start = min(start + thin, end)
+        turn_end = data.draw(st.booleans(), label="turn_end")
+        before, ages, bytes_before = self.shown()[root], self.ages(), self.bytes
+        inserted = self.tree.extend(
+            lease,
+            tokens,
+            self.tracker.log(tokens, start, end, sliding_start),
+            self.step(),
+            turn_end=turn_end,
+        )
+        assert inserted.new_bytes == self.bytes - bytes_before
+        model = self.models[root]
+        model.full |= {tokens[:position] for position in range(start + 1, end + 1)}
+        model.sliding |= {tokens[:position] for position in range(sliding_start + 1, end + 1)}
+        model.ever |= model.full
+        assert inserted.new_tokens == len(model.full) - len(before.full)
+        assert lease.end >= end
+        self.lost_only_what_may_go()  # nothing, unless the tree was crowded
+        after = self.ages()
+        assert all(
+            after[id] == age for id, age in ages.items() if id in after and id != lease.node.id
+        )
+
+    @rule(session=consumes(sessions))
+    def release(self, session: Session) -> None:
+        self.tree.release(session.lease, self.step())
+        self.live.remove(session)
+
+    @rule(wanted=st.integers(0, 400))
+    def evict(self, wanted: int) -> None:
+        """T6: at least what was asked, or nothing at all."""
+        before, evictable = list(self.tree.describe(tokens=True)), self.tree.evictable_bytes()
+        evicted = self.tree.evict(wanted, self.step())
+        if wanted > evictable or wanted == 0:
+            assert (evicted.bytes_freed, dict(evicted.by_cause)) == (0, {})
+            assert list(self.tree.describe(tokens=True)) == before
+        else:
+            assert wanted <= evicted.bytes_freed <= evictable
+            assert evicted.by_cause
+        assert self.lost_only_what_may_go() == evicted.bytes_freed
+
+    @rule()
+    def evict_everything(self) -> None:
+        """Exactly evictable_bytes() can go: leased full K/V is what stays."""
+        leased = self.tree.leased_bytes
+        if wanted := self.tree.evictable_bytes():
+            assert self.tree.evict(wanted, self.step()).bytes_freed == wanted
+        assert (self.bytes, self.tree.full_bytes) == (leased, leased)
+        self.lost_only_what_may_go()
+
+    @rule()
+    def drop(self) -> None:
+        freed = self.tree.drop()
+        assert self.lost_only_what_may_go() == freed
+        assert all(view.leases for view in self.tree.describe())
+
+    # Invariants.
+
+    @property
+    def bytes(self) -> int:
+        return self.tree.full_bytes + self.tree.sliding_bytes
+
+    @invariant()
+    def structure(self) -> None:
+        """T1, T5, T7, T9 by the tree's own check, and the model's sets."""
+        self.tree.check()
+        shown = self.shown()
+        for root, model in self.models.items():
+            assert (shown[root].full, shown[root].sliding) == (model.full, model.sliding), "T8"
+        assert self.tree.depth_tokens == max((view.end for view in self.tree.describe()), default=0)
+
+    @invariant()
+    def leases(self) -> None:
+        """T5: a node counts exactly the leases whose path contains it."""
+        for root, prefix, view in self.nodes():
+            on_it = [
+                s
+                for s in self.live
+                if s.root == root
+                and s.lease.end > view.start
+                and s.tokens[: min(s.lease.end, view.end)] == prefix[: s.lease.end]
+            ]
+            assert view.leases == len(on_it), f"T5: [{view.start}, {view.end})"
+
+    @invariant()
+    def paths_hold_their_tokens(self) -> None:
+        """T3, T9: the content along every leased path."""
+        for session in self.live:
+            payloads = self.tree.path(session.lease)
+            position = 0
+            for payload in payloads:
+                assert isinstance(payload, TokenLog) and payload.start == position
+                stop = min(payload.end, session.lease.end)
+                assert payload.full[: stop - position] == session.tokens[position:stop], "T3"
+                assert payload.sliding == payload.full[payload.sliding_start - position :], "T9"
+                position = payload.end
+            assert position >= session.lease.end
+
+    @invariant()
+    def closed_once(self) -> None:
+        """T7: what is live is what the tree owns."""
+        assert self.tracker.created == self.tracker.closed + len(self.tracker.live)
+        assert len(self.tracker.live) == self.tree.nodes
+
+    @invariant()
+    def crowd(self) -> None:
+        unleased = [view for _, _, view in self.nodes() if not view.leases]
+        assert self.tree.nodes <= self.nodes_max or not unleased
+
+    def teardown(self) -> None:
+        """M3: no leases and a dropped tree is the empty tree."""
+        for session in self.live:
+            self.tree.release(session.lease, self.step())
+        self.tree.drop()
+        assert list(self.tree.describe()) == []
+        assert (self.tree.nodes, self.bytes, self.tracker.live) == (0, 0, set())
+
+
+TreeMachine.TestCase.settings = settings(
+    max_examples=150,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestTree = TreeMachine.TestCase

@@ -1,0 +1,91 @@
+"""A running daemon and a channel to it, both in the test's own event loop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from daemon.addresses import TcpAddress
+from daemon.config import Config, load_config
+from daemon.engine import Loaded
+from daemon.server import Daemon
+from rootstock.v1 import cache_pb2_grpc, generation_pb2_grpc
+from scheduler.limits import Limits
+from tests.daemon.fakes import FakeDevice, make_loader
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: sockets do not fit pytest's own temporary folders everywhere."""
+    with tempfile.TemporaryDirectory(prefix="rs") as name:
+        yield Path(name)
+
+
+@dataclass
+class Running:
+    """A daemon that serves, its device, and stubs on one channel."""
+
+    daemon: Daemon
+    device: FakeDevice
+    channel: grpc.aio.Channel
+    generation: Any
+    cache: Any
+
+    @property
+    def address(self) -> str:
+        return str(self.daemon.grpc_addresses[0])
+
+    @property
+    def metrics(self) -> TcpAddress:
+        assert self.daemon.metrics_address is not None
+        return self.daemon.metrics_address
+
+
+Run = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+def config_for(limits: Limits = Limits(), **settings: Any) -> Config:  # noqa: B008 (frozen)
+    flags = {"listen": ["127.0.0.1:0"], "metrics": "127.0.0.1:0"} | settings
+    return replace(load_config(flags), limits=limits)
+
+
+@asynccontextmanager
+async def running(
+    device: FakeDevice | None = None,
+    limits: Limits = Limits(),  # noqa: B008 (frozen)
+    load: Callable[[], Loaded] | None = None,
+    settings: dict[str, Any] | None = None,
+    **loaded: Any,
+) -> AsyncIterator[Running]:
+    """Start, wait until it serves, yield, stop. What a test left running ends at once."""
+    device = device or FakeDevice()
+    daemon = Daemon(config_for(limits, **settings or {}), load or make_loader(device, limits, **loaded))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    channel = grpc.aio.insecure_channel(str(daemon.grpc_addresses[0]))
+    try:
+        yield Running(
+            daemon,
+            device,
+            channel,
+            generation_pb2_grpc.GenerationServiceStub(channel),
+            cache_pb2_grpc.CacheServiceStub(channel),
+        )
+    finally:
+        await channel.close()
+        device.ungate()
+        daemon.drain()
+        daemon.drain()
+        await daemon.stop()

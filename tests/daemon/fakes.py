@@ -1,0 +1,176 @@
+"""A device and a tokenizer without a model, so that the whole daemon runs over real sockets.
+
+- The device keeps the very tokens of each slot and draws the next one from them alone: a reply is a
+  function of its prompt, whatever the depth, the company or the cached prefix.
+- Token id 3 + b is the byte b; 0 to 2 are control tokens, 1 ends a reply, 2 begins a prompt.
+- A gated device runs one step for each `step()`; tests hold it still at any phase of a request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from cache.ledger import Ledger
+from cache.tree import Tree
+from daemon.card import ModelCard, SamplingDefaults
+from daemon.engine import Loaded
+from scheduler.core import Core
+from scheduler.limits import Limits
+from scheduler.plan import (
+    Decode,
+    Decoded,
+    ModelFacts,
+    Prefill,
+    Prefilled,
+    StepPlan,
+    StepResult,
+)
+from tests.fakes import TokenLog, Tracker
+
+EOS, BOS, FIRST_BYTE = 1, 2, 3
+VOCABULARY = 300
+WINDOW = 16
+CONTEXT = 4096
+TOKEN_BYTES = [b""] * FIRST_BYTE + [bytes([b]) for b in range(256)] + [b"?"] * 41
+BUDGET = 1 << 30
+
+FACTS = ModelFacts(
+    window_tokens=WINDOW,
+    context_tokens_max=CONTEXT,
+    vocabulary=VOCABULARY,
+    eos_token_ids=frozenset({EOS}),
+    has_drafter=True,
+    weights_bytes=1000,
+    full_bytes_per_token=3,
+    sliding_bytes_per_token=10,
+    ring_bytes=400,
+    workspace_bytes_per_token=7,
+)
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """A lower-case letter, from the last token and how many there are."""
+    return FIRST_BYTE + ord("a") + (tokens[-1] * 7 + len(tokens)) % 26
+
+
+def reply_to(prompt: Sequence[int], count: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class ByteTokenizer:
+    """Thread-safe because it has no state. `gate` holds every encoding until it is set."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.threads: set[str] = set()
+
+    def encode_text(self, text: str) -> list[int]:
+        self.threads.add(threading.current_thread().name)
+        self.gate.wait()
+        return [BOS, *(FIRST_BYTE + b for b in text.encode())]
+
+    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
+        if messages[0][0] == "assistant":
+            raise ValueError("secret detail of the template")
+        return self.encode_text("".join(f"{role}:{content}\n" for role, content in messages))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return b"".join(TOKEN_BYTES[i] for i in token_ids).decode(errors="replace")
+
+
+class FakeDevice:
+    """Runs step plans on lists of tokens. Set `fault` to make the next step raise it."""
+
+    def __init__(self, gated: bool = False) -> None:
+        self.tracker = Tracker()
+        self.slots: dict[int, list[int]] = {}
+        self.fault: BaseException | None = None
+        self.closed_on = ""
+        self.steps = 0
+        self.next_token: Callable[[Sequence[int]], int] = next_token
+        self._gate = threading.Semaphore(0) if gated else None
+
+    def step(self, count: int = 1) -> None:
+        assert self._gate is not None
+        self._gate.release(count)
+
+    def ungate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release(1000)
+
+    def submit(self, plan: StepPlan) -> StepPlan:
+        return plan
+
+    def wait(self, plan: StepPlan) -> StepResult:
+        if (gate := self._gate) is not None:
+            gate.acquire()
+        if self.fault is not None:
+            raise self.fault
+        captured = tuple(self._log(c.slot, c.start, c.end) for c in plan.captures)
+        for slot in plan.releases:
+            del self.slots[slot]
+        for admit in plan.admits:
+            path = [t for p in admit.path if isinstance(p, TokenLog) for t in p.full]
+            self.slots[admit.slot] = path[: admit.target]
+        decoded = tuple(self._decode(row) for row in plan.decodes)
+        prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
+        self.steps += 1
+        return StepResult(decoded, prefilled, captured)
+
+    def close(self) -> None:
+        self.closed_on = threading.current_thread().name
+
+    def _log(self, slot: int, start: int, end: int) -> TokenLog:
+        return self.tracker.log(self.slots[slot], start, end, max(start, end - WINDOW))
+
+    def _prefill(self, piece: Prefill) -> Prefilled:
+        tokens = self.slots[piece.slot]
+        assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
+        tokens.extend(piece.tokens)
+        payload = self._log(piece.slot, piece.start, piece.end) if piece.capture else None
+        return Prefilled(self.next_token(tokens) if piece.draws else None, payload)
+
+    def _decode(self, row: Decode) -> Decoded:
+        """Every third position rejects its draft."""
+        tokens = self.slots[row.slot]
+        assert len(tokens) == row.start, f"slot {row.slot} holds {len(tokens)}: {row}"
+        tokens.append(row.token)
+        drawn = [self.next_token(tokens)]
+        while len(drawn) <= row.depth and len(tokens) % 3:
+            tokens.append(drawn[-1])
+            drawn.append(self.next_token(tokens))
+        return Decoded(tuple(drawn), row.depth)
+
+
+def make_loader(
+    device: FakeDevice,
+    limits: Limits,
+    facts: ModelFacts = FACTS,
+    tokenizer: ByteTokenizer | None = None,
+    defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 (frozen)
+    budget: int = BUDGET,
+) -> Callable[[], Loaded]:
+    """Loads the real core over the fake device."""
+
+    def load() -> Loaded:
+        tree = Tree(facts.window_tokens, limits.tree_nodes_max)
+        ledger = Ledger(budget, facts.weights_bytes)
+        core = Core(facts, limits, tree, ledger, TOKEN_BYTES)
+        card = ModelCard(
+            name="fake",
+            family="fake",
+            fingerprint=b"\x01\x02",
+            facts=facts,
+            defaults=defaults,
+            tokenizer=tokenizer or ByteTokenizer(),
+            drafter="fake-drafter" if facts.has_drafter else "",
+        )
+        return Loaded(card, core, device, tree.describe)
+
+    return load
