@@ -1,7 +1,8 @@
 """Stored K/V of one layer over a range of tokens, and of one edge over all layers.
 
-- A Range holds keys and values [kv_heads, end - start, D] of tokens [start, end), evaluated, and owns
-  its arrays: never a view into a live pool, which would make the pool's next write a full copy.
+- A Range holds keys and values [kv_heads, end - start, D] of tokens [start, end), evaluated, and
+  owns its arrays: never a view into a live pool, which would make the pool's next write a full
+  copy.
 - `split` and `merge` take their inputs; a taken or closed range is dead and says so.
 - An EdgePayload is what the prefix tree stores for one edge: all full layers over the whole edge,
   all sliding layers over the same newest part of it.
@@ -9,8 +10,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import mlx.core as mx
 
@@ -36,23 +38,24 @@ class Range:
         return int(self.keys.nbytes + self.values.nbytes)
 
     def close(self) -> None:
+        """Free the arrays. Exactly once, directly or by being taken."""
         assert not self.closed, f"range [{self.start}, {self.end}) closed twice"
         self.closed = True
         self.keys = self.values = mx.array(())
 
     def part(self, start: int, end: int) -> Range:
         """A copy of [start, end), lazily; the caller evaluates it."""
-        assert self.start <= start < end <= self.end and not self.closed
+        assert self.start <= start < end <= self.end
+        assert not self.closed
         at = slice(start - self.start, end - self.start)
-        return Range(
-            start, end, mx.contiguous(self.keys[:, at]), mx.contiguous(self.values[:, at])
-        )
+        return Range(start, end, mx.contiguous(self.keys[:, at]), mx.contiguous(self.values[:, at]))
 
 
 def split_range(snapshot: Range | None, at: int) -> tuple[Range | None, Range | None]:
     """[a, at) and [at, c); at or outside an end, one side is None. Takes the snapshot."""
     if snapshot is None:
         return None, None
+    assert not snapshot.closed, (snapshot.start, snapshot.end)
     if at <= snapshot.start:
         return None, snapshot
     if at >= snapshot.end:
@@ -62,24 +65,22 @@ def split_range(snapshot: Range | None, at: int) -> tuple[Range | None, Range | 
     return left, right
 
 
-def join_ranges(parent: Range, child: Range) -> Range:
-    """[a, b) + [b, c) = [a, c). Takes both."""
-    assert parent.end == child.start, (parent.end, child.start)
-    joined = Range(
-        parent.start,
-        child.end,
-        mx.concatenate([parent.keys, child.keys], axis=1),
-        mx.concatenate([parent.values, child.values], axis=1),
-    )
-    parent.close()
-    child.close()
+def join_ranges(parts: Sequence[Range]) -> Range:
+    """Adjacent ranges, oldest first, as one: a single lazy copy. Takes them."""
+    for older, newer in pairwise(parts):
+        assert older.end == newer.start, (older.end, newer.start)
+    keys = mx.concatenate([p.keys for p in parts], axis=1)
+    values = mx.concatenate([p.values for p in parts], axis=1)
+    joined = Range(parts[0].start, parts[-1].end, keys, values)
+    for part in parts:
+        part.close()
     return joined
 
 
 def merge_full(parent: Range | None, child: Range | None) -> Range | None:
     """Full layers have no use for half a range: a missing side closes the other."""
     if parent is not None and child is not None:
-        return join_ranges(parent, child)
+        return join_ranges((parent, child))
     for side in (parent, child):
         if side is not None:
             side.close()
@@ -88,19 +89,14 @@ def merge_full(parent: Range | None, child: Range | None) -> Range | None:
 
 def merge_sliding(parent: Range | None, child: Range | None) -> Range | None:
     """Only the newest part matters: without a child nothing is left, over a gap only the child."""
-    if child is None:
-        if parent is not None:
-            parent.close()
-        return None
-    if parent is None:
-        return child
-    if parent.end != child.start:
+    if parent is not None and child is not None and parent.end == child.start:
+        return join_ranges((parent, child))
+    if parent is not None:
         parent.close()
-        return child
-    return join_ranges(parent, child)
+    return child
 
 
-def evaluated(ranges: Sequence[Range | None]) -> None:
+def evaluated(ranges: Iterable[Range | None]) -> None:
     """Evaluate what was built lazily, at once."""
     mx.eval([a for r in ranges if r is not None for a in (r.keys, r.values)])
 
@@ -120,6 +116,10 @@ class EdgePayload:
     end: int
     full: Ranges
     sliding: Ranges
+    closed: bool = field(default=False)
+
+    def __post_init__(self) -> None:
+        assert self.start < self.end, (self.start, self.end)
 
     @property
     def sliding_start(self) -> int:
@@ -135,25 +135,33 @@ class EdgePayload:
         return sum(r.nbytes for r in self.sliding if r is not None)
 
     def split(self, at: int) -> tuple[Payload, Payload]:
+        """Payload.split."""
         assert self.start < at < self.end, (self.start, at, self.end)
+        self._take()
         full = [split_range(r, at) for r in self.full]
         sliding = [split_range(r, at) for r in self.sliding]
-        evaluated([r for pair in (*full, *sliding) for r in pair])
-        sides = [
-            EdgePayload(a, b, tuple(p[i] for p in full), tuple(p[i] for p in sliding))
-            for i, (a, b) in enumerate(((self.start, at), (at, self.end)))
-        ]
-        return sides[0], sides[1]
+        evaluated(r for pair in (*full, *sliding) for r in pair)
+        parent, child = (
+            EdgePayload(a, b, tuple(p[side] for p in full), tuple(p[side] for p in sliding))
+            for side, (a, b) in enumerate(((self.start, at), (at, self.end)))
+        )
+        return parent, child
 
     def merge(self, child: Payload) -> Payload:
-        assert isinstance(child, EdgePayload) and self.end == child.start, (self.end, child.start)
-        full = self._pairwise(merge_full, self.full, child.full)
-        sliding = self._pairwise(merge_sliding, self.sliding, child.sliding)
-        evaluated([*full, *sliding])
+        """Payload.merge."""
+        assert isinstance(child, EdgePayload)
+        assert self.end == child.start, (self.end, child.start)
+        self._take()
+        child._take()
+        full = _pairwise(merge_full, self.full, child.full)
+        sliding = _pairwise(merge_sliding, self.sliding, child.sliding)
+        evaluated((*full, *sliding))
         return EdgePayload(self.start, child.end, full, sliding)
 
     def thin(self, sliding_start: int) -> Payload:
-        assert sliding_start <= self.end
+        """Payload.thin."""
+        assert sliding_start <= self.end, (sliding_start, self.end)
+        self._take()
         kept = []
         for held in self.sliding:
             dropped, rest = split_range(held, sliding_start)
@@ -164,12 +172,36 @@ class EdgePayload:
         return EdgePayload(self.start, self.end, self.full, tuple(kept))
 
     def close(self) -> None:
+        """Payload.close."""
+        self._take()
         for held in (*self.full, *self.sliding):
             if held is not None:
                 held.close()
 
-    @staticmethod
-    def _pairwise(
-        merge: Callable[[Range | None, Range | None], Range | None], left: Ranges, right: Ranges
-    ) -> Ranges:
-        return tuple(merge(a, b) for a, b in zip(left, right, strict=True))
+    def _take(self) -> None:
+        assert not self.closed, f"payload [{self.start}, {self.end}) closed or taken twice"
+        self.closed = True
+
+
+def _pairwise(
+    merge: Callable[[Range | None, Range | None], Range | None], left: Ranges, right: Ranges
+) -> Ranges:
+    return tuple(merge(a, b) for a, b in zip(left, right, strict=True))
+
+
+def window_of(parts: Sequence[Range | None], target: int, window: int) -> Range | None:
+    """What a path's sliding ranges cover of [max(0, target - window), target), newest, gapless.
+
+    Assembled from the newest part backwards, so that a parent thinned away never refuses what the
+    children alone cover. A lazy copy; the parts stay whose they are. None where nothing is covered.
+    """
+    low, end = max(0, target - window), target
+    found: list[Range] = []
+    for held in reversed(parts):
+        if end == low or held is None or held.start >= end:
+            continue
+        if held.end < end:
+            break
+        found.insert(0, held.part(max(held.start, low), end))
+        end = found[0].start
+    return join_ranges(found) if found else None

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
@@ -22,17 +21,10 @@ from mlx_lm.models.rope_utils import initialize_rope
 from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
 from model.files import ModelRefused
 from model.safetensors import WeightFile
+from model.sampling import DraftLogits
 from model.weights import fill
 
 Attend = Callable[[Kind, mx.array], mx.array]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftLogits:
-    """logits [n, S] of the tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
-
-    logits: mx.array
-    ids: mx.array | None
 
 
 class _Attention(nn.Module):

@@ -37,7 +37,7 @@ class Drafts:
 
     tokens: mx.array
     at: npt.NDArray[np.int32]
-    laws: tuple[DraftLaw, ...]
+    laws: tuple[DraftLaw | None, ...]
 
     def table(self, rows: int) -> mx.array:
         """[rows, deepest] draft ids; garbage past a row's own depth, and in rows that never drafted."""
@@ -72,7 +72,7 @@ class Drafter:
         deepest = decodes[order[0]].depth
         at = np.zeros((len(decodes), deepest), np.int32)
         drawn: list[mx.array] = []
-        laws: list[DraftLaw] = []
+        laws: list[DraftLaw | None] = []
         live: list[int] = []
         for depth in range(deepest):
             remaining = [i for i in order if decodes[i].depth > depth]
@@ -85,7 +85,7 @@ class Drafter:
             logits, hidden = self.assistant.step(
                 self.target.embed(tokens), hidden, positions, attend
             )
-            tokens, law = draft(logits, rows, live, depth)
+            tokens, law = draft(logits, rows, tuple(live), depth)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
             laws.append(law)

@@ -16,9 +16,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gemma4_text import Attention, DecoderLayer, Gemma4TextModel, Model, logit_softcap
 
-from cache.attend import History
+from cache.attend import History, Layers
 from cache.batch import Batch
-from cache.caches import Caches, LayerShape
+from cache.caches import LayerShape
 
 KeysValues = tuple[mx.array, mx.array]
 
@@ -56,7 +56,7 @@ class PackedGemma4:
         """[n] ids -> [n, hidden], scaled as the model's input (the drafter is fed the same)."""
         return self.text.embed_tokens(tokens) * self.text.embed_scale
 
-    def forward(self, tokens: mx.array, batch: Batch, caches: Caches) -> Forward:
+    def forward(self, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
         """Evaluate packed tokens [T]; writes K/V, moves no offset."""
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)

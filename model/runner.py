@@ -159,9 +159,7 @@ class Runner:
         logits = self.target.logits(forward.hidden)
         drawn = verify(logits, rows, table, laws)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
-        lengths = [depth + 1 for depth in rows.depth]
-        starts = np.cumsum([0, *lengths[:-1]]).astype(np.int32)
-        newest = forward.hidden[mx.array(starts) + drawn[:, -1]]
+        newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         return drawn
 

@@ -5,8 +5,8 @@
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
 - held("snapshots") == bytes of the tree + promised, at every boundary.
-- Evicting may thin even a window that a lease stands on, and spoils lent payloads. So paths are
-  taken once, by settle(), after the plan's last reservation.
+- Evicting may thin even a window that a lease stands on, and spoils lent payloads. So leases
+  are settled and paths taken after the plan's last reservation.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Memory:
 
     def may_fit(self, session: Session) -> bool:
         """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
-        if session.refused_room == self._room():
+        if self._slots and session.refused_room == self._room():
             return False
         return sum(self._slot_bytes(session)) <= sum(self._room())
 
@@ -81,21 +81,21 @@ class Memory:
         self._ledger.reserve("workspace", workspace)
         return True
 
-    def settle(self, session: Session, step: int) -> tuple[Payload, ...]:
-        """The payloads to restore, after the plan's last eviction, which may have thinned them.
+    def settle(self, session: Session, step: int) -> None:
+        """Shorten the lease to what can still be restored after the plan's last eviction.
 
-        Shortens the lease to what can still be restored. Lent until the commit.
+        A shortened lease may merge nodes, so all are settled before the first path() is taken.
         """
-        lease = session.lease
-        if lease is None or not lease.end:
-            return ()
-        request = session.request
-        left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
-        if left < lease.end:
-            self._release_lease(session, step)
-            self._lease(session, left, step)
-        assert session.lease is not None
-        return self._tree.path(session.lease)
+        lease, request = session.lease, session.request
+        if lease is not None and lease.end:
+            left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
+            if left < lease.end:
+                self._release_lease(session, step)
+                self._lease(session, left, step)
+
+    def path(self, session: Session) -> tuple[Payload, ...]:
+        """The payloads to restore [0, stored) from, lent until the commit."""
+        return self._tree.path(session.lease) if session.lease is not None else ()
 
     def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be."""
@@ -108,6 +108,7 @@ class Memory:
         self._promised += wanted
         return True
 
+    @property
     def ring_tokens(self) -> int:
         """Tokens of sliding K/V that a slot's live ring holds at most."""
         per_token = self._facts.sliding_bytes_per_token
@@ -120,7 +121,8 @@ class Memory:
 
     def insert(self, session: Session, payload: Payload, step: int, turn_end: bool) -> None:
         """Store a capture along the session's lease. Takes `payload`; its promise has ended."""
-        assert session.lease is not None and not self._promised
+        assert session.lease is not None, session.tell()
+        assert not self._promised, "the ledger would count this capture twice"
         end = payload.end
         tokens = session.packed_prompt
         if end > session.prompt_tokens:
