@@ -27,7 +27,7 @@ from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
 
 Path = tuple[int, ...]
 ROOTS = [b"salt a", b"salt b"]
-PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
+PATHS = st.lists(st.integers(0, 1), min_size=4, max_size=14).map(tuple)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class TreeMachine(RuleBasedStateMachine):
         end = data.draw(st.integers(start + 1, len(tokens)), label="end")
         sliding_start = min(start + thin, end)
         turn_end = data.draw(st.booleans(), label="turn_end")
-        before, ages, bytes_before = self.shown()[root], self.ages(), self.bytes
+        before, ages, bytes_before = self.shown()[root], self.ages(), self.tree.bytes
         inserted = self.tree.extend(
             lease,
             tokens,
@@ -176,7 +176,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.step(),
             turn_end=turn_end,
         )
-        assert inserted.new_bytes == self.bytes - bytes_before
+        assert inserted.new_bytes == self.tree.bytes - bytes_before
         model = self.models[root]
         model.full |= {tokens[:position] for position in range(start + 1, end + 1)}
         model.sliding |= {tokens[:position] for position in range(sliding_start + 1, end + 1)}
@@ -189,15 +189,34 @@ class TreeMachine(RuleBasedStateMachine):
             after[id] == age for id, age in ages.items() if id in after and id != lease.node.id
         )
 
+    @rule(root=st.sampled_from(ROOTS), more=PATHS, data=st.data())
+    def turn(self, root: bytes, more: Path, data: st.DataObject) -> None:
+        """A whole turn, often the next one of a conversation: match, lease, compute, release."""
+        ends = [()] + [prefix for at, prefix, _ in self.nodes() if at == root]
+        tokens = data.draw(st.sampled_from(ends), label="said so far") + more
+        start = self.tree.match(root, tokens).tokens
+        lease = self.tree.lease(root, tokens, start, self.step())
+        log = self.tracker.log(tokens, start, len(tokens))
+        self.tree.extend(lease, tokens, log, self.step())
+        assert self.tree.match(root, (*tokens, 0)).tokens == len(tokens)
+        self.tree.release(lease, self.step())
+        model = self.models[root]
+        model.full |= {tokens[:position] for position in range(start + 1, len(tokens) + 1)}
+        model.sliding |= {tokens[:position] for position in range(start + 1, len(tokens) + 1)}
+        model.ever |= model.full
+        self.lost_only_what_may_go()  # nothing, unless the tree was crowded
+
     @rule(session=consumes(sessions))
     def release(self, session: Session) -> None:
         self.tree.release(session.lease, self.step())
         self.live.remove(session)
+        self.lost_only_what_may_go()  # nothing, unless the tree was crowded
 
-    @rule(wanted=st.integers(0, 400))
-    def evict(self, wanted: int) -> None:
+    @rule(share=st.floats(0, 1.1))
+    def evict(self, share: float) -> None:
         """T6: at least what was asked, or nothing at all."""
         before, evictable = list(self.tree.describe(tokens=True)), self.tree.evictable_bytes()
+        wanted = int(share * evictable)
         evicted = self.tree.evict(wanted, self.step())
         if wanted > evictable or wanted == 0:
             assert (evicted.bytes_freed, dict(evicted.by_cause)) == (0, {})
@@ -213,7 +232,7 @@ class TreeMachine(RuleBasedStateMachine):
         leased = self.tree.leased_bytes
         if wanted := self.tree.evictable_bytes():
             assert self.tree.evict(wanted, self.step()).bytes_freed == wanted
-        assert (self.bytes, self.tree.full_bytes) == (leased, leased)
+        assert (self.tree.bytes, self.tree.full_bytes) == (leased, leased)
         self.lost_only_what_may_go()
 
     @rule()
@@ -223,10 +242,6 @@ class TreeMachine(RuleBasedStateMachine):
         assert all(view.leases for view in self.tree.describe())
 
     # Invariants.
-
-    @property
-    def bytes(self) -> int:
-        return self.tree.full_bytes + self.tree.sliding_bytes
 
     @invariant()
     def structure(self) -> None:
@@ -281,12 +296,12 @@ class TreeMachine(RuleBasedStateMachine):
             self.tree.release(session.lease, self.step())
         self.tree.drop()
         assert list(self.tree.describe()) == []
-        assert (self.tree.nodes, self.bytes, self.tracker.live) == (0, 0, set())
+        assert (self.tree.nodes, self.tree.bytes, self.tracker.live) == (0, 0, set())
 
 
 TreeMachine.TestCase.settings = settings(
     max_examples=150,
-    stateful_step_count=30,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
