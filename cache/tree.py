@@ -306,7 +306,7 @@ class Tree:
         rest: Payload | None = known
         while rest is not None:
             rest, piece = _cut(rest, node.start)
-            assert piece is not None, f"{node} lies past [.., {known.end})"
+            assert piece is not None, f"{node} lies past what extend stored"
             above = node.above
             if _gains(node, piece):
                 renewed += piece.end - piece.start

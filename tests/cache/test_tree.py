@@ -393,6 +393,25 @@ def test_the_middle_of_an_edge_is_renewed_where_paths_now_part() -> None:
     assert match(garden, "abcdyy") == Match(4, 4, False)
 
 
+def test_a_slice_that_ends_inside_a_thinned_edge_is_renewed_there() -> None:
+    garden = Garden()
+    garden.say("abcdefgh")
+    garden.evict(1)
+    lease = garden.lease("", 0)
+    assert garden.extend(lease, "ab") == Inserted(2 * SLIDING_BYTES, 0, 2, True)
+    assert garden.extend(lease, "abcd") == Inserted(2 * SLIDING_BYTES, 0, 2, True)
+    assert garden.draw() == drawing(
+        """
+        AB+1
+          CD+1
+            eFGH*
+        """
+    )
+    assert match(garden, "abcdxx") == Match(4, 4, False)
+    garden.tree.release(lease, garden.step())
+    assert garden.draw() == "ABCD*\n  eFGH*"
+
+
 def test_renewal_takes_only_the_nodes_that_gain() -> None:
     garden = Garden(window=2, merge_tokens_max=1)
     lease = garden.lease("")

@@ -7,6 +7,7 @@ the rules, then taken from the model as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -101,6 +102,11 @@ class TreeMachine(RuleBasedStateMachine):
             nodes.append((*paths[view.id], view))
         return nodes
 
+    def said_so_far(self, root: bytes, data: st.DataObject) -> Path:
+        ends = [()] + [prefix for at, prefix, _ in self.nodes() if at == root]
+        said = data.draw(st.sampled_from(ends), label="said so far")
+        return said[: len(said) - data.draw(st.integers(0, min(4, len(said))), label="taken back")]
+
     def ages(self) -> dict[int, int]:
         return {view.id: view.age for view in self.tree.describe()}
 
@@ -139,9 +145,10 @@ class TreeMachine(RuleBasedStateMachine):
         if match.evicted:
             assert tokens[: match.matched + 1] in model.ever - model.full
 
-    @rule(target=sessions, root=st.sampled_from(ROOTS), tokens=PATHS, data=st.data())
-    def lease(self, root: bytes, tokens: Path, data: st.DataObject) -> Session:
+    @rule(target=sessions, root=st.sampled_from(ROOTS), more=PATHS, data=st.data())
+    def lease(self, root: bytes, more: Path, data: st.DataObject) -> Session:
         """T10: only the landing node's age moves."""
+        tokens = self.said_so_far(root, data) + more
         matched = self.tree.match(root, tokens).matched
         end = data.draw(st.integers(0, matched), label="end")
         ages = self.ages()
@@ -189,15 +196,16 @@ class TreeMachine(RuleBasedStateMachine):
             after[id] == age for id, age in ages.items() if id in after and id != lease.node.id
         )
 
-    @rule(root=st.sampled_from(ROOTS), more=PATHS, data=st.data())
-    def turn(self, root: bytes, more: Path, data: st.DataObject) -> None:
+    @rule(root=st.sampled_from(ROOTS), more=PATHS, slice=st.integers(1, 8), data=st.data())
+    def turn(self, root: bytes, more: Path, slice: int, data: st.DataObject) -> None:
         """A whole turn, often the next one of a conversation: match, lease, compute, release."""
-        ends = [()] + [prefix for at, prefix, _ in self.nodes() if at == root]
-        tokens = data.draw(st.sampled_from(ends), label="said so far") + more
+        tokens = self.said_so_far(root, data) + more
         start = self.tree.match(root, tokens).tokens
         lease = self.tree.lease(root, tokens, start, self.step())
-        log = self.tracker.log(tokens, start, len(tokens))
-        self.tree.extend(lease, tokens, log, self.step())
+        while lease.end < len(tokens):
+            end = min(lease.end + slice, len(tokens))
+            log = self.tracker.log(tokens, lease.end, end)
+            self.tree.extend(lease, tokens, log, self.step())
         assert self.tree.match(root, (*tokens, 0)).tokens == len(tokens)
         self.tree.release(lease, self.step())
         model = self.models[root]
@@ -226,20 +234,21 @@ class TreeMachine(RuleBasedStateMachine):
             assert evicted.by_cause
         assert self.lost_only_what_may_go() == evicted.bytes_freed
 
-    @rule()
-    def evict_everything(self) -> None:
-        """Exactly evictable_bytes() can go: leased full K/V is what stays."""
-        leased = self.tree.leased_bytes
-        if wanted := self.tree.evictable_bytes():
-            assert self.tree.evict(wanted, self.step()).bytes_freed == wanted
-        assert (self.tree.bytes, self.tree.full_bytes) == (leased, leased)
-        self.lost_only_what_may_go()
+    @rule(by_drop=st.booleans())
+    def empty(self, by_drop: bool) -> None:
+        """Exactly evictable_bytes() can go by eviction; drop takes only what nobody leases."""
+        leased, evictable = self.tree.leased_bytes, self.tree.evictable_bytes()
+        if by_drop:
+            assert self.lost_by(self.tree.drop) <= evictable
+            assert all(view.leases for view in self.tree.describe())
+        elif evictable:
+            freed = self.lost_by(lambda: self.tree.evict(evictable, self.step()).bytes_freed)
+            assert (freed, self.tree.bytes, self.tree.full_bytes) == (evictable, leased, leased)
 
-    @rule()
-    def drop(self) -> None:
-        freed = self.tree.drop()
+    def lost_by(self, action: Callable[[], int]) -> int:
+        freed = action()
         assert self.lost_only_what_may_go() == freed
-        assert all(view.leases for view in self.tree.describe())
+        return freed
 
     # Invariants.
 
