@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
-LEAST = 0.01  # no step is predicted to take less than this share of the line
+LEAST = 0.01  # bounds what a prediction may fall to below what was seen
 COUNT_MAX = 8  # a mean of this many samples has full weight
 OTHER_CLASS = 0.1  # weight of means from steps of another size class
 SHRINK = 0.02  # pull towards the prior shape where the samples cannot tell features apart
@@ -183,7 +183,10 @@ class StepCost:
             pull = SHRINK * gram[j][j] + 1e-12
             gram[j][j] += pull
             right[j] += pull * prior[j]
-        return _solve(gram, right, self._coefficients)
+        fitted = _solve(gram, right, self._coefficients)
+        fastest = min(bucket.seconds.value for bucket in self._buckets.values())
+        fitted[0] = max(fitted[0], LEAST * fastest)  # no step is free, whatever the samples say
+        return fitted
 
     def _scaled_prior(self) -> Vector:
         """PRIOR in seconds: scaled to the level of all means together."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.cost import StepCost, StepShape
+from scheduler.cost import LEAST, StepCost, StepShape
 
 ACCEPTANCE_START = 0.6  # nobody has drafted yet
 SESSION_RATE = 0.05
@@ -154,6 +154,7 @@ class DepthPolicy:
             depths = [_affordable(g, price, depth) for g in free]
             tokens = fixed_tokens + sum(sum(g[:d]) for g, d in zip(free, depths, strict=True))
             seconds = fixed_seconds + self._cost.per_draft * sum(depths) + extra[max(depths)]
+            seconds = max(seconds, LEAST * fixed_seconds)
             if tokens / seconds <= rate:
                 break
             rate = tokens / seconds
