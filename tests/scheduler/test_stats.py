@@ -60,7 +60,7 @@ def test_counters_never_fall_and_agree_at_every_step() -> None:
     house.cancel(house.streams[3])
     before = house.core.stats()
     for step in range(200):
-        if step == 2:
+        if step == 1:
             house.cancel(house.streams[1])
         house.step()
         stats = house.core.stats()
