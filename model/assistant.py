@@ -29,7 +29,7 @@ Attend = Callable[[Kind, mx.array], mx.array]
 
 @dataclass(frozen=True, slots=True)
 class DraftLogits:
-    """logits [n, S] of the tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
+    """logits [n, S] of tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
 
     logits: mx.array
     ids: mx.array | None
@@ -89,7 +89,7 @@ class _Stack(nn.Module):
     def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
         for layer in self.layers:
             h = layer(h, positions, attend)
-        return cast(mx.array, self.norm(h))
+        return cast("mx.array", self.norm(h))
 
 
 class _Clusters(nn.Module):
