@@ -29,7 +29,7 @@ Attend = Callable[[Kind, mx.array], mx.array]
 
 @dataclass(frozen=True, slots=True)
 class DraftLogits:
-    """logits [n, S] of tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
+    """logits [n, S] of the tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
 
     logits: mx.array
     ids: mx.array | None
