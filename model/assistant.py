@@ -89,7 +89,7 @@ class _Stack(nn.Module):
     def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
         for layer in self.layers:
             h = layer(h, positions, attend)
-        return cast(mx.array, self.norm(h))
+        return cast("mx.array", self.norm(h))
 
 
 class _Clusters(nn.Module):
@@ -148,7 +148,8 @@ def load_assistant(
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
     assistant = Assistant(config)
-    fill(assistant, files, _keep_name, _narrow_ordering, config.quantization, dtype)
+    quantized = config.quantization is not None
+    fill(assistant, files, _keep_name, _narrow_ordering, quantized, dtype)
     if assistant.masked_embedding is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, files)
     return assistant

@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
+from mlx import nn
+from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
 
 from model.assistant import Assistant, load_assistant
@@ -81,3 +83,9 @@ def edit(directory: ModelDirectory, file: str, change: Mapping[str, Any]) -> Non
 def logits(model: Model, ids: Array) -> Array:
     """[L, V] of a plain forward by mlx-lm's own code."""
     return np.array(model(mx.array(ids)[None])[0])
+
+
+def parameters(module: nn.Module) -> dict[str, mx.array]:
+    flat = tree_flatten(module.parameters())
+    assert isinstance(flat, list)
+    return dict(flat)

@@ -32,7 +32,8 @@ _GAP_MIN = 1e-3  # below it a tie may flip
 
 def _embedded(name: str, tokens: Array) -> mx.array:
     text = target(name).model
-    return text.embed_tokens(mx.array(tokens)) * text.embed_scale
+    scaled: mx.array = text.embed_tokens(mx.array(tokens)) * text.embed_scale
+    return scaled
 
 
 def _attend(name: str, prompt: int, committed: Array, sliding_keys: int) -> Attend:
@@ -100,7 +101,7 @@ def test_drafts_logits_and_state_equal_the_reference(
 
 
 def test_an_ordered_head_gives_only_the_best_clusters_tokens() -> None:
-    drafter, config = assistant("e2b-tiny")
+    _, config = assistant("e2b-tiny")
     assert config.ordered_head is not None
     drafted = _one_step("e2b-tiny", rows=3)
     per_cluster = config.text.vocabulary // config.ordered_head.centroids

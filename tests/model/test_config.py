@@ -17,13 +17,31 @@ from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
 from tests.model.reference import NAMES, checkpoint, copied, edit, target_config
 
-_NUMBERS = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads "
-    "num_key_value_heads num_global_key_value_heads head_dim global_head_dim attention_k_eq_v "
-    "num_kv_shared_layers use_double_wide_mlp sliding_window max_position_embeddings rms_norm_eps "
-    "final_logit_softcapping hidden_size_per_layer_input enable_moe_block layer_types "
-    "rope_parameters hidden_activation attention_bias use_bidirectional_attention"
-).split()
+_NUMBERS = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_global_key_value_heads",
+    "head_dim",
+    "global_head_dim",
+    "attention_k_eq_v",
+    "num_kv_shared_layers",
+    "use_double_wide_mlp",
+    "sliding_window",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "final_logit_softcapping",
+    "hidden_size_per_layer_input",
+    "enable_moe_block",
+    "layer_types",
+    "rope_parameters",
+    "hidden_activation",
+    "attention_bias",
+    "use_bidirectional_attention",
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(f"{n}-assistant" for n in NAMES)])
@@ -147,14 +165,50 @@ def test_full_layers_have_their_own_heads_where_k_equals_v() -> None:
     assert (config.text.last_own("sliding"), config.text.last_own("full")) == (10, 11)
 
 
-def test_quantisation_tables_keep_their_overrides(tmp_path: Path) -> None:
+# gemma4.md 3: layers, pattern, borrowing, heads, then own K/V layers S + F and bf16 bytes a token.
+_RELEASES = [
+    ("gemma-4-E2B", 35, 1536, 5, 20, 8, 1, None, 512, (12, 3), (12_288, 6_144)),
+    ("gemma-4-E4B", 42, 2560, 6, 18, 8, 2, None, 512, (20, 4), (40_960, 16_384)),
+    ("gemma-4-12B", 48, 3840, 6, 0, 16, 8, 1, 1024, (40, 8), (327_680, 16_384)),
+    ("gemma-4-26B-A4B", 30, 2816, 6, 0, 16, 8, 2, 1024, (25, 5), (204_800, 20_480)),
+    ("gemma-4-31B", 60, 5376, 6, 0, 32, 16, 4, 1024, (50, 10), (819_200, 81_920)),
+]
+
+
+@pytest.mark.parametrize("release", _RELEASES, ids=lambda release: release[0])
+def test_released_shapes_give_the_known_bytes(release: tuple[Any, ...], tmp_path: Path) -> None:
+    family, count, hidden, period, shared, heads, kv, full_kv, window, own, per_token = release
+    directory = copied("e2b-tiny", tmp_path)
+    kinds = ["full" if i % period == period - 1 else "sliding" for i in range(count)]
+    change = {
+        "num_hidden_layers": count,
+        "hidden_size": hidden,
+        "num_kv_shared_layers": shared,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "num_global_key_value_heads": full_kv,
+        "attention_k_eq_v": full_kv is not None,
+        "sliding_window": window,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "layer_types": [f"{kind}_attention" for kind in kinds],
+    }
+    edit(directory, "config.json", {f"text_config.{k}": v for k, v in change.items()})
+    config = read_target_config(directory)
+    assert config.family == family
+    owned = [layer.kind for layer in config.layers() if layer.owns_kv]
+    assert (owned.count("sliding"), owned.count("full")) == own
+    found = (config.kv_bytes_per_token("sliding", 2), config.kv_bytes_per_token("full", 2))
+    assert found == per_token
+
+
+def test_quantisation_is_announced_with_whether_paths_differ(tmp_path: Path) -> None:
     packed = copied("a4b-tiny", tmp_path)
     table = {"group_size": 64, "bits": 4, "a.b": {"group_size": 64, "bits": 8}, "c": False}
     edit(packed, "config.json", {"quantization": table})
     found = read_target_config(packed).quantization
     assert found is not None
     assert (found.bits, found.group_size, found.mode) == (4, 64, "affine")
-    assert found.overrides == {"a.b": {"group_size": 64, "bits": 8}, "c": False}
     assert str(found) == "4-bit affine, group 64, mixed"
 
 

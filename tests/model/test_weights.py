@@ -7,12 +7,12 @@ import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx import nn
-from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
 
 from model.config_file import read_target_config
@@ -27,6 +27,7 @@ from tests.model.reference import (
     edit,
     golden,
     logits,
+    parameters,
     target,
     target_config,
 )
@@ -61,7 +62,7 @@ def test_logits_equal_the_reference(name: str, prompt: int) -> None:
 
 
 def test_k_v_weights_of_borrowing_layers_are_dropped() -> None:
-    held = {k for k, _ in tree_flatten(target("e2b-tiny").parameters())}
+    held = parameters(target("e2b-tiny"))
     inner = "layers.9.self_attn.k_proj.weight"
     assert f"model.language_model.{inner}" in _tensors("e2b-tiny")
     assert f"model.{inner}" not in held
@@ -100,7 +101,7 @@ def test_every_layout_gives_the_same_parameters(
 
 
 def _assert_same(one: nn.Module, other: nn.Module) -> None:
-    first, second = dict(tree_flatten(one.parameters())), dict(tree_flatten(other.parameters()))
+    first, second = parameters(one), parameters(other)
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[k], second[k]) for k in first)
 
@@ -108,7 +109,7 @@ def _assert_same(one: nn.Module, other: nn.Module) -> None:
 def test_shards_give_the_same_parameters(tmp_path: Path) -> None:
     directory = copied("e2b-tiny", tmp_path)
     tensors = _tensors("e2b-tiny")
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(2):
         part = {k: v for i, (k, v) in enumerate(sorted(tensors.items())) if i % 2 == shard}
         file = f"model-{shard + 1:05}-of-00002.safetensors"
@@ -119,9 +120,7 @@ def test_shards_give_the_same_parameters(tmp_path: Path) -> None:
     _assert_same(_load(directory), target("e2b-tiny"))
 
 
-def test_towers_are_left_out_and_logged(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_towers_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     towers = {
         "model.vision_tower.encoder.layers.0.self_attn.k_proj.linear.weight": mx.zeros((2, 2)),
         "model.audio_tower.layers.0.input_max": mx.zeros((1,)),
@@ -144,14 +143,12 @@ _GATE_UP = "model.language_model.layers.0.experts.gate_up_proj"
         (
             "e2b-tiny",
             lambda t: {k: v for k, v in t.items() if k != _UP},
-            r"model\.safetensors: model\.layers\.3\.mlp\.up_proj\.weight is missing, "
-            r"expected is shape \[256, 128\], found none",
+            r"model\.safetensors: model\.layers\.3\.\S+ is missing, .*\[256, 128\], found none",
         ),
         (
             "e2b-tiny",
             lambda t: t | {_UP: mx.zeros((128, 256))},
-            r"model\.safetensors: model\.language_model\.layers\.3\.mlp\.up_proj\.weight .*"
-            r"is \[256, 128\], found \[128, 256\]",
+            r"model\.safetensors: \S+up_proj\.weight .* is \[256, 128\], found \[128, 256\]",
         ),
         (
             "e2b-tiny",
@@ -198,12 +195,12 @@ def test_a_quantised_conversion_loads_like_mlx_lm_quantises(tmp_path: Path) -> N
     expected = _load(checkpoint("a4b-tiny"))
     nn.quantize(expected, group_size=64, bits=4, class_predicate=_packing)
     packed = copied("a4b-tiny", tmp_path)
-    weights = {f"language_model.{k}": v for k, v in tree_flatten(expected.parameters())}
+    weights = {f"language_model.{k}": v for k, v in parameters(expected).items()}
     mx.save_safetensors(str(packed.path / "model.safetensors"), weights)
     layers = range(target_config("a4b-tiny").text.own_layers)
     overrides = {f"language_model.model.layers.{i}.router.proj": 8 for i in layers}
-    table = {k: {"group_size": 64, "bits": bits} for k, bits in overrides.items()}
-    table["language_model.model.layers.0.mlp.down_proj"] = False  # type: ignore[assignment]
+    table: dict[str, Any] = {k: {"group_size": 64, "bits": b} for k, b in overrides.items()}
+    table["language_model.model.layers.0.mlp.down_proj"] = False
     edit(packed, "config.json", {"quantization": {"group_size": 64, "bits": 4} | table})
     loaded = _load(packed)
     _assert_same(loaded, expected)
@@ -215,7 +212,7 @@ def test_packed_weights_without_a_quantisation_table_are_refused(tmp_path: Path)
     model = _load(checkpoint("a4b-tiny"))
     nn.quantize(model, group_size=64, bits=4)
     packed = copied("a4b-tiny", tmp_path)
-    weights = dict(tree_flatten(model.parameters()))
+    weights = parameters(model)
     mx.save_safetensors(str(packed.path / "model.safetensors"), weights)
     with pytest.raises(ModelRefused, match=r"found \["):
         _load(packed)
@@ -224,10 +221,10 @@ def test_packed_weights_without_a_quantisation_table_are_refused(tmp_path: Path)
 @pytest.mark.parametrize("name", NAMES)
 def test_one_float_dtype_throughout(name: str) -> None:
     half = _load(checkpoint(name), mx.bfloat16)
-    dtypes = {v.dtype for _, v in tree_flatten(half.parameters())}
+    dtypes = {v.dtype for _, v in parameters(half).items()}
     assert dtypes == {mx.bfloat16}
     kept = _load(checkpoint(name), None)
-    assert {v.dtype for _, v in tree_flatten(kept.parameters())} == {mx.float32}
+    assert {v.dtype for _, v in parameters(kept).items()} == {mx.float32}
     assert half(mx.array([[2, 3]])).dtype == mx.bfloat16
 
 
@@ -259,7 +256,7 @@ def test_everything_is_evaluated_when_the_load_returns() -> None:
 
 def test_bytes_count_every_array_once() -> None:
     model = target("a4b-tiny")
-    parameters = sum(v.nbytes for _, v in tree_flatten(model.parameters()))
+    in_parameters = sum(v.nbytes for v in parameters(model).values())
     frequencies = 2 * 32 * 4  # two full layers' rotary frequencies, which are no parameters
-    assert weight_bytes(model) == parameters + frequencies
-    assert len(arrays(model)) == len(tree_flatten(model.parameters())) + 2
+    assert weight_bytes(model) == in_parameters + frequencies
+    assert len(arrays(model)) == len(parameters(model)) + 2
