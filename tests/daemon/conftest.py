@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +22,7 @@ from daemon.server import Daemon
 from rootstock.v1 import cache_pb2_grpc, generation_pb2_grpc
 from rootstock.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
+from scheduler.stats import Stats
 from tests.daemon.fakes import FakeDevice, make_loader
 
 
@@ -121,3 +123,18 @@ def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
     status = rpc_status.from_call(error)
     found = kind()
     return found if status and any(d.Unpack(found) for d in status.details) else None
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
+        await asyncio.sleep(0.002)
+
+
+def stats(run: Running) -> Stats:
+    published = run.daemon._engine.published
+    assert published is not None
+    return published.stats
+
+
+def open_rpcs(run: Running) -> int:
+    return len(run.daemon._front.mailboxes)
