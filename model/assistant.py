@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
@@ -22,17 +21,10 @@ from mlx_lm.models.rope_utils import initialize_rope
 from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
 from model.files import ModelRefused
 from model.safetensors import WeightFile
+from model.sampling import DraftLogits
 from model.weights import fill
 
 Attend = Callable[[Kind, mx.array], mx.array]
-
-
-@dataclass(frozen=True, slots=True)
-class DraftLogits:
-    """logits [n, S] of the tokens ids [n, S], in no particular order; ids None: S is the vocabulary."""
-
-    logits: mx.array
-    ids: mx.array | None
 
 
 class _Attention(nn.Module):
@@ -148,7 +140,8 @@ def load_assistant(
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
     assistant = Assistant(config)
-    fill(assistant, files, _keep_name, _narrow_ordering, config.quantization, dtype)
+    quantized = config.quantization is not None
+    fill(assistant, files, _keep_name, _narrow_ordering, quantized, dtype)
     if assistant.masked_embedding is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, files)
     return assistant

@@ -67,15 +67,15 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """mlx's packed weights: the default and the paths that differ (False: not quantised)."""
+    """mlx's packed weights, as the config announces them; `mixed`: some paths differ."""
 
     bits: int
     group_size: int
     mode: str
-    overrides: Mapping[str, Mapping[str, Any] | bool]
+    mixed: bool
 
     def __str__(self) -> str:
-        mixed = ", mixed" if self.overrides else ""
+        mixed = ", mixed" if self.mixed else ""
         return f"{self.bits}-bit {self.mode}, group {self.group_size}{mixed}"
 
 
@@ -178,6 +178,12 @@ class TargetConfig:
         source = index if index < self.text.own_layers else self.text.last_own(kind)
         assert source is not None, f"layer {index} has no K/V to borrow"
         return Layer(index, kind, *self.text.shape(kind), source)
+
+    def kv_bytes_per_token(self, kind: Kind, item_bytes: int) -> int:
+        """K and V of one token in all layers of a kind that own them."""
+        kv_heads, head_dim = self.text.shape(kind)
+        own = sum(layer.owns_kv and layer.kind == kind for layer in self.layers())
+        return own * 2 * kv_heads * head_dim * item_bytes
 
     @property
     def family(self) -> str:

@@ -291,17 +291,13 @@ def _read_quantization(top: _Keys) -> Quantization | None:
     keys = top.inner(key)
     if "quant_method" in keys.document:
         raise keys.refuse("quant_method", "is not supported: only mlx's own quantisation is")
-    overrides = {k: v for k, v in keys.document.items() if isinstance(v, dict) or v is False}
-    for path, override in overrides.items():
-        if override is not False:
-            _packing(keys.inner(path))
-    bits, group_size, mode = _packing(keys)
-    return Quantization(bits, group_size, mode, overrides)
-
-
-def _packing(keys: _Keys) -> tuple[int, int, str]:
     # A table without a mode was written before there was a second one.
     mode = keys.document.get("mode", "affine")
     if mode not in ("affine", "mxfp4", "mxfp8", "nvfp4"):
         raise keys.refuse("mode", f"is {mode!r}; supported is affine, mxfp4, mxfp8 or nvfp4")
-    return keys.integer("bits", high=8), keys.integer("group_size", high=128), mode
+    return Quantization(
+        bits=keys.integer("bits", high=8),
+        group_size=keys.integer("group_size", high=128),
+        mode=mode,
+        mixed=any(isinstance(v, dict) or v is False for v in keys.document.values()),
+    )

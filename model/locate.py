@@ -34,10 +34,10 @@ def _bundle(path: Path) -> tuple[ModelDirectory, ModelDirectory | None]:
 
 
 def _directory(value: str) -> Path:
-    path = Path(value).expanduser()
-    if path.is_dir():
+    path = Path(value)
+    if value and path.is_dir():
         return path
-    if path.exists():
+    if value and path.exists():
         raise ModelRefused(f"{value}: is a file, expected a directory in Hugging Face layout")
     if not _HUB_ID.fullmatch(value):
         raise ModelRefused(f"{value}: neither a directory nor a hub id like google/gemma-4-E2B-it")
@@ -46,10 +46,12 @@ def _directory(value: str) -> Path:
 
 def _cached(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, local_files_only=True))
+    except HFValidationError:
+        raise ModelRefused(f"{hub_id}: neither a directory nor a hub id") from None
     except (LocalEntryNotFoundError, FileNotFoundError):
         raise ModelRefused(
             f"{hub_id}: not in the hub's local cache; fetch it first with `hf download {hub_id}`"

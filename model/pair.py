@@ -107,11 +107,8 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
     A sliding layer's ring holds window + depth_max + 2 positions: the drafter's window + 1 and the
     deepest verify run.
     """
-    text, item_bytes = pair.target_config.text, pair.dtype.size
-    per_token = {"sliding": 0, "full": 0}
-    for layer in pair.target_config.layers():
-        if layer.owns_kv:
-            per_token[layer.kind] += 2 * layer.kv_heads * layer.head_dim * item_bytes
+    config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
+    sliding = config.kv_bytes_per_token("sliding", item_bytes)
     weights = weight_bytes(pair.target)
     if pair.assistant is not None:
         weights += weight_bytes(pair.assistant)
@@ -122,9 +119,9 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         eos_token_ids=pair.tokenizer.eos_token_ids,
         has_drafter=pair.assistant is not None,
         weights_bytes=weights,
-        full_bytes_per_token=per_token["full"],
-        sliding_bytes_per_token=per_token["sliding"],
-        ring_bytes=per_token["sliding"] * (text.window + depth_max + 2),
+        full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
+        sliding_bytes_per_token=sliding,
+        ring_bytes=sliding * (text.window + depth_max + 2),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
     )
 

@@ -279,9 +279,12 @@ def _defaults(directory: ModelDirectory, generation: Mapping[str, Any]) -> Sampl
 
     sampled = generation.get("do_sample") is True
     temperature = number("temperature", 1.0, 0.0, math.nextafter(math.inf, 0.0))
+    top_k = number("top_k", 0.0, 0.0, 1 << 24)
+    if not top_k.is_integer():
+        raise ModelRefused(f"{where}: top_k is {top_k}, not a whole number")
     return SamplingDefaults(
         temperature=temperature if sampled else 0.0,
-        top_k=int(number("top_k", 0.0, 0.0, 1 << 24)),
+        top_k=int(top_k),
         top_p=number("top_p", 1.0, math.ulp(0.0), 1.0),
         min_p=number("min_p", 0.0, 0.0, 1.0),
     )

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
 from mlx_lm.utils import infer_quant_config
 
-from model.config import Quantization, TargetConfig
+from model.config import TargetConfig
 from model.files import ModelRefused
 from model.safetensors import TensorEntry, WeightFile
 
@@ -52,7 +52,7 @@ def resolve_dtype(name: str) -> mx.Dtype | None:
 def load_target(files: Sequence[WeightFile], config: TargetConfig, dtype: mx.Dtype | None) -> Model:
     """mlx-lm's Gemma 4 text model with these weights, evaluated. Raises ModelRefused."""
     model = Model(config.text.model_args())
-    fill(model, files, _target_name, model.sanitize, config.quantization, dtype)
+    fill(model, files, _target_name, model.sanitize, config.quantization is not None, dtype)
     return model
 
 
@@ -61,7 +61,7 @@ def fill(
     files: Sequence[WeightFile],
     rename: Callable[[str], str | None],
     sanitize: _Sanitize,
-    quantization: Quantization | None,
+    quantized: bool,
     dtype: mx.Dtype | None,
 ) -> None:
     """Load checked files into a module, all arrays evaluated. Raises ModelRefused.
@@ -70,8 +70,8 @@ def fill(
     the module keeps in another form (one in, none or several out). dtype None: the embedding's.
     """
     weights, origins = _read(files, rename, sanitize)
-    if quantization is not None:
-        _quantize(module, quantization, weights)
+    if quantized:
+        _quantize(module, weights)
     _check(module, weights, origins, files)
     module.load_weights(list(_cast(weights, dtype).items()), strict=True)
     module.eval()
@@ -135,27 +135,20 @@ def _refused(tensor: TensorEntry, what: str) -> ModelRefused:
     return ModelRefused(f"{tensor.file}: {tensor.name[:200]} {what}")
 
 
-def _quantize(module: nn.Module, quantization: Quantization, weights: dict[str, mx.array]) -> None:
-    """Replace modules by quantised ones where the files hold packed weights, as mlx-lm does."""
+def _quantize(module: nn.Module, weights: dict[str, mx.array]) -> None:
+    """Replace modules by quantised ones where the files hold packed weights, as mlx-lm does.
+
+    How a path was packed is read off its shapes: the config's per-path table only repeats it, in
+    names that differ between conversions.
+    """
 
     def packing(path: str, inner: nn.Module) -> dict[str, Any] | bool:
-        # Conversions of the multimodal model name their paths below `language_model`.
-        for known in (path, f"language_model.{path}"):
-            if known in quantization.overrides:
-                override = quantization.overrides[known]
-                return override if isinstance(override, bool) else dict(override)
         if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
             return False
         return infer_quant_config(path, inner, weights)
 
     try:
-        nn.quantize(
-            module,
-            group_size=quantization.group_size,
-            bits=quantization.bits,
-            mode=quantization.mode,
-            class_predicate=packing,
-        )
+        nn.quantize(module, class_predicate=packing)
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ModelRefused(f"config.json: quantization does not fit the weights: {error}") from None
 

@@ -1,8 +1,8 @@
 """What a step costs in seconds, learned from the steps themselves.
 
-- seconds = base + rows + drafted tokens + draft iterations + context, each times a coefficient >= 0,
-  plus prefill tokens times theirs. Drafts of one iteration are drawn together for all rows, so the
-  deepest row decides the iterations.
+- seconds = base + rows + drafted tokens + draft iterations + context, each times a coefficient
+  >= 0, plus prefill tokens times theirs. Drafts of one iteration are drawn together for all rows,
+  so the deepest row decides the iterations.
 - Decode steps are remembered as running means by (size class of rows, iterations), and the line is
   fitted through the means: a depth that was not tried for a while is not forgotten, and one that is
   tried all the time cannot outvote it. Rejected: exponential forgetting over all samples, which
@@ -115,9 +115,6 @@ class StepCost:
     def per_iteration(self) -> float:
         return self._coefficients[3]
 
-    def known(self, size_class: int, iterations: int) -> bool:
-        return (size_class, iterations) in self._buckets
-
     def predict(self, shape: StepShape) -> float:
         return self._decode(shape) + self._prefill.value * shape.prefill_tokens
 
@@ -131,8 +128,6 @@ class StepCost:
             self._observe_decode(shape, seconds)
 
     def _decode(self, shape: StepShape) -> float:
-        if not shape.rows and not self._buckets:
-            return 0.0
         features = shape.features()
         return sum(c * x for c, x in zip(self._coefficients, features, strict=True))
 
@@ -153,7 +148,7 @@ class StepCost:
         self._coefficients = self._fit(shape.size_class)
 
     def _believable(self, shape: StepShape, seconds: float) -> float:
-        """The first sample of a kind, bounded by what the other kinds let expect, if there are any."""
+        """The first sample of a kind, bounded by what the other kinds, if any, let expect."""
         if not self._buckets:
             return seconds
         expected = self._decode(shape)
@@ -165,8 +160,8 @@ class StepCost:
         gram = [[0.0] * size for _ in range(size)]
         right = [0.0] * size
         for (other, _), bucket in self._buckets.items():
-            weight = min(bucket.seconds.count, COUNT_MAX)
-            weight *= 1.0 if other == size_class else OTHER_CLASS
+            nearness = 1.0 if other == size_class else OTHER_CLASS
+            weight = nearness * min(bucket.seconds.count, COUNT_MAX)
             _accumulate(gram, right, bucket.features, bucket.seconds.value, weight)
         prior = self._scaled_prior()
         for j in range(size):
@@ -177,7 +172,7 @@ class StepCost:
 
     def _scaled_prior(self) -> Vector:
         """PRIOR in seconds: scaled to the level of all means together."""
-        seconds = shape = 0.0
+        seconds, shape = 0.0, 0.0
         for bucket in self._buckets.values():
             seconds += bucket.seconds.value
             shape += sum(p * x for p, x in zip(PRIOR, bucket.features, strict=True))
@@ -198,7 +193,7 @@ def _accumulate(
 
 
 def _solve(gram: list[Vector], right: Vector, start: Vector) -> Vector:
-    """argmin over theta >= 0 of theta' G theta / 2 - right' theta, G given by its lower triangle."""
+    """argmin over t >= 0 of t' G t / 2 - right' t, where G is given by its lower triangle."""
     theta = list(start)
     size = len(theta)
     full = [[gram[max(i, j)][min(i, j)] for j in range(size)] for i in range(size)]

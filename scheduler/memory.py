@@ -5,12 +5,15 @@
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
 - held("snapshots") == bytes of the tree + promised, at every boundary.
-- Evicting may thin even a window that a lease stands on, and spoils lent payloads. So paths are
-  taken once, by settle(), after the plan's last reservation.
+- Evicting spoils lent payloads and may thin even a window that a lease stands on. So paths are
+  taken after a plan's last eviction, and what is due to be restored in it is left alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from cache.lease import Lease
 from cache.ledger import Ledger
 from cache.snapshot import Payload
 from cache.tree import Match, Tree
@@ -28,6 +31,7 @@ class Memory:
         self._ledger = ledger
         self._promised = 0
         self._slots = 0
+        self._due: list[Lease] = []  # of sessions that the plan in the making restores
         rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
         self._row_bytes = rows * facts.workspace_bytes_per_token
         self._prefill_bytes = limits.prefill_tokens_max * facts.workspace_bytes_per_token
@@ -53,7 +57,7 @@ class Memory:
 
     def may_fit(self, session: Session) -> bool:
         """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
-        if session.refused_room == self._room():
+        if self._slots and session.refused_room == self._room():
             return False
         return sum(self._slot_bytes(session)) <= sum(self._room())
 
@@ -81,21 +85,21 @@ class Memory:
         self._ledger.reserve("workspace", workspace)
         return True
 
-    def settle(self, session: Session, step: int) -> tuple[Payload, ...]:
-        """The payloads to restore, after the plan's last eviction, which may have thinned them.
+    def restore(self, sessions: Sequence[Session], step: int) -> list[tuple[Payload, ...]]:
+        """The payloads to restore each session's [0, stored) from, lent until the commit.
 
-        Shortens the lease to what can still be restored. Lent until the commit.
+        Comes after the plan's last eviction and shortens the leases to what is still whole then;
+        that may merge nodes, so all are shortened before the first path is taken.
         """
-        lease = session.lease
-        if lease is None or not lease.end:
-            return ()
-        request = session.request
-        left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
-        if left < lease.end:
-            self._release_lease(session, step)
-            self._lease(session, left, step)
-        assert session.lease is not None
-        return self._tree.path(session.lease)
+        for session in sessions:
+            lease, request = session.lease, session.request
+            if lease is not None and lease.end:
+                left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
+                if left < lease.end:
+                    self._release_lease(session, step)
+                    self._lease(session, left, step)
+        self._due.clear()
+        return [self._tree.path(s.lease) if s.lease is not None else () for s in sessions]
 
     def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be."""
@@ -108,6 +112,7 @@ class Memory:
         self._promised += wanted
         return True
 
+    @property
     def ring_tokens(self) -> int:
         """Tokens of sliding K/V that a slot's live ring holds at most."""
         per_token = self._facts.sliding_bytes_per_token
@@ -120,7 +125,8 @@ class Memory:
 
     def insert(self, session: Session, payload: Payload, step: int, turn_end: bool) -> None:
         """Store a capture along the session's lease. Takes `payload`; its promise has ended."""
-        assert session.lease is not None and not self._promised
+        assert session.lease is not None, session.tell()
+        assert not self._promised, "the ledger would count this capture twice"
         end = payload.end
         tokens = session.packed_prompt
         if end > session.prompt_tokens:
@@ -157,21 +163,34 @@ class Memory:
         return self._ledger.free, self._tree.evictable_bytes()
 
     def _make_room(self, wanted: int, step: int) -> bool:
+        """Evict so that `wanted` bytes are free; False, with nothing evicted, if it cannot be."""
         short = wanted - self._ledger.free
         if short <= 0:
             return True
+        if short > self._tree.evictable_bytes() - self._due_bytes():
+            return False
         freed = self._tree.evict(short, step).bytes_freed
         if freed:
             self._ledger.give_back("snapshots", freed)
             self._version += 1
         return freed >= short
 
+    def _due_bytes(self) -> int:
+        """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
+        paths = (self._tree.path(lease) for lease in self._due)
+        return sum({id(part): part.sliding_bytes for path in paths for part in path}.values())
+
     def _lease(self, session: Session, end: int, step: int) -> None:
-        if not session.request.cache_bypass:
-            request = session.request
-            session.lease = self._tree.lease(request.root, session.packed_prompt, end, step)
+        request = session.request
+        if request.cache_bypass:
+            return
+        session.lease = self._tree.lease(request.root, session.packed_prompt, end, step)
+        if end:
+            self._due.append(session.lease)
 
     def _release_lease(self, session: Session, step: int) -> None:
         if session.lease is not None:
+            if session.lease in self._due:
+                self._due.remove(session.lease)
             self._tree.release(session.lease, step)
             session.lease = None

@@ -35,9 +35,7 @@ class Reply:
         "tokens",
     )
 
-    def __init__(
-        self, request: Request, facts: ModelFacts, token_bytes: Sequence[bytes]
-    ) -> None:
+    def __init__(self, request: Request, facts: ModelFacts, token_bytes: Sequence[bytes]) -> None:
         eos = frozenset[int]() if request.ignore_eos else facts.eos_token_ids
         self._ending_ids = eos | request.stop_token_ids
         self._max_tokens = request.max_tokens

@@ -24,6 +24,7 @@ from scheduler.depth import Drafting
 from scheduler.events import Request, Usage
 from scheduler.plan import ModelFacts
 from scheduler.reply import Reply
+from scheduler.stats import COLD, DIVERGED, EVICTED, THINNED
 
 
 class State(Enum):
@@ -46,7 +47,7 @@ class IllegalTransition(AssertionError):
 
 
 class Session:
-    """State of one request. Written by the core alone; times are the engine's clock in seconds."""
+    """State of one request, written by the core alone. Times are the engine's clock, in seconds."""
 
     __slots__ = (
         "admitted_at",
@@ -71,8 +72,8 @@ class Session:
         "served_step",
         "slot",
         "state",
-        "story",
         "storing",
+        "story",
         "submitted_at",
     )
 
@@ -131,7 +132,7 @@ class Session:
 
     @property
     def evaluated(self) -> int:
-        """Tokens that every layer of the slot holds. The newest emitted token is in no cache yet."""
+        """Tokens that every layer of the slot holds: the newest emitted one is in no cache yet."""
         return self.prompt_tokens + self.emitted - 1 if self.emitted else self.processed
 
     @property
@@ -146,6 +147,12 @@ class Session:
         if self.request.store_reply:
             return self.evaluated
         return min(self.evaluated, self.prompt_tokens)
+
+    def restore(self) -> None:
+        """The slot holds [0, stored) with this step; the rest of the prompt is computed."""
+        self.cached = self.processed = self.stored
+        assert self.match is not None, self.tell()
+        self.causes = recompute_causes(self.match, self.prompt_tokens)
 
     def packed_reply(self, end: int) -> array[int]:
         """Reply tokens at positions [prompt_tokens, end)."""
@@ -180,3 +187,17 @@ class Session:
             prefill_seconds=self.first_token_at - self.admitted_at,
             decode_seconds=now - self.first_token_at,
         )
+
+
+def recompute_causes(match: Match, prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+    """Why a prompt is computed from where it was restored to: (cause, where it ends), ascending.
+
+    What was matched and then could not be restored had to give way to something else. The one
+    token that is evaluated in any case is nobody's loss: it counts to the rest.
+    """
+    new = DIVERGED if match.matched else COLD
+    return (
+        (EVICTED, match.tokens),
+        (THINNED, min(match.matched, prompt_tokens - 1)),
+        (EVICTED if match.evicted else new, prompt_tokens),
+    )

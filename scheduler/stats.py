@@ -14,7 +14,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cache.ledger import LedgerView
+from cache.ledger import Ledger, LedgerView
+from cache.radix import Cause
+from cache.tree import Tree
+from scheduler.plan import StepPlan
 from scheduler.reply import LENGTH, STOP, STOP_SEQUENCE
 
 CANCELLED, DEADLINE, REJECTED, FAILED = "cancelled", "deadline", "rejected", "failed"
@@ -96,7 +99,7 @@ class Stats:
     tree_full_bytes: int
     tree_sliding_bytes: int
     tree_leased_bytes: int
-    tree_evictions: Mapping[str, int]  # by cause
+    tree_evictions: Mapping[Cause, int]
     tree_splits: int
     tree_merges: int
     memory: LedgerView
@@ -130,7 +133,7 @@ class Meters:
         self.prefix_cached_tokens += tokens
 
     def count_computed(self, start: int, end: int, causes: Sequence[tuple[str, int]]) -> None:
-        """A slice [start, end); `causes` are (cause, where it ends), ascending, to the prompt's end."""
+        """A slice [start, end); `causes` are (cause, where it ends), ascending."""
         self.prompt_tokens += end - start
         for cause, until in causes:
             tokens = min(end, until) - start
@@ -146,3 +149,44 @@ class Meters:
             self.draft_tokens[position] += 1
         for position in range(accepted):
             self.accepted_tokens[position] += 1
+
+    def count_step(self, plan: StepPlan, parked_rows: int) -> None:
+        self.parked_rows = parked_rows
+        if plan.tokens:
+            self.rows_per_step.observe(len(plan.decodes) + len(plan.prefills))
+            self.tokens_per_step.observe(plan.tokens)
+
+    def publish(self, steps: int, running: int, waiting: int, tree: Tree, ledger: Ledger) -> Stats:
+        """All counts of this moment, in one value that nobody changes any more."""
+        return Stats(
+            steps=steps,
+            time_to_first_token=self.time_to_first_token.view(),
+            inter_token_latency=self.inter_token_latency.view(),
+            request_queue=self.request_queue.view(),
+            request_prefill=self.request_prefill.view(),
+            request_decode=self.request_decode.view(),
+            request_duration=self.request_duration.view(),
+            rows_per_step=self.rows_per_step.view(),
+            tokens_per_step=self.tokens_per_step.view(),
+            draft_depth=self.draft_depth.view(),
+            requests=dict(self.requests),
+            requests_running=running,
+            requests_waiting=waiting,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            prefix_cached_tokens=self.prefix_cached_tokens,
+            prefix_recomputed_tokens=dict(self.prefix_recomputed_tokens),
+            draft_rounds=self.draft_rounds,
+            draft_tokens=tuple(self.draft_tokens),
+            accepted_tokens=tuple(self.accepted_tokens),
+            parked_rows=self.parked_rows,
+            tree_nodes=tree.nodes,
+            tree_depth_tokens=tree.depth_tokens,
+            tree_full_bytes=tree.full_bytes,
+            tree_sliding_bytes=tree.sliding_bytes,
+            tree_leased_bytes=tree.leased_bytes,
+            tree_evictions=tree.evictions,
+            tree_splits=tree.splits,
+            tree_merges=tree.merges,
+            memory=ledger.view(),
+        )

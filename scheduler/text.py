@@ -1,4 +1,4 @@
-"""From reply tokens to text that may leave: whole characters, no stop string, nothing held for ever.
+"""From reply tokens to text that may leave: whole characters, no stop string, no hold for ever.
 
 - Bytes of a token become text as soon as they complete a character. Invalid bytes become U+FFFD at
   once, an unfinished character at the end of the reply too: the text of a reply without a stop
@@ -52,7 +52,7 @@ class StopAutomaton:
         self.match[state] = stop
 
     def _link(self) -> None:
-        """Breadth first, so that a shorter suffix has its links before a longer one asks for them."""
+        """Breadth first: a shorter suffix has its links before a longer one asks for them."""
         queue = deque(self._next[0].values())
         while queue:
             state = queue.popleft()
@@ -68,9 +68,17 @@ class StopAutomaton:
 
 
 class ReplyText:
-    """Text of one reply. push() each token, take() what may leave, finish() when the reply ends."""
+    """Text of one reply: push() each token, take() what may leave, finish() when it ends."""
 
-    __slots__ = ("_automaton", "_decoder", "_held", "_ready", "_state", "_token_bytes", "stopped_by")
+    __slots__ = (
+        "_automaton",
+        "_decoder",
+        "_held",
+        "_ready",
+        "_state",
+        "_token_bytes",
+        "stopped_by",
+    )
 
     def __init__(self, token_bytes: Sequence[bytes], stops: Sequence[str] = ()) -> None:
         """`token_bytes[id]` are the bytes of a token, b"" for specials; shared, never changed."""

@@ -1,0 +1,138 @@
+"""The command `rootstock demo`: two phases, one report, one exit code.
+
+- 0: played to its end and every claim held. 1: anything else, said in one message. 2: bad usage.
+- It ends by itself: LIMIT_S bounds everything but the last seconds of killing what runs.
+- SIGTERM ends it as Ctrl-C does, so that no daemon outlives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+from rich.console import Console
+
+from daemon.demo import blas
+from daemon.demo.cast import CAST
+from daemon.demo.errors import DemoError
+from daemon.demo.phase import Phase, play
+from daemon.demo.process import running, serve_command
+from daemon.demo.report import Report, report
+from daemon.demo.tables import report_tables
+from daemon.demo.view import LiveView, PlainView, View, panels
+from rootstock import RootstockError
+
+LIMIT_S = 110.0
+_SVG_COLUMNS = 110
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    plain = arguments.plain or not console.is_terminal
+    view: View = PlainView(console) if plain else LiveView(console)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        found = run(_serve_flags(arguments), view)
+        console.print(report_tables(found))
+        _write(found, arguments)
+    except (DemoError, OSError) as error:
+        print(f"rootstock demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rootstock demo: interrupted", file=sys.stderr)
+        return 1
+    return 0 if all(claim.holds for claim in found.claims) else 1
+
+
+def run(serve_flags: Sequence[str], view: View) -> Report:
+    """Both phases, each on a fresh daemon. Raises DemoError."""
+    deadline = time.monotonic() + LIMIT_S
+    together, library = _phase(serve_flags, True, view, deadline)
+    one_by_one, other = _phase(serve_flags, False, view, deadline)
+    if library != other:
+        raise DemoError(f"one daemon computed with {library}, the other with {other}")
+    return report(together, one_by_one, library)
+
+
+def _phase(
+    serve_flags: Sequence[str], together: bool, view: View, deadline: float
+) -> tuple[Phase, str]:
+    environ = blas.environment(os.environ)
+    with running(serve_command(*serve_flags), environ, deadline) as daemon:
+
+        async def played() -> Phase:
+            with anyio.fail_after(deadline - time.monotonic()):
+                return await play(daemon, CAST, together, view)
+
+        try:
+            return anyio.run(played), blas.loaded(daemon.pid)
+        except TimeoutError:
+            raise DemoError(f"not finished within {LIMIT_S:.0f} s") from None
+        except ExceptionGroup as group:
+            raise DemoError(_first_message(group)) from group
+
+
+def _first_message(group: ExceptionGroup[Exception]) -> str:
+    """What went wrong first; the other clients' errors follow from it."""
+    leaf: Exception = group
+    while isinstance(leaf, ExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return str(leaf) if isinstance(leaf, DemoError | RootstockError) else repr(leaf)
+
+
+def _write(found: Report, arguments: argparse.Namespace) -> None:
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(found.as_json(), indent=2) + "\n")
+    if arguments.svg is not None:
+        arguments.svg.write_text(picture(found))
+
+
+def picture(found: Report) -> str:
+    """The final view as SVG, for the README."""
+    console = Console(
+        record=True, file=io.StringIO(), width=_SVG_COLUMNS, force_terminal=True, highlight=False
+    )
+    console.print(panels("together", found.together.conversations))
+    console.print(report_tables(found))
+    return console.export_svg(title="rootstock demo")
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _serve_flags(arguments: argparse.Namespace) -> list[str]:
+    given = {"--model": arguments.model, "--draft": arguments.draft}
+    return [word for flag, value in given.items() if value for word in (flag, value)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rootstock demo",
+        description="Eight clients talk to one Gemma 4 at once, then one after another.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--json", type=_writable, metavar="FILE", help="write what was measured")
+    add("--plain", action="store_true", help="lines instead of the live view")
+    add("--model", metavar="DIR|ID", help="as for serve (default: the bundled demo pair)")
+    add("--draft", metavar="DIR|ID|none", help="as for serve")
+    add("--svg", type=_writable, metavar="FILE", help=argparse.SUPPRESS)
+    return parser
+
+
+def _writable(name: str) -> Path:
+    """Refused now rather than after the run."""
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {name}")
+    return path

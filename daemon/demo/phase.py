@@ -1,0 +1,173 @@
+"""The eight conversations over real gRPC, all together or one after another.
+
+- Each client has a connection of its own, made and its prompts encoded before the clock starts.
+- Together: the first wave begins at one moment; who joins later waits for another client's tokens,
+  not for a time, so it always comes in while others decode.
+- One by one: the same requests in the same order, the cancelled one last and between two scrapes of
+  its own, so that the counters are compared exactly over everything that finished.
+- The span runs from the first request to the last end and leaves out the scrape in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio import to_thread
+
+from daemon.demo.cast import Part
+from daemon.demo.conversation import (
+    Conversation,
+    State,
+    follow_up_messages,
+    messages,
+    prompts,
+)
+from daemon.demo.errors import DemoError
+from daemon.demo.process import Daemon
+from daemon.demo.scrape import Check, compare, settled
+from daemon.demo.view import View
+from rootstock import AsyncClient, CacheStats, FinishReason, Model, Prompt, TreeNode
+
+_TICK_S = 0.125
+_clock = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A client's connection and what it says there."""
+
+    client: AsyncClient
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What one phase measured. conversations: in the order of the cast."""
+
+    conversations: tuple[Conversation, ...]
+    span_s: float
+    checks: tuple[Check, ...]
+    model: Model
+    stats: CacheStats
+    nodes: tuple[TreeNode, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Every token that a client saw, the cancelled one's included, over the whole span."""
+        return sum(c.tokens for c in self.conversations) / self.span_s
+
+
+async def play(daemon: Daemon, cast: Sequence[Part], together: bool, view: View) -> Phase:
+    """Runs all conversations against a fresh daemon. Raises DemoError or a RootstockError."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(AsyncClient(daemon.address)) for _ in cast]
+        model = await clients[0].get_model()
+        seats = [await _seat(c, part, model) for c, part in zip(clients, cast, strict=True)]
+        conversations = tuple(seat.conversation for seat in seats)
+        async with _shown(view, "together" if together else "one by one", conversations):
+            windows = [await _window(daemon, group, together) for group in _groups(seats, together)]
+        return Phase(
+            conversations,
+            sum(span_s for span_s, _ in windows),
+            tuple(check for _, checks in windows for check in checks),
+            model,
+            await clients[0].cache_stats(),
+            tuple([node async for node in clients[0].describe_tree()]),
+        )
+
+
+def _groups(seats: Sequence[Seat], together: bool) -> list[list[Seat]]:
+    if together:
+        return [list(seats)]
+    cancelled = [seat for seat in seats if seat.conversation.part.cancels_at]
+    return [[seat for seat in seats if seat not in cancelled], cancelled]
+
+
+async def _seat(client: AsyncClient, part: Part, model: Model) -> Seat:
+    await client.is_serving()  # connects
+    first = await client.tokenize(messages(part))
+    both = await client.tokenize(follow_up_messages(part)) if part.follow_up else ()
+    conversation = Conversation(part, prompts(first, both, model.eos_token_ids))
+    if not model.drafter:
+        conversation.depth = 0
+    return Seat(client, conversation)
+
+
+async def _window(
+    daemon: Daemon, seats: Sequence[Seat], together: bool
+) -> tuple[float, list[Check]]:
+    """(seconds from the first request to the last end, what the counters say about it)"""
+    before = await to_thread.run_sync(settled, daemon.metrics)
+    if together:
+        await _all_at_once(seats)
+    else:
+        for seat in seats:
+            await _converse(seat)
+    after = await to_thread.run_sync(settled, daemon.metrics)
+    conversations = [seat.conversation for seat in seats]
+    turns = [turn for conversation in conversations for turn in conversation.turns]
+    span_s = max(turn.ended or 0.0 for turn in turns) - min(turn.asked for turn in turns)
+    return span_s, compare(before, after, conversations)
+
+
+async def _all_at_once(seats: Sequence[Seat]) -> None:
+    pacer = next(seat.conversation for seat in seats if seat.conversation.part.cancels_at)
+    async with anyio.create_task_group() as tasks:
+        for seat in seats:
+            tasks.start_soon(_join, seat, pacer, seats)
+
+
+async def _join(seat: Seat, pacer: Conversation, seats: Sequence[Seat]) -> None:
+    while pacer.tokens < seat.conversation.part.joins_at:
+        await pacer.moved.wait()
+    states = [other.conversation.state for other in seats]
+    seat.conversation.company = states.count(State.STREAMING)
+    await _converse(seat)
+
+
+async def _converse(seat: Seat) -> None:
+    conversation = seat.conversation
+    await _turn(seat, messages(conversation.part), conversation.prompts.first)
+    if conversation.part.follow_up:
+        reply = conversation.turns[0]
+        stopped = reply.outcome == FinishReason.STOP
+        prompt_ids = conversation.prompts.second(reply.token_ids, stopped)
+        await _turn(seat, prompt_ids, prompt_ids)
+
+
+async def _turn(seat: Seat, prompt: Prompt, prompt_ids: tuple[int, ...]) -> None:
+    conversation = seat.conversation
+    turn = conversation.ask(prompt_ids, _clock())
+    options = conversation.part.options(has_drafter=conversation.depth > 0)
+    async with seat.client.generate(prompt, **options) as stream:
+        async for event in stream:
+            conversation.note(event, _clock())
+            if conversation.wants_to_hang_up:
+                break  # leaving the context cancels, with nothing awaited in between
+    hung_up = conversation.wants_to_hang_up
+    if turn.finish is None and not hung_up:
+        raise DemoError(f"the reply to {conversation.part.id} ended without a finish")
+    conversation.end(State.CANCELLED if hung_up else State.DONE, _clock())
+
+
+@asynccontextmanager
+async def _shown(
+    view: View, title: str, conversations: Sequence[Conversation]
+) -> AsyncIterator[None]:
+    """Keeps `view` up to date while the body runs, and once more at its end."""
+
+    async def follow() -> None:
+        while True:
+            view.tick()
+            await anyio.sleep(_TICK_S)
+
+    with view.showing(title, conversations):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            yield
+            tasks.cancel_scope.cancel()
+        view.tick()

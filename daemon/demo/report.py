@@ -1,0 +1,163 @@
+"""What the demo found out: plain values, each measured, and the JSON that `--json` writes.
+
+- A client's figures are what it saw itself, both turns summed; its time to the first token is that
+  of its first turn. The cancelled client's rounds and drafts are those that its messages prove.
+- `metrics_agree` covers both phases: together, and one by one, where everything that finished is
+  compared exactly.
+- A claim is a promise of the daemon that this run could have broken. A broken one fails the demo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from daemon.demo.cast import SHARED_TOKENS_MIN
+from daemon.demo.conversation import Conversation
+from daemon.demo.phase import Phase
+from daemon.demo.scrape import Check
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFigures:
+    id: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    rounds: int
+    ttft_s: float
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class TreeFigures:
+    nodes: int
+    bytes: int
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The content of the JSON file, field by field."""
+
+    clients: tuple[ClientFigures, ...]
+    tokens_per_s_together: float
+    tokens_per_s_one_by_one: float
+    blas: str
+    tree: TreeFigures
+    metrics_agree: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    text: str
+    holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    figures: Figures
+    claims: tuple[Claim, ...]
+    together: Phase
+    one_by_one: Phase
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        return self.together.checks + self.one_by_one.checks
+
+    @property
+    def same_replies(self) -> int:
+        """Clients that read the same tokens in both phases, as far as both read them."""
+        pairs = zip(self.together.conversations, self.one_by_one.conversations, strict=True)
+        return sum(_same(left, right) for left, right in pairs)
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self.figures)
+
+
+def report(together: Phase, one_by_one: Phase, blas: str) -> Report:
+    agree = all(check.agrees for check in together.checks + one_by_one.checks)
+    stats = together.stats
+    figures = Figures(
+        tuple(client_figures(conversation) for conversation in together.conversations),
+        together.tokens_per_s,
+        one_by_one.tokens_per_s,
+        blas,
+        TreeFigures(stats.nodes, sum(stats.stored.values()), stats.splits),
+        agree,
+    )
+    return Report(figures, claims(together, agree), together, one_by_one)
+
+
+def client_figures(conversation: Conversation) -> ClientFigures:
+    """Of a conversation that ended. Every one has at least one token: that is what ends it."""
+    counts, first = conversation.counts, conversation.turns[0]
+    assert first.first_token is not None, conversation.part.id
+    return ClientFigures(
+        conversation.part.id,
+        **asdict(counts),
+        ttft_s=first.first_token - first.asked,
+        finish=conversation.turns[-1].outcome,
+    )
+
+
+def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
+    conversations = together.conversations
+    shared = shared_tokens([c.prompts.first for c in conversations])
+    firsts = [c.turns[0].cached_tokens or 0 for c in conversations]
+    late = [c for c in conversations if c.part.joins_at]
+    second = [c for c in conversations if c.part.follow_up]
+    return (
+        Claim(
+            f"the prompts share {shared} tokens, computed once: "
+            f"{sum(cached >= SHARED_TOKENS_MIN for cached in firsts)} of {len(firsts)} found "
+            f"at least {SHARED_TOKENS_MIN} of them cached",
+            shared >= SHARED_TOKENS_MIN
+            and sum(cached < SHARED_TOKENS_MIN for cached in firsts) <= 1,
+        ),
+        Claim(
+            f"{len(late)} clients came in while others decoded",
+            all(c.company > 0 for c in late),
+        ),
+        Claim(
+            f"{len(second)} second turns found first prompt and reply in the cache",
+            all(map(_continued, second)),
+        ),
+        Claim("every usage is what its stream carried", all(map(_usage_is_true, conversations))),
+        Claim("the daemon's counters are the clients' sums", metrics_agree),
+    )
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common prefix."""
+    columns = zip(*prompts, strict=False)
+    return next(
+        (place for place, ids in enumerate(columns) if len(set(ids)) > 1), min(map(len, prompts))
+    )
+
+
+def _continued(conversation: Conversation) -> bool:
+    """All but the reply's last token, which no forward has seen, and one to evaluate anew."""
+    first, second = conversation.turns
+    return (second.cached_tokens or 0) >= len(first.prompt_ids) + len(first.token_ids) - 2
+
+
+def _usage_is_true(conversation: Conversation) -> bool:
+    return all(
+        (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        == (len(turn.prompt_ids), turn.cached_tokens, len(turn.token_ids))
+        for turn in conversation.turns
+        if turn.finish is not None and (usage := turn.finish.usage)
+    )
+
+
+def _same(left: Conversation, right: Conversation) -> bool:
+    """A cancelled reply ends wherever the cancel met it: what both clients saw is compared."""
+    for one, other in zip(left.turns, right.turns, strict=True):
+        seen = min(len(one.token_ids), len(other.token_ids))
+        whole = one.finish is None or len(one.token_ids) == len(other.token_ids)
+        if not whole or one.token_ids[:seen] != other.token_ids[:seen]:
+            return False
+    return True

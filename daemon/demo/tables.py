@@ -1,0 +1,105 @@
+"""The report as a person reads it: tables, the tree, and what held.
+
+- Every figure comes from the report; nothing is computed here but ratios of two of its figures.
+"""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from daemon.demo.conversation import Conversation
+from daemon.demo.report import ClientFigures, Report
+from daemon.demo.scrape import Check
+from daemon.draw import draw_tree
+
+
+def report_tables(report: Report) -> RenderableType:
+    return Group(
+        "",
+        clients_table(report),
+        "",
+        throughput_lines(report),
+        "",
+        Text("prefix tree after the eight together", style="bold"),
+        draw_tree(report.together.nodes),
+        "",
+        checks_table(report),
+        "",
+        claim_lines(report),
+    )
+
+
+def clients_table(report: Report) -> Table:
+    table = _table("clients, together")
+    table.add_column("client")
+    for name in ("prompt", "cached", "generated", "first token", "accepted/round"):
+        table.add_column(name, justify="right")
+    table.add_column("sampling")
+    table.add_column("finish")
+    pairs = zip(report.figures.clients, report.together.conversations, strict=True)
+    for figures, conversation in pairs:
+        table.add_row(*_client_row(figures, conversation))
+    return table
+
+
+def _client_row(figures: ClientFigures, conversation: Conversation) -> tuple[str, ...]:
+    part = conversation.part
+    turns = f"{part.id} (2 turns)" if part.follow_up else part.id
+    late = f", came in beside {conversation.company}" if part.joins_at else ""
+    return (
+        turns,
+        str(figures.prompt_tokens),
+        str(figures.cached_tokens),
+        str(figures.completion_tokens),
+        f"{figures.ttft_s:.3f} s",
+        f"{figures.accepted_tokens / figures.rounds:.2f}" if figures.rounds else "none",
+        "greedy" if part.seed is None else f"seed {part.seed}",
+        figures.finish + late,
+    )
+
+
+def throughput_lines(report: Report) -> Text:
+    figures, model = report.figures, report.together.model
+    together, alone = figures.tokens_per_s_together, figures.tokens_per_s_one_by_one
+    return Text.assemble(
+        ("throughput  ", "bold"),
+        f"{together:.1f} tokens/s together, {alone:.1f} one by one: ",
+        (f"{together / alone:.2f} times", "bold"),
+        f"\nthe same requests, each phase on a fresh daemon; {report.same_replies} of "
+        f"{len(figures.clients)} replies token for token the same in both",
+        f"\nmodel {model.name}, drafter {model.drafter or 'none'}, device {model.device}",
+        f"\nBLAS {figures.blas}",
+    )
+
+
+def checks_table(report: Report) -> Table:
+    table = _table("/metrics against the clients' own sums, together")
+    table.add_column("counter")
+    for name in ("counted", "clients saw", "agree"):
+        table.add_column(name, justify="right")
+    for check in report.together.checks:
+        if check.high or check.counted:  # outcomes that nobody had say nothing
+            table.add_row(check.name, f"{check.counted:g}", _range(check), _mark(check.agrees))
+    held = sum(check.agrees for check in report.one_by_one.checks)
+    table.caption = f"one by one: {held} of {len(report.one_by_one.checks)} agree"
+    table.caption_justify = "left"
+    return table
+
+
+def claim_lines(report: Report) -> Text:
+    lines = [Text.assemble(_mark(claim.holds), f" {claim.text}") for claim in report.claims]
+    return Text("\n").join(lines)
+
+
+def _range(check: Check) -> str:
+    return str(check.low) if check.low == check.high else f"{check.low} to {check.high}"
+
+
+def _mark(good: bool) -> Text:
+    return Text("✓", style="green") if good else Text("✗", style="bold red")
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", show_edge=False)

@@ -1,0 +1,108 @@
+"""A round's drafts, on the device: the assistant run for every row that speculates, before the target.
+
+- Rows draft together whatever their positions; a row that wants fewer drafts drops out early, so rows are
+  ordered deepest first, and iteration j runs the first n_j of them.
+- The drafter reads the target's committed K/V only (its last sliding and last full layer) and writes none.
+- Its position is constant over a round: the bonus token's slot, or the last committed one. Implementations
+  differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` sees W.
+- Lazy throughout: drafts feed the target's forward without passing the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from cache.attend import History
+from cache.batch import Batch, Span
+from cache.caches import Caches
+from cache.full import FullStore
+from cache.window import WindowStore
+from model.assistant import Assistant
+from model.gemma4 import PackedGemma4
+from model.sampling import DraftLaw, DrawRows, draft
+from scheduler.plan import Decode
+
+DraftPosition = Literal["bonus", "last"]
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """tokens: flat, the iterations joined. at[b, j]: where row b's j-th draft lies in it, 0 past its depth."""
+
+    tokens: mx.array
+    at: npt.NDArray[np.int32]
+    laws: tuple[DraftLaw | None, ...]
+
+    def table(self, rows: int) -> mx.array:
+        """[rows, deepest] draft ids; garbage past a row's own depth, and in rows that never drafted."""
+        at = np.zeros((rows, self.at.shape[1]), np.int32)
+        at[: len(self.at)] = self.at
+        return self.tokens[mx.array(at)]
+
+
+class Drafter:
+    """The assistant over the target's caches."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        target: PackedGemma4,
+        caches: Caches,
+        position: DraftPosition = "bonus",
+    ) -> None:
+        self.assistant, self.target = assistant, target
+        self.back = 0 if position == "bonus" else 1
+        sliding, full = (caches.stores[target.donors[kind]] for kind in ("sliding", "full"))
+        assert isinstance(sliding, WindowStore) and isinstance(full, FullStore)
+        self.sliding, self.full = sliding, full
+        self.keep = caches.window + 1 - self.back
+
+    def run(self, decodes: Sequence[Decode], frontier: mx.array, rows: DrawRows) -> Drafts:
+        """Draft for `decodes`, at least one deeper than 0; `rows` describes the same rows first.
+
+        frontier [slots, hidden]: the target's final-norm hidden row at each slot's last position.
+        """
+        order = sorted(range(len(decodes)), key=lambda i: -decodes[i].depth)
+        deepest = decodes[order[0]].depth
+        at = np.zeros((len(decodes), deepest), np.int32)
+        drawn: list[mx.array] = []
+        laws: list[DraftLaw | None] = []
+        live: list[int] = []
+        for depth in range(deepest):
+            remaining = [i for i in order if decodes[i].depth > depth]
+            if len(remaining) != len(live):
+                attend, positions = self._view([decodes[i] for i in remaining])
+                if not live:
+                    tokens, hidden = self._inputs([decodes[i] for i in remaining], frontier)
+                live, count = remaining, len(remaining)
+                tokens, hidden = tokens[:count], hidden[:count]
+            logits, hidden = self.assistant.step(
+                self.target.embed(tokens), hidden, positions, attend
+            )
+            tokens, law = draft(logits, rows, tuple(live), depth)
+            at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
+            drawn.append(tokens)
+            laws.append(law)
+        return Drafts(mx.concatenate(drawn), at, tuple(laws))
+
+    def _inputs(self, decodes: Sequence[Decode], frontier: mx.array) -> tuple[mx.array, mx.array]:
+        tokens = mx.array(np.array([d.token for d in decodes], np.int32))
+        return tokens, frontier[mx.array(np.array([d.slot for d in decodes], np.int32))]
+
+    def _view(
+        self, decodes: Sequence[Decode]
+    ) -> tuple[Callable[[str, mx.array], mx.array], mx.array]:
+        """Attention over what each row has committed, and the rows' RoPE positions [n]."""
+        batch = Batch([Span(d.slot, d.start - 1, 1) for d in decodes])
+        histories: dict[str, History] = {
+            "sliding": self.sliding.view(batch, self.keep),
+            "full": self.full.view(batch),
+        }
+        positions = np.array([d.start - self.back for d in decodes], np.int32)
+        return (lambda kind, queries: histories[kind].attend(queries)), mx.array(positions)

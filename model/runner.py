@@ -1,0 +1,205 @@
+"""Executes step plans on the device: one lazy graph and one host sync per step.
+
+- Owns the live caches, the frontier hidden row and the sampler of every slot; lives on the engine thread.
+- submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target forward ->
+  verify, started without waiting. wait: the one sync, then commit, which is an integer per slot.
+- The core is told what happened, never asked: a plan that contradicts the device state is our bug (assert).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from cache.batch import Batch, Span
+from cache.caches import Caches
+from cache.ranges import EdgePayload, Range, evaluated
+from cache.snapshot import Payload
+from model.drafting import DraftPosition, Drafter, Drafts
+from model.gemma4 import Forward, PackedGemma4
+from model.pair import Pair
+from model.sampling import DrawRows
+from model.verify import verify
+from scheduler.plan import Admit, Capture, Decode, Decoded, Prefill, Prefilled, Sampling, StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn."""
+
+    plan: StepPlan
+    decodes: tuple[Decode, ...]  # in packed order
+    drawn: mx.array | None
+    payloads: tuple[EdgePayload | None, ...]
+    captured: tuple[Payload | None, ...]
+    pending: tuple[mx.array, ...]
+
+
+class Runner:
+    """The device's side of the engine loop."""
+
+    def __init__(
+        self, pair: Pair, slots_max: int, depth_max: int, draft_position: DraftPosition = "bonus"
+    ) -> None:
+        self.target = PackedGemma4(pair.target)
+        self.dtype = self.target.text.norm.weight.dtype
+        self.caches = Caches(
+            self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
+        )
+        self.drafter = None
+        if pair.assistant is not None:
+            self.drafter = Drafter(pair.assistant, self.target, self.caches, draft_position)
+        self.frontier = mx.zeros((slots_max, pair.target.args.hidden_size), self.dtype)
+        self._sampling: dict[int, Sampling] = {}
+
+    def submit(self, plan: StepPlan) -> Ticket:
+        """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh."""
+        captured = tuple(self._capture(c) for c in plan.captures)
+        for slot in plan.releases:
+            self.caches.release(slot)
+            self._sampling.pop(slot, None)
+        for admit in plan.admits:
+            self._admit(admit)
+        # Rows in slot order lie in the pools' own order, so that attention has nothing to gather.
+        decodes = tuple(sorted(plan.decodes, key=lambda d: d.slot))
+        if not decodes and not plan.prefills:
+            return Ticket(plan, (), None, (), captured, ())
+        return self._forward(plan, decodes, captured)
+
+    def wait(self, ticket: Ticket) -> StepResult:
+        """Block until the step is done, commit it and hand over what it drew."""
+        mx.eval(ticket.pending)
+        rows = [] if ticket.drawn is None else np.array(ticket.drawn).tolist()
+        decoded = {
+            d.slot: Decoded(tuple(row[: row[-1] + 1]), d.depth)
+            for d, row in zip(ticket.decodes, rows, strict=False)
+        }
+        for d in ticket.decodes:
+            self.caches.commit(d.slot, d.start + len(decoded[d.slot].tokens))
+        for p in ticket.plan.prefills:
+            self.caches.commit(p.slot, p.end)
+        firsts = iter(rows[len(ticket.decodes) :])
+        prefilled = tuple(
+            Prefilled(next(firsts)[0] if p.draws else None, payload)
+            for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True)
+        )
+        return StepResult(
+            tuple(decoded[d.slot] for d in ticket.plan.decodes), prefilled, ticket.captured
+        )
+
+    def close(self) -> None:
+        """Drop every array, on the thread that made them."""
+        for slot in list(self._sampling):
+            self.caches.release(slot)
+        self._sampling.clear()
+        self.frontier = mx.array(())
+        mx.clear_cache()
+
+    def _capture(self, capture: Capture) -> Payload | None:
+        return self.caches.capture(capture.slot, capture.start, capture.end)
+
+    def _admit(self, admit: Admit) -> None:
+        path = cast("tuple[EdgePayload, ...]", admit.path)
+        self.caches.admit(admit.slot, path, admit.target)
+        self._sampling[admit.slot] = admit.sampling
+
+    def _forward(
+        self, plan: StepPlan, decodes: tuple[Decode, ...], captured: tuple[Payload | None, ...]
+    ) -> Ticket:
+        batch = Batch(
+            [Span(d.slot, d.start, d.depth + 1) for d in decodes],
+            [Span(p.slot, p.start, len(p.tokens), p.draws) for p in plan.prefills],
+        )
+        self.caches.prepare(batch)
+        rows = self._draw_rows(decodes, [p for p in plan.prefills if p.draws])
+        drafts = self._drafts(decodes, rows)
+        tokens = _packed_tokens(decodes, plan.prefills, drafts)
+        forward = self.target.forward(tokens, batch, self.caches)
+        drawn = self._draw(decodes, plan.prefills, rows, drafts, forward)
+        payloads = _payloads(plan.prefills, batch, forward, self.caches)
+        arrays = [a for p in payloads if p is not None for r in (*p.full, *p.sliding) if r for a in (r.keys, r.values)]
+        pending = (*([] if drawn is None else [drawn]), self.frontier, *self.caches.arrays, *arrays)
+        mx.async_eval(pending)
+        return Ticket(plan, decodes, drawn, payloads, captured, pending)
+
+    def _draw_rows(self, decodes: Sequence[Decode], firsts: Sequence[Prefill]) -> DrawRows | None:
+        """Every row that draws: the decode rows, then the prompts that end in this step."""
+        if not decodes and not firsts:
+            return None
+        slots = [d.slot for d in decodes] + [p.slot for p in firsts]
+        return DrawRows(
+            tuple(self._sampling[s] for s in slots),
+            tuple([d.depth for d in decodes] + [0] * len(firsts)),
+            tuple([d.index for d in decodes] + [0] * len(firsts)),
+        )
+
+    def _drafts(self, decodes: Sequence[Decode], rows: DrawRows | None) -> Drafts | None:
+        if not any(d.depth for d in decodes):
+            return None
+        assert self.drafter is not None and rows is not None, "a depth without a drafter"
+        return self.drafter.run(decodes, self.frontier, rows)
+
+    def _draw(
+        self,
+        decodes: Sequence[Decode],
+        prefills: Sequence[Prefill],
+        rows: DrawRows | None,
+        drafts: Drafts | None,
+        forward: Forward,
+    ) -> mx.array | None:
+        """Accept, draw, and move the frontier to each row's last committed position."""
+        if rows is None:
+            return None
+        table, laws = (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.laws)
+        logits = self.target.logits(forward.hidden)
+        drawn = verify(logits, rows, table, laws)
+        slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
+        newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
+        self.frontier[mx.array(np.array(slots, np.int32))] = newest
+        return drawn
+
+
+def _packed_tokens(
+    decodes: Sequence[Decode], prefills: Sequence[Prefill], drafts: Drafts | None
+) -> mx.array:
+    """[T] token ids: bonus and drafts of every decode row, then the prompt slices."""
+    host: list[int] = []
+    at: list[npt.NDArray[np.int32]] = []
+    for row, d in enumerate(decodes):
+        host += [d.token, *[0] * d.depth]
+        if drafts is not None:
+            at += [np.array([-1], np.int32), drafts.at[row, : d.depth]]
+    for p in prefills:
+        host += p.tokens
+    known = np.array(host, np.int32)
+    if drafts is None:
+        return mx.array(known)
+    drafted = np.concatenate(at)
+    index = np.arange(known.size, dtype=np.int32)
+    index[: drafted.size] = np.where(drafted < 0, index[: drafted.size], known.size + drafted)
+    return mx.concatenate([mx.array(known), drafts.tokens])[mx.array(index)]
+
+
+def _payloads(
+    prefills: Sequence[Prefill], batch: Batch, forward: Forward, caches: Caches
+) -> tuple[EdgePayload | None, ...]:
+    """Each captured slice's own K/V, lazily; evaluated with the step."""
+    payloads: list[EdgePayload | None] = []
+    for index, p in enumerate(prefills):
+        if not p.capture:
+            payloads.append(None)
+            continue
+        first, end = batch.queries_of(index, trimmed=False)
+        ranges = [
+            Range(p.start, p.end, *(mx.contiguous(a[first:end].transpose(1, 0, 2)) for a in kv))
+            for kv in forward.written
+        ]
+        sliding = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.sliding)
+        full = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.full)
+        payloads.append(EdgePayload(p.start, p.end, full, sliding))
+    return tuple(payloads)

@@ -1,0 +1,172 @@
+"""Accept or reject drafts and draw the next token of every row, whatever its sampler. Lazy.
+
+- Lossless for any drafter: an emitted token is a draw from the target's law at its place, given
+  the tokens before it; greedy tokens are the target's argmax.
+- Greedy and seeded rows: the target's token at an index is argmax(log p + noise of that index),
+  and a draft is accepted exactly when it equals it. Depth, drafter and company cannot change what
+  is emitted (Daliri et al., "Coupling without communication and drafter-invariant speculative
+  decoding", 2024).
+- Unseeded rows: exact rejection sampling. Accept with min(1, p / q); on the first rejection draw
+  from max(p - q, 0) renormalised; past a full run from p (Leviathan et al., 2023).
+- Flat rows: row b's logits are [starts[b], starts[b] + depth + 1), one for each input token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from model.noise import Stream
+from model.sampling import (
+    GREEDY,
+    DraftLaw,
+    DrawRows,
+    Filters,
+    Law,
+    best_tokens,
+    join_rows,
+    law_of,
+    take_rows,
+)
+
+
+def verify(
+    logits: mx.array,
+    rows: DrawRows,
+    drafts: mx.array | None = None,
+    laws: Sequence[DraftLaw | None] = (),
+) -> mx.array:
+    """What each row commits: int32 [B, K + 2], K = the deepest draft of the step.
+
+    logits: [N, V], N = sum(depth + 1): flat row i of a row predicts the token after its i-th input.
+    drafts: int32 [B, K], anything beyond a row's own depth; may be None where K is 0.
+    laws: laws[j] covers every unseeded row that drafted position j; its draft was drawn from it.
+
+    Columns [0, n]: the accepted drafts, then the newly drawn token; after them anything.
+    The last column: n, the number of accepted drafts, 0 <= n <= depth.
+    """
+    assert logits.shape[0] == len(rows.owners), (logits.shape, len(rows.owners))
+    depth_max = rows.depth_max
+    proposed = None
+    if depth_max:
+        assert drafts is not None and drafts.shape == (len(rows.depth), depth_max)
+        proposed = _flat_drafts(drafts, rows)
+    parts, members = [], []
+    for reach, flat in _groups(rows):
+        part = take_rows(logits, flat)
+        continued = None if proposed is None else take_rows(proposed, flat)
+        parts.append(_judge(part, reach, rows, flat, continued, laws))
+        members.append(flat)
+    tokens = join_rows([drawn for drawn, _ in parts], members)
+    if drafts is None or not depth_max:
+        return mx.stack([tokens, mx.zeros_like(tokens)], axis=1)
+    accepted = join_rows([agreed for _, agreed in parts if agreed is not None], members)
+    return _committed(tokens, accepted, drafts, rows)
+
+
+def _groups(rows: DrawRows) -> list[tuple[int, np.ndarray]]:
+    """(reach, its flat rows) for every reach of the step."""
+    reaches = rows.reaches[rows.owners]
+    return [(int(reach), np.flatnonzero(reaches == reach)) for reach in np.unique(reaches)]
+
+
+def _flat_drafts(drafts: mx.array, rows: DrawRows) -> mx.array:
+    """[N]: the draft that follows each flat row's input; anything at a row's last place."""
+    depth_max = rows.depth_max
+    places = rows.owners * depth_max + np.minimum(rows.offsets, depth_max - 1)
+    return drafts.reshape(-1)[mx.array(places)]
+
+
+def _judge(
+    logits: mx.array,
+    reach: int,
+    rows: DrawRows,
+    flat: np.ndarray,
+    proposed: mx.array | None,
+    laws: Sequence[DraftLaw | None],
+) -> tuple[mx.array, mx.array | None]:
+    """For the flat rows of one reach: the token where the draft fails, and whether it holds."""
+    if reach == GREEDY:
+        tokens = best_tokens(logits)
+        return tokens, None if proposed is None else tokens == proposed
+    owners, offsets = rows.owners[flat], rows.offsets[flat]
+    law = law_of(logits, Filters.of(rows.table[owners]), reach)
+    scores, held = law.log_probs, None
+    contested = ~rows.seeded[owners] & (offsets < np.asarray(rows.depth)[owners])
+    if contested.any():
+        assert proposed is not None
+        drafted = _drafted_probs(law, laws, rows, flat, contested)
+        held = _holds(law, drafted, proposed, rows.coins(owners, offsets))
+        residual = _log_residual(law, drafted)
+        # Only where contested: the bits of the other rows must not depend on this company.
+        scores = mx.where(mx.array(contested)[:, None], residual, scores)
+    tokens = best_tokens(
+        scores + rows.gumbel(owners, offsets, Stream.RESIDUAL, law.support), law.ids
+    )
+    if proposed is None:
+        return tokens, None
+    agreed = tokens == proposed
+    return tokens, agreed if held is None else mx.where(mx.array(contested), held, agreed)
+
+
+def _drafted_probs(
+    law: Law,
+    laws: Sequence[DraftLaw | None],
+    rows: DrawRows,
+    flat: np.ndarray,
+    contested: np.ndarray,
+) -> mx.array:
+    """q over the support of p, [n, C]; zero in rows that are not contested."""
+    at = _law_places(laws, rows)[rows.owners[flat], rows.offsets[flat]]
+    assert (at[contested] >= 0).all(), "an unseeded row drafted without keeping its law"
+    chosen = mx.array(np.maximum(at, 0))
+    kept = [draft_law for draft_law in laws if draft_law is not None]
+    ids = mx.concatenate([draft_law.ids for draft_law in kept])[chosen]
+    probs = mx.exp(mx.concatenate([draft_law.log_probs for draft_law in kept])[chosen])
+    probs = mx.where(mx.array(contested)[:, None], probs, 0)
+    if law.ids is None:
+        return mx.put_along_axis(mx.zeros_like(law.log_probs), ids, probs, axis=-1)
+    return mx.where(law.ids[:, :, None] == ids[:, None, :], probs[:, None, :], 0).sum(axis=-1)
+
+
+def _law_places(laws: Sequence[DraftLaw | None], rows: DrawRows) -> np.ndarray:
+    """[B, K + 1]: where the law of a row's draft at each position lies among all laws; else -1."""
+    places = np.full((len(rows.depth), rows.depth_max + 1), -1)
+    count = 0
+    for j, draft_law in enumerate(laws):
+        if draft_law is not None:
+            end = count + len(draft_law.rows)
+            places[list(draft_law.rows), j] = np.arange(count, end)
+            count = end
+    return places
+
+
+def _holds(law: Law, drafted: mx.array, proposed: mx.array, coins: mx.array) -> mx.array:
+    """[n] bool: accept with min(1, p / q). A draft without mass under p is never accepted."""
+    below = coins[:, None] * drafted < mx.exp(law.log_probs)
+    return mx.any(below & (law.support == proposed[:, None]), axis=-1)
+
+
+def _log_residual(law: Law, drafted: mx.array) -> mx.array:
+    """log max(p - q, 0), unnormalised; log p where nothing is left of it.
+
+    Nothing is left only where p equals q to rounding, and then a rejection has no probability.
+    """
+    residual = mx.maximum(mx.exp(law.log_probs) - drafted, 0)
+    empty = residual.max(axis=-1, keepdims=True) == 0
+    return mx.where(empty, law.log_probs, mx.log(residual))
+
+
+def _committed(tokens: mx.array, accepted: mx.array, drafts: mx.array, rows: DrawRows) -> mx.array:
+    """Cut every row's drafts at its first rejection and put its own token there."""
+    depths = np.asarray(rows.depth)[:, None]
+    columns = np.arange(rows.depth_max + 1)
+    # Past a row's depth its last place is repeated: in range, and never read.
+    padded = mx.array(rows.starts[:, None] + np.minimum(columns, depths))
+    run = accepted[padded[:, :-1]] & mx.array(columns[:-1] < depths)
+    count = mx.cumprod(run.astype(mx.int32), axis=1).sum(axis=1, keepdims=True)
+    drawn = tokens[padded]
+    head = mx.where(mx.array(columns[:-1]) < count, drafts, drawn[:, :-1])
+    return mx.concatenate([head, drawn[:, -1:], count], axis=1).astype(mx.int32)

@@ -1,0 +1,8 @@
+"""Hypothesis judges answers here, not the speed of a busy machine."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("model", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("model")

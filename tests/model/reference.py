@@ -1,0 +1,91 @@
+"""The committed reference pairs and what transformers says of them (fixtures/golden/README.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+from mlx import nn
+from mlx.utils import tree_flatten
+from mlx_lm.models.gemma4_text import Model
+
+from model.assistant import Assistant, load_assistant
+from model.config import AssistantConfig, TargetConfig
+from model.config_file import read_assistant_config, read_target_config
+from model.files import ModelDirectory
+from model.safetensors import weight_files
+from model.weights import load_target
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+NAMES = ("e2b-tiny", "a4b-tiny")
+PROMPTS = range(6)
+
+Array = npt.NDArray[Any]
+
+
+def checkpoint(name: str) -> ModelDirectory:
+    return ModelDirectory(FIXTURES / "ckpt" / name)
+
+
+@cache
+def golden(name: str) -> Mapping[str, Array]:
+    with np.load(FIXTURES / "golden" / f"{name}.npz") as arrays:
+        return dict(arrays)
+
+
+@cache
+def target_config(name: str) -> TargetConfig:
+    return read_target_config(checkpoint(name))
+
+
+@cache
+def target(name: str) -> Model:
+    return load_target(weight_files(checkpoint(name)), target_config(name), mx.float32)
+
+
+@cache
+def assistant(name: str) -> tuple[Assistant, AssistantConfig]:
+    directory = checkpoint(f"{name}-assistant")
+    config = read_assistant_config(directory)
+    return load_assistant(weight_files(directory), config, mx.float32), config
+
+
+def copied(name: str, place: Path, *, weights: bool = False) -> ModelDirectory:
+    """A checkpoint that a test may damage; without its weights unless asked for."""
+    left_out = None if weights else shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(FIXTURES / "ckpt" / name, place / name, ignore=left_out)
+    return ModelDirectory(place / name)
+
+
+def edit(directory: ModelDirectory, file: str, change: Mapping[str, Any]) -> None:
+    """Replace keys of a JSON file; a dotted key reaches inside, the value `...` removes it."""
+    path = directory.path / file
+    document = json.loads(path.read_text())
+    for dotted, value in change.items():
+        *outer, key = dotted.split(".")
+        place = document
+        for step in outer:
+            place = place[step]
+        if value is ...:
+            del place[key]
+        else:
+            place[key] = value
+    path.write_text(json.dumps(document))
+
+
+def logits(model: Model, ids: Array) -> Array:
+    """[L, V] of a plain forward by mlx-lm's own code."""
+    return np.array(model(mx.array(ids)[None])[0])
+
+
+def parameters(module: nn.Module) -> dict[str, mx.array]:
+    flat = tree_flatten(module.parameters())
+    assert isinstance(flat, list)
+    return dict(flat)

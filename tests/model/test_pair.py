@@ -1,0 +1,156 @@
+"""A pair is loaded whole, or refused with the numbers that keep it from working."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from model.config import AssistantConfig, Rope
+from model.files import ModelRefused
+from model.locate import locate
+from model.pair import Pair, check_fit, facts, load_pair
+from tests.model.reference import NAMES, assistant, checkpoint, copied, edit, target_config
+
+
+@pytest.fixture(scope="module")
+def demo() -> Pair:
+    return load_pair(*locate(None, None))
+
+
+def test_the_bundled_pair_loads_and_answers(demo: Pair) -> None:
+    """Greedy and plain, through mlx-lm's own forward: NOTE of the recipe's own example."""
+    ids = demo.tokenizer.encode_messages([("user", "What is the capital of France?")])
+    start = len(ids)
+    while ids[-1] not in demo.tokenizer.eos_token_ids and len(ids) < start + 32:
+        ids.append(int(mx.argmax(demo.target(mx.array([ids]))[0, -1])))
+    assert demo.tokenizer.decode(ids[start:]) == "The capital of France is Paris."
+    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "none", mx.float32)
+    assert demo.assistant is not None
+    assert demo.tokenizer.defaults.top_k == 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_pairs_fit(name: str) -> None:
+    check_fit(target_config(name), assistant(name)[1])
+
+
+def _text(**change: Any) -> Callable[[AssistantConfig], AssistantConfig]:
+    return lambda draft: dataclasses.replace(draft, text=dataclasses.replace(draft.text, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda draft: dataclasses.replace(draft, backbone_hidden_size=256),
+            "backbone hidden size 256 in the drafter, 128 in the target",
+        ),
+        (_text(vocabulary=2048), "vocabulary 2048 in the drafter, 1024 in the target"),
+        (_text(window=16), "sliding window 16 in the drafter, 32 in the target"),
+        (_text(kv_heads=1), "K/V heads of sliding layers 1 in the drafter, 2 in the target"),
+        (_text(full_kv_heads=2), "K/V heads of full layers 2 in the drafter, 1 in the target"),
+        (_text(head_dim=64), "head size of sliding layers 64 in the drafter, 32 in the target"),
+        (_text(full_head_dim=32), "head size of full layers 32 in the drafter, 64 in the target"),
+        (
+            _text(ropes={"sliding": Rope(5e5, 1.0, False), "full": Rope(1e6, 0.25, True)}),
+            "rotary parameters of sliding layers .*500000.* in the drafter, .*10000",
+        ),
+    ],
+)
+def test_a_drafter_that_does_not_fit_is_refused_with_the_numbers(
+    change: Callable[[AssistantConfig], AssistantConfig], message: str
+) -> None:
+    draft = assistant("a4b-tiny")[1]
+    with pytest.raises(ModelRefused, match=f"does not fit the target: {message}"):
+        check_fit(target_config("a4b-tiny"), change(draft))
+
+
+def test_all_differences_are_named_at_once() -> None:
+    with pytest.raises(ModelRefused) as refused:
+        check_fit(target_config("e2b-tiny"), assistant("a4b-tiny")[1])
+    assert str(refused.value).count("in the target") == 2
+    assert "K/V heads of sliding layers 2" in str(refused.value)
+    assert "sliding window 32" in str(refused.value)
+
+
+def test_a_mismatched_pair_is_refused_before_any_weight_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model.pair.load_target", lambda *_: pytest.fail("weights were loaded"))
+    with pytest.raises(ModelRefused, match="does not fit"):
+        load_pair(checkpoint("e2b-tiny"), checkpoint("a4b-tiny-assistant"))
+
+
+def test_a_drafter_is_no_target_and_a_target_no_drafter() -> None:
+    with pytest.raises(ModelRefused, match="model_type is 'gemma4_assistant'"):
+        load_pair(checkpoint("e2b-tiny-assistant"), None)
+    with pytest.raises(ModelRefused, match="model_type is 'gemma4'"):
+        load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny"))
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "sliding", "window"),
+    [
+        # own full layers, own sliding layers: 2 (K and V) * heads * head size * 4 bytes each
+        ("e2b-tiny", 1 * 2 * 1 * 64 * 4, 4 * 2 * 1 * 32 * 4, 16),
+        ("a4b-tiny", 2 * 2 * 1 * 64 * 4, 10 * 2 * 2 * 32 * 4, 32),
+    ],
+)
+def test_facts_count_the_bytes_of_real_shapes(
+    name: str, full: int, sliding: int, window: int
+) -> None:
+    pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
+    plain = load_pair(checkpoint(name), None, "bfloat16")
+    found, half = facts(pair, 5), facts(plain, 5)
+    assert (found.full_bytes_per_token, found.sliding_bytes_per_token) == (full, sliding)
+    assert found.ring_bytes == sliding * (window + 5 + 2)
+    assert (found.window_tokens, found.vocabulary) == (window, 1024)
+    assert found.eos_token_ids == {1, 106}
+    assert (found.has_drafter, half.has_drafter) == (True, False)
+    assert half.ring_bytes * 2 == found.ring_bytes
+    assert half.weights_bytes < found.weights_bytes / 2
+    assert found.workspace_bytes_per_token > 1024 * 4
+
+
+def test_the_drafter_works_in_the_targets_dtype() -> None:
+    pair = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "bfloat16")
+    assert pair.assistant is not None
+    assert pair.assistant.pre_projection.weight.dtype == pair.dtype == mx.bfloat16
+
+
+def _fingerprint(directory: Any, dtype: str = "float32") -> str:
+    return load_pair(directory, None, dtype).fingerprint
+
+
+def test_the_fingerprint_names_config_weights_and_dtype(tmp_path: Path) -> None:
+    """T8: what the K/V depend on separates root keys; where the files lie does not."""
+    first = _fingerprint(checkpoint("e2b-tiny"))
+    copy = copied("e2b-tiny", tmp_path, weights=True)
+    assert _fingerprint(copy) == first
+    assert _fingerprint(copy, "bfloat16") != first
+    edit(copy, "config.json", {"text_config.rms_norm_eps": 1e-5})
+    changed = _fingerprint(copy)
+    assert changed != first
+    with (copy.path / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    assert _fingerprint(copy) not in (first, changed)
+
+
+def test_large_weights_are_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.pair._HASHED_WHOLE_BYTES_MAX", 1 << 20)
+    copy = copied("e2b-tiny", tmp_path, weights=True)
+    first = _fingerprint(copy)
+    path = copy.path / "model.safetensors"
+    content = np.fromfile(path, np.uint8)
+    content[len(content) // 2 :] ^= 1
+    content.tofile(path)
+    assert _fingerprint(copy) != first

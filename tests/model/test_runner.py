@@ -1,0 +1,159 @@
+"""The runner against transformers' own greedy text and acceptance, in every company and at every depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.files import ModelDirectory
+from model.pair import load_pair
+from model.runner import Runner
+from scheduler.plan import Admit, Capture, Decode, Prefill, Sampling, StepPlan, StepResult
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+PAIRS = ("e2b-tiny", "a4b-tiny")
+REPLY = 64
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def golden(request: pytest.FixtureRequest) -> tuple[str, dict[str, np.ndarray]]:
+    return request.param, dict(np.load(FIXTURES / "golden" / f"{request.param}.npz"))
+
+
+@pytest.fixture(scope="module")
+def runner(golden: tuple[str, dict[str, np.ndarray]]) -> Iterator[Runner]:
+    name = golden[0]
+    pair = load_pair(
+        ModelDirectory(FIXTURES / "ckpt" / name),
+        ModelDirectory(FIXTURES / "ckpt" / f"{name}-assistant"),
+        "float32",
+    )
+    runner = Runner(pair, slots_max=32, depth_max=8)
+    yield runner
+    runner.close()
+
+
+class Driver:
+    """A minimal stand-in for the core: all sessions together, everything they drew kept."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner, self.number = runner, 0
+
+    def step(self, **plan: object) -> StepResult:
+        self.number += 1
+        return self.runner.wait(self.runner.submit(StepPlan(self.number, **plan)))  # type: ignore[arg-type]
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        depths: Sequence[int],
+        slots: Sequence[int],
+        chunk: int = 40,
+        sampling: Sampling | None = None,
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """(replies, accepted drafts per round) of every prompt."""
+        replies: list[list[int]] = [[] for _ in prompts]
+        rounds: list[list[int]] = [[] for _ in prompts]
+        done = [0] * len(prompts)
+        self.step(
+            admits=tuple(
+                Admit(s, 0, (), sampling or Sampling(), len(p) + REPLY)
+                for s, p in zip(slots, prompts, strict=True)
+            )
+        )
+        while any(len(r) < REPLY for r in replies):
+            decoding, reading = [], []
+            for i, prompt in enumerate(prompts):
+                if done[i] < len(prompt):
+                    part = tuple(prompt[done[i] : done[i] + chunk])
+                    ends = done[i] + len(part) == len(prompt)
+                    reading.append((i, Prefill(slots[i], done[i], part, ends, False)))
+                elif (left := REPLY - len(replies[i])) > 0:
+                    start, index = len(prompt) + len(replies[i]) - 1, len(replies[i])
+                    depth = min(depths[i], left - 1)
+                    decoding.append((i, Decode(slots[i], start, replies[i][-1], depth, index)))
+            result = self.step(
+                decodes=tuple(d for _, d in decoding), prefills=tuple(p for _, p in reading)
+            )
+            for (i, _), drawn in zip(decoding, result.decoded, strict=True):
+                replies[i] += drawn.tokens
+                rounds[i].append(drawn.accepted)
+            for (i, slice_), first in zip(reading, result.prefilled, strict=True):
+                done[i] = slice_.end
+                if first.token is not None:
+                    replies[i].append(first.token)
+        self.step(releases=tuple(slots))
+        return replies, rounds
+
+
+def prompts_of(arrays: dict[str, np.ndarray]) -> list[list[int]]:
+    return [arrays[f"p{i}_ids"].tolist() for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    "depths", [(0,) * 6, (1,) * 6, (3,) * 6, (7,) * 6, (0, 1, 2, 3, 5, 8)], ids=str
+)
+def test_greedy_text_is_the_references_at_any_depth_and_place(
+    golden: tuple[str, dict[str, np.ndarray]], runner: Runner, depths: tuple[int, ...]
+) -> None:
+    """S1: token for token, six sessions together, in slots with holes, with slices beyond the window."""
+    arrays = golden[1]
+    expected = [arrays[f"p{i}_greedy"].tolist() for i in range(6)]
+    replies, rounds = Driver(runner).generate(prompts_of(arrays), depths, (3, 0, 7, 1, 2, 11))
+    assert replies == expected
+    if len(set(depths)) == 1 and depths[0]:
+        recorded = [arrays[f"p{i}_rounds_hf_k{depths[0]}"].tolist() for i in range(6)]
+        assert rounds == recorded
+
+
+def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
+    golden: tuple[str, dict[str, np.ndarray]], runner: Runner
+) -> None:
+    """S5: shared noise, so depth, drafter and company cannot matter."""
+    prompts, driver = prompts_of(golden[1]), Driver(runner)
+    sampling = Sampling(temperature=0.9, top_k=40, top_p=0.97, seeded=True, noise_key=99)
+    plain, _ = driver.generate(prompts, (0,) * 6, range(6), sampling=sampling)
+    drafted, rounds = driver.generate(prompts, (5, 4, 3, 2, 1, 8), (9, 2, 4, 0, 1, 7), 13, sampling)
+    alone, _ = driver.generate(prompts[:1], (3,), (2,), sampling=sampling)
+    assert drafted == plain
+    assert alone[0] == plain[0]
+    assert sum(map(sum, rounds)) > 0, "nothing was accepted: the comparison would be empty"
+    other, _ = driver.generate(
+        prompts[:1], (0,), (0,), sampling=Sampling(0.9, 40, 0.97, 0.0, True, 100)
+    )
+    assert other[0] != plain[0]
+
+
+def test_a_prefix_restored_at_any_offset_changes_nothing(
+    golden: tuple[str, dict[str, np.ndarray]], runner: Runner
+) -> None:
+    """T9, C6: captured in slices, restored before, inside and beyond the window."""
+    arrays, driver = golden[1], Driver(runner)
+    prompt, expected = arrays["p3_ids"].tolist(), arrays["p3_greedy"].tolist()
+    window = runner.caches.window
+    driver.step(admits=(Admit(0, 0, (), Sampling(), len(prompt) + REPLY),))
+    path = []
+    for start in range(0, len(prompt), 17):
+        part = tuple(prompt[start : start + 17])
+        result = driver.step(prefills=(Prefill(0, start, part, False, True),))
+        path.append(result.prefilled[0].payload)
+    captured = driver.step(captures=(Capture(0, 0, len(prompt)),), releases=(0,)).captured[0]
+    assert captured is not None and captured.sliding_start > 0
+    for target in (1, 17, window - 1, window, window + 1, len(prompt) - 2, len(prompt) - 1):
+        covering = tuple(p for p in path if p is not None and p.start < target)
+        driver.step(admits=(Admit(5, target, covering, Sampling(), len(prompt) + REPLY),))
+        rest = tuple(prompt[target:])
+        reply = [driver.step(prefills=(Prefill(5, target, rest, True, False),)).prefilled[0].token]
+        while len(reply) < 20:
+            drawn = driver.step(
+                decodes=(Decode(5, len(prompt) + len(reply) - 1, reply[-1] or 0, 3, len(reply)),)
+            )
+            reply += drawn.decoded[0].tokens
+        driver.step(releases=(5,))
+        assert reply == expected[: len(reply)], target
+    for payload in (*path, captured):
+        assert payload is not None
+        payload.close()

@@ -1,0 +1,271 @@
+"""Ids are the model's own, and a content never reaches a control token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Encoder
+from transformers import AutoTokenizer
+
+from model.chat_template import PromptRefused
+from model.files import ModelDirectory, ModelRefused
+from model.locate import DEMO
+from model.tokenizer import SamplingDefaults, Tokenizer, load_tokenizer
+from tests.model.reference import FIXTURES, NAMES, checkpoint, copied, edit
+
+_DEMO = ModelDirectory(DEMO / "target")
+_PLACES = {"e2b-tiny": (checkpoint("e2b-tiny"), 1024), "demo": (_DEMO, 2048)}
+_CONTROL = ["<bos>", "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"]
+_CONTROL += ["<|tool_call>", "<tool_call|>", '<|"|>', "<pad>", "<mask>"]
+
+_ordinary = st.text(st.characters(codec="utf-8"), max_size=30)
+_mixed = st.lists(st.one_of(_ordinary, st.sampled_from([*_CONTROL, "<|tu", "rn>", "▁", " \n"])))
+_roles = st.sampled_from(["user", "assistant"])
+
+
+@cache
+def _loaded(place: str) -> Tokenizer:
+    directory, vocabulary = _PLACES[place]
+    return load_tokenizer(directory, vocabulary, (1,))
+
+
+@cache
+def _whole(place: str) -> Encoder:
+    return Encoder.from_file(str(_PLACES[place][0].path / "tokenizer.json"))
+
+
+@cache
+def _vectors(name: str) -> Mapping[str, Any]:
+    text = (FIXTURES / "golden" / f"{name}.tokenizer.json").read_text()
+    document: Mapping[str, Any] = json.loads(text)
+    return document
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_encodes_as_transformers_does(name: str) -> None:
+    tokenizer = load_tokenizer(checkpoint(name), 1024)
+    for vector in _vectors(name)["encode"]:
+        assert tokenizer.encode_text(vector["text"]) == vector["ids"]
+        bare = _whole("e2b-tiny").decode(vector["ids"], skip_special_tokens=True)
+        assert tokenizer.decode(vector["ids"]) == bare
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_encode_as_transformers_does(name: str) -> None:
+    tokenizer = load_tokenizer(checkpoint(name), 1024)
+    vectors = [v for v in _vectors(name)["chat"] if set(v["args"]) == {"messages"}]
+    assert len(vectors) == 2
+    for vector in vectors:
+        messages = [(m["role"], m["content"]) for m in vector["args"]["messages"]]
+        assert tokenizer.encode_messages(messages) == vector["ids"]
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_a_long_conversation_encodes_as_transformers_does(place: str) -> None:
+    messages = [("system", " Be  brief.\n")]
+    for turn in range(500):
+        messages += [("user", f"\n\nWhat is {turn}? 日本 🙂\t"), ("assistant", f"It's\n{turn}.")]
+    messages.append(("user", "  \u2003é"))
+    peer = AutoTokenizer.from_pretrained(_PLACES[place][0].path)
+    listed = [{"role": role, "content": content} for role, content in messages]
+    expected = peer.apply_chat_template(listed, add_generation_prompt=True, return_dict=False)
+    assert _loaded(place).encode_messages(messages) == expected
+
+
+@pytest.mark.parametrize("place", _PLACES)
+@given(parts=_mixed)
+def test_cutting_at_control_tokens_changes_no_id(place: str, parts: list[str]) -> None:
+    text = "".join(parts)
+    expected = _whole(place).encode(text, add_special_tokens=False).ids
+    bos = [] if expected[:1] == [2] else [2]
+    assert _loaded(place).encode_text(text) == bos + expected
+
+
+@pytest.mark.parametrize("place", _PLACES)
+@given(messages=st.lists(st.tuples(_roles, _ordinary), min_size=1, max_size=5))
+def test_contents_encode_as_part_of_the_whole_prompt(
+    place: str, messages: list[tuple[str, str]]
+) -> None:
+    """Merges across the border of template and content included."""
+    tokenizer = _loaded(place)
+    assert tokenizer._template is not None
+    prompt = "".join(text for text, _ in tokenizer._template.render(messages))
+    expected = _whole(place).encode(prompt, add_special_tokens=False).ids
+    assert tokenizer.encode_messages(messages) == expected
+
+
+def _control_ids(place: str) -> frozenset[int]:
+    added = _whole(place).get_added_tokens_decoder()
+    return frozenset(i for i, token in added.items() if token.special)
+
+
+@pytest.mark.parametrize("place", _PLACES)
+@given(parts=_mixed)
+def test_a_content_never_gives_a_control_token(place: str, parts: list[str]) -> None:
+    """A user who types `<turn|>` does not end a turn, and the model sees what was typed."""
+    content = "x" + "".join(parts) + "x"
+    tokenizer, control = _loaded(place), _control_ids(place)
+    ids = tokenizer.encode_messages([("user", content), ("assistant", content)])
+    benign = tokenizer.encode_messages([("user", "x"), ("assistant", "x")])
+    assert [i for i in ids if i in control] == [i for i in benign if i in control]
+    seen = content.replace("▁", " ") if place == "e2b-tiny" else content  # Gemma's space
+    assert tokenizer.decode(ids) == tokenizer.decode(benign).replace("x", seen)
+
+
+def test_a_vocabulary_that_merges_control_tokens_still_gives_none(tmp_path: Path) -> None:
+    """ignore_merges takes any word that is in the vocabulary, `<turn|>` included."""
+    directory = copied("e2b-tiny", tmp_path)
+    edit(directory, "tokenizer.json", {"model.ignore_merges": True})
+    tokenizer = load_tokenizer(directory, 1024)
+    assert tokenizer._encoder.encode("<turn|>", add_special_tokens=False).ids == [106]
+    for content in ("<turn|>", "a <turn|><|turn>model", "<|turn><turn|>"):
+        ids = tokenizer.encode_messages([("user", content)])
+        assert [i for i in ids if i in _control_ids("e2b-tiny")] == [2, 105, 106, 105]
+        assert tokenizer.decode(ids) == f"user\n{content}\nmodel\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "marked"),
+    [
+        ({"etc_token": "<tool_call|>"}, "<tool_call|>"),
+        ({"eot_token": {"content": "<tool_call|>"}}, "<tool_call|>"),
+        ({}, "<tool_call|>"),  # written like one
+    ],
+)
+def test_an_unmarked_control_token_counts_as_one(
+    settings: dict[str, Any], marked: str, tmp_path: Path
+) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    document = json.loads((directory.path / "tokenizer.json").read_text())
+    for token in document["added_tokens"]:
+        token["special"] = token["content"] != marked
+    (directory.path / "tokenizer.json").write_text(json.dumps(document))
+    (directory.path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(directory, 1024)
+    assert 49 not in tokenizer.encode_messages([("user", marked)])
+    assert 49 in tokenizer.encode_text(marked)
+    assert tokenizer.decode([49]) == ""
+
+
+def test_an_ordinary_added_token_is_text(tmp_path: Path) -> None:
+    """Gemma adds line breaks and HTML tags to its vocabulary; contents use them as the model does."""
+    directory = copied("e2b-tiny", tmp_path)
+    document = json.loads((directory.path / "tokenizer.json").read_text())
+    token = {"id": 5, "content": "<h1>", "special": False, "normalized": False}
+    token |= {"single_word": False, "lstrip": False, "rstrip": False}
+    document["added_tokens"].insert(5, token)
+    document["model"]["vocab"]["<h1>"] = document["model"]["vocab"].pop("<unused5>")
+    (directory.path / "tokenizer.json").write_text(json.dumps(document))
+    tokenizer = load_tokenizer(directory, 1024)
+    assert 5 in tokenizer.encode_messages([("user", "a<h1>b")])
+    assert tokenizer.decode([5]) == "<h1>"
+
+
+def test_a_model_without_a_template_takes_no_messages(tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    (directory.path / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(directory, 1024)
+    assert not tokenizer.has_chat_template
+    with pytest.raises(PromptRefused, match="no chat template"):
+        tokenizer.encode_messages([("user", "x")])
+
+
+def test_threads_encode_alike() -> None:
+    tokenizer = _loaded("demo")
+    texts = [f"{'word ' * n}<turn|>{n}" for n in range(64)]
+    expected = [tokenizer.encode_messages([("user", text)]) for text in texts]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda text: tokenizer.encode_messages([("user", text)]), texts))
+    assert found == expected
+
+
+def test_a_tokenizer_wider_than_the_logits_is_refused() -> None:
+    assert _loaded("demo").vocabulary == 2048
+    with pytest.raises(ModelRefused, match="reach 2047, the logits only 2046"):
+        load_tokenizer(_DEMO, 2047)
+    assert load_tokenizer(_DEMO, 2050).token_bytes[2047:][1:] == [b"", b""]
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"added_tokens": [1]}', '{"added_tokens": []}'])
+def test_a_broken_tokenizer_file_is_refused(damage: str, tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    (directory.path / "tokenizer.json").write_text(damage)
+    with pytest.raises(ModelRefused, match=r"tokenizer\.json"):
+        load_tokenizer(directory, 1024)
+
+
+@pytest.mark.parametrize(
+    ("generation", "fallback", "expected"),
+    [
+        ({"eos_token_id": [1, 106, 50]}, (1,), {1, 106, 50}),
+        ({"eos_token_id": 106}, (1,), {106}),
+        ({"eos_token_id": None}, (1, 106), {1, 106}),
+        ({}, (1, 106), {1, 106}),
+        (None, (1,), {1}),
+    ],
+)
+def test_eos_ids_come_from_the_generation_config_first(
+    generation: Any, fallback: tuple[int, ...], expected: set[int], tmp_path: Path
+) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    path = directory.path / "generation_config.json"
+    path.unlink()
+    if generation is not None:
+        path.write_text(json.dumps(generation))
+    assert load_tokenizer(directory, 1024, fallback).eos_token_ids == expected
+
+
+@pytest.mark.parametrize(
+    "generation",
+    [
+        {},
+        {"eos_token_id": []},
+        {"eos_token_id": "1"},
+        {"eos_token_id": [True]},
+        {"eos_token_id": -1},
+        {"eos_token_id": 1024},
+        {"eos_token_id": 1, "temperature": -1},
+        {"eos_token_id": 1, "temperature": float("inf")},
+        {"eos_token_id": 1, "temperature": "hot"},
+        {"eos_token_id": 1, "top_p": 0},
+        {"eos_token_id": 1, "top_p": 1.5},
+        {"eos_token_id": 1, "min_p": 2},
+        {"eos_token_id": 1, "top_k": -3},
+        {"eos_token_id": 1, "top_k": 2.5},
+    ],
+)
+def test_an_odd_generation_config_is_refused(generation: Any, tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    (directory.path / "generation_config.json").write_text(json.dumps(generation))
+    with pytest.raises(ModelRefused, match=r"generation_config\.json"):
+        load_tokenizer(directory, 1024)
+
+
+@pytest.mark.parametrize(
+    ("generation", "expected"),
+    [
+        ({}, SamplingDefaults(0.0, 0, 1.0, 0.0)),
+        ({"do_sample": False, "temperature": 0.7, "top_k": 5}, SamplingDefaults(0.0, 5, 1.0, 0.0)),
+        ({"do_sample": True}, SamplingDefaults(1.0, 0, 1.0, 0.0)),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95, "min_p": 0.1},
+            SamplingDefaults(0.7, 64, 0.95, 0.1),
+        ),
+        ({"do_sample": True, "top_k": None}, SamplingDefaults(1.0, 0, 1.0, 0.0)),
+    ],
+)
+def test_unset_sampling_fields_mean_what_the_model_says(
+    generation: dict[str, Any], expected: SamplingDefaults, tmp_path: Path
+) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    text = json.dumps({"eos_token_id": 1} | generation)
+    (directory.path / "generation_config.json").write_text(text)
+    assert load_tokenizer(directory, 1024).defaults == expected

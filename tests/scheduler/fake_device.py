@@ -1,0 +1,183 @@
+"""A device without arrays: executes step plans over token logs and refuses every wrong one.
+
+- A slot is the log of the tokens it has evaluated. Restored, captured and evaluated tokens are
+  real, so wrong content shows in what is drawn next: the toy target hashes the whole log.
+- The toy drafter agrees with the target with a set probability, also decided by a hash.
+- Asserted: slot ownership, contiguous positions, complete windows, bonus tokens, draw counts,
+  captures within what a ring still holds, and the step's prefill budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cache.snapshot import Payload
+from scheduler.limits import Limits
+from scheduler.plan import (
+    Admit,
+    Capture,
+    Decode,
+    Decoded,
+    ModelFacts,
+    Prefill,
+    Prefilled,
+    Sampling,
+    StepPlan,
+    StepResult,
+)
+from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
+
+VOCABULARY = 48
+EOS = 1
+WINDOW = 8
+_PRIME = (1 << 61) - 1
+
+# Whole words, halves of characters, bytes that are none, and specials without text (0 to 3).
+_PIECES = [b"a", b"b", b" the", b"ab", b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80", b"\xff", b"\xe2"]
+TOKEN_BYTES = tuple(b"" if id < 4 else _PIECES[id % len(_PIECES)] for id in range(VOCABULARY))
+
+
+def toy_facts(has_drafter: bool = True, window: int = WINDOW) -> ModelFacts:
+    depth_max = Limits().draft_depth_max
+    return ModelFacts(
+        window_tokens=window,
+        context_tokens_max=4096,
+        vocabulary=VOCABULARY,
+        eos_token_ids=frozenset({EOS}),
+        has_drafter=has_drafter,
+        weights_bytes=1000,
+        full_bytes_per_token=FULL_BYTES,
+        sliding_bytes_per_token=SLIDING_BYTES,
+        ring_bytes=(window + depth_max + 1) * SLIDING_BYTES,
+        workspace_bytes_per_token=1,
+        full_tokens_granularity=16,
+    )
+
+
+def mix(state: int, token: int) -> int:
+    return (state * 1_000_003 + token + 1) % _PRIME
+
+
+def toy_draw(state: int, sampling: Sampling) -> int:
+    """The target's next token after a log that hashes to `state`."""
+    noise = 0 if sampling.greedy else sampling.noise_key + 1
+    spread = mix(mix(state, noise), 77) >> 17
+    return EOS if spread % 41 == 0 else 4 + spread % (VOCABULARY - 4)
+
+
+@dataclass
+class Slot:
+    """tokens [0, len(log)) are evaluated; `bonus` is drawn but in no cache."""
+
+    sampling: Sampling
+    tokens_max: int
+    log: list[int] = field(default_factory=list)
+    states: list[int] = field(default_factory=lambda: [0])  # states[n] hashes log[:n]
+    bonus: int | None = None
+    drawn: int = 0
+
+    def append(self, token: int) -> None:
+        self.log.append(token)
+        self.states.append(mix(self.states[-1], token))
+
+    def draw(self) -> int:
+        return toy_draw(self.states[-1], self.sampling)
+
+
+class FakeDevice:
+    """Runs one plan at a time. `quality` is the share of drafts that agree with the target."""
+
+    def __init__(self, facts: ModelFacts, limits: Limits, quality: float = 0.7) -> None:
+        self.facts = facts
+        self.limits = limits
+        self.quality = quality
+        self.tracker = Tracker()
+        self.slots: dict[int, Slot] = {}
+        self.steps = 0
+        self.restored_tokens = 0
+        self.evaluated_tokens = 0
+
+    def run(self, plan: StepPlan) -> StepResult:
+        assert plan.number == self.steps + 1, f"step {plan.number} after {self.steps}"
+        self.steps += 1
+        self._check_shape(plan)
+        captured = tuple(self._capture(capture) for capture in plan.captures)
+        for slot in plan.releases:
+            assert slot in self.slots, f"releasing slot {slot}, which nobody owns"
+            del self.slots[slot]
+        for admit in plan.admits:
+            self._admit(admit)
+        decoded = tuple(self._decode(row) for row in plan.decodes)
+        prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
+        return StepResult(decoded, prefilled, captured)
+
+    def seconds(self, plan: StepPlan) -> float:
+        """What the plan costs on this device: linear, so that a policy can learn it."""
+        depth = max((row.depth for row in plan.decodes), default=0)
+        return 0.010 + 0.0005 * plan.tokens + 0.001 * depth
+
+    def _check_shape(self, plan: StepPlan) -> None:
+        assert plan.releases or plan.decodes or plan.prefills, "L6: an empty plan"
+        assert sum(len(p.tokens) for p in plan.prefills) <= self.limits.prefill_tokens_max, "L6"
+        assert len(plan.prefills) <= self.limits.prefill_slices_max, "L6"
+        rows = [row.slot for row in plan.decodes] + [piece.slot for piece in plan.prefills]
+        assert len(set(rows)) == len(rows), f"a slot twice in {rows}"
+        assert all(0 <= row.depth <= self.limits.draft_depth_max for row in plan.decodes), "S8"
+
+    def _capture(self, capture: Capture) -> Payload:
+        log = self.slots[capture.slot].log
+        assert 0 <= capture.start < capture.end <= len(log), f"T11: {capture} of {len(log)}"
+        ring = self.facts.window_tokens + self.limits.draft_depth_max + 1
+        sliding_start = min(max(capture.start, len(log) - ring), capture.end)
+        return self.tracker.log(log, capture.start, capture.end, sliding_start)
+
+    def _admit(self, admit: Admit) -> None:
+        assert admit.slot not in self.slots, f"slot {admit.slot} has an owner"
+        assert 0 <= admit.slot < self.limits.slots_max
+        slot = self.slots[admit.slot] = Slot(admit.sampling, admit.tokens_max)
+        needed = max(0, admit.target - self.facts.window_tokens)
+        window: dict[int, int] = {}
+        for payload in admit.path:
+            assert isinstance(payload, TokenLog)
+            assert payload.start == len(slot.log), f"a gap before {payload.start} in {admit}"
+            for token in payload.full:
+                slot.append(token)
+            window.update(enumerate(payload.sliding, payload.sliding_start))
+        assert len(slot.log) >= admit.target, f"the path ends before {admit.target}"
+        del slot.log[admit.target :], slot.states[admit.target + 1 :]
+        held = [window.get(position) for position in range(needed, admit.target)]
+        assert held == slot.log[needed:], f"T9: no whole window before {admit.target}"
+        self.restored_tokens += admit.target
+
+    def _prefill(self, piece: Prefill) -> Prefilled:
+        slot = self.slots[piece.slot]
+        assert slot.bonus is None, f"slot {piece.slot} decodes already"
+        assert piece.tokens, f"an empty slice {piece}"
+        assert len(slot.log) == piece.start, f"{piece.start} after {len(slot.log)} tokens"
+        for token in piece.tokens:
+            slot.append(token)
+        self.evaluated_tokens += len(piece.tokens)
+        payload = self.tracker.log(slot.log, piece.start, piece.end) if piece.capture else None
+        if not piece.draws:
+            return Prefilled(None, payload)
+        slot.bonus, slot.drawn = slot.draw(), 1
+        return Prefilled(slot.bonus, payload)
+
+    def _decode(self, row: Decode) -> Decoded:
+        slot = self.slots[row.slot]
+        assert len(slot.log) == row.start, f"C1: {row.start} after {len(slot.log)} tokens"
+        assert slot.bonus == row.token, f"slot {row.slot} drew {slot.bonus}, not {row.token}"
+        assert slot.drawn == row.index, f"index {row.index} after {slot.drawn} draws"
+        assert row.start + row.depth + 1 <= slot.tokens_max, f"S3: {row} past {slot.tokens_max}"
+        slot.append(row.token)
+        self.evaluated_tokens += row.depth + 1
+        accepted: list[int] = []
+        while len(accepted) < row.depth and self._agrees(slot.states[-1]):
+            accepted.append(slot.draw())
+            slot.append(accepted[-1])
+        slot.bonus = slot.draw()
+        slot.drawn += len(accepted) + 1
+        return Decoded((*accepted, slot.bonus), row.depth)
+
+    def _agrees(self, state: int) -> bool:
+        return (mix(state, 9999) >> 13) % 1000 < 1000 * self.quality

@@ -1,0 +1,198 @@
+"""A whole core on a fake device under a virtual clock: the engine's loop as tests drive it.
+
+Every effect is checked as it comes: order, exactly one end, progress before the first delta, ids
+and text against the naive reference, usage against what was seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+from cache.ledger import Ledger
+from cache.tree import Tree
+from scheduler.core import Core
+from scheduler.depth import DepthPolicy
+from scheduler.events import (
+    Cancel,
+    Delta,
+    Drain,
+    Effect,
+    Event,
+    Failed,
+    Finished,
+    Progress,
+    Request,
+    Submit,
+)
+from scheduler.limits import Limits
+from scheduler.plan import ModelFacts, Sampling, StepPlan
+from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
+from tests.scheduler.reference import expected_reply
+
+ROOMY = 10**7
+
+
+@dataclass
+class Stream:
+    """What one client has received."""
+
+    request: Request
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    progress: list[Progress] = field(default_factory=list)
+    end: Finished | Failed | None = None
+    deltas_by_step: dict[int, int] = field(default_factory=dict)
+
+    def take(self, effect: Effect, step: int) -> None:
+        assert self.end is None, f"R1: {effect} after {self.end}"
+        if isinstance(effect, Progress):
+            self._take_progress(effect)
+        elif isinstance(effect, Delta):
+            assert self.progress, "progress comes before the first delta"
+            assert self.progress[-1].processed == len(self.request.prompt)
+            assert effect.token_ids, "a delta without ids"
+            assert self.deltas_by_step.setdefault(step, 0) == 0, "two deltas in one step"
+            self.deltas_by_step[step] += 1
+            self.tokens += effect.token_ids
+            self.text += effect.text
+            assert len(self.tokens) <= self.request.max_tokens, "S3"
+        else:
+            self.end = effect
+            self._check_end()
+
+    def _take_progress(self, effect: Progress) -> None:
+        assert not self.tokens, "progress after the first delta"
+        assert effect.total == len(self.request.prompt)
+        assert effect.cached < effect.processed <= effect.total
+        if self.progress:
+            assert effect.cached == self.progress[-1].cached
+            assert effect.processed > self.progress[-1].processed
+        self.progress.append(effect)
+
+    def _check_end(self) -> None:
+        """S4 and the usage equations; a reply cut short is a beginning of the reference."""
+        expected = expected_reply(self.request)
+        if isinstance(self.end, Failed):
+            assert tuple(self.tokens) == expected.tokens[: len(self.tokens)]
+            assert expected.text.startswith(self.text)
+            return
+        assert self.end is not None
+        assert tuple(self.tokens) == expected.tokens
+        assert self.text == expected.text
+        assert (self.end.reason, self.end.stop_sequence) == (
+            expected.reason,
+            expected.stop_sequence,
+        )
+        usage = self.end.usage
+        assert usage.prompt_tokens == len(self.request.prompt)
+        assert usage.cached_tokens == self.progress[0].cached < usage.prompt_tokens
+        assert usage.completion_tokens == len(self.tokens)
+        produced = 1 + usage.decode_steps + usage.accepted_tokens
+        assert usage.completion_tokens in (produced, produced - 1)
+        if self.end.reason == "length":
+            assert usage.completion_tokens == produced
+        assert 0 <= usage.accepted_tokens <= usage.draft_tokens, "S3"
+        assert usage.rounds <= min(usage.decode_steps, usage.draft_tokens)
+        assert min(usage.queue_seconds, usage.prefill_seconds, usage.decode_seconds) >= 0
+
+
+class House:
+    """Submit, cancel, step; `streams` holds what every client saw."""
+
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        facts: ModelFacts | None = None,
+        budget_bytes: int = ROOMY,
+        quality: float = 0.7,
+        depth: DepthPolicy | None = None,
+    ) -> None:
+        self.facts = facts or toy_facts()
+        self.limits = limits or Limits(slots_max=4, prefill_tokens_max=32)
+        self.tree = Tree(self.facts.window_tokens, self.limits.tree_nodes_max)
+        self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
+        self.core = Core(self.facts, self.limits, self.tree, self.ledger, TOKEN_BYTES, depth)
+        self.device = FakeDevice(self.facts, self.limits, quality)
+        self.now = 1000.0
+        self.streams: dict[int, Stream] = {}
+        self.plans: list[StepPlan] = []
+        self.stimuli: list[tuple[str, float, object]] = []
+        self._ids = itertools.count(1)
+
+    def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, **options: object) -> Stream:
+        request = Request(
+            id=next(self._ids),
+            root=b"root",
+            prompt=prompt,
+            max_tokens=max_tokens,
+            sampling=Sampling(),
+        )
+        request = replace(request, **options)  # type: ignore[arg-type]
+        stream = self.streams[request.id] = Stream(request)
+        self.handle(Submit(request))
+        return stream
+
+    def cancel(self, stream: Stream, reason: str = "cancelled") -> None:
+        self.handle(Cancel(stream.request.id, reason))
+
+    def handle(self, event: Event) -> None:
+        self.stimuli.append(("event", self.now, event))
+        self.core.handle(event, self.now)
+        self.core.check()
+
+    def step(self) -> StepPlan | None:
+        """One turn of the engine's loop."""
+        plan = self.core.plan(self.now)
+        self.stimuli.append(("plan", self.now, bare(plan)))
+        self.deliver()
+        if plan is None:
+            return None
+        self.plans.append(plan)
+        result = self.device.run(plan)
+        self.now += self.device.seconds(plan)
+        self.stimuli.append(("commit", self.now, None))
+        self.core.commit(plan, result, self.now)
+        self.core.check()
+        return plan
+
+    def run(self, steps_max: int = 5000) -> None:
+        """Until nothing is left to do."""
+        for _ in range(steps_max):
+            if not self.core.has_work:
+                return
+            self.step()
+        raise AssertionError(f"L2: still at work after {steps_max}: {self.core.stories()}")
+
+    def close(self) -> None:
+        """M3, T7, D1: drain, drop the tree, and find every byte where it was."""
+        self.handle(Drain())
+        self.run()
+        assert self.core.finished
+        assert all(stream.end is not None for stream in self.streams.values()), "R1"
+        assert not self.device.slots, f"slots {sorted(self.device.slots)} were never released"
+        assert self.ledger.held("live") == self.ledger.held("workspace") == 0
+        self.ledger.give_back("snapshots", self.tree.drop())
+        assert self.ledger.free == self.ledger.budget_bytes - self.ledger.weights_bytes
+        assert not self.device.tracker.live, f"T7: {len(self.device.tracker.live)} not closed"
+
+    def deliver(self) -> tuple[Effect, ...]:
+        """Hand what happened to the streams."""
+        effects = self.core.take_effects()
+        for effect in effects:
+            self.streams[effect.id].take(effect, len(self.plans))
+        return effects
+
+
+def bare(plan: StepPlan | None) -> tuple[object, ...] | None:
+    """A plan as plain values that outlive its payloads."""
+    if plan is None:
+        return None
+    spans = [[(payload.start, payload.end) for payload in admit.path] for admit in plan.admits]
+    return replace(plan, admits=tuple(replace(a, path=()) for a in plan.admits)), spans
+
+
+def prompt(tokens: int, seed: int = 0) -> tuple[int, ...]:
+    """`tokens` ids that differ for different seeds from the first on."""
+    return tuple(4 + (seed * 7 + i * i + 3 * i * (seed + 1)) % 40 for i in range(tokens))

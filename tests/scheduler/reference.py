@@ -1,0 +1,62 @@
+"""What a request must give, computed the naive way: one token after another, nothing shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scheduler.events import Request
+from tests.scheduler.fake_device import EOS, TOKEN_BYTES, mix, toy_draw
+
+
+@dataclass(frozen=True)
+class Expected:
+    tokens: tuple[int, ...]
+    text: str
+    reason: str
+    stop_sequence: str
+
+
+def expected_reply(request: Request) -> Expected:
+    """Quadratic on purpose: every prefix is decoded and searched afresh."""
+    state = 0
+    for token in request.prompt:
+        state = mix(state, token)
+    tokens: list[int] = []
+    raw = b""
+    while True:
+        token = toy_draw(state, request.sampling)
+        state = mix(state, token)
+        tokens.append(token)
+        if token in request.stop_token_ids or (token == EOS and not request.ignore_eos):
+            return Expected(tuple(tokens), raw.decode(errors="replace"), "stop", "")
+        raw += TOKEN_BYTES[token]
+        cut = first_stop(whole_characters(raw), request.stop)
+        if cut is not None:
+            return Expected(tuple(tokens), cut[0], "stop_sequence", cut[1])
+        if len(tokens) == request.max_tokens:
+            return Expected(tuple(tokens), raw.decode(errors="replace"), "length", "")
+
+
+def whole_characters(raw: bytes) -> str:
+    """`raw` as text, without an unfinished character at its end."""
+    held = next((n for n in (3, 2, 1) if _unfinished(raw[-n:])), 0)
+    return raw[: len(raw) - held].decode(errors="replace")
+
+
+def _unfinished(tail: bytes) -> bool:
+    """Whether `tail` is a proper beginning of some UTF-8 character."""
+    try:
+        tail.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data" and error.start == 0
+    return False
+
+
+def first_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str] | None:
+    """The text before the stop string that is complete first, and the longest such."""
+    for end in range(1, len(text) + 1):
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            longest = max(matches, key=len)
+            return text[: end - len(longest)], longest
+    return None
