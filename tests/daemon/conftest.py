@@ -76,7 +76,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Start, wait until it serves, yield, stop. What a test left running ends at once."""
     device = device or FakeDevice()
-    daemon = Daemon(config_for(limits, **settings or {}), load or make_loader(device, limits, **loaded))
+    config = config_for(limits, **settings or {})
+    daemon = Daemon(config, load or make_loader(device, limits, **loaded))
     await daemon.start()
     assert await daemon.wait_loaded()
     channel = grpc.aio.insecure_channel(str(daemon.grpc_addresses[0]))
@@ -126,7 +127,8 @@ def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
+    """Poll: what is waited for happens on the engine thread, which knows no events of the loop."""
+    while not holds():  # noqa: ASYNC110
         await asyncio.sleep(0.002)
 
 

@@ -241,4 +241,3 @@ async def test_a_question_to_an_engine_that_ended_is_refused() -> None:
         pass
     with pytest.raises(Exception, match="engine failed"):
         run.daemon._engine.ask(Loaded.view_tree).result(1)
-
