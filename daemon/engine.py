@@ -32,7 +32,7 @@ from scheduler.stats import Histogram, HistogramView, Stats
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-# plan: choose rows and depths; build: make the graph; device: emit, then wait; commit: take results.
+# Choose rows and depths; make the graph; emit, then wait for the device; take in the results.
 PHASES = ("plan", "build", "device", "commit")
 PHASE_BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -215,12 +215,12 @@ class Engine:
                 continue
             steps.begin(plan, started)
             ticket = runner.submit(plan)
-            steps.ended("build")
+            steps.mark()
             self._emit(core, steps)  # the last step's tokens leave while the device works
             result = runner.wait(ticket)
-            steps.ended("device")
+            steps.mark()
             core.commit(plan, result, clock())
-            steps.ended("commit")
+            steps.finish()
             self._quiet_since = clock()
         self._emit(core, steps)
 
@@ -267,21 +267,24 @@ class _Steps:
     def __init__(self) -> None:
         self.plan: StepPlan | None = None
         self.unchecked = False  # steps ran since the core last checked itself
-        self._mark = 0.0
+        self._marks: list[float] = []
         self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
 
     def begin(self, plan: StepPlan, started: float) -> None:
         """A plan that was begun at `started` (perf_counter) is made; idle looks do not count."""
         self.plan = plan
         self.unchecked = True
-        self._mark = started
-        self.ended("plan")
+        self._marks = [started, time.perf_counter()]
 
-    def ended(self, phase: str) -> None:
-        """The phase that began where the one before ended is over."""
-        now = time.perf_counter()
-        self._phases[phase].observe(now - self._mark)
-        self._mark = now
+    def mark(self) -> None:
+        """The next phase is over."""
+        self._marks.append(time.perf_counter())
+
+    def finish(self) -> None:
+        """The last phase is over; all four are observed at once, so that their counts agree."""
+        self.mark()
+        for phase, start, end in zip(PHASES, self._marks, self._marks[1:], strict=False):
+            self._phases[phase].observe(end - start)
 
     def phases(self) -> dict[str, HistogramView]:
         return {phase: histogram.view() for phase, histogram in self._phases.items()}
