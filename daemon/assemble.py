@@ -51,7 +51,8 @@ def _load(config: Config) -> Loaded:
     core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
     drafter = "" if draft_dir is None else config.draft or draft_dir.path.name
-    return Loaded(_card(config, pair, model_facts, drafter), core, runner, tree.describe)
+    card = _card(config, pair, model_facts, drafter)
+    return Loaded(card, core, runner, tree.describe, device.leave_thread)
 
 
 def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:

@@ -74,6 +74,7 @@ class Loaded:
     core: Core
     runner: Runner
     describe_tree: Callable[[], Iterable[NodeView]]
+    leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
 
     def view_tree(self) -> TreeView:
         return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
@@ -192,6 +193,7 @@ class Engine:
                 self._loop(loaded, steps)
             finally:
                 loaded.runner.close()
+                loaded.leave_thread()
         except UsageError as error:
             return Fault(str(error), usage=True)
         except StartError as error:

@@ -18,6 +18,15 @@ def name() -> str:
     return str(mx.device_info().get("device_name", "gpu"))
 
 
+def leave_thread() -> None:
+    """Free what MLX keeps for the calling thread, which evaluates nothing afterwards.
+
+    Its cache of compiled functions holds Python objects. Left to the thread's own end, which `join`
+    does not wait for, they would be freed with the interpreter half gone, and abort the process.
+    """
+    mx.clear_streams()
+
+
 def memory_budget_bytes() -> int:
     if mx.default_device() != mx.Device(mx.cpu):
         recommended = mx.device_info().get("max_recommended_working_set_size")
