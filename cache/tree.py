@@ -171,7 +171,6 @@ class Tree:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
-            self._ghosts.forget(leaf)
         renewed = 0 if known is None else self._renew(node, known)
         landing = climb(node, end - 1) if fresh is None else leaf
         self._land(lease, landing, end, now, turn_end)

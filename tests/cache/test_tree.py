@@ -116,7 +116,7 @@ def test_evicted_is_told_from_diverged_and_cold() -> None:
     assert match(garden, "abcd") == Match(0, 3, True), "as far as the prompt goes"
     assert match(garden, "abcxyy") == Match(0, 3, False), "another continuation was never here"
     assert match(garden, "abcq") == Match(0, 3, False)
-    assert match(garden, "abq") == Match(0, 2, False), "inside an edge nothing was cut off"
+    assert match(garden, "abqdef") == Match(0, 2, False), "inside an edge nothing was cut off"
     assert match(garden, "abc") == Match(0, 3, False), "nothing lies past the match"
     garden.say("abcdef")
     assert match(garden, "abcdeq") == Match(5, 5, False)
@@ -140,6 +140,14 @@ def test_evicted_marks_are_bounded_and_the_oldest_fade() -> None:
         garden.evict(garden.tree.evictable_bytes())
     assert len(garden.tree._ghosts) == 3
     assert [match(garden, text).evicted for text in ("abc", "bcd", "def")] == [False, True, True]
+
+
+def test_an_edge_that_is_evicted_again_is_marked_anew() -> None:
+    garden = Garden(nodes_max=2)
+    for text in ("abc", "bcd", "abc", "cde"):
+        garden.say(text)
+        garden.evict(garden.tree.evictable_bytes())
+    assert [match(garden, text).evicted for text in ("abc", "bcd", "cde")] == [True, False, True]
 
 
 # Leases.
@@ -305,12 +313,22 @@ def test_t12_inserting_what_is_here_frees_the_duplicate() -> None:
     assert garden.extend(second, "abcdef") == Inserted(0, 0, 0, False)
     assert garden.extend(second, "abcdefg", start=2) == Inserted(BYTES, 1, 0, False)
     assert (first.end, second.end) == (6, 7)
+    assert garden.tracker.operations == 1, "only what is new was cut off; nothing else was sliced"
     assert garden.draw() == drawing(
         """
         ABCDEF*+2
           G+1
         """
     )
+
+
+def test_t12_a_duplicate_over_many_nodes_is_not_even_cut() -> None:
+    garden = Garden()
+    garden.say("abc")
+    garden.say("abcdef")
+    before = garden.tracker.operations
+    assert garden.extend(garden.lease("", 0), "abcdef") == Inserted(0, 0, 0, False)
+    assert garden.tracker.operations == before
 
 
 def test_t12_two_cold_sessions_compute_one_prefix_and_part() -> None:
@@ -347,6 +365,14 @@ def test_a_payload_may_lie_inside_what_its_lease_covers() -> None:
     ages = garden.ages()
     assert garden.extend(lease, "abcd", start=2) == Inserted(0, 0, 0, False)
     assert (lease.end, garden.ages()) == (6, ages), "the frontier is elsewhere"
+
+
+def test_t10_a_frontier_that_repeats_what_is_here_refreshes_its_node() -> None:
+    garden = Garden()
+    garden.say("abcdef")
+    lease = garden.lease("abcdef", 2)
+    garden.extend(lease, "abcd")
+    assert garden.ages() == {"-": 1, "f": garden.now}
 
 
 @pytest.mark.parametrize(
@@ -429,6 +455,17 @@ def test_renewal_takes_only_the_nodes_that_gain() -> None:
     )
 
 
+def test_a_lease_that_lands_on_an_end_marks_it() -> None:
+    garden = Garden()
+    lease = garden.lease("")
+    garden.extend(lease, "abc")
+    garden.extend(lease, "abcdef")
+    garden.lease("abc", 2)
+    assert garden.draw() == "ABC+2\n  DEF+1"
+    garden.lease("abc", 3)
+    assert garden.draw() == "ABC*+3\n  DEF+1"
+
+
 def test_turn_end_keeps_a_node_at_a_prompts_end() -> None:
     garden = Garden()
     lease = garden.lease("")
@@ -496,6 +533,18 @@ def test_slices_of_a_prefill_merge_when_its_lease_ends() -> None:
     )
     assert (garden.tree.bytes, garden.tree.merges) == (before, 4)
     assert garden.tracker.copied_tokens == 4 + 4 + 2, "pairs, then pairs of pairs"
+
+
+def test_a_merged_node_has_the_newer_age_and_all_hits() -> None:
+    garden = Garden()
+    lease = garden.lease("")
+    garden.extend(lease, "abc")
+    garden.extend(lease, "abcdef")
+    other = garden.lease("abcdef", 2)
+    garden.tree.release(other, garden.step())
+    garden.tree.release(lease, garden.step())
+    assert garden.ages() == {"-": 1, "f": garden.now}
+    assert [view.hits for view in garden.tree.describe() if view.end == 6] == [1]
 
 
 def test_nothing_merges_across_a_turns_end_a_branch_or_another_lease() -> None:
