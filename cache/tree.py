@@ -108,7 +108,7 @@ class Tree:
         self._tick(now)
         top = self._roots.get(root)
         if top is None:
-            top = Node(self._totals.draw_id(), None, pack(()), 0, None, now, root=root)
+            top = Node(self._totals.draw_id(), None, pack(()), 0, 0, None, now, root=root)
             self._roots[root] = top
         node, matched = descend(top, tokens, 0, end)
         assert matched == end, f"cannot lease [0, {end}): only [0, {matched}) is here"

@@ -688,8 +688,12 @@ def test_check_finds_what_is_broken() -> None:
     def renamed(tree: Tree, node: Node) -> None:
         node.above.edge[0] = 7
 
-    def longer(tree: Tree, node: Node) -> None:
+    def longer_edge(tree: Tree, node: Node) -> None:
         node.edge.append(7)
+
+    def longer_node(tree: Tree, node: Node) -> None:
+        node.edge.append(7)
+        node.end = 7
 
     def more_sliding(tree: Tree, node: Node) -> None:
         assert isinstance(node.payload, TokenLog)
@@ -719,9 +723,10 @@ def test_check_finds_what_is_broken() -> None:
 
     for breaks, message in [
         (other_root, r"\[0, 0\) is no root"),
-        (gap, r"T1: node \d+ \[4, 7\) under node \d+ \[0, 3\)"),
+        (gap, r"T1: node \d+ \[4, 6\) under node \d+ \[0, 3\)"),
+        (longer_edge, r"T1: node \d+ \[3, 6\) of 4 tokens"),
         (renamed, r"T1: node \d+ \[0, 0\) does not lead to node \d+ \[0, 3\)"),
-        (longer, r"T9: \[3, 6\) with sliding from 3 in node \d+ \[3, 7\)"),
+        (longer_node, r"T9: \[3, 6\) with sliding from 3 in node \d+ \[3, 7\)"),
         (more_sliding, r"T9: \[3, 6\) with sliding from 2"),
         (not_live, r"T5: released lease of \[0, 6\)"),
         (too_far, r"T5: live lease of \[0, 7\)"),
