@@ -96,8 +96,7 @@ class Memory:
             if lease is not None and lease.end:
                 left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
                 if left < lease.end:
-                    self._release_lease(session, step)
-                    self._lease(session, left, step)
+                    self._shorten(session, lease, left, step)
         self._due.clear()
         return [self._tree.path(s.lease) if s.lease is not None else () for s in sessions]
 
@@ -131,9 +130,8 @@ class Memory:
         tokens = session.packed_prompt
         if end > session.prompt_tokens:
             tokens = tokens + session.packed_reply(end)
-        inserted = self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
-        self._ledger.adjust("snapshots", inserted.new_bytes)
-        self._version += 1
+        self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
+        self._follow()
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
@@ -150,8 +148,7 @@ class Memory:
         self._tree.check()
         self._ledger.check()
         assert slots == self._slots, f"{self._slots} slots reserved, {slots} taken"
-        stored = self._tree.full_bytes + self._tree.sliding_bytes
-        held = self._ledger.held("snapshots")
+        held, stored = self._ledger.held("snapshots"), self._tree.bytes
         assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
@@ -170,10 +167,15 @@ class Memory:
         if short > self._tree.evictable_bytes() - self._due_bytes():
             return False
         freed = self._tree.evict(short, step).bytes_freed
-        if freed:
-            self._ledger.give_back("snapshots", freed)
-            self._version += 1
+        self._follow()
         return freed >= short
+
+    def _follow(self) -> None:
+        """The tree may have changed: the ledger holds what it holds, and matches are old."""
+        delta = self._tree.bytes + self._promised - self._ledger.held("snapshots")
+        if delta:
+            self._ledger.adjust("snapshots", delta)
+            self._version += 1
 
     def _due_bytes(self) -> int:
         """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
@@ -188,9 +190,17 @@ class Memory:
         if end:
             self._due.append(session.lease)
 
+    def _shorten(self, session: Session, lease: Lease, end: int, step: int) -> None:
+        """Lease less, and only then give up the longer lease: what is left never lies bare."""
+        self._lease(session, end, step)
+        self._due.remove(lease)
+        self._tree.release(lease, step)
+        self._follow()
+
     def _release_lease(self, session: Session, step: int) -> None:
         if session.lease is not None:
             if session.lease in self._due:
                 self._due.remove(session.lease)
             self._tree.release(session.lease, step)
+            self._follow()
             session.lease = None
