@@ -21,6 +21,8 @@ from scheduler.limits import Limits
 from scheduler.plan import ModelFacts
 from scheduler.session import Session
 
+NOTHING = Match(tokens=0, matched=0, evicted=False)
+
 
 class Memory:
     """The device's bytes as the core sees them."""
@@ -44,14 +46,11 @@ class Memory:
 
     def match(self, session: Session) -> Match:
         """What the tree has of the prompt; asked again only after the tree changed."""
-        if session.match is None or session.match_version != self._version:
-            request = session.request
-            bypass = Match(0, 0, False)
-            session.match = (
-                bypass
-                if request.cache_bypass
-                else self._tree.match(request.root, session.packed_prompt)
-            )
+        request = session.request
+        if request.cache_bypass:
+            session.match = NOTHING
+        elif session.match is None or session.match_version != self._version:
+            session.match = self._tree.match(request.root, session.packed_prompt)
             session.match_version = self._version
         return session.match
 
@@ -72,12 +71,12 @@ class Memory:
         live, workspace = self._slot_bytes(session)
         fits = self._make_room(live + workspace, step)
         if not fits and alone:
-            self._release_lease(session, step)
+            self.forget(session, step)
             self._lease(session, 0, step)
             fits = self._make_room(live + workspace, step)
             assert fits, f"L5: {live + workspace} bytes do not fit alone: {session.tell()}"
         if not fits:
-            self._release_lease(session, step)
+            self.forget(session, step)
             session.refused_room = self._room()
             return False
         self._slots += 1
@@ -132,6 +131,7 @@ class Memory:
             tokens = tokens + session.packed_reply(end)
         self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
         self._follow()
+        self._version += 1  # even where what was evicted for it weighs the same
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
@@ -141,8 +141,13 @@ class Memory:
         self._ledger.give_back("workspace", workspace)
 
     def forget(self, session: Session, step: int) -> None:
-        """End the lease of a session whose last capture is stored, or that had none."""
-        self._release_lease(session, step)
+        """End the session's lease, if it has one. What it stored stays."""
+        if session.lease is not None:
+            if session.lease in self._due:
+                self._due.remove(session.lease)
+            self._tree.release(session.lease, step)
+            self._follow()
+            session.lease = None
 
     def check(self, slots: int) -> None:
         self._tree.check()
@@ -196,11 +201,3 @@ class Memory:
         self._due.remove(lease)
         self._tree.release(lease, step)
         self._follow()
-
-    def _release_lease(self, session: Session, step: int) -> None:
-        if session.lease is not None:
-            if session.lease in self._due:
-                self._due.remove(session.lease)
-            self._tree.release(session.lease, step)
-            self._follow()
-            session.lease = None
