@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import anyio
 import pytest
+from rich.console import Console
 
 from daemon.cli import main
 from daemon.server import Daemon
@@ -157,3 +158,21 @@ def test_values_that_cannot_be_used_are_2(
     assert err.startswith("rootstock: ")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def interrupted(console: Console, *texts: str, **_options: object) -> None:
+        shown.extend(texts)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Console, "out", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nmore\n/quit\n"))
+    assert main(["chat", "--connect", address, "--max-tokens", "9"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("cancelled") == 1
+    assert out.count("9 tokens") == 1
