@@ -60,7 +60,8 @@ class PackedGemma4:
         """Evaluate packed tokens [T]; writes K/V, moves no offset."""
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
-        positions, trimmed, written = batch.positions, False, []
+        positions, trimmed = batch.positions, False
+        written: list[KeysValues] = []
         histories: dict[int, History] = {}
         for index, layer in enumerate(self.text.layers):
             attention = layer.self_attn
