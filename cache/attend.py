@@ -2,7 +2,7 @@
 
 - Queries come packed [T, heads, D] and leave packed; scale is 1 (Gemma 4 has no 1/sqrt(d)).
 - A mask is boolean, True = visible. Invisible keys may hold anything, NaN included; invisible
-  values must be finite (0 x NaN is NaN), which no write of ours ever violates.
+  values must be finite (0 x NaN is NaN), which cache.pools sees to.
 - Pool rows that no span owns are computed along and dropped: never gathered into an output.
 """
 
@@ -141,7 +141,7 @@ def position_mask(grid: Grid, capacity: int, reach: int | None, floors: Ints | N
     """Visibility [n, 1, Q, length] of the first `length` entries of rows that wrap at `capacity`.
 
     Entry r holds the newest position p <= last, the row's last written one, with
-    p = r mod capacity; p < 0 was never written. A query sees its own position and at most `reach` keys in all.
+    p = r mod capacity; p < 0 was never written. A query sees at most `reach` keys with its own.
     What a deeper round left beyond `last` shows up as p - capacity, which no reach of an
     over-provisioned ring goes back to. floors [n]: the lowest position that a row still holds.
     """

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
 from cache.batch import Batch
-from cache.full import FullStore, capacity_for
+from cache.full import STEP, FullStore, capacity_for
 from cache.placement import Placement
 from cache.ranges import EdgePayload, evaluated, window_of
 from cache.window import WindowStore
@@ -34,11 +35,20 @@ class Caches:
     """Stores of all K/V-owning layers, in model order."""
 
     def __init__(
-        self, layers: Sequence[LayerShape], window: int, round_max: int, dtype: mx.Dtype
+        self,
+        layers: Sequence[LayerShape],
+        window: int,
+        round_max: int,
+        dtype: mx.Dtype,
+        step: int = STEP,
     ) -> None:
-        """round_max: most rows one round verifies, the bonus token's included."""
+        """round_max: most rows one round verifies, the bonus token's included.
+
+        step: the smallest capacity of a full layer's row, in tokens.
+        """
         ring = window + round_max + 1
-        self.rows, self.rings = Placement(capacity_for), Placement(lambda tokens: ring)
+        self.rows, self.rings = Placement(partial(capacity_for, step)), Placement(lambda _: ring)
+        self.step = step
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [
             WindowStore(s.kv_heads, s.head_dim, window, self.rings, dtype)
@@ -63,7 +73,7 @@ class Caches:
         return self.stores[0].offsets.get(slot, 0)
 
     def admit(self, slot: int, path: Sequence[EdgePayload], target: int) -> None:
-        """Restore [0, target) into a free slot from payloads root to leaf, which stay whose they are."""
+        """Restore [0, target) into a free slot from the tree's payloads, root to leaf."""
         assert not self.holds(slot), f"slot {slot} is taken"
         self.reserve(slot, target)
         for index, store in enumerate(self.full):

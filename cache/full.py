@@ -1,6 +1,6 @@
 """Full-attention K/V of all slots of one layer: the contract's KVCache.
 
-- A slot lies in the pool of the smallest capacity (STEP x 2^i tokens) that holds it: rows of like
+- A slot lies in the pool of the smallest capacity (256 x 2^i tokens) that holds it: rows of like
   length are attended in one call and padding never doubles what is read, however unlike the
   sessions are.
 - Position p lies at entry p: rewind to any offset is free, commit and rollback are one integer.
@@ -20,9 +20,9 @@ from cache.ranges import Range, merge_full
 STEP = 256
 
 
-def capacity_for(tokens: int) -> int:
-    """The smallest capacity class that holds `tokens`."""
-    capacity = STEP
+def capacity_for(step: int, tokens: int) -> int:
+    """The smallest capacity class step x 2^i that holds `tokens`."""
+    capacity = step
     while capacity < tokens:
         capacity *= 2
     return capacity

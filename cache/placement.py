@@ -43,12 +43,15 @@ class Placement:
 
     def reserve(self, wants: Iterable[tuple[int, int]]) -> list[Move]:
         """Give every (slot, tokens) a place; what has one that large stays where it is."""
-        return [move for slot, tokens in wants if (move := self._move(slot, tokens)) is not None]
+        moves = [move for slot, tokens in wants if (move := self._move(slot, tokens)) is not None]
+        self._drop_empty()
+        return moves
 
     def free(self, slot: int) -> None:
         place = self.places.pop(slot, None)
         if place is not None:
-            self._vacate(place)
+            self._taken[place.capacity][place.row] = None
+            self._drop_empty()
 
     def pack(self) -> dict[int, list[int]]:
         """Close the holes of classes with many: capacity -> the old rows in their new order."""
@@ -73,11 +76,11 @@ class Placement:
         taken[row] = slot
         self.places[slot] = Place(capacity, row)
         if old is not None:
-            self._vacate(old)
+            self._taken[old.capacity][old.row] = None
         return Move(old, self.places[slot])
 
-    def _vacate(self, place: Place) -> None:
-        taken = self._taken[place.capacity]
-        taken[place.row] = None
-        if all(slot is None for slot in taken):
-            del self._taken[place.capacity]
+    def _drop_empty(self) -> None:
+        """Forget classes without owners. Only between calls: pools know rows as they were before."""
+        for capacity, taken in list(self._taken.items()):
+            if all(slot is None for slot in taken):
+                del self._taken[capacity]

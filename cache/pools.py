@@ -2,8 +2,8 @@
 
 - Position p of a slot lies at entry p mod capacity of its row: linear storage is the ring that
   never wraps.
-- What a row holds beside its slot's live content is dead and may be anything finite: masks go by
-  position.
+- What a row holds beside its slot's live content is dead: masks go by position. Dead keys may be
+  anything; dead values must be finite (0 x NaN), so a row's values are cleared when it changes hands.
 - MLX writes in place only where nobody else holds the buffer, pending reads included. So every
   read copies, no view outlives its step, and what moves rows is evaluated at once.
 - Array objects are updated in place by their owner; nobody else may keep one past its step.
@@ -77,7 +77,9 @@ class Pools:
         Evaluated move by move: a pool that grows exists twice, never all of them at once.
         """
         for move in moves:
-            self._grow(move.new.capacity)
+            held = self._grow(move.new.capacity)
+            if move.new.row < held:
+                self.by_capacity[move.new.capacity][1][move.new.row] = 0
             if move.old is not None:
                 self._carry(move.old, move.new)
             mx.eval(self.by_capacity[move.new.capacity])
@@ -121,20 +123,18 @@ class Pools:
                 fresh = packed if to.packed is None else packed[to.packed]
                 pool[to.rows, self._heads, to.entries] = fresh.astype(self.dtype)
 
-    def _grow(self, capacity: int) -> None:
-        """Grow to the rows that Placement gave out, and no further: bytes are budgeted."""
+    def _grow(self, capacity: int) -> int:
+        """Grow to the rows that Placement gave out, and no further; returns the rows there were."""
         shape = (self.kv_heads, capacity, self.head_dim)
         empty = mx.zeros((0, *shape), self.dtype)
         held = self.by_capacity.get(capacity, (empty, empty))
-        missing = self.placement.rows(capacity) - held[0].shape[0]
-        if missing <= 0:
-            return
-        empty = mx.zeros((missing, *shape), self.dtype)
-        # Separate arrays: each is written in place only while it is its buffer's one holder.
-        self.by_capacity[capacity] = (
-            mx.concatenate([held[0], empty]),
-            mx.concatenate([held[1], empty]),
-        )
+        rows = int(held[0].shape[0])
+        missing = self.placement.rows(capacity) - rows
+        if missing > 0:
+            empty = mx.zeros((missing, *shape), self.dtype)
+            keys, values = (mx.concatenate([pool, empty]) for pool in held)
+            self.by_capacity[capacity] = keys, values
+        return rows
 
     def _carry(self, old: Place, new: Place) -> None:
         assert old.capacity <= new.capacity, (old, new)

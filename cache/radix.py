@@ -13,14 +13,17 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from cache.lease import Lease
     from cache.snapshot import Payload
 
 Cause = Literal["thinned", "evicted", "crowded", "cleared"]
-CAUSES: tuple[Cause, ...] = ("thinned", "evicted", "crowded", "cleared")
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+# A merge copies its edge; a release that finds a long prefill merges this many edges of it.
+MERGED_EDGES_MAX = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +107,7 @@ class Totals:
 
 def pack(tokens: Sequence[int]) -> array[int]:
     """`tokens` as an edge; one that is packed already is returned as it is."""
-    return tokens if isinstance(tokens, array) else array("i", tokens)
+    return tokens if isinstance(tokens, array) else array("i", tuple(tokens))
 
 
 def common(edge: array[int], offset: int, tokens: Sequence[int], at: int, stop: int) -> int:
@@ -254,9 +257,10 @@ def merge(parent: Node, child: Node, totals: Totals) -> Node:
 def compact(chain: Sequence[Node], tokens_max: int, totals: Totals) -> None:
     """Merge neighbours of `chain`, a path from the top down, to edges of at most `tokens_max`.
 
-    Pairwise and in rounds, so that a token is copied log2(nodes of its edge) times at most.
+    Pairwise and in rounds, so that a token is copied log2(nodes of its edge) times at most. One
+    call stops after MERGED_EDGES_MAX such edges: the next one goes on, so no pause is long.
     """
-    for group in _mergeable(chain, tokens_max):
+    for group in _mergeable(chain, tokens_max)[:MERGED_EDGES_MAX]:
         while len(group) > 1:
             odd = [group[-1]] if len(group) % 2 else []
             pairs = zip(group[::2], group[1::2], strict=False)
@@ -264,14 +268,14 @@ def compact(chain: Sequence[Node], tokens_max: int, totals: Totals) -> None:
 
 
 def _mergeable(chain: Sequence[Node], tokens_max: int) -> list[list[Node]]:
-    """Cut `chain` into runs that may each become one edge. Pairs that lose nothing stay so."""
-    groups: list[list[Node]] = []
+    """The runs of `chain` that may each become one edge, topmost first."""
+    runs: list[list[Node]] = []
     length = 0
     for node in chain:
         length += len(node.edge)
-        if groups and length <= tokens_max and joinable(groups[-1][-1], node):
-            groups[-1].append(node)
+        if runs and length <= tokens_max and joinable(runs[-1][-1], node):
+            runs[-1].append(node)
         else:
-            groups.append([node])
+            runs.append([node])
             length = len(node.edge)
-    return groups
+    return [run for run in runs if len(run) > 1]

@@ -59,7 +59,8 @@ class Speculative:
         return None, snapshot
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> History:
-        assert not (self.closed or self.written), "a speculation is one forward"
+        assert not self.closed, "the speculation is over"
+        assert not self.written, "a speculation is one forward"
         # A prefill span may overwrite what it rolls over: only decode rows can be taken back.
         assert not batch.prefills, "a speculative prefill"
         history = self.cache.write(batch, keys, values)
@@ -140,7 +141,7 @@ def _slot_caches(caches: Sequence[Cache | None]) -> list[SlotCache | None] | Non
 def _copy_of(caches: Caches, slot: int) -> Caches:
     """A session's content in caches of its own, evaluated: a read left pending would make the next
     write of the live pools copy them."""
-    copy = Caches(caches.shapes, caches.window, caches.round_max, caches.dtype)
+    copy = Caches(caches.shapes, caches.window, caches.round_max, caches.dtype, caches.step)
     offset = caches.offset(slot)
     copy.reserve(slot, offset + caches.round_max)
     for store, live in zip(copy.stores, caches.stores, strict=True):

@@ -126,7 +126,10 @@ class Tree:
         return tuple(node.stored for node in trail(lease.node))
 
     def release(self, lease: Lease, now: int) -> None:
-        """End the lease. What it computed stays; its path's small edges merge. Bytes stay equal."""
+        """End the lease. What it computed stays; its path's small edges merge.
+
+        Frees bytes only where more than nodes_max nodes are left.
+        """
         assert lease.live, f"{lease}"
         self._tick(now)
         node = lease.node
@@ -137,6 +140,7 @@ class Tree:
         top = chain[0].above if chain else node
         compact(chain, self._merge_tokens_max, self._totals)
         self._forget_if_empty(top)
+        self._make_room()
 
     # Growing and shrinking.
 
@@ -224,12 +228,17 @@ class Tree:
         return self._totals.sliding_bytes
 
     @property
+    def bytes(self) -> int:
+        """All stored K/V: what the ledger calls snapshots."""
+        return self._totals.bytes
+
+    @property
     def leased_bytes(self) -> int:
         """Full K/V of leased nodes: all that evict cannot free."""
         return self._totals.leased_bytes
 
     def evictable_bytes(self) -> int:
-        return self._totals.bytes - self._totals.leased_bytes
+        return self.bytes - self.leased_bytes
 
     @property
     def splits(self) -> int:
@@ -297,7 +306,7 @@ class Tree:
         rest: Payload | None = known
         while rest is not None:
             rest, piece = _cut(rest, node.start)
-            assert piece is not None, f"{node} lies past [.., {known.end})"
+            assert piece is not None, f"{node} lies past what extend stored"
             above = node.above
             if _gains(node, piece):
                 renewed += piece.end - piece.start

@@ -203,6 +203,8 @@ def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Lim
 
 def check_supported(request: pb.GenerateRequest) -> None:
     """Refuse what is in the contract but not built yet, by the field's name."""
+    if request.priority not in pb.Priority.values():
+        raise InvalidRequest("BAD_REQUEST", "there is no such priority", field="priority")
     sampling = request.sampling
     unsupported = {
         "session": bool(request.session),

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from model.runner import Runner
-
 from cache.ledger import Ledger, OutOfMemory
 from cache.tree import Tree
 from daemon.card import ModelCard, SamplingDefaults
@@ -22,6 +20,7 @@ from model import device
 from model.files import ModelRefused
 from model.locate import locate
 from model.pair import Pair, facts, load_pair
+from model.runner import Runner
 from scheduler.core import Core
 from scheduler.plan import ModelFacts
 

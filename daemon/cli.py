@@ -113,15 +113,28 @@ def _add_client(
     return parser
 
 
+def _unsigned(bits: int) -> Callable[[str], int]:
+    """What the wire can carry; what the model allows is the daemon's to say."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not 0 <= value < 1 << bits:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"{bits}-bit number"  # argparse puts it into its message
+    return parse
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-tokens", type=int, metavar="N")
+    add("--max-tokens", type=_unsigned(32), metavar="N")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
-    add("--top-k", type=int, metavar="K")
+    add("--top-k", type=_unsigned(32), metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--min-p", type=float, metavar="P")
-    add("--seed", type=int, metavar="N", help="the same seed gives the same reply")
-    add("--draft-tokens", type=int, metavar="N", help="pin the depth of speculation, 0 for none")
+    add("--seed", type=_unsigned(64), metavar="N", help="the same seed gives the same reply")
+    add("--draft-tokens", type=_unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
     add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
 
 

@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -33,7 +32,7 @@ from scheduler.stats import Histogram, HistogramView, Stats
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-# plan: choose rows and depths; build: make the graph; device: wait for it; commit: take results.
+# Choose rows and depths; make the graph; emit, then wait for the device; take in the results.
 PHASES = ("plan", "build", "device", "commit")
 PHASE_BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -211,19 +210,19 @@ class Engine:
         while not core.finished:
             for event in self._events(loaded, steps):
                 core.handle(event, clock())
-            with steps.timed("plan"):
-                steps.plan = plan = core.plan(clock())
+            started = time.perf_counter()
+            plan = core.plan(clock())
             if plan is None:
                 self._emit(core, steps)
                 continue
-            with steps.timed("build"):
-                ticket = runner.submit(plan)
+            steps.begin(plan, started)
+            ticket = runner.submit(plan)
+            steps.mark()
             self._emit(core, steps)  # the last step's tokens leave while the device works
-            with steps.timed("device"):
-                result = runner.wait(ticket)
-            with steps.timed("commit"):
-                core.commit(plan, result, clock())
-            steps.unchecked = True
+            result = runner.wait(ticket)
+            steps.mark()
+            core.commit(plan, result, clock())
+            steps.finish()
             self._quiet_since = clock()
         self._emit(core, steps)
 
@@ -270,13 +269,24 @@ class _Steps:
     def __init__(self) -> None:
         self.plan: StepPlan | None = None
         self.unchecked = False  # steps ran since the core last checked itself
+        self._marks: list[float] = []
         self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
 
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._phases[phase].observe(time.perf_counter() - start)
+    def begin(self, plan: StepPlan, started: float) -> None:
+        """A plan that was begun at `started` (perf_counter) is made; idle looks do not count."""
+        self.plan = plan
+        self.unchecked = True
+        self._marks = [started, time.perf_counter()]
+
+    def mark(self) -> None:
+        """The next phase is over."""
+        self._marks.append(time.perf_counter())
+
+    def finish(self) -> None:
+        """The last phase is over; all four are observed at once, so that their counts agree."""
+        self.mark()
+        for phase, start, end in zip(PHASES, self._marks, self._marks[1:], strict=False):
+            self._phases[phase].observe(end - start)
 
     def phases(self) -> dict[str, HistogramView]:
         return {phase: histogram.view() for phase, histogram in self._phases.items()}

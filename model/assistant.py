@@ -81,7 +81,7 @@ class _Stack(nn.Module):
     def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
         for layer in self.layers:
             h = layer(h, positions, attend)
-        return cast(mx.array, self.norm(h))
+        return cast("mx.array", self.norm(h))
 
 
 class _Clusters(nn.Module):

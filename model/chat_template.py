@@ -91,7 +91,7 @@ class ChatTemplate:
 def load_chat_template(
     directory: ModelDirectory, tokenizer_config: Mapping[str, Any], names: Mapping[str, str]
 ) -> ChatTemplate | None:
-    """chat_template.jinja, else tokenizer_config.json's own (its `default` where there are many)."""
+    """chat_template.jinja, else tokenizer_config.json's own (of several, its `default`)."""
     name = "chat_template.jinja"
     if directory.has(name):
         return ChatTemplate(directory.text(name), names, str(directory.path / name))

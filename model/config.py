@@ -153,7 +153,7 @@ class TextConfig:
             sliding_window_pattern=len(self.kinds),
             max_position_embeddings=self.context_tokens_max,
             attention_k_eq_v=self.k_eq_v,
-            final_logit_softcapping=cast(float, self.softcap),  # mlx-lm takes None as no cap
+            final_logit_softcapping=cast("float", self.softcap),  # mlx-lm takes None as no cap
             use_double_wide_mlp=self.double_wide_mlp,
             enable_moe_block=self.experts is not None,
             num_experts=self.experts.count if self.experts else None,

@@ -99,6 +99,10 @@ class Runner:
         self._sampling.clear()
         self.frontier = mx.array(())
         mx.clear_cache()
+        # A thread's streams end with the thread, after Python has joined it: late enough to meet the
+        # interpreter's exit half-way, which aborts the process. So they end here.
+        mx.synchronize()
+        mx.clear_streams()
 
     def _capture(self, capture: Capture) -> Payload | None:
         return self.caches.capture(capture.slot, capture.start, capture.end)

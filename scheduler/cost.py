@@ -7,6 +7,8 @@
   fitted through the means: a depth that was not tried for a while is not forgotten, and one that is
   tried all the time cannot outvote it. Rejected: exponential forgetting over all samples, which
   keeps nothing but the depth in use and then cannot say what plain decoding would cost.
+- Real costs have edges where the kernels change, so a depth that was measured is priced by its own
+  mean, and the line only carries it to other features.
 - A step with a prefill never moves the decode coefficients; its excess over the predicted decode
   goes to the prefill coefficient.
 - One sample moves a mean by at most a factor; only a run of samples on one side moves it far, so a
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
+LEAST = 0.01  # bounds what a prediction may fall to below what was seen
 COUNT_MAX = 8  # a mean of this many samples has full weight
 OTHER_CLASS = 0.1  # weight of means from steps of another size class
 SHRINK = 0.02  # pull towards the prior shape where the samples cannot tell features apart
@@ -111,9 +114,10 @@ class StepCost:
     def per_draft(self) -> float:
         return self._coefficients[2]
 
-    @property
-    def per_iteration(self) -> float:
-        return self._coefficients[3]
+    def iterations(self, size_class: int, iterations_max: int) -> Vector:
+        """What 0, 1, ... iterations cost beside their drafts, in steps of that many rows."""
+        each = self._coefficients[3]
+        return [each * n + self._edge(size_class, n) for n in range(iterations_max + 1)]
 
     def predict(self, shape: StepShape) -> float:
         return self._decode(shape) + self._prefill.value * shape.prefill_tokens
@@ -128,8 +132,19 @@ class StepCost:
             self._observe_decode(shape, seconds)
 
     def _decode(self, shape: StepShape) -> float:
-        features = shape.features()
+        line = self._line(shape.features())
+        return max(line + self._edge(shape.size_class, shape.iterations), LEAST * line)
+
+    def _line(self, features: Vector) -> float:
         return sum(c * x for c, x in zip(self._coefficients, features, strict=True))
+
+    def _edge(self, size_class: int, iterations: int) -> float:
+        """How far the steps of one kind lie off the line, as far as there are enough of them."""
+        bucket = self._buckets.get((size_class, iterations))
+        if bucket is None:
+            return 0.0
+        count = bucket.seconds.count
+        return (bucket.seconds.value - self._line(bucket.features)) * count / (count + 1)
 
     def _observe_prefill(self, shape: StepShape, seconds: float) -> None:
         """Before the first decode step nothing is known to subtract, in any unit of time."""
@@ -168,7 +183,10 @@ class StepCost:
             pull = SHRINK * gram[j][j] + 1e-12
             gram[j][j] += pull
             right[j] += pull * prior[j]
-        return _solve(gram, right, self._coefficients)
+        fitted = _solve(gram, right, self._coefficients)
+        fastest = min(bucket.seconds.value for bucket in self._buckets.values())
+        fitted[0] = max(fitted[0], LEAST * fastest)  # no step is free, whatever the samples say
+        return fitted
 
     def _scaled_prior(self) -> Vector:
         """PRIOR in seconds: scaled to the level of all means together."""

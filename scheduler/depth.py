@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scheduler.cost import StepCost, StepShape
+from scheduler.cost import LEAST, StepCost, StepShape
 
 ACCEPTANCE_START = 0.6  # nobody has drafted yet
-SESSION_RATE = 0.1
+SESSION_RATE = 0.05
 MODEL_RATE = 0.02
 GAIN_MIN = 0.03  # a draft less likely to be emitted is never worth it, however cheap it looks
 PROBE_STEPS_MIN = 16
@@ -143,15 +143,18 @@ class DepthPolicy:
         context = sum(row.context_tokens for row in rows)
         shape = StepShape(len(rows), sum(pinned), floor, context, prefill_tokens)
         fixed_seconds = self._cost.predict(shape)
+        iterations = self._cost.iterations(shape.size_class, self.depth_max)
+        extra = [cost - iterations[floor] for cost in iterations]
+        extra[: floor + 1] = [0.0] * (floor + 1)
         chosen = pinned
         rate = fixed_tokens / fixed_seconds
         for _ in range(RATE_ITERATIONS):
             price = max(rate * self._cost.per_draft, GAIN_MIN)
-            depth = _best_iterations(free, price, rate * self._cost.per_iteration, floor)
+            depth = _best_iterations(free, price, [rate * cost for cost in extra])
             depths = [_affordable(g, price, depth) for g in free]
             tokens = fixed_tokens + sum(sum(g[:d]) for g, d in zip(free, depths, strict=True))
-            seconds = fixed_seconds + self._cost.per_draft * sum(depths)
-            seconds += self._cost.per_iteration * max(max(depths) - floor, 0)
+            seconds = fixed_seconds + self._cost.per_draft * sum(depths) + extra[max(depths)]
+            seconds = max(seconds, LEAST * fixed_seconds)
             if tokens / seconds <= rate:
                 break
             rate = tokens / seconds
@@ -196,7 +199,7 @@ def _affordable(gains: Sequence[float], price: float, depth_max: int) -> int:
 
 
 def _best_iterations(
-    free: Sequence[Sequence[float]], price: float, iteration_price: float, floor: int
+    free: Sequence[Sequence[float]], price: float, iteration_prices: Sequence[float]
 ) -> int:
     """The number of iterations whose surplus over all rows, less their own price, is largest."""
     surplus: list[float] = []
@@ -209,7 +212,7 @@ def _best_iterations(
             surplus[level] += gain - price
     best, best_value, value = 0, 0.0, 0.0
     for level, gained in enumerate(surplus, 1):
-        value += gained - (iteration_price if level > floor else 0.0)
-        if value > best_value:
-            best, best_value = level, value
+        value += gained
+        if value - iteration_prices[level] > best_value:
+            best, best_value = level, value - iteration_prices[level]
     return best

@@ -7,6 +7,7 @@ the rules, then taken from the model as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -27,7 +28,7 @@ from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
 
 Path = tuple[int, ...]
 ROOTS = [b"salt a", b"salt b"]
-PATHS = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
+PATHS = st.lists(st.integers(0, 1), min_size=4, max_size=14).map(tuple)
 
 
 @dataclass
@@ -101,6 +102,11 @@ class TreeMachine(RuleBasedStateMachine):
             nodes.append((*paths[view.id], view))
         return nodes
 
+    def said_so_far(self, root: bytes, data: st.DataObject) -> Path:
+        ends = [()] + [prefix for at, prefix, _ in self.nodes() if at == root]
+        said = data.draw(st.sampled_from(ends), label="said so far")
+        return said[: len(said) - data.draw(st.integers(0, min(4, len(said))), label="taken back")]
+
     def ages(self) -> dict[int, int]:
         return {view.id: view.age for view in self.tree.describe()}
 
@@ -139,9 +145,10 @@ class TreeMachine(RuleBasedStateMachine):
         if match.evicted:
             assert tokens[: match.matched + 1] in model.ever - model.full
 
-    @rule(target=sessions, root=st.sampled_from(ROOTS), tokens=PATHS, data=st.data())
-    def lease(self, root: bytes, tokens: Path, data: st.DataObject) -> Session:
+    @rule(target=sessions, root=st.sampled_from(ROOTS), more=PATHS, data=st.data())
+    def lease(self, root: bytes, more: Path, data: st.DataObject) -> Session:
         """T10: only the landing node's age moves."""
+        tokens = self.said_so_far(root, data) + more
         matched = self.tree.match(root, tokens).matched
         end = data.draw(st.integers(0, matched), label="end")
         ages = self.ages()
@@ -168,7 +175,7 @@ class TreeMachine(RuleBasedStateMachine):
         end = data.draw(st.integers(start + 1, len(tokens)), label="end")
         sliding_start = min(start + thin, end)
         turn_end = data.draw(st.booleans(), label="turn_end")
-        before, ages, bytes_before = self.shown()[root], self.ages(), self.bytes
+        before, ages, bytes_before = self.shown()[root], self.ages(), self.tree.bytes
         inserted = self.tree.extend(
             lease,
             tokens,
@@ -176,7 +183,7 @@ class TreeMachine(RuleBasedStateMachine):
             self.step(),
             turn_end=turn_end,
         )
-        assert inserted.new_bytes == self.bytes - bytes_before
+        assert inserted.new_bytes == self.tree.bytes - bytes_before
         model = self.models[root]
         model.full |= {tokens[:position] for position in range(start + 1, end + 1)}
         model.sliding |= {tokens[:position] for position in range(sliding_start + 1, end + 1)}
@@ -189,15 +196,35 @@ class TreeMachine(RuleBasedStateMachine):
             after[id] == age for id, age in ages.items() if id in after and id != lease.node.id
         )
 
+    @rule(root=st.sampled_from(ROOTS), more=PATHS, slice=st.integers(1, 8), data=st.data())
+    def turn(self, root: bytes, more: Path, slice: int, data: st.DataObject) -> None:
+        """A whole turn, often the next one of a conversation: match, lease, compute, release."""
+        tokens = self.said_so_far(root, data) + more
+        start = self.tree.match(root, tokens).tokens
+        lease = self.tree.lease(root, tokens, start, self.step())
+        while lease.end < len(tokens):
+            end = min(lease.end + slice, len(tokens))
+            log = self.tracker.log(tokens, lease.end, end)
+            self.tree.extend(lease, tokens, log, self.step())
+        assert self.tree.match(root, (*tokens, 0)).tokens == len(tokens)
+        self.tree.release(lease, self.step())
+        model = self.models[root]
+        model.full |= {tokens[:position] for position in range(start + 1, len(tokens) + 1)}
+        model.sliding |= {tokens[:position] for position in range(start + 1, len(tokens) + 1)}
+        model.ever |= model.full
+        self.lost_only_what_may_go()  # nothing, unless the tree was crowded
+
     @rule(session=consumes(sessions))
     def release(self, session: Session) -> None:
         self.tree.release(session.lease, self.step())
         self.live.remove(session)
+        self.lost_only_what_may_go()  # nothing, unless the tree was crowded
 
-    @rule(wanted=st.integers(0, 400))
-    def evict(self, wanted: int) -> None:
+    @rule(share=st.floats(0, 1.1))
+    def evict(self, share: float) -> None:
         """T6: at least what was asked, or nothing at all."""
         before, evictable = list(self.tree.describe(tokens=True)), self.tree.evictable_bytes()
+        wanted = int(share * evictable)
         evicted = self.tree.evict(wanted, self.step())
         if wanted > evictable or wanted == 0:
             assert (evicted.bytes_freed, dict(evicted.by_cause)) == (0, {})
@@ -207,26 +234,23 @@ class TreeMachine(RuleBasedStateMachine):
             assert evicted.by_cause
         assert self.lost_only_what_may_go() == evicted.bytes_freed
 
-    @rule()
-    def evict_everything(self) -> None:
-        """Exactly evictable_bytes() can go: leased full K/V is what stays."""
-        leased = self.tree.leased_bytes
-        if wanted := self.tree.evictable_bytes():
-            assert self.tree.evict(wanted, self.step()).bytes_freed == wanted
-        assert (self.bytes, self.tree.full_bytes) == (leased, leased)
-        self.lost_only_what_may_go()
+    @rule(by_drop=st.booleans())
+    def empty(self, by_drop: bool) -> None:
+        """Exactly evictable_bytes() can go by eviction; drop takes only what nobody leases."""
+        leased, evictable = self.tree.leased_bytes, self.tree.evictable_bytes()
+        if by_drop:
+            assert self.lost_by(self.tree.drop) <= evictable
+            assert all(view.leases for view in self.tree.describe())
+        elif evictable:
+            freed = self.lost_by(lambda: self.tree.evict(evictable, self.step()).bytes_freed)
+            assert (freed, self.tree.bytes, self.tree.full_bytes) == (evictable, leased, leased)
 
-    @rule()
-    def drop(self) -> None:
-        freed = self.tree.drop()
+    def lost_by(self, action: Callable[[], int]) -> int:
+        freed = action()
         assert self.lost_only_what_may_go() == freed
-        assert all(view.leases for view in self.tree.describe())
+        return freed
 
     # Invariants.
-
-    @property
-    def bytes(self) -> int:
-        return self.tree.full_bytes + self.tree.sliding_bytes
 
     @invariant()
     def structure(self) -> None:
@@ -281,12 +305,12 @@ class TreeMachine(RuleBasedStateMachine):
             self.tree.release(session.lease, self.step())
         self.tree.drop()
         assert list(self.tree.describe()) == []
-        assert (self.tree.nodes, self.bytes, self.tracker.live) == (0, 0, set())
+        assert (self.tree.nodes, self.tree.bytes, self.tracker.live) == (0, 0, set())
 
 
 TreeMachine.TestCase.settings = settings(
     max_examples=150,
-    stateful_step_count=30,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,6 +22,7 @@ from daemon.server import Daemon
 from rootstock.v1 import cache_pb2_grpc, generation_pb2_grpc
 from rootstock.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
+from scheduler.stats import Stats
 from tests.daemon.fakes import FakeDevice, make_loader
 
 
@@ -74,7 +76,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Start, wait until it serves, yield, stop. What a test left running ends at once."""
     device = device or FakeDevice()
-    daemon = Daemon(config_for(limits, **settings or {}), load or make_loader(device, limits, **loaded))
+    config = config_for(limits, **settings or {})
+    daemon = Daemon(config, load or make_loader(device, limits, **loaded))
     await daemon.start()
     assert await daemon.wait_loaded()
     channel = grpc.aio.insecure_channel(str(daemon.grpc_addresses[0]))
@@ -121,3 +124,19 @@ def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
     status = rpc_status.from_call(error)
     found = kind()
     return found if status and any(d.Unpack(found) for d in status.details) else None
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Poll: what is waited for happens on the engine thread, which knows no events of the loop."""
+    while not holds():  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+
+
+def stats(run: Running) -> Stats:
+    published = run.daemon._engine.published
+    assert published is not None
+    return published.stats
+
+
+def open_rpcs(run: Running) -> int:
+    return len(run.daemon._front.mailboxes)

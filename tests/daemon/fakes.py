@@ -18,6 +18,7 @@ from daemon.engine import Loaded
 from scheduler.core import Core
 from scheduler.limits import Limits
 from scheduler.plan import (
+    Capture,
     Decode,
     Decoded,
     ModelFacts,
@@ -114,7 +115,7 @@ class FakeDevice:
             gate.acquire()
         if self.fault is not None:
             raise self.fault
-        captured = tuple(self._log(c.slot, c.start, c.end) for c in plan.captures)
+        captured = tuple(self._capture(c) for c in plan.captures)
         for slot in plan.releases:
             del self.slots[slot]
         for admit in plan.admits:
@@ -128,14 +129,17 @@ class FakeDevice:
     def close(self) -> None:
         self.closed_on = threading.current_thread().name
 
-    def _log(self, slot: int, start: int, end: int) -> TokenLog:
-        return self.tracker.log(self.slots[slot], start, end, max(start, end - WINDOW))
+    def _capture(self, capture: Capture) -> TokenLog:
+        """A ring holds the window and the deepest verify run, a prefill slice all of itself."""
+        start, end = capture.start, capture.end
+        sliding_start = max(start, end - WINDOW - 1)
+        return self.tracker.log(self.slots[capture.slot], start, end, sliding_start)
 
     def _prefill(self, piece: Prefill) -> Prefilled:
         tokens = self.slots[piece.slot]
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
-        payload = self._log(piece.slot, piece.start, piece.end) if piece.capture else None
+        payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
         return Prefilled(self.next_token(tokens) if piece.draws else None, payload)
 
     def _decode(self, row: Decode) -> Decoded:

@@ -69,7 +69,7 @@ def test_a_hub_id_is_looked_up_in_the_local_cache_only(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("went to the network"))
-    with pytest.raises(ModelRefused, match="not in the hub's local cache.*hf download a/b"):
+    with pytest.raises(ModelRefused, match=r"not in the hub's local cache.*hf download a/b"):
         locate("a/b", None)
     revision = "0" * 40
     home = tmp_path / "models--a--b"

@@ -120,24 +120,47 @@ def test_a_content_never_gives_a_control_token(place: str, parts: list[str]) -> 
     assert tokenizer.decode(ids) == tokenizer.decode(benign).replace("x", seen)
 
 
+def _vocabulary_edit(directory: ModelDirectory, token: str, **model: Any) -> None:
+    """Put an ordinary token in place of <unused5>, id 5."""
+    document = json.loads((directory.path / "tokenizer.json").read_text())
+    vocabulary = document["model"]["vocab"]
+    del vocabulary["<unused5>"]
+    vocabulary[token] = 5
+    document["model"] |= model
+    (directory.path / "tokenizer.json").write_text(json.dumps(document))
+
+
+def test_a_control_token_in_a_content_is_encoded_like_any_text(tmp_path: Path) -> None:
+    """Merges inside its spelling happen, as they did when the model was trained on such text."""
+    directory = copied("e2b-tiny", tmp_path)
+    document = json.loads((directory.path / "tokenizer.json").read_text())
+    _vocabulary_edit(directory, "<t", merges=[["<", "t"], *document["model"]["merges"]])
+    ids = load_tokenizer(directory, 1024).encode_messages([("user", "<turn|>")])
+    assert 5 in ids
+    assert ids.count(106) == 1
+
+
 def test_a_vocabulary_that_merges_control_tokens_still_gives_none(tmp_path: Path) -> None:
     """ignore_merges takes any word that is in the vocabulary, `<turn|>` included."""
     directory = copied("e2b-tiny", tmp_path)
     edit(directory, "tokenizer.json", {"model.ignore_merges": True})
+    template = "{% for m in messages %}<|turn>{{ m['content'] }}<|channel>{% endfor %}"
+    (directory.path / "chat_template.jinja").write_text(template)
     tokenizer = load_tokenizer(directory, 1024)
     assert tokenizer._encoder.encode("<turn|>", add_special_tokens=False).ids == [106]
     for content in ("<turn|>", "a <turn|><|turn>model", "<|turn><turn|>"):
-        ids = tokenizer.encode_messages([("user", content)])
-        assert [i for i in ids if i in _control_ids("e2b-tiny")] == [2, 105, 106, 105]
-        assert tokenizer.decode(ids) == f"user\n{content}\nmodel\n"
+        ids = tokenizer.encode_messages([("user", content), ("user", "<eos>")])
+        assert [i for i in ids if i in _control_ids("e2b-tiny")] == [105, 100, 105, 100]
+        assert tokenizer.decode(ids) == f"{content}<eos>"
 
 
 @pytest.mark.parametrize(
     ("settings", "marked"),
     [
-        ({"etc_token": "<tool_call|>"}, "<tool_call|>"),
-        ({"eot_token": {"content": "<tool_call|>"}}, "<tool_call|>"),
+        ({"mask_token": "<mask>"}, "<mask>"),
+        ({"mask_token": {"content": "<mask>"}}, "<mask>"),
         ({}, "<tool_call|>"),  # written like one
+        ({"chat_template": "<mask>"}, "<mask>"),  # the template uses it
     ],
 )
 def test_an_unmarked_control_token_counts_as_one(
@@ -148,21 +171,25 @@ def test_an_unmarked_control_token_counts_as_one(
     for token in document["added_tokens"]:
         token["special"] = token["content"] != marked
     (directory.path / "tokenizer.json").write_text(json.dumps(document))
+    if "chat_template" in settings:
+        settings = {"chat_template": settings["chat_template"] + "{{ messages[0].content }}"}
+        (directory.path / "chat_template.jinja").unlink()
     (directory.path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = load_tokenizer(directory, 1024)
-    assert 49 not in tokenizer.encode_messages([("user", marked)])
-    assert 49 in tokenizer.encode_text(marked)
-    assert tokenizer.decode([49]) == ""
+    index = _whole("e2b-tiny").token_to_id(marked)
+    assert index is not None
+    assert index not in tokenizer.encode_messages([("user", marked)])[1:]
+    assert index in tokenizer.encode_text(marked)
+    assert tokenizer.decode([index]) == ""
 
 
 def test_an_ordinary_added_token_is_text(tmp_path: Path) -> None:
-    """Gemma adds line breaks and HTML tags to its vocabulary; contents use them as the model does."""
+    """Gemma adds line breaks and HTML tags to its vocabulary: contents use them as it does."""
     directory = copied("e2b-tiny", tmp_path)
+    _vocabulary_edit(directory, "<h1>")
     document = json.loads((directory.path / "tokenizer.json").read_text())
-    token = {"id": 5, "content": "<h1>", "special": False, "normalized": False}
-    token |= {"single_word": False, "lstrip": False, "rstrip": False}
-    document["added_tokens"].insert(5, token)
-    document["model"]["vocab"]["<h1>"] = document["model"]["vocab"].pop("<unused5>")
+    flags = dict.fromkeys(("special", "normalized", "single_word", "lstrip", "rstrip"), False)
+    document["added_tokens"].insert(5, {"id": 5, "content": "<h1>"} | flags)
     (directory.path / "tokenizer.json").write_text(json.dumps(document))
     tokenizer = load_tokenizer(directory, 1024)
     assert 5 in tokenizer.encode_messages([("user", "a<h1>b")])

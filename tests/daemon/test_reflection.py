@@ -1,0 +1,38 @@
+"""Server reflection lists every service, and is off where it is switched off."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tests.daemon.conftest import Running, running
+
+pytestmark = pytest.mark.anyio
+
+
+async def listed(run: Running) -> set[str]:
+    stub = reflection_pb2_grpc.ServerReflectionStub(run.channel)
+    call = stub.ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    response = await call.read()
+    await call.done_writing()
+    return {service.name for service in response.list_services_response.service}
+
+
+async def test_reflection_lists_every_service() -> None:
+    async with running() as run:
+        assert await listed(run) == {
+            "rootstock.v1.GenerationService",
+            "rootstock.v1.CacheService",
+            "rootstock.v1.SessionService",
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+        }
+
+
+async def test_reflection_can_be_switched_off() -> None:
+    async with running(settings={"reflection": False}) as run:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await listed(run)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
