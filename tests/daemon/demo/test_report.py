@@ -15,15 +15,14 @@ from daemon.demo.phase import Phase
 from daemon.demo.report import Report, claims, report, shared_tokens
 from daemon.demo.scrape import Check
 from daemon.demo.tables import report_tables
-from rootstock import CacheStats, LayerKind, Memory, Model, Tier, TreeNode
+from rootstock import LayerKind, Model, Tier, TreeNode
 from tests.daemon.demo.told import told, usage
 
-RIVER, FOX, BREAD, CLARA, BOAT, PYTHON, BICYCLE, MOON = CAST
+RIVER, FOX, BREAD, CLARA, BOAT, VOLCANO, BICYCLE, MOON = CAST
 
 SHARED = [7] * SHARED_TOKENS_MIN
 MODEL = Model("demo", "gemma4", "c0ffee", 4096, 2048, (1, 6), "assistant", "", "fast", "cpu")
 STORED = {(Tier.DEVICE, LayerKind.FULL): 1000, (Tier.DEVICE, LayerKind.SLIDING): 24}
-STATS = CacheStats(5, 700, STORED, 0, 4, 0, 0, 900, 100, Memory(9, 1, 1, 1, 1, 5))
 NODES = (
     TreeNode(1, None, 0, 500, STORED, 0, 3, False, 7, (), None),
     TreeNode(2, 1, 500, 590, STORED, 0, 1, False, 1, (), None),
@@ -46,7 +45,7 @@ def turn(part: Part, cached: Sequence[int] = (500,), **more: object) -> Conversa
 def phase(
     conversations: Sequence[Conversation], checks: tuple[Check, ...] = AGREED, span_s: float = 2.0
 ) -> Phase:
-    return Phase(tuple(conversations), span_s, checks, MODEL, STATS, NODES)
+    return Phase(tuple(conversations), span_s, checks, MODEL, NODES, 4)
 
 
 def whole_cast(**changed: Conversation) -> list[Conversation]:
@@ -81,7 +80,7 @@ def test_the_json_has_exactly_the_agreed_keys_and_types() -> None:
             "ttft_s": float,
             "finish": str,
         }
-    assert found["tree"] == {"nodes": 5, "bytes": 1024, "splits": 4}
+    assert found["tree"] == {"nodes": 2, "bytes": 2048, "splits": 4}
 
 
 def test_two_turns_are_summed_and_the_first_one_gives_the_time_to_the_first_token() -> None:
@@ -115,12 +114,14 @@ def test_every_claim_holds_when_all_went_well() -> None:
     ("changed", "broken"),
     [
         pytest.param(lambda: {"bread": turn(BREAD, cached=(40,))}, "computed once", id="twice"),
-        pytest.param(lambda: {"moon": _alone()}, "while others decoded", id="came in alone"),
+        pytest.param(lambda: {"moon": _alone()}, "others decoded", id="came in alone"),
         pytest.param(
             lambda: {"clara": turn(CLARA, cached=(500, 503 + 6 - 3))}, "second turns", id="cold"
         ),
         pytest.param(
-            lambda: {"python": turn(PYTHON, reported=usage(503, 500, 7))}, "usage", id="usage lies"
+            lambda: {"volcano": turn(VOLCANO, reported=usage(503, 500, 7))},
+            "usage",
+            id="usage lies",
         ),
     ],
 )
