@@ -21,7 +21,9 @@ VOCABULARY, WINDOW = 8192, 512
 LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 2
 
 
-def text_config(layers: list[str], hidden: int, intermediate: int, shared: int) -> dict[str, object]:
+def text_config(
+    layers: list[str], hidden: int, intermediate: int, shared: int
+) -> dict[str, object]:
     """A text_config with every key spelled out, as releases do."""
     demo = json.loads((DEMO / "target" / "config.json").read_text())
     return demo | {

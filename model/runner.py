@@ -1,9 +1,9 @@
 """Executes step plans on the device: one lazy graph and one host sync per step.
 
-- Owns the live caches, the frontier hidden row and the sampler of every slot; lives on the engine thread.
-- submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target forward ->
-  verify, started without waiting. wait: the one sync, then commit, which is an integer per slot.
-- The core is told what happened, never asked: a plan that contradicts the device state is our bug (assert).
+- Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
+- submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
+  forward -> verify, started without waiting. wait: the one sync, then commit, an integer per slot.
+- A plan that contradicts the device's state is our own mistake, and asserted.
 """
 
 from __future__ import annotations
@@ -18,14 +18,25 @@ import numpy.typing as npt
 
 from cache.batch import Batch, Span
 from cache.caches import Caches
-from cache.ranges import EdgePayload, Range, evaluated
+from cache.full import FullStore
+from cache.ranges import EdgePayload, Range
 from cache.snapshot import Payload
-from model.drafting import DraftPosition, Drafter, Drafts
+from model.drafting import Drafter, DraftPosition, Drafts
 from model.gemma4 import Forward, PackedGemma4
 from model.pair import Pair
 from model.sampling import DrawRows
 from model.verify import verify
-from scheduler.plan import Admit, Capture, Decode, Decoded, Prefill, Prefilled, Sampling, StepPlan, StepResult
+from scheduler.plan import (
+    Admit,
+    Capture,
+    Decode,
+    Decoded,
+    Prefill,
+    Prefilled,
+    Sampling,
+    StepPlan,
+    StepResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +110,6 @@ class Runner:
         self._sampling.clear()
         self.frontier = mx.array(())
         mx.clear_cache()
-        # A thread's streams end with the thread, after Python has joined it: late enough to meet the
-        # interpreter's exit half-way, which aborts the process. So they end here.
-        mx.synchronize()
-        mx.clear_streams()
 
     def _capture(self, capture: Capture) -> Payload | None:
         return self.caches.capture(capture.slot, capture.start, capture.end)
@@ -126,8 +133,9 @@ class Runner:
         forward = self.target.forward(tokens, batch, self.caches)
         drawn = self._draw(decodes, plan.prefills, rows, drafts, forward)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
-        arrays = [a for p in payloads if p is not None for r in (*p.full, *p.sliding) if r for a in (r.keys, r.values)]
-        pending = (*([] if drawn is None else [drawn]), self.frontier, *self.caches.arrays, *arrays)
+        fresh = [a for p in payloads if p is not None for a in p.arrays]
+        first = () if drawn is None else (drawn,)
+        pending = (*first, self.frontier, *self.caches.arrays, *fresh)
         mx.async_eval(pending)
         return Ticket(plan, decodes, drawn, payloads, captured, pending)
 
@@ -199,11 +207,11 @@ def _payloads(
             payloads.append(None)
             continue
         first, end = batch.queries_of(index, trimmed=False)
-        ranges = [
-            Range(p.start, p.end, *(mx.contiguous(a[first:end].transpose(1, 0, 2)) for a in kv))
-            for kv in forward.written
-        ]
-        sliding = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.sliding)
-        full = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.full)
-        payloads.append(EdgePayload(p.start, p.end, full, sliding))
+        full: list[Range] = []
+        sliding: list[Range] = []
+        for (keys, values), store in zip(forward.written, caches.stores, strict=True):
+            own = [mx.contiguous(a[first:end].transpose(1, 0, 2)) for a in (keys, values)]
+            kind = full if isinstance(store, FullStore) else sliding
+            kind.append(Range(p.start, p.end, own[0], own[1]))
+        payloads.append(EdgePayload(p.start, p.end, tuple(full), tuple(sliding)))
     return tuple(payloads)

@@ -51,7 +51,8 @@ def verify(
     depth_max = rows.depth_max
     proposed = None
     if depth_max:
-        assert drafts is not None and drafts.shape == (len(rows.depth), depth_max)
+        assert drafts is not None, "a depth without drafts"
+        assert drafts.shape == (len(rows.depth), depth_max), drafts.shape
         proposed = _flat_drafts(drafts, rows)
     parts, members = [], []
     for reach, flat in _groups(rows):
@@ -100,7 +101,6 @@ def _judge(
         drafted = _drafted_probs(law, laws, rows, flat, contested)
         held = _holds(law, drafted, proposed, rows.coins(owners, offsets))
         residual = _log_residual(law, drafted)
-        # Only where contested: the bits of the other rows must not depend on this company.
         scores = mx.where(mx.array(contested)[:, None], residual, scores)
     tokens = best_tokens(
         scores + rows.gumbel(owners, offsets, Stream.RESIDUAL, law.support), law.ids
@@ -118,14 +118,13 @@ def _drafted_probs(
     flat: np.ndarray,
     contested: np.ndarray,
 ) -> mx.array:
-    """q over the support of p, [n, C]; zero in rows that are not contested."""
+    """q over the support of p, [n, C]; anything in rows that are not contested."""
     at = _law_places(laws, rows)[rows.owners[flat], rows.offsets[flat]]
     assert (at[contested] >= 0).all(), "an unseeded row drafted without keeping its law"
     chosen = mx.array(np.maximum(at, 0))
     kept = [draft_law for draft_law in laws if draft_law is not None]
     ids = mx.concatenate([draft_law.ids for draft_law in kept])[chosen]
     probs = mx.exp(mx.concatenate([draft_law.log_probs for draft_law in kept])[chosen])
-    probs = mx.where(mx.array(contested)[:, None], probs, 0)
     if law.ids is None:
         return mx.put_along_axis(mx.zeros_like(law.log_probs), ids, probs, axis=-1)
     return mx.where(law.ids[:, :, None] == ids[:, None, :], probs[:, None, :], 0).sum(axis=-1)

@@ -2,8 +2,8 @@
 
 - A StepPlan is a value: the runner can execute it without asking the core anything.
 - All ranges are half-open, all positions absolute in the session (0 = first prompt token).
-- Execution order inside a step: captures, releases, admits, then ONE forward for decodes + prefills.
-- A slot is owned by one session from its Admit to its Release; the same step may release and admit it.
+- Order inside a step: captures, releases, admits, then ONE forward for decodes and prefills.
+- A slot is one session's from its Admit to its release; one step may release and admit it.
 - In decode every layer holds `start` tokens; the row's `token` (the bonus) is in no cache yet.
 - Payloads are opaque here: the tree owns stored ones, a StepResult hands over fresh ones.
 """
@@ -38,7 +38,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the core must know of the loaded model. All sizes in bytes, from real shapes and dtypes."""
+    """What the core must know of the loaded model. Sizes in bytes, from real shapes and dtypes."""
 
     window_tokens: int
     context_tokens_max: int
@@ -104,7 +104,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """One round of one session: draft `depth` tokens, verify depth + 1 rows at [start, start+depth+1).
+    """One round of one session: draft `depth` tokens, verify [start, start + depth + 1).
 
     `token` is the bonus token, to be evaluated at position `start`. `index` counts the tokens drawn
     so far: the first token this round draws is the index-th (0-based) of the reply.

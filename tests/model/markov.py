@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
+
 from model.sampling import DraftLaw, DraftLogits, DrawRows, draft
 from model.verify import verify
 from scheduler.plan import Sampling

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+
 from model.sampling import (
     GREEDY,
     NUCLEUS,
@@ -21,7 +22,6 @@ from model.sampling import (
     take_rows,
 )
 from scheduler.plan import Sampling
-
 from tests.model.markov import filtered_probs
 
 
@@ -165,10 +165,12 @@ def test_joined_rows_return_to_their_places():
 def test_greedy_drafts_are_the_argmax_and_keep_no_law():
     logits = mx.array([[1.0, 3, 3, 0], [2, 2, 2, 2]])
     tokens, law = draft(DraftLogits(logits), rows_of(Sampling(), Sampling()), (0, 1), 0)
-    assert [1, 0] == tokens.tolist() and law is None
+    assert tokens.tolist() == [1, 0]
+    assert law is None
     ids = mx.array([[40, 30, 20, 10], [4, 3, 2, 1]])
     tokens, law = draft(DraftLogits(logits, ids), rows_of(Sampling(), Sampling()), (0, 1), 0)
-    assert [30, 4] == tokens.tolist() and law is None
+    assert tokens.tolist() == [30, 4]
+    assert law is None
 
 
 def test_seeded_drafts_keep_no_law():
@@ -192,7 +194,8 @@ def test_drafts_are_drawn_from_their_law(sparse):
         range(count),
         0,
     )
-    assert law is not None and tuple(range(count)) == law.rows
+    assert law is not None
+    assert law.rows == tuple(range(count))
     expected = filtered_probs(logits, samplings[0])
     names = ids if sparse else np.arange(width)
     probs = dict(
@@ -227,7 +230,8 @@ def test_mixed_subset_drafts_each_row_as_if_alone():
     rows = DrawRows(samplings, (3,) * 5, (7, 8, 9, 10, 11))
     subset = [4, 1, 0, 2]
     tokens, law = draft(DraftLogits(mx.array(table[subset])), rows, subset, 2)
-    assert law is not None and (4, 0, 2) == law.rows
+    assert law is not None
+    assert law.rows == (4, 0, 2)
     for place, row in enumerate(subset):
         alone, own = draft(DraftLogits(mx.array(table[[row]])), rows, [row], 2)
         assert alone.tolist() == tokens[place : place + 1].tolist()

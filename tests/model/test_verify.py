@@ -5,12 +5,12 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
+from scipy import stats
+
 from model import verify as product
 from model.sampling import DraftLaw, DraftLogits, DrawRows, Filters, draft, law_of
 from model.verify import verify
 from scheduler.plan import Sampling
-from scipy import stats
-
 from tests.model.markov import (
     Drafter,
     filtered_probs,
@@ -91,20 +91,13 @@ def joint_p_value(
 @pytest.mark.parametrize(
     ("filters", "drafter", "depth"),
     [
-        ("temperature", "perfect", 1),
         ("temperature", "good", 4),
-        ("temperature", "zeros", 2),
-        ("temperature", "best", 3),
-        ("top_k", "good", 2),
-        ("top_k", "disjoint", 3),
+        ("top_k", "disjoint", 1),
+        ("top_p", "zeros", 2),
         ("top_p", "perfect", 4),
-        ("top_p", "good", 1),
-        ("top_p", "zeros", 3),
-        ("min_p", "good", 3),
-        ("min_p", "worst", 1),
         ("min_p", "best", 2),
-        ("all", "good", 2),
-        ("all", "disjoint", 1),
+        ("min_p", "worst", 1),
+        ("all", "good", 3),
     ],
 )
 def test_s2_rejection_sampling_is_lossless(filters, drafter, depth):
@@ -117,9 +110,9 @@ def test_s2_rejection_sampling_is_lossless(filters, drafter, depth):
     [
         ("temperature", "good", 2),
         ("top_k", "perfect", 3),
-        ("top_p", "good", 4),
+        ("top_p", "best", 1),
         ("min_p", "disjoint", 1),
-        ("all", "zeros", 3),
+        ("all", "good", 4),
     ],
 )
 def test_s2_shared_noise_is_lossless(filters, drafter, depth):
@@ -204,8 +197,9 @@ def test_s1_greedy_is_the_argmax_at_any_depth(drafter):
 def test_greedy_ties_go_to_the_lower_id():
     logits = mx.array([[0.0, 5, 5, 1], [7, 7, 7, 7], [0, 0, 0, 2]], mx.bfloat16)
     rows = DrawRows((Sampling(),), (2,), (0,))
-    assert [[1, 0, 3, 2]] == verify(logits, rows, mx.array([[1, 0]], mx.int32)).tolist()
-    assert [[1, 0, 0]] == verify(logits, rows, mx.array([[2, 0]], mx.int32))[:, [0, 3, 3]].tolist()
+    assert verify(logits, rows, mx.array([[1, 0]], mx.int32)).tolist() == [[1, 0, 3, 2]]
+    rejected = verify(logits, rows, mx.array([[2, 0]], mx.int32)).tolist()[0]
+    assert (rejected[0], rejected[-1]) == (1, 0)
 
 
 @pytest.mark.parametrize("seeded", [False, True])
@@ -256,7 +250,7 @@ def test_draft_without_mass_is_never_accepted():
 
 
 def test_vanished_residual_falls_back_to_the_target():
-    """p equal to q to the last bit leaves nothing of p - q: then p itself, never an argmax of -inf."""
+    """p equal to q to the last bit leaves nothing of p - q: then p, never an argmax of -inf."""
     rows = DrawRows((Sampling(1.0, top_k=3),), (0,), (0,))
     law = law_of(mx.array([[0.0, 1, 2, 3, 4]]), Filters.of(rows.table), 64)
     assert law.log_probs.tolist() == product._log_residual(law, mx.exp(law.log_probs)).tolist()
@@ -272,12 +266,14 @@ def test_garbage_beyond_a_depth_is_never_read():
     drafts, laws = propose_all(rows, last, DRAFTERS["good"])
     logits = target_logits(TABLE, rows, last, drafts)
     outside = np.arange(rows.depth_max) >= np.array(depth)[:, None]
-    results = []
-    for filler in (-1, 0, 2**31 - 1):
+    results, bonus = [], np.zeros((len(samplings), 1), np.int32)
+    # The last filler is what tempts most: the token that the row draws past its own drafts.
+    for filler in (-1, 2**31 - 1, bonus):
         filled = mx.array(np.where(outside, filler, np.array(drafts)).astype(np.int32))
         result = np.array(verify(logits, rows, filled, laws))
         kept = result[:, -1]
         assert (kept <= depth).all()
+        bonus[:, 0] = result[np.arange(len(kept)), kept]
         results.append([row[: n + 1].tolist() for row, n in zip(result, kept, strict=True)])
     assert results[0] == results[1] == results[2]
 
@@ -287,10 +283,10 @@ def test_rows_that_draw_a_first_token_need_no_drafts():
     rows = DrawRows(samplings, (0,) * len(samplings), (0,) * len(samplings))
     logits = mx.array(TABLE[np.arange(len(samplings)) % VOCABULARY])
     result = np.array(verify(logits, rows))
-    assert (len(samplings), 2) == result.shape and not result[:, 1].any()
-    deep = DrawRows(
-        (*samplings, Sampling()), (*rows.depth, 3), (*rows.index, 0)
-    )  # one drafting row beside them changes no token
+    assert result.shape == (len(samplings), 2)
+    assert not result[:, 1].any()
+    # One drafting row beside them takes the other path, and changes no token.
+    deep = DrawRows((*samplings, Sampling()), (*rows.depth, 3), (*rows.index, 0))
     more = mx.concatenate([logits, mx.array(TABLE[:4])])
     beside = np.array(verify(more, deep, mx.zeros((len(samplings) + 1, 3), mx.int32)))
     assert result[:, 0].tolist() == beside[:-1, 0].tolist()
