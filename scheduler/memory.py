@@ -34,14 +34,15 @@ class Memory:
         self._promised = 0
         self._slots = 0
         self._due: list[Lease] = []  # of sessions that the plan in the making restores
-        rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-        self._row_bytes = rows * facts.workspace_bytes_per_token
-        self._prefill_bytes = limits.prefill_tokens_max * facts.workspace_bytes_per_token
+        self._round_rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+        self._prefill_bytes = facts.prefill_bytes(limits.prefill_tokens_max)
         self._version = 0  # of what the tree can match
 
     def servable(self, tokens_max: int) -> bool:
         """L5: whether a session of `tokens_max` tokens would fit were it alone."""
-        wanted = self._facts.live_bytes(tokens_max) + self._row_bytes + self._prefill_bytes
+        facts = self._facts
+        wanted = facts.live_bytes(tokens_max) + facts.round_bytes(self._round_rows, tokens_max)
+        wanted += self._prefill_bytes
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, session: Session) -> Match:
@@ -158,8 +159,9 @@ class Memory:
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
         """Live K/V and workspace of a slot; the first slot brings the prefill's workspace."""
-        workspace = self._row_bytes + (0 if self._slots else self._prefill_bytes)
-        return self._facts.live_bytes(session.tokens_max), workspace
+        facts, tokens_max = self._facts, session.tokens_max
+        workspace = facts.round_bytes(self._round_rows, tokens_max)
+        return facts.live_bytes(tokens_max), workspace + (0 if self._slots else self._prefill_bytes)
 
     def _room(self) -> tuple[int, int]:
         return self._ledger.free, self._tree.evictable_bytes()

@@ -50,6 +50,9 @@ class ModelFacts:
     sliding_bytes_per_token: int  # all sliding layers together
     ring_bytes: int  # live sliding K/V of one slot, all layers
     workspace_bytes_per_token: int  # transient of a step per packed token
+    logits_bytes_per_row: int = 0  # and per row whose logits are needed
+    score_bytes_per_key: int = 0  # and per decode row and key of its context
+    slice_score_bytes: int = 0  # and per step for the scores of prompt slices, which are tiled
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
 
     def live_bytes(self, tokens: int) -> int:
@@ -58,6 +61,15 @@ class ModelFacts:
         while capacity < tokens:
             capacity *= 2
         return self.ring_bytes + capacity * self.full_bytes_per_token
+
+    def round_bytes(self, rows: int, tokens: int) -> int:
+        """Transient of verifying `rows` rows of one session that holds up to `tokens` tokens."""
+        per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row
+        return rows * (per_row + tokens * self.score_bytes_per_key)
+
+    def prefill_bytes(self, tokens: int) -> int:
+        """Transient of evaluating `tokens` prompt tokens in one step; few rows are drawn from."""
+        return tokens * self.workspace_bytes_per_token + self.slice_score_bytes
 
 
 @dataclass(frozen=True, slots=True)
