@@ -149,7 +149,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
-    add("--chat", action="store_true", help="send the prompt as a user's turn, not as plain text")
+    add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
     add("--timeout", type=float, metavar="SECONDS")
 

@@ -84,7 +84,7 @@ CAST = (
     Part("bread", "What is bread?"),
     Part("clara", "My name is Clara.", "What is my name?"),
     Part("boat", "Tell me a long story about a little boat.", seed=2, cancels_at=48),
-    Part("python", "What does len do in Python?"),
+    Part("volcano", "What is a volcano?"),
     Part("bicycle", "What is a bicycle?", joins_at=8),
     Part("moon", "What is the moon?", joins_at=24),
 )

@@ -89,18 +89,25 @@ async def test_the_daemons_depth_is_for_requests_that_set_none() -> None:
 
 def test_unset_sampling_comes_from_the_models_generation_config() -> None:
     model = SamplingDefaults(temperature=0.7, top_k=64, top_p=0.95, min_p=0.05)
-    unset = checked_sampling(pb.Sampling(), model, LIMITS)
+    unset = checked_sampling(pb.Sampling(), model, VOCABULARY)
     assert (unset.temperature, unset.top_k, unset.top_p, unset.min_p) == (0.7, 64, 0.95, 0.05)
-    given_zero = checked_sampling(pb.Sampling(temperature=0, top_k=0, min_p=0), model, LIMITS)
+    given_zero = checked_sampling(pb.Sampling(temperature=0, top_k=0, min_p=0), model, VOCABULARY)
     assert (given_zero.temperature, given_zero.top_k, given_zero.min_p) == (0, 0, 0)
     assert given_zero.top_p == 0.95
 
 
+def test_a_top_k_that_keeps_everything_is_off() -> None:
+    for top_k in (VOCABULARY, 2**32 - 1):
+        assert checked_sampling(pb.Sampling(top_k=top_k), GREEDY, VOCABULARY).top_k == 0
+    below = checked_sampling(pb.Sampling(top_k=VOCABULARY - 1), GREEDY, VOCABULARY)
+    assert below.top_k == VOCABULARY - 1
+
+
 def test_unseeded_requests_have_noise_of_their_own() -> None:
-    keys = {checked_sampling(pb.Sampling(), GREEDY, LIMITS).noise_key for _ in range(50)}
+    keys = {checked_sampling(pb.Sampling(), GREEDY, VOCABULARY).noise_key for _ in range(50)}
     assert len(keys) == 50
     assert all(0 <= key < 1 << 64 for key in keys)
-    seeded = checked_sampling(pb.Sampling(seed=0), GREEDY, LIMITS)
+    seeded = checked_sampling(pb.Sampling(seed=0), GREEDY, VOCABULARY)
     assert (seeded.seeded, seeded.noise_key) == (True, 0)
 
 
@@ -156,5 +163,5 @@ def test_r4_a_request_is_servable_or_refused(request: pb.GenerateRequest) -> Non
     assert 0 <= sampling.temperature < float("inf")
     assert 0 < sampling.top_p <= 1
     assert 0 <= sampling.min_p <= 1
-    assert 0 <= sampling.top_k <= LIMITS.top_k_max
+    assert 0 <= sampling.top_k < VOCABULARY
     assert result.depth is None or 0 <= result.depth <= LIMITS.draft_depth_max

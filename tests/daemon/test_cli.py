@@ -47,7 +47,7 @@ def reply_text(prompt: list[int], count: int) -> str:
 
 def test_generate_streams_text(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "hello", "--connect", address, "--max-tokens", "9"]) == 0
-    expected = reply_text(ByteTokenizer().encode_text("hello"), 9)
+    expected = reply_text(ByteTokenizer().encode_messages([("user", "hello")]), 9)
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -56,7 +56,7 @@ def test_generate_reads_standard_input(
 ) -> None:
     for flags in ([], ["-"]):
         monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
-        assert main(["generate", *flags, "--connect", address, "--max-tokens", "9"]) == 0
+        assert main(["generate", *flags, "--raw", "--connect", address, "--max-tokens", "9"]) == 0
         expected = reply_text(ByteTokenizer().encode_text("hello"), 9)
         assert capsys.readouterr().out == expected + "\n"
 
@@ -64,7 +64,7 @@ def test_generate_reads_standard_input(
 def test_generate_json_holds_ids_and_usage(
     address: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json", "--chat"]
+    flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json"]
     assert main(["generate", "hello", *flags]) == 0
     reply = json.loads(capsys.readouterr().out)
     prompt = ByteTokenizer().encode_messages([("user", "hello")])
