@@ -29,7 +29,7 @@ from cache.ranges import Range, merge_sliding
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """K/V [1, kv_heads, n, D] of at least the last W-1 positions before the offset, `end`."""
+    """K/V [1, kv_heads, n, D] of at least the W-1 positions before `end`, the slot's offset."""
 
     end: int
     keys: mx.array
