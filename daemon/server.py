@@ -216,7 +216,7 @@ class Daemon:
         while True:
             await anyio.sleep(min(1.0, stall_s_max / 4))
             if self._engine.quiet_s > stall_s_max:
-                log.critical("no step ended for %.0f s while there is work", stall_s_max)
+                log.critical("no step ended for %g s while there is work", stall_s_max)
                 self._fail(Fault("the engine stalled"))
 
     def _is_healthy(self) -> bool:

@@ -21,6 +21,8 @@ from scheduler.limits import Limits
 from scheduler.plan import ModelFacts
 from scheduler.session import Session
 
+NOTHING = Match(tokens=0, matched=0, evicted=False)
+
 
 class Memory:
     """The device's bytes as the core sees them."""
@@ -44,14 +46,11 @@ class Memory:
 
     def match(self, session: Session) -> Match:
         """What the tree has of the prompt; asked again only after the tree changed."""
-        if session.match is None or session.match_version != self._version:
-            request = session.request
-            bypass = Match(0, 0, False)
-            session.match = (
-                bypass
-                if request.cache_bypass
-                else self._tree.match(request.root, session.packed_prompt)
-            )
+        request = session.request
+        if request.cache_bypass:
+            session.match = NOTHING
+        elif session.match is None or session.match_version != self._version:
+            session.match = self._tree.match(request.root, session.packed_prompt)
             session.match_version = self._version
         return session.match
 
@@ -72,12 +71,12 @@ class Memory:
         live, workspace = self._slot_bytes(session)
         fits = self._make_room(live + workspace, step)
         if not fits and alone:
-            self._release_lease(session, step)
+            self.forget(session, step)
             self._lease(session, 0, step)
             fits = self._make_room(live + workspace, step)
             assert fits, f"L5: {live + workspace} bytes do not fit alone: {session.tell()}"
         if not fits:
-            self._release_lease(session, step)
+            self.forget(session, step)
             session.refused_room = self._room()
             return False
         self._slots += 1
@@ -96,8 +95,7 @@ class Memory:
             if lease is not None and lease.end:
                 left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
                 if left < lease.end:
-                    self._release_lease(session, step)
-                    self._lease(session, left, step)
+                    self._shorten(session, lease, left, step)
         self._due.clear()
         return [self._tree.path(s.lease) if s.lease is not None else () for s in sessions]
 
@@ -131,9 +129,9 @@ class Memory:
         tokens = session.packed_prompt
         if end > session.prompt_tokens:
             tokens = tokens + session.packed_reply(end)
-        inserted = self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
-        self._ledger.adjust("snapshots", inserted.new_bytes)
-        self._version += 1
+        self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
+        self._follow()
+        self._version += 1  # even where what was evicted for it weighs the same
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
@@ -143,15 +141,19 @@ class Memory:
         self._ledger.give_back("workspace", workspace)
 
     def forget(self, session: Session, step: int) -> None:
-        """End the lease of a session whose last capture is stored, or that had none."""
-        self._release_lease(session, step)
+        """End the session's lease, if it has one. What it stored stays."""
+        if session.lease is not None:
+            if session.lease in self._due:
+                self._due.remove(session.lease)
+            self._tree.release(session.lease, step)
+            self._follow()
+            session.lease = None
 
     def check(self, slots: int) -> None:
         self._tree.check()
         self._ledger.check()
         assert slots == self._slots, f"{self._slots} slots reserved, {slots} taken"
-        stored = self._tree.full_bytes + self._tree.sliding_bytes
-        held = self._ledger.held("snapshots")
+        held, stored = self._ledger.held("snapshots"), self._tree.bytes
         assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
@@ -170,10 +172,15 @@ class Memory:
         if short > self._tree.evictable_bytes() - self._due_bytes():
             return False
         freed = self._tree.evict(short, step).bytes_freed
-        if freed:
-            self._ledger.give_back("snapshots", freed)
-            self._version += 1
+        self._follow()
         return freed >= short
+
+    def _follow(self) -> None:
+        """The tree may have changed: the ledger holds what it holds, and matches are old."""
+        delta = self._tree.bytes + self._promised - self._ledger.held("snapshots")
+        if delta:
+            self._ledger.adjust("snapshots", delta)
+            self._version += 1
 
     def _due_bytes(self) -> int:
         """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
@@ -188,9 +195,9 @@ class Memory:
         if end:
             self._due.append(session.lease)
 
-    def _release_lease(self, session: Session, step: int) -> None:
-        if session.lease is not None:
-            if session.lease in self._due:
-                self._due.remove(session.lease)
-            self._tree.release(session.lease, step)
-            session.lease = None
+    def _shorten(self, session: Session, lease: Lease, end: int, step: int) -> None:
+        """Lease less, and only then give up the longer lease: what is left never lies bare."""
+        self._lease(session, end, step)
+        self._due.remove(lease)
+        self._tree.release(lease, step)
+        self._follow()

@@ -73,7 +73,7 @@ def test_attention_over_a_ring_equals_attention_over_the_ordered_window(
 
 def feeds_of(world: World, rng: np.random.Generator) -> dict[int, Feed]:
     """A random step: about two thirds of the sessions, in random packed order."""
-    feeds = {}
+    feeds: dict[int, Feed] = {}
     for slot in rng.permutation(sorted(world.tokens)).tolist():
         if rng.random() < 0.35 and feeds:
             continue

@@ -390,6 +390,13 @@ def test_rotating_kv_cache_refuses_a_round_deeper_than_its_ring_spares() -> None
         world.step({0: Feed((1,) * (ROUND + 1), kept=0)})
 
 
+def test_what_a_prefill_kept_aside_is_not_taken_for_another_branch_of_the_same_length() -> None:
+    world, _ = live(SLIDING, 30)
+    world.rewind(0, 28)
+    world.step({0: Feed((90, 91), kept=2)})
+    world.step({0: Feed((92, 93, 94))})
+
+
 def test_a_session_that_ran_into_another_ones_branch_is_refused_not_guessed() -> None:
     world, cache = live(SLIDING, 30)
     assert cache.restore(None, 28)

@@ -26,7 +26,9 @@ def big() -> Caches:
     """Eight sessions in a ring layer and a full layer of long rows."""
     caches = Caches([LayerShape(True, 1, DIM), LayerShape(False, 1, DIM)], WINDOW, 4, mx.float32)
     stored = mx.ones((1, HELD, DIM))
-    path = EdgePayload(0, HELD, (Range(0, HELD, stored, stored),), (Range(0, HELD, stored, stored),))
+    path = EdgePayload(
+        0, HELD, (Range(0, HELD, stored, stored),), (Range(0, HELD, stored, stored),)
+    )
     for slot in range(SLOTS):
         caches.admit(slot, [path], HELD)
     mx.eval(caches.arrays)

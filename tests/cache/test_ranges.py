@@ -62,7 +62,9 @@ def closes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @settings(max_examples=40, deadline=None)
 def test_t4_split_thin_and_merge_keep_every_remaining_token(data: st.DataObject) -> None:
     """merge(split(x, k)) == x, at any cut and any thinning."""
-    start, end = sorted(data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True)))
+    start, end = sorted(
+        data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True))
+    )
     low = data.draw(st.integers(start, end))
     held: Payload = payload(start, end, low)
     if end - start > 1:
