@@ -1,0 +1,99 @@
+"""What a request must give, from one plain mlx-lm forward over its prompt and its reply.
+
+- Nothing of ours runs in that forward: no packing, no cache, no drafter. If every token is what the
+  law draws after the tokens before it, the reply is the one that plain decoding gives.
+- Greedy: the maximum. Seeded: the shared noise of the token's index added to the plain law.
+- Text and end are computed the naive way, every beginning of the reply afresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from model.pair import Pair
+from model.sampling import DrawRows
+from model.verify import verify
+from scheduler.events import Request
+from scheduler.plan import Sampling
+from tests.model.reference import Array
+from tests.scheduler.reference import first_stop, whole_characters
+
+NEAR_TIE = 1e-3
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Places of a reply where another token was due. A near tie lies within 1e-3 of the maximum."""
+
+    faults: tuple[int, ...] = ()
+    near_ties: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    text: str
+    reason: str
+    stop_sequence: str
+
+
+class Oracle:
+    """Judges replies of one model; remembers what it has judged already."""
+
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._known: dict[tuple[Sequence[int], Sampling], list[int]] = {}
+
+    def judge(self, prompt: Sequence[int], reply: Sequence[int], sampling: Sampling) -> Verdict:
+        """The verdict on a greedy or seeded reply of any length."""
+        assert sampling.greedy or sampling.seeded, (
+            "what an unseeded sampler draws is not determined"
+        )
+        due = self._due(tuple(prompt), list(reply), sampling)
+        wrong = [i for i, (a, b) in enumerate(zip(reply, due, strict=False)) if a != b]
+        if not wrong:
+            return Verdict()
+        logits = self.logits([*prompt, *reply])[len(prompt) - 1 :]
+        gaps = {i: float(logits[i].max() - logits[i, reply[i]]) for i in wrong}
+        near = tuple(i for i in wrong if sampling.greedy and gaps[i] < NEAR_TIE)
+        return Verdict(tuple(i for i in wrong if i not in near), near)
+
+    def logits(self, tokens: Sequence[int]) -> Array:
+        """[L, V] of mlx-lm's own forward, in one chunk."""
+        return np.array(self._pair.target(mx.array(list(tokens))[None])[0])
+
+    def _due(self, prompt: tuple[int, ...], reply: list[int], sampling: Sampling) -> list[int]:
+        """The token that belongs at each place of the reply, given the reply up to there."""
+        known = self._known.get((prompt, sampling), [])
+        if reply == known[: len(reply)]:
+            return known
+        logits = self._pair.target(mx.array([*prompt, *reply[:-1]])[None])[0, len(prompt) - 1 :]
+        count = len(reply)
+        rows = DrawRows((sampling,) * count, (0,) * count, tuple(range(count)))
+        due: list[int] = np.array(verify(logits, rows))[:, 0].tolist()
+        if due == reply:
+            self._known[prompt, sampling] = reply
+        return due
+
+
+def end_of(
+    request: Request, reply: Sequence[int], token_bytes: Sequence[bytes], eos: frozenset[int]
+) -> End | None:
+    """Where `reply` ends the request with its last token: how. None: it goes on, or ended before."""
+    raw = b""
+    for index, token in enumerate(reply):
+        ended = None
+        if token in request.stop_token_ids or (token in eos and not request.ignore_eos):
+            ended = End(raw.decode(errors="replace"), "stop", "")
+        else:
+            raw += token_bytes[token]
+            if cut := first_stop(whole_characters(raw), request.stop):
+                ended = End(cut[0], "stop_sequence", cut[1])
+            elif index + 1 == request.max_tokens:
+                ended = End(raw.decode(errors="replace"), "length", "")
+        if ended:
+            return ended if index + 1 == len(reply) else None
+    return None
