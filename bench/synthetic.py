@@ -1,9 +1,10 @@
-"""A synthetic Gemma 4 pair in real checkpoint format: float32, about 50 M parameters, random weights.
+"""A synthetic Gemma 4 pair in real checkpoint format: float32, about 50 M random parameters.
 
-- Its numbers mean nothing and its cost is real: shapes, layer pattern and window are a small Gemma 4's.
+- Its numbers mean nothing and its cost is real: shapes, layer pattern and window are a small
+  Gemma 4's.
 - Written once per seed into a directory of the caller's; the tokenizer is the bundled demo's.
-- The drafter is random too, so that nothing is ever accepted: it shows what speculation costs when it
-  does not pay. What it gains is measured on the demo pair, whose drafter was trained.
+- The drafter is random too, so that nothing is ever accepted: it shows what speculation costs when
+  it does not pay. What it gains is measured on the demo pair, whose drafter was trained.
 """
 
 from __future__ import annotations

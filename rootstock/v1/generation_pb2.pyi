@@ -718,7 +718,7 @@ class DetokenizeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Special tokens are spelt out; bytes that form no character become U+FFFD."""
+    """Special tokens have no text; bytes that form no character become U+FFFD."""
     def __init__(
         self,
         *,
