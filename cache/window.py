@@ -161,7 +161,8 @@ class WindowStore:
             if past is not None:
                 own = [mx.concatenate(list(pair), axis=2) for pair in zip(past, own, strict=True)]
             slices.append((own[0], own[1]))
-            tail = [a[:, :, -(self.window - 1) :] for a in own]
+            # Copied: a view would keep all of the slice, and the window before it, in memory.
+            tail = [mx.contiguous(a[:, :, -(self.window - 1) :]) for a in own]
             self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
         return tuple(slices)
 
