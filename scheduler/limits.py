@@ -46,7 +46,6 @@ class Limits:
     # Tree and engine.
     tree_nodes_max: int = 20_000
     share_tokens_min: int = 32
-    stimulus_events_max: int = 10_000
     idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0
