@@ -123,6 +123,7 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=sliding,
         ring_bytes=sliding * (text.window + depth_max + 2),
+        tail_bytes=sliding * (text.window - 1),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
         # The head's logits, their softcap, and a float32 copy for the sampler.
         logits_bytes_per_row=text.vocabulary * (2 * item_bytes + 4),

@@ -39,9 +39,12 @@ from scheduler.plan import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ticket:
-    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn."""
+    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn.
+
+    `pending` is dropped by `wait`: it holds the pools, and one that grows would exist twice.
+    """
 
     plan: StepPlan
     decodes: tuple[Decode, ...]  # in packed order
@@ -76,8 +79,9 @@ class Runner:
             self._sampling.pop(slot, None)
         for admit in plan.admits:
             self._admit(admit)
-        # Rows in slot order lie in the pools' own order, so that attention has nothing to gather.
-        decodes = tuple(sorted(plan.decodes, key=lambda d: d.slot))
+        # Rows in the pools' own order: attention has nothing to gather.
+        places = self.caches.rings.places
+        decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
             return Ticket(plan, (), None, (), captured, ())
         return self._forward(plan, decodes, captured)
@@ -85,6 +89,7 @@ class Runner:
     def wait(self, ticket: Ticket) -> StepResult:
         """Block until the step is done, commit it and hand over what it drew."""
         mx.eval(ticket.pending)
+        ticket.pending = ()
         rows = [] if ticket.drawn is None else np.array(ticket.drawn).tolist()
         decoded = {
             d.slot: Decoded(tuple(row[: row[-1] + 1]), d.depth)
@@ -129,6 +134,10 @@ class Runner:
         self.caches.prepare(batch)
         rows = self._draw_rows(decodes, [p for p in plan.prefills if p.draws])
         drafts = self._drafts(decodes, rows)
+        if drafts is not None:
+            # The device drafts while the target's graph is built. It also has read the pools by the
+            # time they are written, which then happens in place.
+            mx.async_eval(drafts.tokens)
         tokens = _packed_tokens(decodes, plan.prefills, drafts)
         forward = self.target.forward(tokens, batch, self.caches)
         drawn = self._draw(decodes, plan.prefills, rows, drafts, forward)

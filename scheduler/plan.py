@@ -53,6 +53,7 @@ class ModelFacts:
     logits_bytes_per_row: int = 0  # and per row whose logits are needed
     score_bytes_per_key: int = 0  # and per decode row and key of its context
     slice_score_bytes: int = 0  # and per step for the scores of prompt slices, which are tiled
+    tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
 
     def live_bytes(self, tokens: int) -> int:
@@ -60,7 +61,7 @@ class ModelFacts:
         capacity = self.full_tokens_granularity
         while capacity < tokens:
             capacity *= 2
-        return self.ring_bytes + capacity * self.full_bytes_per_token
+        return self.ring_bytes + self.tail_bytes + capacity * self.full_bytes_per_token
 
     def round_bytes(self, rows: int, tokens: int) -> int:
         """Transient of verifying `rows` rows of one session that holds up to `tokens` tokens."""
