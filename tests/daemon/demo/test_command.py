@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,21 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path:
     with pytest.raises(SystemExit) as ended:
         main(["--json", str(tmp_path / "missing" / "demo.json")])
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_no_daemon_behind(number: signal.Signals) -> None:
+    demo = subprocess.Popen(
+        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert demo.stdout is not None
+    assert any("first token" in line for line in demo.stdout)
+    demo.send_signal(number)
+    _, complaint = demo.communicate()
+    assert demo.returncode == 1
+    assert complaint.strip() == "rootstock demo: interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(demo.pid, 0)
 
 
 def test_a_model_that_does_not_load_fails_with_the_daemon_s_message(tmp_path: Path) -> None:
