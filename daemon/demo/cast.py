@@ -16,7 +16,7 @@ from rootstock import GenerateOptions
 
 SHARED_TOKENS_MIN = 500
 REPLY_TOKENS_MAX = 160
-PINNED_DEPTH = 4
+PINNED_DEPTH = 8
 
 SYSTEM = """\
 You are Rootstock, a small and friendly language model that runs on one machine and talks to many \
