@@ -88,7 +88,7 @@ def test_tokens_are_what_arrived_whatever_usage_says() -> None:
     ("sizes", "rounds"),
     [
         pytest.param([1, 5, 3], 2, id="one round each"),
-        pytest.param([1, 8], 2, id="two rounds in one message"),
+        pytest.param([1, 14], 2, id="two rounds in one message"),
         pytest.param([3, 5], 2, id="the first token came with a round"),
         pytest.param([1], 0, id="only the prompt's own token"),
     ],

@@ -16,7 +16,7 @@ RIVER, BOAT = CAST[0], CAST[4]
 # 4 prompt tokens of which 3 cached, 4 generated, 2 rounds with 4 drafts, all accepted.
 FINISHED = told(RIVER, [[30], [31, 32, 6]], cached=(3,))
 CANCELLED = told(BOAT, [[30], [31, 32, 33]], cached=(2,))
-EXTRA = 10  # two steps of four drafts and a token of their own
+EXTRA = 2 * (PINNED_DEPTH + 1)
 
 TEXT = """\
 # HELP rootstock_requests_total Requests by how they ended.
