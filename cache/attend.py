@@ -19,7 +19,7 @@ from cache.batch import Batch, Ints, Span, run
 from cache.placement import Placement
 
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
-SLICE_SCORES_MAX = 1 << 26  # scores of one tile of a prompt slice, over all heads
+SLICE_SCORES_MAX = 1 << 23  # scores of one tile of a prompt slice, over all heads
 TILE_QUERIES_MIN = 8
 
 

@@ -43,6 +43,9 @@ def _load(config: Config) -> Loaded:
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
     ledger = _ledger(config, model_facts)
+    # What a step frees it needs again in the next one: as much as a step's transient, no more.
+    context = model_facts.context_tokens_max
+    device.bound_cache(model_facts.prefill_bytes(limits.prefill_tokens_max, context))
     tree = Tree(model_facts.window_tokens, limits.tree_nodes_max)
     core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
