@@ -33,7 +33,6 @@ class Report:
     measured_at: str  # UTC, ISO 8601
     duration_s: float
     quick: bool
-    runs: int
     machine: dict[str, Any]
     versions: dict[str, str]
     blas: str
@@ -100,7 +99,7 @@ def plot(report: Report, path: Path) -> None:
     machine = report.machine
     figure.suptitle(
         f"{machine['cpu']}, {machine['cores']} cores, {report.blas}\n"
-        f"{report.runs} runs, commit {report.commit[:12]}{', quick' if report.quick else ''}",
+        f"commit {report.commit[:12]}{', quick' if report.quick else ''}",
         fontsize=9,
     )
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -30,16 +30,16 @@ IDS = range(100, 2000)
 
 @dataclass(slots=True)
 class Setup:
-    """runs: of every figure. quick: shorter work, whose figures mean little.
+    """quick: shorter work, whose figures mean little. runs: of every figure, by benchmark.
 
     blas: what every process that computed had loaded, noted while it ran.
     """
 
     target: Path
     drafter: Path
-    runs: int
     quick: bool
     seed: int
+    runs: int = 1
     blas: set[str] = field(default_factory=set)
     random: random.Random = field(init=False)
 
