@@ -151,16 +151,14 @@ def _time_async_eval(watch: Stopwatch) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    watch, load = Stopwatch(Path(argv[0])), assemble.loader
+    watch, load = Stopwatch(Path(argv[0])), assemble.load
 
-    def loader(config: Config) -> Callable[[], Loaded]:
-        return lambda: wrapped(load(config)())
-
-    def wrapped(loaded: Loaded) -> Loaded:
+    def timed(config: Config) -> Loaded:
+        loaded = load(config)
         core, runner = watch.timed(loaded.core, loaded.runner)
         return replace(loaded, core=core, runner=runner)
 
-    assemble.loader = loader
+    assemble.load = timed
     return cli.main(["serve", *argv[1:]])
 
 
