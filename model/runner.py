@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from cache.batch import Batch, Span
+from cache.batch import Batch, Span, run
 from cache.caches import Caches
 from cache.ranges import EdgePayload, Range, evaluated
 from cache.snapshot import Payload
@@ -194,9 +194,10 @@ def _payloads(
         if not p.capture:
             payloads.append(None)
             continue
-        first, end = batch.queries_of(index, trimmed=False)
+        # A gather, so that no slice keeps the whole step's K/V alive.
+        rows = mx.array(run(*batch.queries_of(index, trimmed=False)))
         ranges = [
-            Range(p.start, p.end, *(mx.contiguous(a[first:end].transpose(1, 0, 2)) for a in kv))
+            Range(p.start, p.end, *(a.transpose(1, 0, 2)[:, rows] for a in kv))
             for kv in forward.written
         ]
         sliding = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.sliding)
