@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import mlx.core as mx
 
+from cache.batch import run
 from cache.snapshot import Payload
 
 
@@ -46,12 +47,12 @@ class Range:
     def part(self, start: int, end: int) -> Range:
         """A copy of [start, end), lazily; the caller evaluates it.
 
-        mlx shares the buffer instead where a copy would be smaller by less than 16 KiB.
+        A gather: `contiguous` keeps the whole buffer alive where that is up to 16 KiB larger.
         """
         assert self.start <= start < end <= self.end
         assert not self.closed
-        at = slice(start - self.start, end - self.start)
-        return Range(start, end, mx.contiguous(self.keys[:, at]), mx.contiguous(self.values[:, at]))
+        at = mx.array(run(start - self.start, end - self.start))
+        return Range(start, end, self.keys[:, at], self.values[:, at])
 
 
 def split_range(snapshot: Range | None, at: int) -> tuple[Range | None, Range | None]:

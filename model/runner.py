@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from cache.batch import Batch, Span
+from cache.batch import Batch, Span, run
 from cache.caches import Caches
 from cache.full import FullStore
 from cache.ranges import EdgePayload, Range
@@ -215,11 +215,12 @@ def _payloads(
         if not p.capture:
             payloads.append(None)
             continue
-        first, end = batch.queries_of(index, trimmed=False)
+        # A gather, so that no slice keeps the whole step's K/V alive.
+        rows = mx.array(run(*batch.queries_of(index, trimmed=False)))
         full: list[Range] = []
         sliding: list[Range] = []
         for (keys, values), store in zip(forward.written, caches.stores, strict=True):
-            own = [mx.contiguous(a[first:end].transpose(1, 0, 2)) for a in (keys, values)]
+            own = [a.transpose(1, 0, 2)[:, rows] for a in (keys, values)]
             kind = full if isinstance(store, FullStore) else sliding
             kind.append(Range(p.start, p.end, own[0], own[1]))
         payloads.append(EdgePayload(p.start, p.end, tuple(full), tuple(sliding)))

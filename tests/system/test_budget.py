@@ -1,0 +1,84 @@
+"""A budget too small for everything: M1 on the real device, every answer right, the rest refused.
+
+The budget holds the weights, three slots of the smallest size, the workspace of their rows and of a
+prefill, and snapshots of 200 tokens. MLX's active memory is held against the ledger after every
+step. MLX's buffer cache is off: it hands out buffers that are larger than asked for.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import mlx.core as mx
+import pytest
+
+from model.pair import facts
+from scheduler.limits import Limits
+from scheduler.plan import ModelFacts
+from tests.system.pairs import ALL, oracle, pair
+from tests.system.stack import Stack
+from tests.system.traffic import Traffic
+
+LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
+SNAPSHOT_TOKENS = 200
+SCALARS_BYTES = 1024  # MLX keeps a few of its own
+
+
+@pytest.fixture(autouse=True)
+def exact_buffers() -> Iterator[None]:
+    limit = mx.set_cache_limit(0)
+    yield
+    mx.set_cache_limit(limit)
+
+
+def live_and_workspace(model: ModelFacts, slots: int) -> int:
+    rows = slots * (LIMITS.draft_depth_max + 1) + LIMITS.prefill_tokens_max
+    return slots * model.live_bytes(1) + rows * model.workspace_bytes_per_token
+
+
+def active_bytes() -> int:
+    gc.collect()
+    return mx.get_active_memory()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(name: str) -> None:
+    model = facts(pair(name), LIMITS.draft_depth_max)
+    per_token = model.full_bytes_per_token + model.sliding_bytes_per_token
+    room = live_and_workspace(model, 3) + SNAPSHOT_TOKENS * per_token
+    before = active_bytes()
+    stack, traffic = Stack(pair(name), LIMITS, model.weights_bytes + room), Traffic(name, 3)
+    slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
+    asked = 0
+    while asked < 50 or stack.core.has_work:
+        if asked < 50 and traffic.random.random() < 0.4:
+            traffic.submit(stack)
+            asked += 1
+        stack.step()
+        held = stack.ledger.view()
+        counted = held.live + held.snapshots + held.workspace
+        assert mx.get_active_memory() - before <= counted + slack, f"M1: {held}"
+    kept = stack.ledger.held("snapshots")
+    assert kept <= active_bytes() - before <= kept + slack, "M1: the ledger and the device"
+    assert sum(stack.tree.evictions.values()) > 20, "it was not too small for everything"
+    assert len(stack.check(oracle(name))) > 30
+    assert all(stream.finished for stream in stack.streams)
+    stack.close()
+    assert active_bytes() - before <= SCALARS_BYTES, "M3"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
+    name: str,
+) -> None:
+    model = facts(pair(name), LIMITS.draft_depth_max)
+    stack = Stack(pair(name), LIMITS, model.weights_bytes + live_and_workspace(model, 1))
+    capacity = model.full_tokens_granularity
+    refused = stack.submit([5] * 100, capacity - 99)
+    served = [stack.submit([6 + i] * (capacity - 20), 20) for i in range(3)]
+    stack.run()
+    assert getattr(refused.end, "reason", "") == "OUT_OF_MEMORY"
+    assert all(stream.finished.reason == "length" for stream in served)
+    stack.check(oracle(name))
+    stack.close()
