@@ -1,7 +1,8 @@
 """Tree and ledger move together here, and nowhere else: every byte is reserved before it is asked.
 
 - A slot's live K/V is reserved for its worst case at admission and given back at release, with the
-  step's transient for its rows. The transient of prefill slices is reserved while anybody lives.
+  step's transient for its rows. That of prefill slices is reserved once, for the longest session
+  that lives.
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
 - held("snapshots") == bytes of the tree + promised, at every boundary.
@@ -32,17 +33,17 @@ class Memory:
         self._tree = tree
         self._ledger = ledger
         self._promised = 0
-        self._slots = 0
+        self._slot_tokens: list[int] = []  # tokens_max of whoever has a slot
         self._due: list[Lease] = []  # of sessions that the plan in the making restores
         self._round_rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-        self._prefill_bytes = facts.prefill_bytes(limits.prefill_tokens_max)
+        self._prefill_tokens_max = limits.prefill_tokens_max
         self._version = 0  # of what the tree can match
 
     def servable(self, tokens_max: int) -> bool:
         """L5: whether a session of `tokens_max` tokens would fit were it alone."""
         facts = self._facts
         wanted = facts.live_bytes(tokens_max) + facts.round_bytes(self._round_rows, tokens_max)
-        wanted += self._prefill_bytes
+        wanted += self._prefill_bytes(tokens_max)
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, session: Session) -> Match:
@@ -57,7 +58,7 @@ class Memory:
 
     def may_fit(self, session: Session) -> bool:
         """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
-        if self._slots and session.refused_room == self._room():
+        if self._slot_tokens and session.refused_room == self._room():
             return False
         return sum(self._slot_bytes(session)) <= sum(self._room())
 
@@ -67,7 +68,7 @@ class Memory:
         False, with nothing evicted, where it does not fit beside what is leased. A session that is
         alone always fits: where its own prefix is in the way it goes without.
         """
-        alone = not self._slots and not self._promised
+        alone = not self._slot_tokens and not self._promised
         self._lease(session, self.match(session).tokens, step)
         live, workspace = self._slot_bytes(session)
         fits = self._make_room(live + workspace, step)
@@ -80,7 +81,7 @@ class Memory:
             self.forget(session, step)
             session.refused_room = self._room()
             return False
-        self._slots += 1
+        self._slot_tokens.append(session.tokens_max)
         self._ledger.reserve("live", live)
         self._ledger.reserve("workspace", workspace)
         return True
@@ -136,7 +137,7 @@ class Memory:
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
-        self._slots -= 1
+        self._slot_tokens.remove(session.tokens_max)
         live, workspace = self._slot_bytes(session)
         self._ledger.give_back("live", live)
         self._ledger.give_back("workspace", workspace)
@@ -153,15 +154,25 @@ class Memory:
     def check(self, slots: int) -> None:
         self._tree.check()
         self._ledger.check()
-        assert slots == self._slots, f"{self._slots} slots reserved, {slots} taken"
+        reserved = len(self._slot_tokens)
+        assert slots == reserved, f"{reserved} slots reserved, {slots} taken"
         held, stored = self._ledger.held("snapshots"), self._tree.bytes
         assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
-        """Live K/V and workspace of a slot; the first slot brings the prefill's workspace."""
+        """Live K/V and workspace that a slot adds; the longest session brings the prefill's."""
         facts, tokens_max = self._facts, session.tokens_max
         workspace = facts.round_bytes(self._round_rows, tokens_max)
-        return facts.live_bytes(tokens_max), workspace + (0 if self._slots else self._prefill_bytes)
+        longest = max(self._slot_tokens, default=0)
+        if tokens_max > longest:
+            workspace += self._prefill_bytes(tokens_max) - self._prefill_bytes(longest)
+        return facts.live_bytes(tokens_max), workspace
+
+    def _prefill_bytes(self, tokens_max: int) -> int:
+        """Transient of a step's slices where the longest session has `tokens_max`; 0: nobody."""
+        if not tokens_max:
+            return 0
+        return self._facts.prefill_bytes(self._prefill_tokens_max, tokens_max)
 
     def _room(self) -> tuple[int, int]:
         return self._ledger.free, self._tree.evictable_bytes()

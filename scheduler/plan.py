@@ -52,7 +52,7 @@ class ModelFacts:
     workspace_bytes_per_token: int  # transient of a step per packed token
     logits_bytes_per_row: int = 0  # and per row whose logits are needed
     score_bytes_per_key: int = 0  # and per decode row and key of its context
-    slice_score_bytes: int = 0  # and per step for the scores of prompt slices, which are tiled
+    slice_score_bytes: int = 0  # and per step at most for those of prompt slices, which are tiled
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
 
     def live_bytes(self, tokens: int) -> int:
@@ -67,9 +67,13 @@ class ModelFacts:
         per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row
         return rows * (per_row + tokens * self.score_bytes_per_key)
 
-    def prefill_bytes(self, tokens: int) -> int:
-        """Transient of evaluating `tokens` prompt tokens in one step; few rows are drawn from."""
-        return tokens * self.workspace_bytes_per_token + self.slice_score_bytes
+    def prefill_bytes(self, tokens: int, context_tokens: int) -> int:
+        """Transient of evaluating `tokens` prompt tokens in one step; few rows are drawn from.
+
+        They belong to sessions of at most `context_tokens` tokens each.
+        """
+        scores = tokens * context_tokens * self.score_bytes_per_key
+        return tokens * self.workspace_bytes_per_token + min(scores, self.slice_score_bytes)
 
 
 @dataclass(frozen=True, slots=True)
