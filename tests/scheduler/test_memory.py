@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.events import Finished
+from dataclasses import replace
+
+from scheduler.events import Failed, Finished
 from scheduler.limits import Limits
 from tests.fakes import FULL_BYTES, SLIDING_BYTES
 from tests.scheduler.fake_device import toy_facts
@@ -37,6 +39,35 @@ def test_what_is_reserved_covers_the_step_and_goes_back_with_the_slot() -> None:
     for plan in iter(house.step, None):
         assert plan.tokens * FACTS.workspace_bytes_per_token <= 16 + 2 * 9
     assert house.ledger.view().live == house.ledger.view().workspace == 0
+    house.close()
+
+
+def test_scores_of_slices_are_reserved_for_the_longest_session_that_lives() -> None:
+    """M2: a small budget serves short requests, whatever a tile of scores may weigh at most."""
+    facts = replace(FACTS, score_bytes_per_key=2, slice_score_bytes=16 * 50 * 2)
+    room = facts.weights_bytes + facts.live_bytes(20) + 16 + 16 * 20 * 2 + 9 * (1 + 20 * 2)
+    house = House(limits=LIMITS, facts=facts, budget_bytes=room)
+    wants_more, fits = house.submit(prompt(12), 9), house.submit(prompt(12), 8)
+    house.run()
+    assert isinstance(wants_more.end, Failed)
+    assert isinstance(fits.end, Finished)
+    house.close()
+
+
+def test_what_slices_need_shrinks_when_the_longest_session_leaves() -> None:
+    facts = replace(FACTS, score_bytes_per_key=2, slice_score_bytes=16 * 50 * 2)
+    house = House(limits=LIMITS, facts=facts)
+    long = house.submit(prompt(90), 10, ignore_eos=True)
+    short = house.submit(prompt(12, 1), 18, ignore_eos=True)
+    house.step()
+    rounds = 9 * (1 + 30 * 2)
+    assert house.ledger.view().workspace == 16 + 16 * 50 * 2 + rounds + 9 * (1 + 100 * 2)
+    house.cancel(long)
+    house.step()
+    assert short.end is None
+    assert house.ledger.view().workspace == 16 + 16 * 30 * 2 + rounds
+    house.run()
+    assert house.ledger.view().workspace == 0
     house.close()
 
 
