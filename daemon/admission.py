@@ -16,13 +16,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from daemon.card import ModelCard, SamplingDefaults
+from daemon.card import ModelCard
 from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import prompt_pb2
 from scheduler.errors import InvalidRequest, Precondition
 from scheduler.events import Request
 from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from scheduler.plan import Sampling, SamplingDefaults
 
 ROLES = frozenset({"system", "user", "assistant"})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cache.ledger import Ledger, OutOfMemory
 from cache.tree import Tree
-from daemon.card import ModelCard, SamplingDefaults
+from daemon.card import ModelCard
 from daemon.config import Config
 from daemon.draw import format_bytes
 from daemon.engine import Loaded
@@ -66,15 +66,12 @@ def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
 
 
 def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:
-    defaults = pair.tokenizer.defaults
     return ModelCard(
         name=DEMO_NAME if config.model is None else Path(config.model).name,
         family=pair.family,
         fingerprint=bytes.fromhex(pair.fingerprint),
         facts=model_facts,
-        defaults=SamplingDefaults(
-            defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p
-        ),
+        defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
         drafter=Path(drafter).name,
         quantization="" if pair.quantization == "none" else pair.quantization,

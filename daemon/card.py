@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from scheduler.plan import ModelFacts
+from scheduler.plan import ModelFacts, SamplingDefaults
 
 
 class Tokenizer(Protocol):
@@ -27,16 +27,6 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Special tokens have no text; bytes that form no character become U+FFFD."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What unset sampling fields mean, from the model's generation config."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

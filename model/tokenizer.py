@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -27,19 +26,10 @@ from model.chat_template import ChatTemplate, PromptRefused, load_chat_template
 from model.config_file import token_ids
 from model.files import ModelDirectory, ModelRefused, parse_object
 from model.token_bytes import byte_table
+from scheduler.plan import SamplingDefaults
 
 _TOKENIZER_BYTES_MAX = 128 << 20
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingDefaults:
-    """What an unset sampling field means for this model: its generation_config.json."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
 
 
 class Tokenizer:

@@ -37,6 +37,16 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What an unset sampling field means for this model: its generation_config.json."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the core must know of the loaded model. Sizes in bytes, from real shapes and dtypes."""
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.admission import Admission, checked_sampling
-from daemon.card import ModelCard, SamplingDefaults
+from daemon.card import ModelCard
 from rootstock.v1 import generation_pb2 as pb
 from scheduler.errors import Refused
 from scheduler.events import Request
 from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from scheduler.plan import Sampling, SamplingDefaults
 from tests.daemon.conftest import prompt_of
 from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
 

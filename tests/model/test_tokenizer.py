@@ -18,7 +18,8 @@ from transformers import AutoTokenizer
 from model.chat_template import PromptRefused
 from model.files import ModelDirectory, ModelRefused
 from model.locate import DEMO
-from model.tokenizer import SamplingDefaults, Tokenizer, load_tokenizer
+from model.tokenizer import Tokenizer, load_tokenizer
+from scheduler.plan import SamplingDefaults
 from tests.model.reference import FIXTURES, NAMES, checkpoint, copied, edit
 
 _DEMO = ModelDirectory(DEMO / "target")
