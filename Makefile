@@ -17,6 +17,8 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 OPENBLAS := $(firstword $(wildcard /usr/lib/*/openblas-pthread/libopenblas.so.0))
 WITH_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
 .PHONY: .venv demo bench test test-long check proto lock clean
 
 .venv: $(STAMP)

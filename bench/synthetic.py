@@ -1,9 +1,10 @@
-"""A synthetic Gemma 4 pair in real checkpoint format: float32, about 50 M parameters, random weights.
+"""A synthetic Gemma 4 pair in real checkpoint format: float32, 50 M parameters, random weights.
 
-- Its numbers mean nothing and its cost is real: shapes, layer pattern and window are a small Gemma 4's.
-- Written once per seed into a directory of the caller's; the tokenizer is the bundled demo's.
-- The drafter is random too, so that nothing is ever accepted: it shows what speculation costs when it
-  does not pay. What it gains is measured on the demo pair, whose drafter was trained.
+- Its numbers mean nothing and its cost is real: shapes, layer pattern and window are those of a
+  small Gemma 4.
+- Written into a directory of the caller's; the tokenizer is the bundled demo's.
+- The drafter is random too, so that nothing is ever accepted: it shows what speculation costs when
+  it does not pay. What it gains is measured on the demo pair, whose drafter was trained.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ VOCABULARY, WINDOW = 8192, 512
 LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 2
 
 
-def text_config(layers: list[str], hidden: int, intermediate: int, shared: int) -> dict[str, object]:
+def text_config(
+    layers: list[str], hidden: int, intermediate: int, shared: int
+) -> dict[str, object]:
     """A text_config with every key spelled out, as releases do."""
-    demo = json.loads((DEMO / "target" / "config.json").read_text())
+    demo: dict[str, object] = json.loads((DEMO / "target" / "config.json").read_text())
     return demo | {
         "vocab_size": VOCABULARY,
         "vocab_size_per_layer_input": VOCABULARY,
@@ -95,10 +98,8 @@ def save(directory: Path, config: dict[str, object], tensors: dict[str, mx.array
 
 
 def write_pair(root: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Make the pair below `root` unless it is there: (target directory, drafter directory)."""
+    """Write the pair below `root`, where it must not be yet: (target directory, drafter's)."""
     target, drafter = root / "target", root / "assistant"
-    if drafter.exists():
-        return target, drafter
     rng = np.random.default_rng(seed)
     save(
         target,

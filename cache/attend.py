@@ -18,8 +18,9 @@ import numpy as np
 from cache.batch import Batch, Ints, Span, run
 from cache.placement import Placement
 
-#: keys read beyond the longest span, so that shapes change rarely
-LENGTH_STEP = 64
+LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
+SLICE_SCORES_MAX = 1 << 23  # scores of one tile of a prompt slice, over all heads
+TILE_QUERIES_MIN = 8
 
 
 class History(Protocol):
@@ -131,10 +132,25 @@ def over_grid(
 def over_slice(
     queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
 ) -> mx.array:
-    """One prefill span: queries [q, heads, D] over its own K/V [1, kv_heads, L, D]."""
-    padded = queries.transpose(1, 0, 2)[None]
-    out = mx.fast.scaled_dot_product_attention(padded, keys, values, scale=1.0, mask=mask)
-    return out[0].transpose(1, 0, 2)
+    """One prefill span: queries [q, heads, D] over its own K/V [1, kv_heads, L, D].
+
+    In tiles of queries, each over the keys up to its own end, so that no more than
+    SLICE_SCORES_MAX scores exist at once: a late slice of a long prompt would need gigabytes, and
+    no fused kernel spares them at head size 512.
+    """
+    (count, heads, _), length = queries.shape, keys.shape[2]
+    tile = max(TILE_QUERIES_MIN, SLICE_SCORES_MAX // (heads * length))
+    out = []
+    for first in range(0, count, tile):
+        end = min(first + tile, count)
+        reach = length - count + end
+        rows = queries[first:end].transpose(1, 0, 2)[None]
+        part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
+        seen = mx.fast.scaled_dot_product_attention(
+            rows, keys[:, :, :reach], values[:, :, :reach], scale=1.0, mask=part
+        )
+        out.append(seen[0].transpose(1, 0, 2))
+    return out[0] if len(out) == 1 else mx.concatenate(out)
 
 
 def position_mask(grid: Grid, capacity: int, reach: int | None, floors: Ints | None) -> mx.array:

@@ -68,7 +68,8 @@ def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:
 
 def _check_edge(node: Node) -> None:
     parent, payload = node.above, node.stored
-    assert node.edge and node.start == parent.end, f"T1: {node} under {parent}"
+    assert node.start == parent.end, f"T1: {node} under {parent}"
+    assert 0 < len(node.edge) == node.end - node.start, f"T1: {node} of {len(node.edge)} tokens"
     assert parent.children.get(node.edge[0]) is node, f"T1: {parent} does not lead to {node}"
     held = f"[{payload.start}, {payload.end}) with sliding from {payload.sliding_start}"
     assert (payload.start, payload.end) == (node.start, node.end), f"T9: {held} in {node}"

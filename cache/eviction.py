@@ -87,7 +87,12 @@ class Eviction:
         return min((self._need[child] for child in node.children.values()), default=node.end)
 
     def _thin_slack(self, goal: int) -> None:
-        for node in sorted(self._nodes, key=_oldest_first):
+        slack = [
+            node
+            for node in self._nodes
+            if node.stored.sliding_start < min(self._need[node], node.end)
+        ]
+        for node in sorted(slack, key=_oldest_first):
             if self.freed >= goal:
                 return
             self._thin(node, self._need[node])

@@ -41,10 +41,6 @@ class Ghosts:
         if len(self._edges) > self._ghosts_max:
             self._edges.popitem(last=False)
 
-    def forget(self, leaf: Node) -> None:
-        """`leaf` is back."""
-        self._edges.pop((_place(leaf.above), leaf.edge[0]), None)
-
     def at(self, node: Node, tokens: Sequence[int]) -> bool:
         """Whether what `tokens` ask for beyond the end of `node` once hung there."""
         return self._haunts(_place(node), node.end, tokens)

@@ -80,7 +80,7 @@ class Placement:
         return Move(old, self.places[slot])
 
     def _drop_empty(self) -> None:
-        """Forget classes without owners. Only between calls: pools know rows as they were before."""
+        """Forget classes without owners, between calls: pools know rows as they were before."""
         for capacity, taken in list(self._taken.items()):
             if all(slot is None for slot in taken):
                 del self._taken[capacity]

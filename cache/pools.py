@@ -3,7 +3,7 @@
 - Position p of a slot lies at entry p mod capacity of its row: linear storage is the ring that
   never wraps.
 - What a row holds beside its slot's live content is dead: masks go by position. Dead keys may be
-  anything; dead values must be finite (0 x NaN), so a row's values are cleared when it changes hands.
+  anything; dead values must be finite (0 x NaN), so a row's are cleared when it changes hands.
 - MLX writes in place only where nobody else holds the buffer, pending reads included. So every
   read copies, no view outlives its step, and what moves rows is evaluated at once.
 - Array objects are updated in place by their owner; nobody else may keep one past its step.

@@ -34,6 +34,7 @@ class Node:
     parent: Node | None  # None at a root
     edge: array[int]
     start: int
+    end: int  # start + len(edge); never changes, while split and merge move the start
     payload: Payload | None  # None at a root
     age: int  # step of the last use as a landing or frontier
     root: bytes = b""  # the root key, at a root
@@ -42,10 +43,6 @@ class Node:
     leases: int = 0  # live leases whose path contains this node
     landed: set[Lease] = field(default_factory=set)  # those whose end lies in (start, end]
     children: dict[int, Node] = field(default_factory=dict)
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.edge)
 
     @property
     def stored(self) -> Payload:
@@ -180,7 +177,7 @@ def attach(parent: Node, edge: array[int], payload: Payload, age: int, totals: T
         f"[{payload.start}, {payload.end}) with {len(edge)} tokens under {parent}"
     )
     assert edge[0] not in parent.children, f"{parent} has a child for {payload.start} already"
-    node = Node(totals.draw_id(), parent, edge, parent.end, payload, age)
+    node = Node(totals.draw_id(), parent, edge, payload.start, payload.end, payload, age)
     parent.marked = parent.marked or bool(parent.children)
     parent.children[edge[0]] = node
     totals.nodes += 1
@@ -210,7 +207,7 @@ def split(node: Node, at: int, totals: Totals) -> Node:
     assert node.start < at < node.end, f"cannot split {node} at {at}"
     was, parent, length = weigh(node), node.above, at - node.start
     above, node.payload = node.stored.split(at)
-    upper = Node(totals.draw_id(), parent, node.edge[:length], node.start, above, node.age)
+    upper = Node(totals.draw_id(), parent, node.edge[:length], node.start, at, above, node.age)
     parent.children[upper.edge[0]] = upper
     node.parent, node.edge, node.start = upper, node.edge[length:], at
     upper.children[node.edge[0]] = node

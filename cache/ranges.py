@@ -131,6 +131,12 @@ class EdgePayload:
         return self.end if held is None else held.start
 
     @property
+    def arrays(self) -> list[mx.array]:
+        """All of it, to be evaluated together."""
+        held = [r for r in (*self.full, *self.sliding) if r is not None]
+        return [a for r in held for a in (r.keys, r.values)]
+
+    @property
     def full_bytes(self) -> int:
         return sum(r.nbytes for r in self.full if r is not None)
 

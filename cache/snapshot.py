@@ -21,6 +21,7 @@ class Payload(Protocol):
     @property
     def sliding_start(self) -> int:
         """Sliding layers hold [sliding_start, end)."""
+
     @property
     def full_bytes(self) -> int: ...
     @property

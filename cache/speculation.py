@@ -44,16 +44,17 @@ class Speculative:
     def free(self) -> None:
         """Nothing: the live cache is freed by who owns it."""
 
-    def snapshot(self, from_offset: int) -> None:
+    def snapshot(self, from_offset: int) -> Range | None:
         return None
 
     def restore(self, snapshot: Range | None, target: int) -> bool:
         return False
 
-    def merge(self, parent: Range | None, child: Range | None) -> None:
+    def merge(self, parent: Range | None, child: Range | None) -> Range | None:
         for side in (parent, child):
             if side is not None:
                 side.close()
+        return None
 
     def split(self, snapshot: Range | None, at: int) -> Sides:
         return None, snapshot

@@ -108,7 +108,7 @@ class Tree:
         self._tick(now)
         top = self._roots.get(root)
         if top is None:
-            top = Node(self._totals.draw_id(), None, pack(()), 0, None, now, root=root)
+            top = Node(self._totals.draw_id(), None, pack(()), 0, 0, None, now, root=root)
             self._roots[root] = top
         node, matched = descend(top, tokens, 0, end)
         assert matched == end, f"cannot lease [0, {end}): only [0, {matched}) is here"
@@ -171,7 +171,6 @@ class Tree:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
-            self._ghosts.forget(leaf)
         renewed = 0 if known is None else self._renew(node, known)
         landing = climb(node, end - 1) if fresh is None else leaf
         self._land(lease, landing, end, now, turn_end)

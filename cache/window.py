@@ -29,7 +29,7 @@ from cache.ranges import Range, merge_sliding
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The newest K/V before position `end` of a session in prefill, [1, kv_heads, n, D]."""
+    """K/V [1, kv_heads, n, D] of at least the W-1 positions before `end`, the slot's offset."""
 
     end: int
     keys: mx.array
@@ -161,11 +161,9 @@ class WindowStore:
             if past is not None:
                 own = [mx.concatenate(list(pair), axis=2) for pair in zip(past, own, strict=True)]
             slices.append((own[0], own[1]))
-            tail = [a[:, :, -(self.window - 1) :] for a in own]
+            # Copied: a view would keep all of the slice, and the window before it, in memory.
+            tail = [mx.contiguous(a[:, :, -(self.window - 1) :]) for a in own]
             self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
-        if self._tails:
-            for span in batch.decodes:
-                self._tails.pop(span.slot, None)
         return tuple(slices)
 
     def _past(self, slot: int, start: int) -> KeysValues | None:
@@ -173,8 +171,8 @@ class WindowStore:
         low = max(0, start - (self.window - 1))
         if low == start:
             return None
-        tail = self._tails.get(slot)
-        if tail is not None and tail.end == start and start - tail.keys.shape[2] <= low:
+        if (tail := self._tails.get(slot)) is not None:
+            assert tail.end == start, (slot, tail.end, start)
             return tail.keys[:, :, low - start :], tail.values[:, :, low - start :]
         assert low >= self._floor(slot), (slot, low, self._floor(slot))
         keys, values = self.pools.read(slot, low, start)

@@ -45,7 +45,9 @@ class Admission:
         check_supported(request)
         self._check_stops(request)
         depth = self._checked_depth(request)
-        sampling = checked_sampling(request.sampling, self._card.defaults, self._limits)
+        sampling = checked_sampling(
+            request.sampling, self._card.defaults, self._card.facts.vocabulary
+        )
         if request.HasField("max_tokens") and request.max_tokens == 0:
             raise InvalidRequest("BAD_REQUEST", "max_tokens must be at least 1", field="max_tokens")
         prompt = await self._prompt(request)
@@ -180,8 +182,11 @@ class Admission:
         return request.draft_tokens
 
 
-def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Limits) -> Sampling:
-    """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING."""
+def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int) -> Sampling:
+    """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING.
+
+    A top_k that keeps the whole vocabulary is off.
+    """
     temperature = given.temperature if given.HasField("temperature") else defaults.temperature
     top_k = given.top_k if given.HasField("top_k") else defaults.top_k
     top_p = given.top_p if given.HasField("top_p") else defaults.top_p
@@ -189,7 +194,6 @@ def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Lim
     # Comparisons with NaN are false, so every bound is written as what must hold.
     checks = (
         ("temperature", math.isfinite(temperature) and temperature >= 0, "finite and at least 0"),
-        ("top_k", 0 <= top_k <= limits.top_k_max, f"at most {limits.top_k_max}"),
         ("top_p", 0 < top_p <= 1, "in (0, 1]"),
         ("min_p", 0 <= min_p <= 1, "in [0, 1]"),
     )
@@ -198,6 +202,7 @@ def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, limits: Lim
             raise InvalidRequest("BAD_SAMPLING", f"{name} must be {rule}", field=f"sampling.{name}")
     seeded = given.HasField("seed")
     noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
+    top_k = top_k if top_k < vocabulary else 0
     return Sampling(temperature, top_k, top_p, min_p, seeded, noise_key)
 
 

@@ -1,12 +1,12 @@
 """From a Config to what the engine thread runs: the one place that knows all constructors.
 
-- `loader` returns at once; what it returns runs on the engine thread, which so makes every array.
+- Imported and called on the engine thread: importing takes seconds in which the daemon listens
+  already, and every array is made where it is used.
 - Everything that can be wrong with a model or the memory for it is a StartError or UsageError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from cache.ledger import Ledger, OutOfMemory
@@ -27,16 +27,12 @@ from scheduler.plan import ModelFacts
 DEMO_NAME = "rootstock-demo"
 
 
-def loader(config: Config) -> Callable[[], Loaded]:
-    """What to call on the engine thread. Its exceptions end the daemon with their message."""
-
-    def load() -> Loaded:
-        try:
-            return _load(config)
-        except ModelRefused as error:
-            raise StartError(str(error)) from error
-
-    return load
+def load(config: Config) -> Loaded:
+    """Load the model and put the core together. Raises StartError or UsageError, with a message."""
+    try:
+        return _load(config)
+    except ModelRefused as error:
+        raise StartError(str(error)) from error
 
 
 def _load(config: Config) -> Loaded:
@@ -47,6 +43,9 @@ def _load(config: Config) -> Loaded:
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
     ledger = _ledger(config, model_facts)
+    # What a step frees it needs again in the next one: as much as a step's transient, no more.
+    context = model_facts.context_tokens_max
+    device.bound_cache(model_facts.prefill_bytes(limits.prefill_tokens_max, context))
     tree = Tree(model_facts.window_tokens, limits.tree_nodes_max)
     core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)

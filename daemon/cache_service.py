@@ -1,7 +1,7 @@
 """CacheService for operators: what the tree holds and what memory is used for.
 
-- Counts come from the published Stats, so they agree with the metrics of the same step.
-- The tree is described on the engine thread between two steps, as values; roots are not nodes.
+- Both are asked of the engine thread between two steps: what a reply stored is in the answer to
+  whoever has read its finish, and the two answers agree with each other. Roots are not nodes.
 - Token text is never sent: there is no caller yet who could be authorised to see it.
 """
 
@@ -31,9 +31,8 @@ class CacheService:
         self, _request: pb.GetCacheStatsRequest, _context: Context
     ) -> pb.GetCacheStatsResponse:
         self._front.enter()
-        published = self._front.engine.published
-        assert published is not None, "serving without published stats"
-        stats, memory = published.stats, published.stats.memory
+        stats = await asyncio.wrap_future(self._front.engine.ask(Loaded.view_stats))
+        memory = stats.memory
         return pb.GetCacheStatsResponse(
             nodes=stats.tree_nodes,
             depth_tokens=stats.tree_depth_tokens,

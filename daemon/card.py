@@ -26,7 +26,7 @@ class Tokenizer(Protocol):
         """
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Special tokens are spelt out; bytes that form no character become U+FFFD."""
+        """Special tokens have no text; bytes that form no character become U+FFFD."""
 
 
 @dataclass(frozen=True, slots=True)

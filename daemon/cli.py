@@ -1,7 +1,7 @@
 """The command line: flags to one command, errors to one exit code.
 
 - 0 done, 1 failed, 2 bad usage. A message is one line on stderr, without a traceback.
-- Only `serve` and `demo` import what loads a model; client commands start fast.
+- What serves and what loads a model is imported by the commands that need it: clients start fast.
 - A command that does not exist yet is not listed.
 """
 
@@ -11,11 +11,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from daemon import commands
 from daemon.config import DEFAULT_METRICS, DTYPES, load_config
 from daemon.errors import StartError, UsageError
 from rootstock.errors import RootstockError
+
+if TYPE_CHECKING:
+    from daemon.engine import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,13 +50,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
-    # anyio and everything that loads a model are slow to import and used by this command alone.
     import anyio
 
-    from daemon.assemble import loader
     from daemon.server import serve
 
-    return anyio.run(serve, config, loader(config))
+    def load() -> Loaded:
+        from daemon import assemble
+
+        return assemble.load(config)
+
+    return anyio.run(serve, config, load)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -142,7 +149,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
-    add("--chat", action="store_true", help="send the prompt as a user's turn, not as plain text")
+    add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
     add("--timeout", type=float, metavar="SECONDS")
 

@@ -34,7 +34,7 @@ def generate(arguments: argparse.Namespace) -> int:
     text = arguments.prompt
     if text in (None, "-"):
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
-    prompt: Prompt = [Message("user", text)] if arguments.chat else text
+    prompt: Prompt = text if arguments.raw else [Message("user", text)]
     options = sampling_options(arguments)
     with (
         connect(arguments) as client,

@@ -76,6 +76,9 @@ class Loaded:
     describe_tree: Callable[[], Iterable[NodeView]]
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
 
+    def view_stats(self) -> Stats:
+        return self.core.stats()
+
     def view_tree(self) -> TreeView:
         return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
 
@@ -90,7 +93,7 @@ class TreeView:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One step's immutable account, for metrics and GetCacheStats."""
+    """One step's immutable account, for the metrics."""
 
     stats: Stats
     phases: Mapping[str, HistogramView]  # seconds, by phase of a step
@@ -231,6 +234,8 @@ class Engine:
         idle = not loaded.core.has_work
         if idle:
             self._quiet_since = None
+            # The last commit stored the reply and freed its slot: no step comes to tell of it.
+            self._publish(loaded.core, steps)
         item = self._receive(self._limits.idle_s_max if idle else None)
         if idle and item is None and steps.unchecked:
             steps.unchecked = False

@@ -47,8 +47,8 @@ from scheduler.events import Drain, Effect
 from scheduler.limits import Limits
 
 FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have returned
-FAILED_S = 1.0  # D3: within this every open RPC has ended
-JOIN_S = 1.0
+FAILED_S = 0.5  # for handlers to return once their mailboxes failed
+LEAVE_S = 1.8  # all of the above and the engine's last step: D1 promises 2 s past the drain
 
 GENERATION = boundary.service(generation_pb2.DESCRIPTOR, "GenerationService")
 CACHE = boundary.service(cache_pb2.DESCRIPTOR, "CacheService")
@@ -83,6 +83,7 @@ class Daemon:
         self._sockets: list[Path] = []
         self._loaded = anyio.Event()
         self._ending: Ending | None = None
+        self._leave_by = 0.0
         self._ended = anyio.Event()
         self._forced = anyio.Event()
         self._fault: Fault | None = None
@@ -123,6 +124,7 @@ class Daemon:
         if self._ending is None:
             self._end(Ending.DRAIN)
         else:
+            self._leave_by = anyio.current_time() + LEAVE_S
             self._forced.set()
 
     async def stop(self) -> int:
@@ -137,7 +139,8 @@ class Daemon:
                 await self._front.mailboxes.wait_empty()
             await self._server.stop(FLUSH_S)
             await self._scrape.close()
-            await anyio.to_thread.run_sync(self._engine.join, JOIN_S)
+            join_s = max(0.0, self._leave_by - anyio.current_time())
+            await anyio.to_thread.run_sync(self._engine.join, join_s)
             self._front.close()
             for path in self._sockets:
                 path.unlink(missing_ok=True)
@@ -194,6 +197,10 @@ class Daemon:
 
     def _end(self, ending: Ending) -> None:
         self._ending = ending
+        # A thread that loads or hangs in the device cannot be waited for, one that drains can.
+        drains = ending is Ending.DRAIN and self._front.serving
+        self._leave_by = anyio.current_time() + LEAVE_S
+        self._leave_by += self._limits.drain_s_max if drains else 0.0
         self._front.closed_by = draining if ending is Ending.DRAIN else engine_failed
         self._health.close()
         self._engine.send(Drain())
@@ -216,7 +223,7 @@ class Daemon:
         while True:
             await anyio.sleep(min(1.0, stall_s_max / 4))
             if self._engine.quiet_s > stall_s_max:
-                log.critical("no step ended for %.0f s while there is work", stall_s_max)
+                log.critical("no step ended for %g s while there is work", stall_s_max)
                 self._fail(Fault("the engine stalled"))
 
     def _is_healthy(self) -> bool:
@@ -298,7 +305,7 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
             code = await _run(daemon, config)
             tasks.cancel_scope.cancel()
     if daemon.engine_alive:
-        log.error("leaving without the engine thread, which does not answer")
+        log.warning("leaving without the engine thread, which is still at work")
         logging.shutdown()
         os._exit(code)
     return code

@@ -18,6 +18,11 @@ def name() -> str:
     return str(mx.device_info().get("device_name", "gpu"))
 
 
+def bound_cache(bytes_max: int) -> None:
+    """How much of what was freed MLX keeps for reuse: no ledger knows of it without a bound."""
+    mx.set_cache_limit(bytes_max)
+
+
 def leave_thread() -> None:
     """Free what MLX keeps for the calling thread, which evaluates nothing afterwards.
 

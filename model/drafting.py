@@ -1,10 +1,11 @@
-"""A round's drafts, on the device: the assistant run for every row that speculates, before the target.
+"""A round's drafts, on the device: the assistant run for every row that speculates.
 
-- Rows draft together whatever their positions; a row that wants fewer drafts drops out early, so rows are
-  ordered deepest first, and iteration j runs the first n_j of them.
-- The drafter reads the target's committed K/V only (its last sliding and last full layer) and writes none.
-- Its position is constant over a round: the bonus token's slot, or the last committed one. Implementations
-  differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` sees W.
+- Rows draft together whatever their positions; a row that wants fewer drafts drops out early, so
+  rows are ordered deepest first, and iteration j runs the first n_j of them.
+- The drafter reads the target's committed K/V only (last sliding and last full layer that own some)
+  and writes none.
+- Its position is constant over a round: the bonus token's slot, or the last committed one.
+  Implementations differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` W.
 - Lazy throughout: drafts feed the target's forward without passing the host.
 """
 
@@ -33,14 +34,17 @@ DraftPosition = Literal["bonus", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """tokens: flat, the iterations joined. at[b, j]: where row b's j-th draft lies in it, 0 past its depth."""
+    """tokens: flat, the iterations joined. at[b, j]: where row b's j-th draft lies in it.
+
+    Past a row's own depth `at` is 0.
+    """
 
     tokens: mx.array
     at: npt.NDArray[np.int32]
     laws: tuple[DraftLaw | None, ...]
 
     def table(self, rows: int) -> mx.array:
-        """[rows, deepest] draft ids; garbage past a row's own depth, and in rows that never drafted."""
+        """[rows, deepest] draft ids; anything past a row's depth and in rows past the decodes."""
         at = np.zeros((rows, self.at.shape[1]), np.int32)
         at[: len(self.at)] = self.at
         return self.tokens[mx.array(at)]

@@ -1,10 +1,11 @@
 """Gemma 4 text models over packed tokens: mlx-lm's modules, our attention.
 
-- One forward serves every session of a step: linear layers, MLPs and experts see one [T, hidden] matrix and
-  read each weight once; only attention knows who owns which row.
-- The modules are mlx-lm's, untouched: DecoderLayer is spelled out here because attention sits in its middle.
-- Past the last layer that owns K/V only kept rows continue (cache.batch), which is exact and saves most of
-  a prompt's cost on E2B and E4B.
+- One forward serves every session of a step: linear layers, MLPs and experts see one [T, hidden]
+  matrix and read each weight once; only attention knows who owns which row.
+- The modules are mlx-lm's, untouched: DecoderLayer is spelled out because attention sits in its
+  middle.
+- Past the last layer that owns K/V only kept rows continue (cache.batch), which is exact and saves
+  most of a prompt's cost on E2B and E4B.
 - Nothing is evaluated here: the caller owns the step's one host sync.
 """
 
@@ -60,7 +61,8 @@ class PackedGemma4:
         """Evaluate packed tokens [T]; writes K/V, moves no offset."""
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
-        positions, trimmed, written = batch.positions, False, []
+        positions, trimmed = batch.positions, False
+        written: list[KeysValues] = []
         histories: dict[int, History] = {}
         for index, layer in enumerate(self.text.layers):
             attention = layer.self_attn

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
+from cache.attend import SLICE_SCORES_MAX
 from model.assistant import Assistant, load_assistant
 from model.config import AssistantConfig, Quantization, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
@@ -122,16 +123,18 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=sliding,
         ring_bytes=sliding * (text.window + depth_max + 2),
+        tail_bytes=sliding * (text.window - 1),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
+        # The head's logits, their softcap, and a float32 copy for the sampler.
+        logits_bytes_per_row=text.vocabulary * (2 * item_bytes + 4),
+        # Scores and their softmax, one layer at a time.
+        score_bytes_per_key=2 * text.heads * item_bytes,
+        slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
     )
 
 
 def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
-    """The transient of one packed row, from above: the widest layer's activations and the head's.
-
-    Counted as if every row were scored. Scores over full-attention keys are not in it: they grow
-    with the context, which only the step knows.
-    """
+    """The transient of one packed row, from above: the widest layer's activations."""
     text, item_bytes = pair.target_config.text, pair.dtype.size
     wide = text.intermediate_size * (2 if text.double_wide_mlp else 1)
     routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
@@ -139,9 +142,7 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
     scores = text.heads * (text.window + depth_max + 2)
-    # The head's logits, their softcap, and a float32 copy for the sampler.
-    logits = text.vocabulary * (2 * item_bytes + 4)
-    return activations * item_bytes + 2 * scores * 4 + logits
+    return activations * item_bytes + 2 * scores * 4
 
 
 def _quantization_name(quantization: Quantization | None) -> str:

@@ -1,9 +1,9 @@
 """Executes step plans on the device: one lazy graph and one host sync per step.
 
-- Owns the live caches, the frontier hidden row and the sampler of every slot; lives on the engine thread.
-- submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target forward ->
-  verify, started without waiting. wait: the one sync, then commit, which is an integer per slot.
-- The core is told what happened, never asked: a plan that contradicts the device state is our bug (assert).
+- Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
+- submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
+  forward -> verify, started without waiting. wait: the one sync, then commit, an integer per slot.
+- A plan that contradicts the device's state is our own mistake, and asserted.
 """
 
 from __future__ import annotations
@@ -18,19 +18,33 @@ import numpy.typing as npt
 
 from cache.batch import Batch, Span, run
 from cache.caches import Caches
-from cache.ranges import EdgePayload, Range, evaluated
+from cache.full import FullStore
+from cache.ranges import EdgePayload, Range
 from cache.snapshot import Payload
-from model.drafting import DraftPosition, Drafter, Drafts
+from model.drafting import Drafter, DraftPosition, Drafts
 from model.gemma4 import Forward, PackedGemma4
 from model.pair import Pair
 from model.sampling import DrawRows
 from model.verify import verify
-from scheduler.plan import Admit, Capture, Decode, Decoded, Prefill, Prefilled, Sampling, StepPlan, StepResult
+from scheduler.plan import (
+    Admit,
+    Capture,
+    Decode,
+    Decoded,
+    Prefill,
+    Prefilled,
+    Sampling,
+    StepPlan,
+    StepResult,
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ticket:
-    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn."""
+    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn.
+
+    `pending` is dropped by `wait`: it holds the pools, and one that grows would exist twice.
+    """
 
     plan: StepPlan
     decodes: tuple[Decode, ...]  # in packed order
@@ -65,8 +79,9 @@ class Runner:
             self._sampling.pop(slot, None)
         for admit in plan.admits:
             self._admit(admit)
-        # Rows in slot order lie in the pools' own order, so that attention has nothing to gather.
-        decodes = tuple(sorted(plan.decodes, key=lambda d: d.slot))
+        # Rows in the pools' own order: attention has nothing to gather.
+        places = self.caches.rings.places
+        decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
             return Ticket(plan, (), None, (), captured, ())
         return self._forward(plan, decodes, captured)
@@ -74,6 +89,7 @@ class Runner:
     def wait(self, ticket: Ticket) -> StepResult:
         """Block until the step is done, commit it and hand over what it drew."""
         mx.eval(ticket.pending)
+        ticket.pending = ()
         rows = [] if ticket.drawn is None else np.array(ticket.drawn).tolist()
         decoded = {
             d.slot: Decoded(tuple(row[: row[-1] + 1]), d.depth)
@@ -118,12 +134,17 @@ class Runner:
         self.caches.prepare(batch)
         rows = self._draw_rows(decodes, [p for p in plan.prefills if p.draws])
         drafts = self._drafts(decodes, rows)
+        if drafts is not None:
+            # The device drafts while the target's graph is built. It also has read the pools by the
+            # time they are written, which then happens in place.
+            mx.async_eval(drafts.tokens)
         tokens = _packed_tokens(decodes, plan.prefills, drafts)
         forward = self.target.forward(tokens, batch, self.caches)
         drawn = self._draw(decodes, plan.prefills, rows, drafts, forward)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
-        arrays = [a for p in payloads if p is not None for r in (*p.full, *p.sliding) if r for a in (r.keys, r.values)]
-        pending = (*([] if drawn is None else [drawn]), self.frontier, *self.caches.arrays, *arrays)
+        fresh = [a for p in payloads if p is not None for a in p.arrays]
+        first = () if drawn is None else (drawn,)
+        pending = (*first, self.frontier, *self.caches.arrays, *fresh)
         mx.async_eval(pending)
         return Ticket(plan, decodes, drawn, payloads, captured, pending)
 
@@ -196,11 +217,11 @@ def _payloads(
             continue
         # A gather, so that no slice keeps the whole step's K/V alive.
         rows = mx.array(run(*batch.queries_of(index, trimmed=False)))
-        ranges = [
-            Range(p.start, p.end, *(a.transpose(1, 0, 2)[:, rows] for a in kv))
-            for kv in forward.written
-        ]
-        sliding = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.sliding)
-        full = tuple(r for r, s in zip(ranges, caches.stores, strict=True) if s in caches.full)
-        payloads.append(EdgePayload(p.start, p.end, full, sliding))
+        full: list[Range] = []
+        sliding: list[Range] = []
+        for (keys, values), store in zip(forward.written, caches.stores, strict=True):
+            own = [a.transpose(1, 0, 2)[:, rows] for a in (keys, values)]
+            kind = full if isinstance(store, FullStore) else sliding
+            kind.append(Range(p.start, p.end, own[0], own[1]))
+        payloads.append(EdgePayload(p.start, p.end, tuple(full), tuple(sliding)))
     return tuple(payloads)

@@ -19,7 +19,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from rootstock import address, wire
-from rootstock.channel import CALL_TIMEOUT_S, HEALTH_CHECK, OPTIONS
+from rootstock.channel import CALL_TIMEOUT_S, HEALTH_CHECK, RETRYING_OPTIONS
 from rootstock.errors import Cancelled, translated
 from rootstock.reply import ReplyBuilder
 from rootstock.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -108,7 +108,7 @@ class AsyncClient:
 
     def __init__(self, target: str | None = None) -> None:
         self.address = address.resolve(target, os.environ)
-        self._channel = grpc.aio.insecure_channel(self.address, OPTIONS)
+        self._channel = grpc.aio.insecure_channel(self.address, RETRYING_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
 

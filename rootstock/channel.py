@@ -1,7 +1,10 @@
-"""How clients keep a connection: retries, keepalive, sizes. The same for sync and async.
+"""How clients keep a connection: retries, keepalive, sizes.
 
 - Only what failed with UNAVAILABLE before its first message is retried, by gRPC itself. A stream
   that broke later is the caller's to resume: what was generated would be generated twice.
+- Only the async client retries. With a retry policy, gRPC's sync channel (1.85) hangs past every
+  deadline when the daemon leaves between two attempts; a client that hangs is worse than one that
+  says Unavailable.
 - Nobody waits for a daemon that is not there: without one a call fails after the retries, in about
   a second. So no waitForReady.
 - Keepalive finds a dead peer during a long silent prefill. Both timeouts are needed: the first
@@ -34,7 +37,6 @@ _SERVICE_CONFIG = {
 }
 
 OPTIONS: list[tuple[str, str | int]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -44,6 +46,8 @@ OPTIONS: list[tuple[str, str | int]] = [
     # The daemon is on this machine or a neighbour's, never behind a web proxy.
     ("grpc.enable_http_proxy", 0),
 ]
+
+RETRYING_OPTIONS = [("grpc.service_config", json.dumps(_SERVICE_CONFIG)), *OPTIONS]
 
 # A call that answers at once, if the daemon lives at all.
 CALL_TIMEOUT_S = 10.0

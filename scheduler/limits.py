@@ -21,7 +21,6 @@ class Limits:
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
     stop_token_ids_max: int = 64
-    top_k_max: int = 1024
     max_tokens_default: int = 512
     draft_depth_max: int = 8
     error_detail_chars_max: int = 200
@@ -45,9 +44,8 @@ class Limits:
     prefill_slices_max: int = 4
 
     # Tree and engine.
-    tree_nodes_max: int = 100_000
+    tree_nodes_max: int = 20_000
     share_tokens_min: int = 32
-    stimulus_events_max: int = 10_000
     idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0

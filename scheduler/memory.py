@@ -1,7 +1,8 @@
 """Tree and ledger move together here, and nowhere else: every byte is reserved before it is asked.
 
 - A slot's live K/V is reserved for its worst case at admission and given back at release, with the
-  step's transient for its rows. The transient of prefill slices is reserved while anybody lives.
+  step's transient for its rows. The transient of prefill slices is reserved while anybody lives,
+  for the longest of them.
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
 - held("snapshots") == bytes of the tree + promised, at every boundary.
@@ -21,6 +22,8 @@ from scheduler.limits import Limits
 from scheduler.plan import ModelFacts
 from scheduler.session import Session
 
+NOTHING = Match(tokens=0, matched=0, evicted=False)
+
 
 class Memory:
     """The device's bytes as the core sees them."""
@@ -30,34 +33,30 @@ class Memory:
         self._tree = tree
         self._ledger = ledger
         self._promised = 0
-        self._slots = 0
+        self._tokens: list[int] = []  # what each slot may grow to
         self._due: list[Lease] = []  # of sessions that the plan in the making restores
-        rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-        self._row_bytes = rows * facts.workspace_bytes_per_token
-        self._prefill_bytes = limits.prefill_tokens_max * facts.workspace_bytes_per_token
+        self._round_rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+        self._prefill_tokens = limits.prefill_tokens_max
         self._version = 0  # of what the tree can match
 
     def servable(self, tokens_max: int) -> bool:
         """L5: whether a session of `tokens_max` tokens would fit were it alone."""
-        wanted = self._facts.live_bytes(tokens_max) + self._row_bytes + self._prefill_bytes
+        wanted = self._facts.live_bytes(tokens_max) + self._workspace([tokens_max])
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, session: Session) -> Match:
         """What the tree has of the prompt; asked again only after the tree changed."""
-        if session.match is None or session.match_version != self._version:
-            request = session.request
-            bypass = Match(0, 0, False)
-            session.match = (
-                bypass
-                if request.cache_bypass
-                else self._tree.match(request.root, session.packed_prompt)
-            )
+        request = session.request
+        if request.cache_bypass:
+            session.match = NOTHING
+        elif session.match is None or session.match_version != self._version:
+            session.match = self._tree.match(request.root, session.packed_prompt)
             session.match_version = self._version
         return session.match
 
     def may_fit(self, session: Session) -> bool:
         """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
-        if self._slots and session.refused_room == self._room():
+        if self._tokens and session.refused_room == self._room():
             return False
         return sum(self._slot_bytes(session)) <= sum(self._room())
 
@@ -67,20 +66,20 @@ class Memory:
         False, with nothing evicted, where it does not fit beside what is leased. A session that is
         alone always fits: where its own prefix is in the way it goes without.
         """
-        alone = not self._slots and not self._promised
+        alone = not self._tokens and not self._promised
         self._lease(session, self.match(session).tokens, step)
         live, workspace = self._slot_bytes(session)
         fits = self._make_room(live + workspace, step)
         if not fits and alone:
-            self._release_lease(session, step)
+            self.forget(session, step)
             self._lease(session, 0, step)
             fits = self._make_room(live + workspace, step)
             assert fits, f"L5: {live + workspace} bytes do not fit alone: {session.tell()}"
         if not fits:
-            self._release_lease(session, step)
+            self.forget(session, step)
             session.refused_room = self._room()
             return False
-        self._slots += 1
+        self._tokens.append(session.tokens_max)
         self._ledger.reserve("live", live)
         self._ledger.reserve("workspace", workspace)
         return True
@@ -96,8 +95,7 @@ class Memory:
             if lease is not None and lease.end:
                 left = self._tree.match(request.root, session.packed_prompt, lease.end).tokens
                 if left < lease.end:
-                    self._release_lease(session, step)
-                    self._lease(session, left, step)
+                    self._shorten(session, lease, left, step)
         self._due.clear()
         return [self._tree.path(s.lease) if s.lease is not None else () for s in sessions]
 
@@ -131,33 +129,48 @@ class Memory:
         tokens = session.packed_prompt
         if end > session.prompt_tokens:
             tokens = tokens + session.packed_reply(end)
-        inserted = self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
-        self._ledger.adjust("snapshots", inserted.new_bytes)
-        self._version += 1
+        self._tree.extend(session.lease, tokens, payload, step, turn_end=turn_end)
+        self._follow()
+        self._version += 1  # even where what was evicted for it weighs the same
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
-        self._slots -= 1
+        self._tokens.remove(session.tokens_max)
         live, workspace = self._slot_bytes(session)
         self._ledger.give_back("live", live)
         self._ledger.give_back("workspace", workspace)
 
     def forget(self, session: Session, step: int) -> None:
-        """End the lease of a session whose last capture is stored, or that had none."""
-        self._release_lease(session, step)
+        """End the session's lease, if it has one. What it stored stays."""
+        if session.lease is not None:
+            if session.lease in self._due:
+                self._due.remove(session.lease)
+            self._tree.release(session.lease, step)
+            self._follow()
+            session.lease = None
 
     def check(self, slots: int) -> None:
         self._tree.check()
         self._ledger.check()
-        assert slots == self._slots, f"{self._slots} slots reserved, {slots} taken"
-        stored = self._tree.full_bytes + self._tree.sliding_bytes
-        held = self._ledger.held("snapshots")
+        assert slots == len(self._tokens), f"{len(self._tokens)} slots reserved, {slots} taken"
+        workspace = self._ledger.held("workspace")
+        assert workspace == self._workspace(self._tokens), f"M1: {workspace} bytes of workspace"
+        held, stored = self._ledger.held("snapshots"), self._tree.bytes
         assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
-        """Live K/V and workspace of a slot; the first slot brings the prefill's workspace."""
-        workspace = self._row_bytes + (0 if self._slots else self._prefill_bytes)
-        return self._facts.live_bytes(session.tokens_max), workspace
+        """Live K/V of a slot, and what workspace grows by when it joins those that there are."""
+        joined = self._workspace([*self._tokens, session.tokens_max])
+        live = self._facts.live_bytes(session.tokens_max)
+        return live, joined - self._workspace(self._tokens)
+
+    def _workspace(self, tokens: Sequence[int]) -> int:
+        """Transient of the largest step with slots that may grow to `tokens` each."""
+        if not tokens:
+            return 0
+        facts = self._facts
+        rounds = sum(facts.round_bytes(self._round_rows, held) for held in tokens)
+        return rounds + facts.prefill_bytes(self._prefill_tokens, max(tokens))
 
     def _room(self) -> tuple[int, int]:
         return self._ledger.free, self._tree.evictable_bytes()
@@ -170,10 +183,15 @@ class Memory:
         if short > self._tree.evictable_bytes() - self._due_bytes():
             return False
         freed = self._tree.evict(short, step).bytes_freed
-        if freed:
-            self._ledger.give_back("snapshots", freed)
-            self._version += 1
+        self._follow()
         return freed >= short
+
+    def _follow(self) -> None:
+        """The tree may have changed: the ledger holds what it holds, and matches are old."""
+        delta = self._tree.bytes + self._promised - self._ledger.held("snapshots")
+        if delta:
+            self._ledger.adjust("snapshots", delta)
+            self._version += 1
 
     def _due_bytes(self) -> int:
         """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
@@ -188,9 +206,9 @@ class Memory:
         if end:
             self._due.append(session.lease)
 
-    def _release_lease(self, session: Session, step: int) -> None:
-        if session.lease is not None:
-            if session.lease in self._due:
-                self._due.remove(session.lease)
-            self._tree.release(session.lease, step)
-            session.lease = None
+    def _shorten(self, session: Session, lease: Lease, end: int, step: int) -> None:
+        """Lease less, and only then give up the longer lease: what is left never lies bare."""
+        self._lease(session, end, step)
+        self._due.remove(lease)
+        self._tree.release(lease, step)
+        self._follow()

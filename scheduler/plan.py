@@ -2,8 +2,8 @@
 
 - A StepPlan is a value: the runner can execute it without asking the core anything.
 - All ranges are half-open, all positions absolute in the session (0 = first prompt token).
-- Execution order inside a step: captures, releases, admits, then ONE forward for decodes + prefills.
-- A slot is owned by one session from its Admit to its Release; the same step may release and admit it.
+- Order inside a step: captures, releases, admits, then ONE forward for decodes and prefills.
+- A slot is one session's from its Admit to its release; one step may release and admit it.
 - In decode every layer holds `start` tokens; the row's `token` (the bonus) is in no cache yet.
 - Payloads are opaque here: the tree owns stored ones, a StepResult hands over fresh ones.
 """
@@ -38,7 +38,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What the core must know of the loaded model. All sizes in bytes, from real shapes and dtypes."""
+    """What the core must know of the loaded model. Sizes in bytes, from real shapes and dtypes."""
 
     window_tokens: int
     context_tokens_max: int
@@ -50,6 +50,10 @@ class ModelFacts:
     sliding_bytes_per_token: int  # all sliding layers together
     ring_bytes: int  # live sliding K/V of one slot, all layers
     workspace_bytes_per_token: int  # transient of a step per packed token
+    logits_bytes_per_row: int = 0  # and per row whose logits are needed
+    score_bytes_per_key: int = 0  # and per decode row and key of its context
+    slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
+    tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
 
     def live_bytes(self, tokens: int) -> int:
@@ -57,7 +61,17 @@ class ModelFacts:
         capacity = self.full_tokens_granularity
         while capacity < tokens:
             capacity *= 2
-        return self.ring_bytes + capacity * self.full_bytes_per_token
+        return self.ring_bytes + self.tail_bytes + capacity * self.full_bytes_per_token
+
+    def round_bytes(self, rows: int, tokens: int) -> int:
+        """Transient of verifying `rows` rows of one session that holds up to `tokens` tokens."""
+        per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row
+        return rows * (per_row + tokens * self.score_bytes_per_key)
+
+    def prefill_bytes(self, tokens: int, context_tokens: int) -> int:
+        """Transient of evaluating `tokens` prompt tokens in contexts of up to `context_tokens`."""
+        scores = tokens * context_tokens * self.score_bytes_per_key
+        return tokens * self.workspace_bytes_per_token + min(scores, self.slice_score_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +118,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """One round of one session: draft `depth` tokens, verify depth + 1 rows at [start, start+depth+1).
+    """One round of one session: draft `depth` tokens, verify [start, start + depth + 1).
 
     `token` is the bonus token, to be evaluated at position `start`. `index` counts the tokens drawn
     so far: the first token this round draws is the index-th (0-based) of the reply.

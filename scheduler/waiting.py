@@ -55,7 +55,6 @@ class Waiting:
                 break
             other.overtaken += 1
         self.remove(session)
-        session.common.clear()
         session.awaited = None
 
     def candidates(self, prefilling: Sequence[Session]) -> list[Session]:

@@ -25,7 +25,8 @@ class Tracker:
 
     created: int = 0
     closed: int = 0
-    copied_tokens: int = 0
+    operations: int = 0  # splits, merges, thinnings
+    copied_tokens: int = 0  # by merges
     operations_until_failure: int | None = None
     live: set[int] = field(default_factory=set)
 
@@ -38,6 +39,7 @@ class Tracker:
         return TokenLog(self, start, tuple(tokens[start:end]), tuple(tokens[first:end]))
 
     def operate(self) -> None:
+        self.operations += 1
         if self.operations_until_failure is not None:
             if self.operations_until_failure == 0:
                 raise OutOfDeviceMemory

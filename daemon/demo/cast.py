@@ -16,7 +16,7 @@ from rootstock import GenerateOptions
 
 SHARED_TOKENS_MIN = 500
 REPLY_TOKENS_MAX = 160
-PINNED_DEPTH = 4
+PINNED_DEPTH = 8
 
 SYSTEM = """\
 You are Rootstock, a small and friendly language model that runs on one machine and talks to many \
@@ -84,7 +84,7 @@ CAST = (
     Part("bread", "What is bread?"),
     Part("clara", "My name is Clara.", "What is my name?"),
     Part("boat", "Tell me a long story about a little boat.", seed=2, cancels_at=48),
-    Part("python", "What does len do in Python?"),
+    Part("volcano", "What is a volcano?"),
     Part("bicycle", "What is a bicycle?", joins_at=8),
     Part("moon", "What is the moon?", joins_at=24),
 )

@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     plain = arguments.plain or not console.is_terminal
     view: View = PlainView(console) if plain else LiveView(console)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         found = run(_serve_flags(arguments), view)
@@ -107,7 +108,8 @@ def picture(found: Report) -> str:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    """As Ctrl-C, which the event loop turns into an orderly cancellation."""
+    signal.raise_signal(signal.SIGINT)
 
 
 def _serve_flags(arguments: argparse.Namespace) -> list[str]:

@@ -30,7 +30,7 @@ from daemon.demo.errors import DemoError
 from daemon.demo.process import Daemon
 from daemon.demo.scrape import Check, compare, settled
 from daemon.demo.view import View
-from rootstock import AsyncClient, CacheStats, FinishReason, Model, Prompt, TreeNode
+from rootstock import AsyncClient, FinishReason, Model, Prompt, TreeNode
 
 _TICK_S = 0.125
 _clock = time.perf_counter
@@ -52,8 +52,8 @@ class Phase:
     span_s: float
     checks: tuple[Check, ...]
     model: Model
-    stats: CacheStats
     nodes: tuple[TreeNode, ...]
+    splits: int
 
     @property
     def tokens_per_s(self) -> float:
@@ -75,8 +75,10 @@ async def play(daemon: Daemon, cast: Sequence[Part], together: bool, view: View)
             sum(span_s for span_s, _ in windows),
             tuple(check for _, checks in windows for check in checks),
             model,
-            await clients[0].cache_stats(),
+            # Asked of the engine itself, which has stored the last reply by then. The published
+            # stats may be a step behind: what they say of nodes and bytes is not used.
             tuple([node async for node in clients[0].describe_tree()]),
+            (await clients[0].cache_stats()).splits,
         )
 
 

@@ -79,13 +79,12 @@ class Report:
 
 def report(together: Phase, one_by_one: Phase, blas: str) -> Report:
     agree = all(check.agrees for check in together.checks + one_by_one.checks)
-    stats = together.stats
     figures = Figures(
         tuple(client_figures(conversation) for conversation in together.conversations),
         together.tokens_per_s,
         one_by_one.tokens_per_s,
         blas,
-        TreeFigures(stats.nodes, sum(stats.stored.values()), stats.splits),
+        tree_figures(together),
         agree,
     )
     return Report(figures, claims(together, agree), together, one_by_one)
@@ -103,6 +102,11 @@ def client_figures(conversation: Conversation) -> ClientFigures:
     )
 
 
+def tree_figures(phase: Phase) -> TreeFigures:
+    stored = sum(sum(node.stored.values()) for node in phase.nodes)
+    return TreeFigures(len(phase.nodes), stored, phase.splits)
+
+
 def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
     conversations = together.conversations
     shared = shared_tokens([c.prompts.first for c in conversations])
@@ -118,7 +122,8 @@ def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
             and sum(cached < SHARED_TOKENS_MIN for cached in firsts) <= 1,
         ),
         Claim(
-            f"{len(late)} clients came in while others decoded",
+            f"{len(late)} clients came in while {' and '.join(str(c.company) for c in late)} "
+            "others decoded",
             all(c.company > 0 for c in late),
         ),
         Claim(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -35,28 +36,29 @@ def clients_table(report: Report) -> Table:
     table = _table("clients, together")
     table.add_column("client")
     for name in ("prompt", "cached", "generated", "first token", "accepted/round"):
-        table.add_column(name, justify="right")
-    table.add_column("sampling")
+        table.add_column(name.replace(" ", "\n").replace("/", "\nper "), justify="right")
     table.add_column("finish")
     pairs = zip(report.figures.clients, report.together.conversations, strict=True)
     for figures, conversation in pairs:
         table.add_row(*_client_row(figures, conversation))
+    table.caption = "stories are drawn with the model's sampling and a seed, the rest is greedy"
     return table
 
 
 def _client_row(figures: ClientFigures, conversation: Conversation) -> tuple[str, ...]:
-    part = conversation.part
-    turns = f"{part.id} (2 turns)" if part.follow_up else part.id
-    late = f", came in beside {conversation.company}" if part.joins_at else ""
+    part, name = conversation.part, figures.id
+    if part.follow_up:
+        name += ", 2 turns"
+    if part.joins_at:
+        name += ", late"
     return (
-        turns,
+        name,
         str(figures.prompt_tokens),
         str(figures.cached_tokens),
         str(figures.completion_tokens),
         f"{figures.ttft_s:.3f} s",
         f"{figures.accepted_tokens / figures.rounds:.2f}" if figures.rounds else "none",
-        "greedy" if part.seed is None else f"seed {part.seed}",
-        figures.finish + late,
+        figures.finish,
     )
 
 
@@ -84,7 +86,6 @@ def checks_table(report: Report) -> Table:
             table.add_row(check.name, f"{check.counted:g}", _range(check), _mark(check.agrees))
     held = sum(check.agrees for check in report.one_by_one.checks)
     table.caption = f"one by one: {held} of {len(report.one_by_one.checks)} agree"
-    table.caption_justify = "left"
     return table
 
 
@@ -102,4 +103,11 @@ def _mark(good: bool) -> Text:
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", show_edge=False)
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )

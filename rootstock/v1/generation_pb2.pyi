@@ -274,7 +274,7 @@ class Sampling(_message.Message):
     otherwise 1.
     """
     top_k: _builtins.int
-    """Keep this many most probable tokens, at most 1024. 0 is off, the default."""
+    """Keep this many most probable tokens. 0 is off, the default, and so is the whole vocabulary."""
     top_p: _builtins.float
     """Keep the most probable tokens that together reach this, in (0, 1]. Default 1."""
     min_p: _builtins.float
@@ -718,7 +718,7 @@ class DetokenizeResponse(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """Special tokens are spelt out; bytes that form no character become U+FFFD."""
+    """Special tokens have no text; bytes that form no character become U+FFFD."""
     def __init__(
         self,
         *,

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from cache.lease import Lease
-from cache.tree import Inserted, Tree
+from cache.tree import Inserted, Match, Tree
 from tests.fakes import Tracker
 
 ROOT = b"root"
@@ -35,8 +35,15 @@ class Garden:
         self.now += 1
         return self.now
 
+    def match(self, text: str, limit: int | None = None, root: bytes = ROOT) -> Match:
+        """Match; T2: nothing observable changes."""
+        before = list(self.tree.describe(tokens=True))
+        found = self.tree.match(root, ids(text), limit)
+        assert list(self.tree.describe(tokens=True)) == before
+        return found
+
     def lease(self, text: str, end: int | None = None, root: bytes = ROOT) -> Lease:
-        """Lease [0, end) of `text`; without `end`, what match finds restorable with one to spare."""
+        """Lease [0, end) of `text`; without `end`, all that a longer prompt could restore."""
         tokens = ids(text)
         if end is None:
             end = self.tree.match(root, (*tokens, 0)).tokens
@@ -50,7 +57,7 @@ class Garden:
         sliding: int | None = None,
         turn_end: bool = False,
     ) -> Inserted:
-        """Store `text` from `start` (the lease's end); sliding K/V for the last `sliding` tokens."""
+        """Store `text` from `start` (the lease's end), with sliding K/V of the last `sliding`."""
         start = lease.end if start is None else start
         sliding_start = start if sliding is None else len(text) - sliding
         log = self.tracker.log(ids(text), start, len(text), sliding_start)

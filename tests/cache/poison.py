@@ -1,8 +1,8 @@
 """C5: make everything that nobody may see as harmful as it can be.
 
 - Rows of a pool that no slot owns are NaN, keys and values.
-- Inside an owner's row, entries outside of its newest `keep` positions have K = NaN and V = 1e30: a NaN
-  in a masked V would be 0 x NaN, which no write of ours leaves.
+- Inside an owner's row, entries outside of its newest `keep` positions have K = NaN and V = 1e30:
+  a NaN in a masked V would be 0 x NaN, and rows are cleared of those when they change hands.
 """
 
 from __future__ import annotations

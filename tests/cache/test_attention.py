@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache.attend import Grid, position_mask
+from cache.attend import Grid, over_slice, position_mask, slice_mask
 from cache.batch import Batch, Span
 from cache.placement import Placement
 from tests.cache.poison import poison
@@ -73,7 +73,7 @@ def test_attention_over_a_ring_equals_attention_over_the_ordered_window(
 
 def feeds_of(world: World, rng: np.random.Generator) -> dict[int, Feed]:
     """A random step: about two thirds of the sessions, in random packed order."""
-    feeds = {}
+    feeds: dict[int, Feed] = {}
     for slot in rng.permutation(sorted(world.tokens)).tolist():
         if rng.random() < 0.35 and feeds:
             continue
@@ -158,3 +158,28 @@ def test_rows_in_pool_order_need_no_gather_and_others_do() -> None:
     ):
         (grid,) = Grid.classes(Batch(spans), placement).values()
         assert grid.first == first
+
+
+@pytest.mark.parametrize("reach", [None, 7])
+@pytest.mark.parametrize("past", [0, 5, 40])
+def test_a_slice_is_the_same_in_tiles(
+    reach: int | None, past: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles bound the scores that exist at once; they change no row."""
+    queries = mx.random.normal((33, 4, 8), key=mx.random.key(0))
+    keys, values = (
+        mx.random.normal((1, 2, past + 33, 8), key=mx.random.key(seed)) for seed in (1, 2)
+    )
+    mask = slice_mask(33, past + 33, reach)
+    whole = np.array(over_slice(queries, keys, values, mask))
+    sizes = []
+    fused = mx.fast.scaled_dot_product_attention
+
+    def counted(rows: mx.array, *rest: mx.array, **options: object) -> mx.array:
+        sizes.append(rows.shape[2])
+        return fused(rows, *rest, **options)
+
+    monkeypatch.setattr("cache.attend.SLICE_SCORES_MAX", 1)
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", counted)
+    np.testing.assert_allclose(np.array(over_slice(queries, keys, values, mask)), whole, atol=1e-6)
+    assert sizes == [8, 8, 8, 8, 1]

@@ -1,7 +1,7 @@
 """Random lives of sessions over shared stores, against plain token lists.
 
-C1 (every layer at one offset), C4 (packed rows equal each session's own attention), C6 (captures are the
-live content bit for bit and restore to it), M3 (nothing is left when everybody has gone).
+C1 (every layer at one offset), C4 (packed rows equal each session's own attention), C6 (captures
+are the live content bit for bit and restore to it), M3 (nothing is left when all have gone).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Lives(RuleBasedStateMachine):
         target = data.draw(st.integers(0, len(tokens)))
         covered = all(
             target == 0
-            or ((held := window_of(parts, target, WINDOW)) and held.start == max(0, target - WINDOW))
+            or (
+                (held := window_of(parts, target, WINDOW)) and held.start == max(0, target - WINDOW)
+            )
             for parts in zip(*(p.sliding for p in path), strict=True)
         )
         if covered:

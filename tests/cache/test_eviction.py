@@ -149,6 +149,33 @@ def test_t6_a_parent_left_without_children_is_the_next_leaf() -> None:
     assert garden.draw() == "abc\nXYZ*", "without a window nobody can go on from abc or def"
 
 
+def test_t6_with_a_leaf_goes_what_only_its_window_read_along_the_whole_path() -> None:
+    garden = Garden(window=6, merge_tokens_max=1)
+    lease = garden.lease("")
+    for text in ("ab", "abcd", "abcdef", "abcdefgh"):
+        garden.extend(lease, text)
+    garden.tree.release(lease, garden.step())
+    garden.evict(1)
+    assert garden.draw() == "ab\n  CD\n    EF\n      GH*"
+    garden.evict(1)
+    assert garden.draw() == "ab\n  cd\n    ef"
+
+
+def test_t6_an_unmarked_leaf_that_can_be_restored_keeps_its_age() -> None:
+    """In the pass that made it a leaf, and in the next one."""
+    for wanted in ([3 * BYTES, 1], [3 * BYTES + 1]):
+        garden = Garden(window=6, merge_tokens_max=1)
+        lease = garden.lease("")
+        garden.extend(lease, "abc")
+        garden.extend(lease, "abcdef")
+        garden.tree.release(lease, garden.step())
+        garden.say("xyz")
+        garden.tree.release(garden.lease("ab", 2), garden.step())
+        for each in wanted:
+            garden.evict(each)
+        assert garden.draw() == "ABC"
+
+
 def test_t6_a_parent_that_can_still_be_restored_keeps_its_age() -> None:
     garden = Garden()
     garden.say("abcdef")
@@ -181,6 +208,22 @@ def test_t6_leased_windows_go_only_as_far_as_asked() -> None:
     garden.extend(new, "xyz")
     garden.evict(1)
     assert garden.draw() == "abc+1\nXYZ+1"
+
+
+def test_t6_a_batch_takes_no_more_leased_windows_than_asked() -> None:
+    garden = Garden()
+    for number in range(40):
+        garden.extend(garden.lease("", 0), f"{chr(33 + number)}yz")
+    assert garden.tree.evictable_bytes() * PASS_SHARE > 3 * SLIDING_BYTES
+    assert garden.evict(1) == {"freed": 3 * SLIDING_BYTES, "thinned": 1}
+
+
+def test_t6_a_lease_whose_window_is_broken_already_keeps_none() -> None:
+    garden = Garden()
+    garden.say("xyz")
+    garden.extend(garden.lease(""), "abcdef", sliding=2)
+    assert garden.evict(1) == {"freed": 2 * SLIDING_BYTES, "thinned": 1}
+    assert garden.draw() == "abcdef+1\nXYZ*"
 
 
 def test_t6_more_than_can_go_frees_nothing() -> None:

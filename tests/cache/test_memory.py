@@ -26,7 +26,9 @@ def big() -> Caches:
     """Eight sessions in a ring layer and a full layer of long rows."""
     caches = Caches([LayerShape(True, 1, DIM), LayerShape(False, 1, DIM)], WINDOW, 4, mx.float32)
     stored = mx.ones((1, HELD, DIM))
-    path = EdgePayload(0, HELD, (Range(0, HELD, stored, stored),), (Range(0, HELD, stored, stored),))
+    path = EdgePayload(
+        0, HELD, (Range(0, HELD, stored, stored),), (Range(0, HELD, stored, stored),)
+    )
     for slot in range(SLOTS):
         caches.admit(slot, [path], HELD)
     mx.eval(caches.arrays)
@@ -161,14 +163,36 @@ def test_m3_growing_holds_one_pool_twice_and_not_all_of_them() -> None:
     caches = big()
     caches.admit(SLOTS, (), 0)
     grown = POOL_BYTES * (SLOTS + 1) // SLOTS
-    needed = peak_bytes(lambda: caches.reserve(SLOTS, ROWS))
-    assert needed <= 2 * grown + 4 * (grown - POOL_BYTES)
+
+    def grow() -> None:
+        caches.reserve(SLOTS, ROWS)
+        mx.eval(caches.arrays)
+
+    assert peak_bytes(grow) <= 2 * grown + 4 * (grown - POOL_BYTES)
+
+
+def test_c6_a_session_that_outgrows_its_pool_leaves_the_others_to_write_in_place() -> None:
+    caches = Caches([LayerShape(False, 1, DIM)], 2, 4, mx.float32)
+    for slot in range(SLOTS):
+        caches.admit(slot, (), 0)
+        caches.reserve(slot, ROWS // 2)
+    left = [a.nbytes for a in caches.arrays]
+    assert left == [POOL_BYTES // 2] * 2
+
+    def step() -> None:
+        caches.reserve(3, ROWS)
+        write(caches, Batch([Span(slot, 0, 2) for slot in range(SLOTS)]))
+
+    row = 2 * ROWS * DIM * 4
+    assert peak_bytes(step) - row < POOL_BYTES // 2
 
 
 def test_m3_what_a_prefill_keeps_aside_goes_with_its_first_decoded_token() -> None:
+    """W - 1 entries of every sliding layer, however long the slice was."""
     world = World()
     world.admit(0)
     world.step({0: Feed(tuple(range(20)))})
     aside = world.caches.nbytes
     world.step({0: Feed((1,), kept=1)})
-    assert world.caches.nbytes < aside
+    entries = sum(2 * s.kv_heads * s.head_dim * 4 for s in world.shapes if s.sliding)
+    assert aside - world.caches.nbytes == (world.window - 1) * entries

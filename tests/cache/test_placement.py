@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache.batch import Batch, Span
 from cache.full import capacity_for
 from cache.placement import Move, Place, Placement
+from cache.pools import Writes
 
 
 def test_capacity_classes_are_powers_of_two_of_the_step() -> None:
@@ -50,6 +53,19 @@ def test_pack_waits_for_more_than_one_spare_row() -> None:
     assert placement.pack() == {8: [1, 3]}
     assert placement.places == {1: Place(8, 0), 3: Place(8, 1)}
     assert placement.rows(8) == 2
+
+
+def test_no_entry_of_a_ring_is_written_twice_in_one_step() -> None:
+    """A scatter with two values for one place has no order on a GPU."""
+    placement = Placement(lambda _: 8)
+    placement.reserve([(0, 1), (1, 1)])
+    writes = Writes.of(Batch([Span(1, 5, 3)], [Span(0, 3, 21)]), placement)[8]
+    places = list(
+        zip(*(np.array(a).ravel().tolist() for a in (writes.rows, writes.entries)), strict=True)
+    )
+    assert len(set(places)) == len(places) == 3 + 8
+    assert writes.packed is not None
+    assert np.array(writes.packed).tolist() == [0, 1, 2, *range(16, 24)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40))))

@@ -148,12 +148,16 @@ def test_m2_a_payload_operation_that_raises_moves_nothing(failing: str, drawn: s
         garden.tree.release(lease, garden.step())
     garden.tracker.operations_until_failure = 0
     handed = garden.tracker.log(ids("abcxyz"), 3, 6)
-    with pytest.raises(OutOfDeviceMemory):
+
+    def fail() -> None:
         if failing == "split":
             garden.tree.extend(garden.lease("abc"), ids("abcxyz"), handed, garden.step())
         elif failing == "merge":
             garden.tree.release(lease, garden.step())
         else:
             garden.evict(1)
+
+    with pytest.raises(OutOfDeviceMemory):
+        fail()
     handed.close()
     assert garden.draw().replace("+1", "") == drawing(drawn)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cache.caches import Caches
 from cache.ranges import EdgePayload, Range, window_of
 from cache.snapshot import Payload
-from tests.cache.world import RING, SHAPES, WINDOW, Feed, World, code
+from tests.cache.world import RING, ROUND, SHAPES, STEP, WINDOW, Feed, World, code
 
 TOKENS = tuple(int(t) for t in np.random.default_rng(2).integers(0, 50, 64))
 
@@ -62,7 +63,9 @@ def closes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 @settings(max_examples=40, deadline=None)
 def test_t4_split_thin_and_merge_keep_every_remaining_token(data: st.DataObject) -> None:
     """merge(split(x, k)) == x, at any cut and any thinning."""
-    start, end = sorted(data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True)))
+    start, end = sorted(
+        data.draw(st.lists(st.integers(0, 40), min_size=2, max_size=2, unique=True))
+    )
     low = data.draw(st.integers(start, end))
     held: Payload = payload(start, end, low)
     if end - start > 1:
@@ -200,6 +203,36 @@ def test_t7_admitting_leaves_the_path_to_the_tree_and_nothing_else_open(closes: 
     world.admit(0, TOKENS[:14], edges)
     for edge in edges:
         edge.close()
+
+
+def test_c6_holds_for_bfloat16() -> None:
+    caches = Caches(SHAPES, WINDOW, ROUND, mx.bfloat16, STEP)
+    held = payload(0, 20)
+    for kept in (*held.full, *held.sliding):
+        assert kept is not None
+        kept.keys, kept.values = kept.keys.astype(mx.bfloat16), kept.values.astype(mx.bfloat16)
+    caches.admit(1, [held], 20)
+    again = caches.capture(1, 20 - WINDOW, 20)
+    assert again is not None
+    for one, two in zip((*held.full, *held.sliding), (*again.full, *again.sliding), strict=True):
+        assert one is not None
+        assert two is not None
+        part = one.part(20 - WINDOW, 20)
+        for theirs, ours in ((part.keys, two.keys), (part.values, two.values)):
+            assert ours.dtype == mx.bfloat16
+            assert mx.array_equal(theirs.view(mx.uint16), ours.view(mx.uint16)).item()
+
+
+def test_t11_what_is_not_committed_cannot_be_captured() -> None:
+    world = World()
+    world.admit(0)
+    world.step({0: Feed(TOKENS[:12])})
+    world.step({0: Feed((1, 2, 3), kept=1)})
+    with pytest.raises(AssertionError):
+        world.caches.capture(0, 0, 14)
+    held = world.caches.capture(0, 0, 13)
+    assert held is not None
+    world.check_payload(held, [*TOKENS[:12], 1])
 
 
 def test_c6_a_capture_of_a_ring_starts_at_what_it_retains() -> None:

@@ -229,7 +229,7 @@ def test_through_a_wrapper_nothing_can_be_stored_or_restored(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["live", "isolated"])
 def test_through_a_wrapper_a_draft_views_what_is_committed(kind: str) -> None:
-    world, caches = session()
+    _, caches = session()
     wrapper = (begun(caches)[0] if kind == "live" else isolated(caches))[0]
     assert wrapper is not None
     batch = Batch([Span(2, len(PROMPT) - 1, 1)])

@@ -1,10 +1,11 @@
 """Live caches beside a plain model of them: token lists, and numpy attention over them.
 
-- The K/V of a token is a code of (layer, head, token, position), so content is checked and not only offsets.
-- `World.step` writes and attends a packed batch in every layer and compares each row with attention over
-  its session's own logically ordered tokens.
-- `floors` model what a ring may be asked for: a restore holds W tokens, a write of [.., end) drops all
-  before end - R.
+- The K/V of a token is a code of (layer, head, token, position): content is checked, not only
+  offsets.
+- `World.step` writes and attends a packed batch in every layer and compares each row with attention
+  over its session's own logically ordered tokens.
+- `floors` model what a ring may be asked for: a restore holds W tokens, a write of [.., end) drops
+  all before end - R.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ SHAPES = (LayerShape(True, 2, 8), LayerShape(False, 1, 16), LayerShape(True, 1, 
 TOLERANCE = 1e-5
 
 
-def code(layer: int, shape: LayerShape, tokens: Sequence[int], start: int = 0) -> tuple[Floats, Floats]:
+def code(
+    layer: int, shape: LayerShape, tokens: Sequence[int], start: int = 0
+) -> tuple[Floats, Floats]:
     """K and V [kv_heads, n, D] of tokens at [start, start + n)."""
     position = np.arange(start, start + len(tokens))[None, :, None]
     head, dim = np.arange(shape.kv_heads)[:, None, None], np.arange(shape.head_dim)[None, None]
@@ -47,12 +50,13 @@ def attention(query: Floats, keys: Floats, values: Floats) -> Floats:
     scores = np.einsum("hd,hnd->hn", query, keys)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
-    return np.einsum("hn,hnd->hd", weights, values).astype(np.float32)
+    out: Floats = np.einsum("hn,hnd->hd", weights, values).astype(np.float32)
+    return out
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Tokens for one slot in one step. kept: how many of a decode round are committed; None: prefill."""
+    """Tokens for one slot. kept: how many of a decode round are committed; None: a prefill."""
 
     tokens: tuple[int, ...]
     kept: int | None = None
@@ -93,10 +97,16 @@ class World:
         decodes = [spans[s] for s, f in feeds.items() if f.kept is not None]
         return Batch(decodes, [spans[s] for s, f in feeds.items() if f.kept is None])
 
-    def packed(self, layer: int, batch: Batch, feeds: Mapping[int, Feed]) -> tuple[mx.array, mx.array]:
+    def packed(
+        self, layer: int, batch: Batch, feeds: Mapping[int, Feed]
+    ) -> tuple[mx.array, mx.array]:
         """K/V [T, kv_heads, D] of what a step feeds."""
-        parts = [code(layer, self.shapes[layer], feeds[s.slot].tokens, s.start) for s in batch.spans]
-        keys, values = (np.concatenate(part, axis=1).transpose(1, 0, 2) for part in zip(*parts, strict=True))
+        parts = [
+            code(layer, self.shapes[layer], feeds[s.slot].tokens, s.start) for s in batch.spans
+        ]
+        keys, values = (
+            np.concatenate(part, axis=1).transpose(1, 0, 2) for part in zip(*parts, strict=True)
+        )
         return mx.array(keys), mx.array(values)
 
     def step(self, feeds: Mapping[int, Feed], trim_from: int | None = None) -> list[Floats]:
@@ -144,7 +154,7 @@ class World:
         return out
 
     def check_view(self, slots: Sequence[int], keep: int) -> None:
-        """Drafter views of every layer: the newest `keep` committed keys, fewer where fewer are held."""
+        """Views of every layer: the newest `keep` committed keys, fewer where fewer are held."""
         batch = Batch([Span(s, len(self.tokens[s]) - 1, 1) for s in slots])
         for layer, (store, shape) in enumerate(zip(self.caches.stores, self.shapes, strict=True)):
             queries = self.rng.normal(size=(len(slots), HEADS, shape.head_dim)).astype(np.float32)

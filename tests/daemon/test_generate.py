@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import pytest
 
 from rootstock.v1 import generation_pb2 as pb
+from rootstock.v1 import generation_pb2_grpc
 from scheduler.limits import Limits
 from tests.daemon.conftest import (
     Running,
@@ -190,7 +193,7 @@ async def test_r2_cancel_while_the_prompt_is_tokenised_is_counted() -> None:
 async def test_r2_the_deadline_is_honoured_in_every_phase(phase: str, gated: Running) -> None:
     before = [gated.generation.Generate(prompt_of(8, 9))] if phase == "queue" else []
     await until(lambda: stats(gated).requests_running == len(before))
-    call = gated.generation.Generate(prompt_of(*PROMPT, max_tokens=100), timeout=0.3)
+    call = gated.generation.Generate(prompt_of(*PROMPT, max_tokens=100), timeout=0.6)
     await until(lambda: open_rpcs(gated) == len(before) + 1)
     gated.device.step(3 if phase == "decode" else 1)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -218,13 +221,21 @@ async def test_request_s_max_is_the_deadline_of_those_who_have_none() -> None:
         assert stats(run).requests["deadline"] == 1
 
 
+@asynccontextmanager
+async def slow_stub(run: Running) -> AsyncIterator[Any]:
+    """A client whose receive window never grows, however slow the machine makes it look."""
+    options = [("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(run.address, options) as channel:
+        yield generation_pb2_grpc.GenerationServiceStub(channel)
+
+
 async def test_r6_a_slow_reader_ends_alone() -> None:
     """It reads nothing until a write of its handler is blocked and its mailbox overflows."""
     limits = Limits(mailbox_bytes_max=4 * LONG_TEXT_BYTES, write_s_max=60.0)
-    async with running(FakeDevice(gated=True), limits) as run:
-        other = run.generation.Generate(prompt_of(8, 9, max_tokens=2000))
+    async with running(FakeDevice(gated=True), limits) as run, slow_stub(run) as stub:
+        other = run.generation.Generate(prompt_of(8, 9, max_tokens=3000, draft_tokens=0))
         run.device.next_token = lambda tokens: LONG_TEXT if tokens[0] == 7 else next_token(tokens)
-        events = aiter(run.generation.Generate(prompt_of(7, max_tokens=2000, ignore_eos=True)))
+        events = aiter(stub.Generate(prompt_of(7, max_tokens=3000, draft_tokens=0)))
         await until(lambda: open_rpcs(run) == 2)
         while stats(run).requests["failed"] == 0:
             run.device.step()
@@ -235,14 +246,14 @@ async def test_r6_a_slow_reader_ends_alone() -> None:
         assert reason_of(caught.value) == ("RESOURCE_EXHAUSTED", "SLOW_READER")
         run.device.ungate()
         ids, _, _ = await collect(other)
-        assert ids == reply_to((8, 9), 2000)
+        assert ids == reply_to((8, 9), 3000)
 
 
 async def test_r6_one_write_lasts_at_most_write_s_max() -> None:
     limits = Limits(mailbox_bytes_max=1 << 30, write_s_max=0.3)
-    async with running(FakeDevice(), limits) as run:
+    async with running(FakeDevice(), limits) as run, slow_stub(run) as stub:
         run.device.next_token = lambda tokens: LONG_TEXT
-        events = aiter(run.generation.Generate(prompt_of(7, max_tokens=500)))
+        events = aiter(stub.Generate(prompt_of(7, max_tokens=1000)))
         await until(lambda: sum(stats(run).requests.values()) == 1)
         await until(lambda: open_rpcs(run) == 0)
         with pytest.raises(grpc.aio.AioRpcError) as caught:

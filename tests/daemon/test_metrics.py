@@ -218,6 +218,26 @@ async def test_cache_stats_tell_the_same_story() -> None:
     assert sum(stored.bytes for stored in reply.stored) == memory.snapshots_bytes
 
 
+async def test_cache_stats_and_tree_hold_a_reply_whose_finish_was_read() -> None:
+    async with running() as run:
+        for first in (5, 105, 205):
+            await collect(run.generation.Generate(prompt_of(*range(first, first + 40))))
+            reply = await run.cache.GetCacheStats(cache_pb2.GetCacheStatsRequest())
+            assert reply.leased_bytes == reply.memory.live_bytes == 0
+            nodes = run.cache.DescribeTree(cache_pb2.DescribeTreeRequest())
+            assert await collect_nodes(nodes) == reply.nodes
+
+
+async def test_metrics_of_the_last_step_are_there_before_the_engine_sleeps() -> None:
+    async with running(limits=Limits(idle_s_max=3600)) as run:
+        await collect(run.generation.Generate(prompt_of(*range(5, 45))))
+        with anyio.fail_after(5):
+            await until(lambda: settled(stats(run)))
+        measured = values(await scrape(run))
+    assert measured["rootstock_tree_depth_tokens"] == 40 + 511
+    assert measured["rootstock_tree_leased_bytes"] == 0
+
+
 def settled(now: Stats) -> bool:
     """Nothing runs, and no bytes are promised to a capture under way."""
     tree_bytes = now.tree_full_bytes + now.tree_sliding_bytes

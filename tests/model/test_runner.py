@@ -1,4 +1,4 @@
-"""The runner against transformers' own greedy text and acceptance, in every company and at every depth."""
+"""The runner against transformers' own greedy text and acceptance, at every depth."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def prompts_of(arrays: dict[str, np.ndarray]) -> list[list[int]]:
 def test_greedy_text_is_the_references_at_any_depth_and_place(
     golden: tuple[str, dict[str, np.ndarray]], runner: Runner, depths: tuple[int, ...]
 ) -> None:
-    """S1: token for token, six sessions together, in slots with holes, with slices beyond the window."""
+    """S1: token for token; six sessions together, in slots with holes, slices past the window."""
     arrays = golden[1]
     expected = [arrays[f"p{i}_greedy"].tolist() for i in range(6)]
     replies, rounds = Driver(runner).generate(prompts_of(arrays), depths, (3, 0, 7, 1, 2, 11))

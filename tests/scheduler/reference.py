@@ -39,7 +39,8 @@ def expected_reply(request: Request) -> Expected:
 
 def whole_characters(raw: bytes) -> str:
     """`raw` as text, without an unfinished character at its end."""
-    held = next((n for n in (3, 2, 1) if _unfinished(raw[-n:])), 0)
+    lengths = range(min(3, len(raw)), 0, -1)
+    held = next((n for n in lengths if _unfinished(raw[-n:])), 0)
     return raw[: len(raw) - held].decode(errors="replace")
 
 

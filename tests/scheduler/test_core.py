@@ -199,6 +199,33 @@ def test_an_admitted_session_is_served_within_as_many_steps_as_there_are_slots()
     house.close()
 
 
+def test_an_admitted_session_ends_within_a_known_number_of_steps() -> None:
+    """L2: its slices, each at worst a turn of all slots away, and one token a step at least."""
+    limits = Limits(slots_max=3, prefill_tokens_max=16, prefill_slices_max=2)
+    house = House(limits=limits, quality=0.0)
+    streams = [
+        house.submit(prompt(20 + 9 * n, n), 5 + n, ignore_eos=True, depth=n % 3) for n in range(12)
+    ]
+    begun: dict[int, int] = {}
+    ended: dict[int, int] = {}
+    while house.core.has_work:
+        plan = house.step()
+        house.deliver()
+        assert plan is not None
+        for stream in streams:
+            if stream.progress:
+                begun.setdefault(stream.request.id, plan.number)
+            if stream.end is not None:
+                ended.setdefault(stream.request.id, plan.number)
+    share = 16 // 4 // limits.prefill_slices_max
+    for stream in streams:
+        request = stream.request
+        slices = -(-len(request.prompt) // share)
+        steps = ended[request.id] - begun[request.id]
+        assert steps <= limits.slots_max * slices + request.max_tokens
+    house.close()
+
+
 def test_there_is_no_plan_without_work() -> None:
     """L6: no spinning."""
     house = House(limits=SMALL)

@@ -1,0 +1,101 @@
+"""`python -m bench [NAME ...]`: measure, print, write.
+
+- 0: measured, targets met or not: it is a report. 1: something could not be measured. 2: usage.
+- A full run goes to docs/bench; a quick or partial one to build/bench, never over it.
+- All contestants compute with one BLAS: an installed OpenBLAS is preloaded for this process, which
+  starts itself anew for it, and so for the daemons it starts. Two different ones are an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.machine import ROOT, commit, machine, versions
+from bench.measure import BenchError, Figure
+from bench.report import Report, table, write
+from bench.setup import Setup
+from bench.synthetic import write_pair
+from daemon.demo import blas
+
+NAMES = ("prefix", "step", "host", "speculation", "company")
+# Clients one after another take most of a whole run's time.
+RUNS = {name: 3 if name == "company" else 5 for name in NAMES}
+QUICK_RUNS = 2
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    environ = blas.environment(os.environ)
+    if environ != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
+    names = tuple(name for name in NAMES if name in (arguments.names or NAMES))
+    whole = names == NAMES and not arguments.quick
+    try:
+        report = run(names, arguments)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table(report.figures))
+    for path in write(report, ROOT / ("docs/bench" if whole else "build/bench")):
+        print(path.relative_to(ROOT))
+    return 0
+
+
+def run(names: Sequence[str], arguments: argparse.Namespace) -> Report:
+    """Raises BenchError."""
+    began, clock, where = datetime.now(UTC), time.monotonic(), machine()
+    measured = commit()
+    with tempfile.TemporaryDirectory(prefix="rootstock-bench-") as folder:
+        target, drafter = write_pair(Path(folder))
+        setup = Setup(target, drafter, arguments.quick, arguments.seed)
+        figures: list[Figure] = []
+        for name in names:
+            setup.runs = arguments.runs or (QUICK_RUNS if arguments.quick else RUNS[name])
+            print(f"{name}, {setup.runs} runs", flush=True)
+            figures += import_module(f"bench.{name}").measure(setup)
+    if len(setup.blas) != 1:
+        raise BenchError(f"the contestants computed with {' and '.join(sorted(setup.blas))}")
+    return Report(
+        commit=measured,
+        measured_at=began.isoformat(timespec="seconds"),
+        duration_s=round(time.monotonic() - clock, 1),
+        quick=arguments.quick,
+        machine=where,
+        versions=versions(),
+        blas=setup.blas.pop(),
+        figures=tuple(figures),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure ratios; see docs/bench.", allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
+    add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
+    add("--seed", type=int, default=0, metavar="N", help="of the prompts")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

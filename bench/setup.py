@@ -1,0 +1,91 @@
+"""What every benchmark is given: the pairs, how often to run, fresh prompts, and real daemons.
+
+- A daemon is a process of its own on a free port, started by the same command as in service.
+- Prompts are random token ids that no run repeats unless it says so: nothing is found in the tree
+  that the benchmark did not put there.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.measure import BenchError
+from daemon.demo import blas
+from daemon.demo.errors import DemoError
+from daemon.demo.process import Daemon, running, serve_command
+from model.locate import locate
+from model.pair import Pair, load_pair
+from rootstock import RootstockError
+
+START_S_MAX = 120.0
+# Plain tokens of the bundled tokenizer, which the synthetic pair shares: past the control tokens.
+IDS = range(100, 2000)
+
+
+@dataclass(slots=True)
+class Setup:
+    """quick: shorter work, whose figures mean little. runs: of every figure, by benchmark.
+
+    blas: what every process that computed had loaded, noted while it ran.
+    """
+
+    target: Path
+    drafter: Path
+    quick: bool
+    seed: int
+    runs: int = 1
+    blas: set[str] = field(default_factory=set)
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    def prompt(self, tokens: int) -> list[int]:
+        return self.random.choices(IDS, k=tokens)
+
+    def load_target(self) -> Pair:
+        """The synthetic target in this process, without its drafter."""
+        self.blas.add(blas.loaded(os.getpid()))
+        return load_pair(*locate(str(self.target), "none"))
+
+    @contextmanager
+    def synthetic(self, command: Sequence[str] | None = None) -> Iterator[Daemon]:
+        """A daemon with the synthetic pair. command: of `serve`, without the model."""
+        flags = ["--model", str(self.target), "--draft", str(self.drafter)]
+        with self.daemon([*(command or serve_command()), *flags]) as daemon:
+            yield daemon
+
+    @contextmanager
+    def daemon(self, command: Sequence[str]) -> Iterator[Daemon]:
+        """Raises BenchError where it does not come up or does not end well."""
+        deadline = time.monotonic() + START_S_MAX
+        try:
+            with running(command, os.environ, deadline) as daemon:
+                yield daemon
+                self.blas.add(blas.loaded(daemon.pid))
+        except DemoError as error:
+            cause = _first(error)
+            if not isinstance(cause, BenchError | DemoError | RootstockError):
+                raise  # our own mistake, with its traceback
+            said = str(error)
+            raise BenchError(said if str(cause) in said else f"{cause}\n{said}") from error
+
+    def say(self, text: str) -> None:
+        print(f"  {text}", flush=True)
+
+
+def _first(error: BaseException) -> BaseException:
+    """Where a failure began; the other clients' errors follow from it."""
+    while True:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        elif isinstance(error, DemoError) and error.__cause__ is not None:
+            error = error.__cause__
+        else:
+            return error

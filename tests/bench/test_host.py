@@ -1,0 +1,78 @@
+"""Host time: the right steps are counted, and each second of a step goes to one part."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+import pytest
+
+from bench import stopwatch
+from bench.host import ROWS, STEPS_MIN, full_steps, mean_step
+from bench.measure import BenchError
+from bench.stopwatch import Step, Stopwatch
+from scheduler.plan import Capture, Decode, Prefill, StepPlan
+
+
+def step(rows=ROWS, prefill_tokens=0, moves=0, **seconds: float) -> Step:
+    parts = ("plan_s", "build_s", "device_s", "emit_s", "commit_s")
+    return Step(rows, 0, prefill_tokens, moves, **{p: seconds.get(p, 1.0) for p in parts})
+
+
+def test_only_full_steps_without_prefill_or_moves_count():
+    full = [step()] * STEPS_MIN
+    others = [step(rows=ROWS - 1), step(prefill_tokens=1), step(moves=1)]
+    assert full_steps([*others, *full]) == full
+    with pytest.raises(BenchError, match=f"only {STEPS_MIN - 1} steps"):
+        full_steps([*others, *full[1:]])
+
+
+def test_host_is_plan_commit_and_emit_and_the_step_is_all():
+    found = mean_step([step(plan_s=1, build_s=2, device_s=3, emit_s=4, commit_s=5), step(plan_s=3)])
+    assert found["host"] == ((1 + 4 + 5) + (3 + 1 + 1)) / 2
+    assert found["step"] == (15 + 7) / 2
+    assert found["steps"] == 2
+
+
+def test_the_stopwatch_splits_a_step_at_the_hand_overs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Every call of the loop takes its own power of two, so that no sum can hide a mix-up."""
+    now = 0.0
+
+    def takes(seconds: float, answer: object = None):
+        def call(*_: object) -> object:
+            nonlocal now
+            now += seconds
+            return answer
+
+        return call
+
+    plan = StepPlan(
+        1,
+        captures=(Capture(3, 0, 1),),
+        decodes=(Decode(0, 5, 7, 2, 1), Decode(1, 5, 7, 1, 1)),
+        prefills=(Prefill(2, 0, (1, 2, 3), False, False),),
+    )
+    monkeypatch.setattr(stopwatch, "_clock", lambda: now)
+    monkeypatch.setattr(mx, "async_eval", takes(8))
+
+    def submit(_: object) -> None:
+        takes(4)()
+        mx.async_eval()
+
+    core = SimpleNamespace(plan=takes(1, plan), commit=takes(64), has_work=True)
+    runner = SimpleNamespace(submit=submit, wait=takes(32), close=takes(0))
+    watch = Stopwatch(tmp_path / "steps.json")
+    core, runner = watch.timed(core, runner)
+    assert core.has_work
+    assert core.plan(0.0) is plan
+    takes(2)()  # between plan and submit there is nothing of ours
+    ticket = runner.submit(plan)
+    takes(16)()  # emit
+    core.commit(plan, runner.wait(ticket), 0.0)
+    runner.close()
+    (found,) = (Step(**s) for s in json.loads((tmp_path / "steps.json").read_text()))
+    assert found == Step(2, 3, 3, 1, 1.0, 4.0, 8.0 + 32.0, 16.0, 64.0)

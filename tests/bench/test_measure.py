@@ -1,0 +1,53 @@
+"""Ratios are taken within a run, spreads over runs, verdicts on the median."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.measure import Figure, Side, Spread, alternated, at_least, at_most
+
+
+def figure(ours: tuple[float, ...], peer: tuple[float, ...], target=None) -> Figure:
+    return Figure(
+        "bench/figure", "A figure", Side("ours", "s", ours), Side("peer", "s", peer), target
+    )
+
+
+def test_a_spread_has_quartiles_and_range():
+    assert Spread.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5.0, 5)
+    assert Spread.of([2.0, 1.0]) == Spread(1.5, 1.25, 1.75, 1.0, 2.0, 2)
+
+
+def test_one_run_has_no_spread():
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0, 1)
+
+
+def test_the_ratio_is_taken_within_each_run():
+    """A machine that is ten times slower in one run changes nothing."""
+    found = figure((1.0, 20.0, 3.0), (2.0, 40.0, 6.0))
+    assert found.ratios == [0.5, 0.5, 0.5]
+    skewed = figure((1.0, 8.0, 9.0), (1.0, 2.0, 10.0))
+    assert skewed.spread.median == 1.0  # of the medians it would be 4
+
+
+def test_sides_of_unlike_length_are_no_figure():
+    with pytest.raises(ValueError, match="shorter"):
+        _ = figure((1.0, 2.0), (1.0,)).ratios
+
+
+@pytest.mark.parametrize(
+    ("target", "ours", "met"),
+    [
+        (at_most(0.1), 0.1, True),
+        (at_most(0.1), 0.11, False),
+        (at_least(5), 5.0, True),
+        (at_least(5), 4.9, False),
+        (None, 1e9, None),
+    ],
+)
+def test_a_verdict_is_the_medians(target, ours, met):
+    assert figure((ours,), (1.0,), target).met is met
+
+
+def test_sides_take_turns_in_going_first():
+    assert [alternated("abc", run) for run in (0, 1, 2)] == [list("abc"), list("cba"), list("abc")]

@@ -1,0 +1,24 @@
+"""The synthetic pair is a real one: it loads as any other, and has the size that is promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from bench.synthetic import write_pair
+from model.locate import locate
+from model.pair import load_pair
+
+
+def test_it_loads_through_the_daemons_own_door(tmp_path: Path):
+    target, drafter = write_pair(tmp_path)
+    pair = load_pair(*locate(str(target), str(drafter)))
+    assert pair.assistant is not None
+    assert pair.dtype == mx.float32
+    parameters = sum(array.size for _, array in tree_flatten(pair.target.parameters()))
+    assert 45e6 < parameters < 55e6
+    assert pair.target_config.text.window == 512
+    logits = pair.target(mx.array([[200, 300]]))
+    assert mx.isfinite(logits).all().item()

@@ -1,0 +1,46 @@
+"""Conversations as if they had happened, made of plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from daemon.demo.cast import Part
+from daemon.demo.conversation import Conversation, Prompts, State
+from rootstock import Delta, Finish, FinishReason, Prefill, Usage
+
+TURN_END = 6
+
+
+def usage(prompt: int, cached: int, completion: int, rounds: int = 0, drafts: int = 0) -> Usage:
+    """Of a reply whose every draft was accepted."""
+    return Usage(prompt, cached, completion, rounds, rounds, drafts, drafts, 0.0, 0.0, 0.0)
+
+
+def told(
+    part: Part,
+    *replies: Sequence[Sequence[int]],
+    prompt: Sequence[int] = (2, 7, 6, 8),
+    cached: Sequence[int] = (0,),
+    reported: Usage | None = None,
+) -> Conversation:
+    """One turn per reply, each given as the ids of its messages. The clock advances by seconds.
+
+    The last turn is cut off if its part cancels. reported: instead of what the stream carried.
+    """
+    conversation = Conversation(part, Prompts(tuple(prompt), TURN_END, (9, 9)))
+    now, ids = 0.0, tuple(prompt)
+    for reply, hit in zip(replies, cached, strict=True):
+        conversation.ask(ids, now)
+        conversation.note(Prefill(hit, len(ids), len(ids)), now)
+        for message in reply:
+            now += 1.0
+            conversation.note(Delta("".join(map(chr, message)), tuple(message)), now)
+        flat = [id for message in reply for id in message]
+        if part.cancels_at:
+            conversation.end(State.CANCELLED, now)
+            break
+        took = reported or usage(len(ids), hit, len(flat), rounds=2, drafts=4)
+        conversation.note(Finish(FinishReason.STOP, "", took), now)
+        conversation.end(State.DONE, now)
+        ids = conversation.prompts.second(flat, stopped=True)
+    return conversation

@@ -1,0 +1,61 @@
+"""The bundled demo pair behind real sockets, and what stops a daemon from loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from daemon import assemble
+from daemon.engine import Loaded
+from daemon.errors import StartError, UsageError
+from daemon.server import Daemon
+from rootstock import AsyncClient, Message
+from tests.daemon.conftest import config_for
+
+
+def loading(**settings: Any) -> Callable[[], Loaded]:
+    config = config_for(**settings)
+    return lambda: assemble.load(config)
+
+
+@pytest.mark.anyio
+async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_company() -> None:
+    """S1, S5 through the whole daemon, and GetModel's answer."""
+    daemon = Daemon(config_for(), loading(memory="1GiB"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        model = await client.get_model()
+        assert (model.name, model.drafter != "", model.numerics) == ("rootstock-demo", True, "fast")
+        assert await client.tokenize("hello") == await client.tokenize("hello")
+        ids = await client.tokenize([Message("user", "What is a tree?")])
+        options: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 1, "seed": 7}]
+        for sampling in options:
+            plain = await client.generate(ids, max_tokens=24, draft_tokens=0, **sampling).collect()
+            drafted = await client.generate(
+                ids, max_tokens=24, draft_tokens=4, **sampling
+            ).collect()
+            assert plain.token_ids == drafted.token_ids
+            assert drafted.finish.usage.draft_tokens > 0
+            assert drafted.finish.usage.cached_tokens == len(ids) - 1
+        stats = await client.cache_stats()
+        assert stats.memory.budget_bytes == 1 << 30
+    assert await daemon.stop() == 0
+    assert not daemon.engine_alive
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"model": "/no/such/model"}, StartError, "neither a directory nor a hub id"),
+        ({"memory": "1MiB"}, StartError, "the weights need .* the budget is 1.0 MiB"),
+        ({"draft": "none", "draft_depth": 2}, UsageError, "no drafter is loaded"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(
+    settings: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        loading(**settings)()

@@ -1,0 +1,178 @@
+"""The command line: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from rich.console import Console
+
+from daemon.cli import main
+from daemon.server import Daemon
+from scheduler.limits import Limits
+from tests.daemon.conftest import config_for
+from tests.daemon.fakes import ByteTokenizer, FakeDevice, make_loader, reply_to
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A daemon in a thread of its own, as the commands block."""
+    addresses: list[str] = []
+    started, stop = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        daemon = Daemon(config_for(), make_loader(FakeDevice(), Limits()))
+        await daemon.start()
+        await daemon.wait_loaded()
+        addresses.extend(map(str, daemon.grpc_addresses))
+        started.set()
+        await anyio.to_thread.run_sync(stop.wait)
+        await daemon.stop()
+
+    thread = threading.Thread(target=anyio.run, args=(serve,))
+    thread.start()
+    started.wait()
+    yield addresses[0]
+    stop.set()
+    thread.join()
+
+
+def reply_text(prompt: list[int], count: int) -> str:
+    return bytes(i - 3 for i in reply_to(prompt, count)).decode()
+
+
+def test_generate_streams_text(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hello", "--connect", address, "--max-tokens", "9"]) == 0
+    expected = reply_text(ByteTokenizer().encode_messages([("user", "hello")]), 9)
+    assert capsys.readouterr().out == expected + "\n"
+
+
+def test_generate_reads_standard_input(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for flags in ([], ["-"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("hello"))
+        assert main(["generate", *flags, "--raw", "--connect", address, "--max-tokens", "9"]) == 0
+        expected = reply_text(ByteTokenizer().encode_text("hello"), 9)
+        assert capsys.readouterr().out == expected + "\n"
+
+
+def test_generate_json_holds_ids_and_usage(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json"]
+    assert main(["generate", "hello", *flags]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    prompt = ByteTokenizer().encode_messages([("user", "hello")])
+    assert reply["token_ids"] == reply_to(prompt, 9)
+    assert reply["finish"] == "length"
+    assert reply["usage"]["completion_tokens"] == 9
+    assert reply["usage"]["draft_tokens"] == 0
+
+
+def test_chat_keeps_the_conversation(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nmore\n/quit\nnever\n"))
+    assert main(["chat", "--connect", address, "--max-tokens", "9", "--system", "be brief"]) == 0
+    turns = [("system", "be brief"), ("user", "hello")]
+    first = reply_text(ByteTokenizer().encode_messages(turns), 9)
+    turns += [("assistant", first), ("user", "more")]
+    second = reply_text(ByteTokenizer().encode_messages(turns), 9)
+    out = capsys.readouterr().out
+    assert first in out
+    assert second in out
+    assert out.count("9 tokens") == 2
+
+
+def test_status_and_tree(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hello", "--connect", address, "--max-tokens", "3"]) == 0
+    assert main(["status", "--connect", address]) == 0
+    out = capsys.readouterr().out
+    for expected in (address, "serving", "fake-drafter", "4096 tokens", "1.0 GiB", "nodes"):
+        assert expected in out
+    assert main(["tree", "--connect", address]) == 0
+    assert "[0, " in capsys.readouterr().out
+
+
+def test_the_environment_names_the_daemon(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROOTSTOCK_ADDRESS", address)
+    assert main(["status"]) == 0
+    assert address in capsys.readouterr().out
+
+
+def test_a_refused_request_is_1_with_one_line(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", "x", "--connect", address, "--temperature", "-1"]) == 1
+    err = capsys.readouterr().err
+    assert err == "rootstock: BAD_SAMPLING: temperature must be finite and at least 0\n"
+
+
+def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--connect", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.startswith("rootstock: UNAVAILABLE: ")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nope"],
+        ["convert"],
+        ["bench"],
+        ["check"],
+        ["status", "--wrong"],
+        ["generate", "x", "--max-tokens", "-1"],
+        ["generate", "x", "--seed", str(1 << 64)],
+        ["generate", "x", "--temperature", "warm"],
+    ],
+)
+def test_bad_usage_is_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["serve", "--numerics", "strict"], "numerics: strict is not built yet"),
+        (["serve", "--listen", "0.0.0.0:1"], "TLS and tokens"),
+        (["serve", "--memory", "lots"], "not a size"),
+        (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),
+        (["status", "--connect", "nowhere"], "neither unix:PATH nor HOST:PORT"),
+    ],
+)
+def test_values_that_cannot_be_used_are_2(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rootstock: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def interrupted(console: Console, *texts: str, **_options: object) -> None:
+        shown.extend(texts)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Console, "out", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nmore\n/quit\n"))
+    assert main(["chat", "--connect", address, "--max-tokens", "9"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("cancelled") == 1
+    assert out.count("9 tokens") == 1

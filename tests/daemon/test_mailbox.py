@@ -1,0 +1,124 @@
+"""The outbox of one RPC against a plain list, and its verdicts."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.errors import engine_failed
+from daemon.mailbox import Event, Mailbox, Mailboxes
+from scheduler.errors import Exhausted, Unavailable
+from scheduler.events import Delta, Effect, Failed, Finished, Progress, Usage
+from scheduler.limits import Limits
+
+USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
+FINISHED = Finished(1, "stop", "", USAGE)
+
+
+def delta(text: str, *ids: int) -> Delta:
+    return Delta(1, text, ids)
+
+
+async def pumped(mailbox: Mailbox) -> list[Event]:
+    written: list[Event] = []
+
+    async def write(event: Event) -> None:
+        written.append(event)
+
+    await mailbox.pump(write)
+    return written
+
+
+@given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3))))
+def test_r1_what_is_written_concatenates_to_what_was_put(
+    parts: list[tuple[str, list[int]]],
+) -> None:
+    """However the deltas were coalesced: nothing lost, doubled or out of order."""
+
+    async def main() -> None:
+        mailbox = Mailbox(1, Limits())
+        mailbox.put(Progress(1, 0, 3, 3))
+        written: list[Event] = []
+
+        async def write(event: Event) -> None:
+            written.append(event)
+            await anyio.lowlevel.checkpoint()
+
+        async def feed() -> None:
+            for index, (text, ids) in enumerate(parts):
+                mailbox.put(delta(text, *ids))
+                if index % 3 == 0:
+                    await anyio.lowlevel.checkpoint()
+            mailbox.put(FINISHED)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(feed)
+            await mailbox.pump(write)
+        deltas = [event for event in written if isinstance(event, Delta)]
+        assert isinstance(written[0], Progress)
+        assert written[-1] == FINISHED
+        assert len(deltas) == len(written) - 2
+        assert "".join(d.text for d in deltas) == "".join(text for text, _ in parts)
+        assert [i for d in deltas for i in d.token_ids] == [i for _, ids in parts for i in ids]
+
+    anyio.run(main)
+
+
+@pytest.mark.anyio
+async def test_what_waits_is_one_delta() -> None:
+    mailbox = Mailbox(1, Limits())
+    for effect in (delta("a", 1), delta("b", 2, 3), FINISHED):
+        mailbox.put(effect)
+    assert await pumped(mailbox) == [delta("ab", 1, 2, 3), FINISHED]
+
+
+@pytest.mark.anyio
+async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
+    limits = Limits(mailbox_bytes_max=20)
+    full = Mailbox(1, limits)
+    for effect in (delta("ä" * 8, 1), FINISHED):
+        full.put(effect)
+    assert await pumped(full) == [delta("ä" * 8, 1), FINISHED]
+    over = Mailbox(1, limits)
+    for effect in (delta("ä" * 8, 1), delta("x"), FINISHED):
+        over.put(effect)
+    with pytest.raises(Exhausted, match="not read in time"):
+        await pumped(over)
+    assert not over.settled
+
+
+@pytest.mark.anyio
+async def test_a_failure_comes_after_what_was_committed_and_nothing_after_it() -> None:
+    mailbox = Mailbox(1, Limits())
+    effects: list[Effect] = [delta("a", 1), Failed(1, "OUT_OF_MEMORY", "no room", 2.0), delta("b")]
+    for effect in effects:
+        mailbox.put(effect)
+    written: list[Event] = []
+
+    async def write(event: Event) -> None:
+        written.append(event)
+
+    with pytest.raises(Exhausted, match="no room") as caught:
+        await mailbox.pump(write)
+    assert caught.value.retry_after_s == 2.0
+    assert written == [delta("a", 1)]
+    assert mailbox.settled
+
+
+@pytest.mark.anyio
+async def test_fail_interrupts_a_blocked_write() -> None:
+    mailboxes = Mailboxes(Limits())
+    mailbox = mailboxes.open(1)
+    mailboxes.deliver([delta("a", 1), Delta(7, "nobody's", ())])
+
+    async def write(_event: Event) -> None:
+        mailboxes.fail_all(engine_failed())
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(5), pytest.raises(Unavailable, match="engine failed"):
+        await mailbox.pump(write)
+    mailboxes.close(mailbox)
+    with anyio.fail_after(5):
+        await mailboxes.wait_empty()
