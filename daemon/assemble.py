@@ -19,7 +19,7 @@ from daemon.errors import StartError, UsageError
 from model import device
 from model.files import ModelRefused
 from model.locate import locate
-from model.pair import Pair, facts, load_pair
+from model.pair import Pair, facts, load_pair, try_out
 from model.runner import Runner
 from scheduler.core import Core
 from scheduler.plan import ModelFacts
@@ -39,6 +39,7 @@ def _load(config: Config) -> Loaded:
     limits = config.limits
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
+    try_out(pair)
     model_facts = facts(pair, limits.draft_depth_max)
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
