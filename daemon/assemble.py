@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from cache.ledger import Ledger, OutOfMemory
 from cache.tree import Tree
@@ -66,7 +66,7 @@ def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
 def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:
     defaults = pair.tokenizer.defaults
     return ModelCard(
-        name=DEMO_NAME if config.model is None else Path(config.model).name,
+        name=DEMO_NAME if config.model is None else _last_part(config.model),
         family=pair.family,
         fingerprint=bytes.fromhex(pair.fingerprint),
         facts=model_facts,
@@ -74,7 +74,12 @@ def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> 
             defaults.temperature, defaults.top_k, defaults.top_p, defaults.min_p
         ),
         tokenizer=pair.tokenizer,
-        drafter=Path(drafter).name,
+        drafter=_last_part(drafter) if drafter else "",
         quantization="" if pair.quantization == "none" else pair.quantization,
         device=device.name(),
     )
+
+
+def _last_part(value: str) -> str:
+    """The name of a directory or hub id; "." and ".." have one too."""
+    return os.path.basename(os.path.abspath(value))
