@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from cache.ledger import Ledger, OutOfMemory
 from cache.tree import Tree
@@ -19,7 +19,7 @@ from daemon.errors import StartError, UsageError
 from model import device
 from model.files import ModelRefused
 from model.locate import locate
-from model.pair import Pair, facts, load_pair
+from model.pair import Pair, facts, load_pair, try_out
 from model.runner import Runner
 from scheduler.core import Core
 from scheduler.plan import ModelFacts
@@ -39,6 +39,7 @@ def _load(config: Config) -> Loaded:
     limits = config.limits
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
+    try_out(pair)
     model_facts = facts(pair, limits.draft_depth_max)
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
@@ -67,13 +68,18 @@ def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
 
 def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:
     return ModelCard(
-        name=DEMO_NAME if config.model is None else Path(config.model).name,
+        name=DEMO_NAME if config.model is None else _last_part(config.model),
         family=pair.family,
         fingerprint=bytes.fromhex(pair.fingerprint),
         facts=model_facts,
         defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
-        drafter=Path(drafter).name,
+        drafter=_last_part(drafter) if drafter else "",
         quantization="" if pair.quantization == "none" else pair.quantization,
         device=device.name(),
     )
+
+
+def _last_part(value: str) -> str:
+    """The name of a directory or hub id; "." and ".." have one too."""
+    return os.path.basename(os.path.abspath(value))

@@ -82,6 +82,8 @@ _CLASSES: dict[str, type[Refused]] = {
 
 def refusal_of(failed: Failed) -> Refused:
     """The exception that ends an RPC whose session failed with this effect."""
+    if failed.reason == "DRAINING":
+        return draining()  # the same for who waits, runs and comes: a retry finds the next daemon
     return _CLASSES[failed.reason](
         failed.reason, failed.message, retry_after_s=failed.retry_after_s
     )

@@ -75,6 +75,18 @@ def load_pair(
     )
 
 
+def try_out(pair: Pair) -> None:
+    """One token through the target. Raises ModelRefused for what the device has no kernel for.
+
+    Which those are is MLX's affair (experts on a CPU: float32 only) and known only by running.
+    """
+    try:
+        mx.eval(pair.target(mx.array([[0]])))
+    except RuntimeError as error:
+        dtype = str(pair.dtype).removeprefix("mlx.core.")
+        raise ModelRefused(f"the model does not run in {dtype} on this device: {error}") from None
+
+
 def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
     """Raise ModelRefused with the numbers that keep a drafter from this target."""
     wrong = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,3 +60,13 @@ def test_what_cannot_be_loaded_is_said(
 ) -> None:
     with pytest.raises(error, match=says):
         loading(**settings)()
+
+
+@pytest.mark.parametrize("folder", [".", "../e2b-tiny/", "e2b-tiny"])
+def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is reached: an empty name would be GetModel's answer."""
+    bundle = Path(__file__).parents[1] / "fixtures/ckpt"
+    monkeypatch.chdir(bundle if folder == "e2b-tiny" else bundle / "e2b-tiny")
+    loaded = loading(model=folder, draft=str(bundle / "e2b-tiny-assistant"))()
+    assert (loaded.card.name, loaded.card.drafter) == ("e2b-tiny", "e2b-tiny-assistant")
+    loaded.runner.close()

@@ -129,6 +129,7 @@ async def test_d1_a_drain_finishes_what_runs_and_refuses_what_comes() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await collect(waits)
         assert reason_of(caught.value) == ("UNAVAILABLE", "DRAINING")
+        assert details_of(caught.value, error_details_pb2.RetryInfo).retry_delay.seconds == 1
         assert await stopping == 0
     assert not daemon.engine_alive
 

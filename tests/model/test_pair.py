@@ -14,7 +14,7 @@ import pytest
 from model.config import AssistantConfig, Rope
 from model.files import ModelRefused
 from model.locate import locate
-from model.pair import Pair, check_fit, facts, load_pair
+from model.pair import Pair, check_fit, facts, load_pair, try_out
 from tests.model.reference import NAMES, assistant, checkpoint, copied, edit, target_config
 
 
@@ -122,6 +122,17 @@ def test_the_drafter_works_in_the_targets_dtype() -> None:
     pair = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "bfloat16")
     assert pair.assistant is not None
     assert pair.assistant.pre_projection.weight.dtype == pair.dtype == mx.bfloat16
+
+
+def test_a_model_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
+    """MLX's kernels end there too late otherwise: with the first request, and the daemon."""
+
+    def target(_ids: mx.array) -> mx.array:
+        raise RuntimeError("[GatherMM::eval] Currently only supports float32.")
+
+    try_out(demo)
+    with pytest.raises(ModelRefused, match="does not run in float32 on this device"):
+        try_out(dataclasses.replace(demo, target=target))
 
 
 def _fingerprint(directory: Any, dtype: str = "float32") -> str:
