@@ -48,15 +48,15 @@ def parse_address(text: str) -> Address:
     """`unix:PATH` or `HOST:PORT`; raises UsageError for anything else."""
     if text.startswith("unix:"):
         return _parse_unix(text.removeprefix("unix:"))
-    return parse_tcp(text)
+    return parse_tcp(text, "neither unix:PATH nor HOST:PORT")
 
 
-def parse_tcp(text: str) -> TcpAddress:
+def parse_tcp(text: str, otherwise: str = "not HOST:PORT") -> TcpAddress:
     """A loopback `HOST:PORT`, an IPv6 host in brackets."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{text!r} is neither unix:PATH nor HOST:PORT")
+        raise UsageError(f"{text!r} is {otherwise}")
     if not _is_loopback(host):
         raise UsageError(
             f"{text!r} is not a loopback address; serving the network needs TLS and tokens, "

@@ -74,7 +74,8 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     """The field of the prompt oneof, by name."""
     if isinstance(prompt, str):
         return {"text": prompt}
-    if prompt and isinstance(prompt[0], Message | Mapping):
+    # By length: an array of ids has no truth value.
+    if len(prompt) and isinstance(prompt[0], Message | Mapping):
         messages = cast("Sequence[Message | Mapping[str, str]]", prompt)
         return {"messages": prompt_pb2.Messages(messages=map(_message, messages))}
     return {"token_ids": prompt_pb2.TokenIds(ids=cast("Sequence[int]", prompt))}

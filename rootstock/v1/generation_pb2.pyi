@@ -768,7 +768,7 @@ class GetModelResponse(_message.Message):
     name: _builtins.str
     """Name that the daemon serves it under."""
     family: _builtins.str
-    """Architecture, such as "gemma4"."""
+    """Which released model's shape it has, such as "gemma-4-E2B", or "gemma-4" for any other."""
     fingerprint: _builtins.str
     """Changes whenever stored K/V of this model would no longer fit it. Lower-case hexadecimal."""
     context_tokens_max: _builtins.int

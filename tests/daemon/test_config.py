@@ -81,7 +81,7 @@ def test_sizes(text: Any, size: int) -> None:
         ({"listen": ["127.0.0.1:5", "127.0.0.1:5"]}, "given twice"),
         ({"listen": []}, "not a list of addresses"),
         ({"metrics": "10.0.0.1:9"}, "not a loopback address"),
-        ({"metrics": "unix:/x"}, "neither unix:PATH nor HOST:PORT"),
+        ({"metrics": "unix:/x"}, "is not HOST:PORT"),
         ({"model": ""}, "not a name"),
         ({"config": "/does/not/exist"}, "No such file"),
     ],

@@ -8,6 +8,7 @@ import threading
 from contextlib import asynccontextmanager
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
@@ -192,6 +193,14 @@ async def test_messages_may_be_values_or_mappings(connect, daemon, address):
         ("system", "Be brief."),
         ("user", "<turn|>"),
     ]
+
+
+async def test_token_ids_may_be_any_sequence_or_array(connect, daemon, address):
+    async with connect(address) as client:
+        for ids in ([2, 7], (2, 7), range(2, 12, 5), np.array([2, 7]), np.array([])):
+            await done(client.generate(ids).collect())
+    sent = [list(request.token_ids.ids) for request in daemon.requests]
+    assert sent == [[2, 7]] * 4 + [[]]
 
 
 async def test_unknown_option_is_a_type_error(connect, address):
