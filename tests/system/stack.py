@@ -36,6 +36,18 @@ GIB = 1 << 30
 GREEDY = Sampling()
 
 
+def budget_bytes(
+    pair: Pair, limits: Limits, slots: int, tokens_max: int, snapshot_tokens: int = 0
+) -> int:
+    """Room for `slots` sessions of up to `tokens_max` tokens at once, and for so many stored ones."""
+    model = facts(pair, limits.draft_depth_max)
+    rows = 1 + (limits.draft_depth_max if model.has_drafter else 0)
+    slot = model.live_bytes(tokens_max) + model.round_bytes(rows, tokens_max)
+    stored = snapshot_tokens * (model.full_bytes_per_token + model.sliding_bytes_per_token)
+    prefill = model.prefill_bytes(limits.prefill_tokens_max, tokens_max)
+    return model.weights_bytes + slots * slot + prefill + stored
+
+
 @dataclass
 class Stream:
     """What one client has received."""

@@ -13,11 +13,9 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
-from model.pair import facts
 from scheduler.limits import Limits
-from scheduler.plan import ModelFacts
 from tests.system.pairs import ALL, oracle, pair
-from tests.system.stack import Stack
+from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
@@ -32,11 +30,6 @@ def exact_buffers() -> Iterator[None]:
     mx.set_cache_limit(limit)
 
 
-def live_and_workspace(model: ModelFacts, slots: int) -> int:
-    rows = slots * (LIMITS.draft_depth_max + 1) + LIMITS.prefill_tokens_max
-    return slots * model.live_bytes(1) + rows * model.workspace_bytes_per_token
-
-
 def active_bytes() -> int:
     gc.collect()
     return mx.get_active_memory()
@@ -44,11 +37,9 @@ def active_bytes() -> int:
 
 @pytest.mark.parametrize("name", ALL)
 def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(name: str) -> None:
-    model = facts(pair(name), LIMITS.draft_depth_max)
-    per_token = model.full_bytes_per_token + model.sliding_bytes_per_token
-    room = live_and_workspace(model, 3) + SNAPSHOT_TOKENS * per_token
+    budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
     before = active_bytes()
-    stack, traffic = Stack(pair(name), LIMITS, model.weights_bytes + room), Traffic(name, 3)
+    stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
     slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
     asked = 0
     while asked < 50 or stack.core.has_work:
@@ -72,11 +63,10 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(n
 def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
     name: str,
 ) -> None:
-    model = facts(pair(name), LIMITS.draft_depth_max)
-    stack = Stack(pair(name), LIMITS, model.weights_bytes + live_and_workspace(model, 1))
-    capacity = model.full_tokens_granularity
-    refused = stack.submit([5] * 100, capacity - 99)
-    served = [stack.submit([6 + i] * (capacity - 20), 20) for i in range(3)]
+    """A budget for one session of 256 tokens, which is also where live K/V would double."""
+    stack = Stack(pair(name), LIMITS, budget_bytes(pair(name), LIMITS, 1, 256))
+    refused = stack.submit([5] * 100, 157)
+    served = [stack.submit([6 + i] * 236, 20) for i in range(3)]
     stack.run()
     assert getattr(refused.end, "reason", "") == "OUT_OF_MEMORY"
     assert all(stream.finished.reason == "length" for stream in served)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from model.pair import facts
 from scheduler.limits import Limits
 from tests.cache.poison import poison
 from tests.system.pairs import ALL, oracle, pair
-from tests.system.stack import GIB, Stack
+from tests.system.stack import GIB, Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 
@@ -27,10 +26,8 @@ def build(traffic: Traffic, name: str) -> Stack:
         tree_nodes_max=random.choice((8, 1000)),
     )
     loaded = pair(name, drafter=random.random() < 0.9)
-    model = facts(loaded, limits.draft_depth_max)
-    rows = 3 * (1 + limits.draft_depth_max) + limits.prefill_tokens_max
-    tight = model.weights_bytes + 3 * model.live_bytes(1) + rows * model.workspace_bytes_per_token
-    tight += random.choice((20, 120)) * (model.full_bytes_per_token + model.sliding_bytes_per_token)
+    stored = random.choice((20, 120))
+    tight = budget_bytes(loaded, limits, slots=3, tokens_max=114, snapshot_tokens=stored)
     spoils = random.random() < 0.3
 
     def before_step(stack: Stack) -> None:
@@ -44,7 +41,7 @@ def swarm(name: str, seed: int, steps: int) -> Stack:
     """Every step is checked by the stack; the end by close()."""
     traffic = Traffic(name, seed)
     random, stack = traffic.random, build(traffic, name)
-    rate = random.choice((0.2, 0.5, 0.7))
+    rate = random.choice((0.4, 0.7, 0.9))
     for _ in range(steps):
         while random.random() < rate / 2:
             late = stack.now + random.uniform(0.0, 0.6) if random.random() < 0.15 else None
