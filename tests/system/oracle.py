@@ -82,7 +82,7 @@ class Oracle:
 def end_of(
     request: Request, reply: Sequence[int], token_bytes: Sequence[bytes], eos: frozenset[int]
 ) -> End | None:
-    """Where `reply` ends the request with its last token: how. None: it goes on, or ended before."""
+    """How `reply` ends the request with its last token. None: it goes on, or ended before."""
     raw = b""
     for index, token in enumerate(reply):
         ended = None

@@ -39,7 +39,7 @@ GREEDY = Sampling()
 def budget_bytes(
     pair: Pair, limits: Limits, slots: int, tokens_max: int, snapshot_tokens: int = 0
 ) -> int:
-    """Room for `slots` sessions of up to `tokens_max` tokens at once, and for so many stored ones."""
+    """Room for `slots` live sessions of up to `tokens_max` tokens, and for as many stored."""
     model = facts(pair, limits.draft_depth_max)
     rows = 1 + (limits.draft_depth_max if model.has_drafter else 0)
     slot = model.live_bytes(tokens_max) + model.round_bytes(rows, tokens_max)

@@ -1,4 +1,4 @@
-"""R2: cancelled or timed out at any moment, a request is gone by the next step and leaves its prefix.
+"""R2: whenever a request is cancelled or late, it is gone by the next step and leaves its prefix.
 
 Nobody else notices: every other stream is judged whole, and every byte is back at the end.
 """
