@@ -86,8 +86,8 @@ def plot(report: Report, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    # A fixed salt and no date: the same figures give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "rootstock"
+    # A fixed salt and no date: the same figures give the same file. Text stays text.
+    matplotlib.rcParams.update({"svg.hashsalt": "rootstock", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     count = len(report.figures)

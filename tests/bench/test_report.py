@@ -75,10 +75,10 @@ def test_the_picture_shows_every_figure_and_is_the_same_twice(tmp_path: Path):
     picture = (tmp_path / "a/results.svg").read_bytes()
     assert picture == (tmp_path / "b/results.svg").read_bytes()
     for figure in FIGURES:
-        assert f"<!-- {figure.title}: ".encode() in picture
+        assert f">{figure.title}: ".encode() in picture
     fewer = report(FIGURES[:1])
     write(dataclasses.replace(fewer, quick=True), tmp_path / "c")
-    assert (tmp_path / "c/results.svg").read_bytes().count(b"<!-- Hit: ") == 1
+    assert (tmp_path / "c/results.svg").read_bytes().count(b">Hit: ") == 1
 
 
 def test_the_table_says_met_missed_or_nothing():
