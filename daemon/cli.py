@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except UsageError as error:
         return _fail(error, 2)
+    except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8
+        return _fail(UsageError("the text is not UTF-8"), 2)
     except (RootstockError, StartError) as error:
         return _fail(error, 1)
     except (KeyboardInterrupt, BrokenPipeError):

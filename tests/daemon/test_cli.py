@@ -115,6 +115,17 @@ def test_a_refused_request_is_1_with_one_line(
     assert err == "rootstock: BAD_SAMPLING: temperature must be finite and at least 0\n"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_text_that_is_not_utf8_is_2_with_one_line(
+    errors: str, address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arguments always, standard input in some locales, bring such bytes in as surrogates."""
+    for argv in (["generate", "a\udcff"], ["generate"], ["chat"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8", errors))
+        assert main([*argv, "--connect", address]) == 2
+        assert capsys.readouterr().err == "rootstock: the text is not UTF-8\n"
+
+
 def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--connect", "127.0.0.1:1"]) == 1
     assert capsys.readouterr().err.startswith("rootstock: UNAVAILABLE: ")
