@@ -37,7 +37,7 @@ def oracle(name: str) -> Oracle:
 
 @cache
 def prompts(name: str) -> tuple[tuple[int, ...], ...]:
-    """Six prompts: the reference's, or questions to the demo pair; [3] is longer than the window."""
+    """Six prompts: the reference's, or questions to the demo pair. [3] is beyond the window."""
     if name != DEMO:
         return tuple(tuple(golden(name)[f"p{i}_ids"].tolist()) for i in PROMPTS)
     systems = ("", "", "", SYSTEM[:900], SYSTEM[:300], "")
