@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -31,13 +32,6 @@ class Verdict:
 
     faults: tuple[int, ...] = ()
     near_ties: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class End:
-    text: str
-    reason: str
-    stop_sequence: str
 
 
 class Oracle:
@@ -79,6 +73,32 @@ class Oracle:
         return due
 
 
+@dataclass(frozen=True)
+class End:
+    text: str
+    reason: str
+    stop_sequence: str
+
+
+class Usage(Protocol):
+    """The counts that scheduler.events and rootstock both call so."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    @property
+    def decode_steps(self) -> int: ...
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def draft_tokens(self) -> int: ...
+    @property
+    def accepted_tokens(self) -> int: ...
+
+
 def end_of(
     request: Request, reply: Sequence[int], token_bytes: Sequence[bytes], eos: frozenset[int]
 ) -> End | None:
@@ -97,3 +117,16 @@ def end_of(
         if ended:
             return ended if index + 1 == len(reply) else None
     return None
+
+
+def check_usage(request: Request, usage: Usage, tokens: int, cached: int, reason: str) -> None:
+    """api.md's arithmetic: a stop may cut the bonus, a length never does."""
+    assert (usage.prompt_tokens, usage.completion_tokens) == (len(request.prompt), tokens)
+    assert usage.cached_tokens == cached < usage.prompt_tokens
+    cut = 1 + usage.decode_steps + usage.accepted_tokens - tokens
+    assert cut in ((0,) if reason == "length" else (0, 1)), usage
+    assert 0 <= usage.accepted_tokens <= usage.draft_tokens, f"S3: {usage}"
+    assert usage.rounds <= min(usage.decode_steps, usage.draft_tokens)
+    if request.depth is not None:
+        assert usage.draft_tokens <= request.depth * usage.rounds
+        assert usage.rounds > 0 or not request.depth or tokens < 3, "a pinned depth is kept"

@@ -30,7 +30,7 @@ from scheduler.events import (
 )
 from scheduler.limits import Limits
 from scheduler.plan import Sampling, StepPlan
-from tests.system.oracle import Oracle, Verdict, end_of
+from tests.system.oracle import Oracle, Verdict, check_usage, end_of
 
 GIB = 1 << 30
 GREEDY = Sampling()
@@ -199,15 +199,7 @@ class Stack:
             expected.reason,
             expected.stop_sequence,
         )
-        usage = end.usage
-        assert usage.prompt_tokens == len(request.prompt)
-        assert usage.cached_tokens == stream.cached < usage.prompt_tokens
-        assert usage.completion_tokens == len(tokens)
-        cut = 1 + usage.decode_steps + usage.accepted_tokens - usage.completion_tokens
-        assert cut in ((0,) if end.reason == "length" else (0, 1)), usage
-        assert usage.accepted_tokens <= usage.draft_tokens, "S3"
-        if request.depth == 0:
-            assert usage.draft_tokens == 0
+        check_usage(request, end.usage, len(tokens), stream.cached, end.reason)
 
     def _deliver(self) -> None:
         for effect in self.core.take_effects():
