@@ -41,7 +41,7 @@ class Limits:
 
     # One step.
     prefill_tokens_max: int = 512
-    prefill_slices_max: int = 4
+    prefill_slices_max: int = 8
 
     # Tree and engine.
     tree_nodes_max: int = 20_000
