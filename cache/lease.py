@@ -19,6 +19,7 @@ class Lease:
     node: Node
     end: int
     live: bool = True
+    hit_end: int = 0  # where the lease ended when a prompt was served from it
 
     def __repr__(self) -> str:
         return f"{'live' if self.live else 'released'} lease of [0, {self.end}) in {self.node}"

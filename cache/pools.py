@@ -101,8 +101,10 @@ class Pools:
         """A lazy copy of positions [start, end), [kv_heads, n, D]: a gather, so never a view."""
         place = self.placement.places[slot]
         at = mx.array(run(start, end) % place.capacity)
-        keys, values = self.by_capacity[place.capacity]
-        return keys[place.row][:, at], values[place.row][:, at]
+        row = slice(place.row, place.row + 1)
+        keys, values = (pool[row] for pool in self.by_capacity[place.capacity])
+        # A take from the view: indexing it by an integer first would copy the whole row.
+        return mx.take(keys, at, axis=2)[0], mx.take(values, at, axis=2)[0]
 
     def write(self, slot: int, start: int, keys: mx.array, values: mx.array) -> None:
         """Write [kv_heads, n, D] at positions [start, start + n), n <= capacity."""

@@ -211,10 +211,11 @@ def split(node: Node, at: int, totals: Totals) -> Node:
     parent.children[upper.edge[0]] = upper
     node.parent, node.edge, node.start = upper, node.edge[length:], at
     upper.children[node.edge[0]] = node
-    upper.leases = node.leases
+    upper.leases, upper.hits = node.leases, node.hits
     for lease in [lease for lease in node.landed if lease.end <= at]:
         node.landed.remove(lease)
         node.leases -= 1
+        node.hits -= lease.hit_end == lease.end
         upper.landed.add(lease)
         lease.node = upper
     totals.nodes += 1
@@ -243,7 +244,7 @@ def merge(parent: Node, child: Node, totals: Totals) -> Node:
     child.parent, child.start, child.edge = parent.above, parent.start, parent.edge + child.edge
     child.above.children[child.edge[0]] = child
     child.age = max(parent.age, child.age)
-    child.hits += parent.hits
+    child.hits = max(parent.hits, child.hits)
     totals.nodes -= 1
     totals.merges += 1
     grown = totals.move(was, weigh(child))

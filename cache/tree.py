@@ -113,9 +113,14 @@ class Tree:
         node, matched = descend(top, tokens, 0, end)
         assert matched == end, f"cannot lease [0, {end}): only [0, {matched}) is here"
         node.age = now
-        node.hits += 1
         node.marked = node.marked or end == node.end
         return grant(node, end, self._totals)
+
+    def hit(self, lease: Lease) -> None:
+        """Count a prompt that is served from what the lease covers, in every node on its way."""
+        lease.hit_end = lease.end
+        for node in trail(lease.node):
+            node.hits += 1
 
     def path(self, lease: Lease) -> tuple[Payload, ...]:
         """The payloads that cover [0, lease.end), root to leaf; the last may reach past it.

@@ -97,6 +97,9 @@ class Memory:
                 if left < lease.end:
                     self._shorten(session, lease, left, step)
         self._due.clear()
+        for session in sessions:
+            if session.lease is not None and session.lease.end:
+                self._tree.hit(session.lease)
         return [self._tree.path(s.lease) if s.lease is not None else () for s in sessions]
 
     def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:

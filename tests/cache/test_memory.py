@@ -196,3 +196,13 @@ def test_m3_what_a_prefill_keeps_aside_goes_with_its_first_decoded_token() -> No
     world.step({0: Feed((1,), kept=1)})
     entries = sum(2 * s.kv_heads * s.head_dim * 4 for s in world.shapes if s.sliding)
     assert aside - world.caches.nbytes == (world.window - 1) * entries
+
+
+def test_a_short_capture_of_a_long_row_copies_what_it_takes() -> None:
+    """M2: at a reply's end a few tokens leave a slot that may hold a whole context."""
+    caches = big()
+    payloads: list[EdgePayload | None] = []
+    peak = peak_bytes(lambda: payloads.append(caches.capture(3, HELD - 4, HELD)))
+    assert payloads[0] is not None
+    assert payloads[0].full_bytes == 2 * 4 * DIM * 4
+    assert peak < POOL_BYTES // SLOTS // 4, peak

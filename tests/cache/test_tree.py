@@ -171,7 +171,7 @@ def test_a_lease_of_nothing_holds_the_root_until_it_ends() -> None:
     lease = garden.lease("abc", 0)
     assert garden.tree.path(lease) == ()
     (root,) = garden.tree.describe(tokens=True)
-    assert (root.parent, root.start, root.end, root.leases, root.hits) == (None, 0, 0, 1, 1)
+    assert (root.parent, root.start, root.end, root.leases, root.hits) == (None, 0, 0, 1, 0)
     assert (root.tokens, root.full_bytes, root.sliding_bytes) == ((), 0, 0)
     garden.tree.drop()
     assert len(list(garden.tree.describe())) == 1
@@ -204,13 +204,18 @@ def test_t10_only_the_landing_node_refreshes_its_age() -> None:
     assert garden.ages() == {"-": 1, "c": 4, "f": 7, "z": 6, "h": 9}
 
 
-def test_a_hit_is_a_lease_that_lands_here() -> None:
+def test_a_hit_is_a_prompt_served_through_a_node() -> None:
+    """A split leaves it to the part that served; a lease by itself is none."""
     garden = Garden()
-    garden.say("abc")
     garden.say("abcdef")
-    garden.say("abcxyz")
-    hits = {view.end: view.hits for view in garden.tree.describe() if view.leases == 0}
-    assert hits == {0: 1, 3: 2, 6: 0}
+    garden.say("abcdef")
+    for prompt, end in (("abcdef", 6), ("abcdxy", 4)):
+        lease = garden.lease(prompt, end)
+        garden.tree.hit(lease)
+        garden.extend(lease, prompt + "z")
+        garden.tree.release(lease, garden.step())
+    hits = {view.end: view.hits for view in garden.tree.describe() if view.parent is not None}
+    assert hits == {4: 2, 6: 1, 7: 0}
 
 
 def test_t10_the_clock_never_goes_back() -> None:

@@ -36,6 +36,7 @@ def test_a_merged_node_has_the_newer_age_and_all_hits() -> None:
     garden.extend(lease, "abc")
     garden.extend(lease, "abcdef")
     other = garden.lease("abcdef", 2)
+    garden.tree.hit(other)
     garden.tree.release(other, garden.step())
     garden.tree.release(lease, garden.step())
     assert garden.ages() == {"-": 1, "f": garden.now}
