@@ -14,12 +14,13 @@ import mlx.core as mx
 import pytest
 
 from scheduler.limits import Limits
-from tests.system.pairs import ALL, oracle, pair
+from tests.model.reference import NAMES
+from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
-SNAPSHOT_TOKENS = 200
+SNAPSHOT_TOKENS, REQUESTS = 200, 36
 SCALARS_BYTES = 1024  # MLX keeps a few of its own
 
 
@@ -35,15 +36,15 @@ def active_bytes() -> int:
     return mx.get_active_memory()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(name: str) -> None:
     budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
     before = active_bytes()
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
     slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
     asked = 0
-    while asked < 50 or stack.core.has_work:
-        if asked < 50 and traffic.random.random() < 0.4:
+    while asked < REQUESTS or stack.core.has_work:
+        if asked < REQUESTS and traffic.random.random() < 0.4:
             traffic.submit(stack)
             asked += 1
         stack.step()
@@ -53,13 +54,13 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(n
     kept = stack.ledger.held("snapshots")
     assert kept <= active_bytes() - before <= kept + slack, "M1: the ledger and the device"
     assert sum(stack.tree.evictions.values()) > 20, "it was not too small for everything"
-    assert len(stack.check(oracle(name))) > 30
+    assert len(stack.check(oracle(name))) > 20
     assert all(stream.finished for stream in stack.streams)
     stack.close()
     assert active_bytes() - before <= SCALARS_BYTES, "M3"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
     name: str,
 ) -> None:

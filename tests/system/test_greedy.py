@@ -1,4 +1,4 @@
-"""S1: greedy text is the references' and mlx-lm's own, at any depth, in company, after any hit.
+"""S1: greedy text at any depth, in any company, after any hit is the references' and mlx-lm's own.
 
 Exact on the committed pairs and on the bundled one; the near-tie rule is in test_other_checkpoint.
 """

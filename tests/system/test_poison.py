@@ -1,7 +1,7 @@
 """C5: whatever lies where nobody may look, nobody's text changes.
 
-Between all steps of a running mixed load pool rows that nobody owns are NaN, and in the owners'
-rows what is invisible has K = NaN and V = 1e30.
+Between all steps of a running mixed load pool rows that nobody owns are NaN; in owners' rows what
+is invisible has K = NaN and V = 1e30.
 """
 
 from __future__ import annotations

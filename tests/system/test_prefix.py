@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from scheduler.limits import Limits
-from tests.system.pairs import ALL, oracle, pair
+from tests.model.reference import NAMES
+from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, Stream
 
 LIMITS = Limits(slots_max=8, prefill_tokens_max=32, prefill_slices_max=2)
@@ -19,7 +20,7 @@ def pair_of_cold(stack: Stack) -> tuple[Stream, Stream]:
     return first, second
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_second_of_two_cold_requests_computes_only_what_is_its_own(name: str) -> None:
     stack = Stack(pair(name), LIMITS)
     first, second = pair_of_cold(stack)
@@ -29,7 +30,7 @@ def test_the_second_of_two_cold_requests_computes_only_what_is_its_own(name: str
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_second_takes_over_where_the_first_was_cancelled(name: str) -> None:
     stack = Stack(pair(name), LIMITS)
     first, second = pair_of_cold(stack)
@@ -45,7 +46,7 @@ def test_the_second_takes_over_where_the_first_was_cancelled(name: str) -> None:
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_prefix_is_matchable_while_its_first_user_decodes(name: str) -> None:
     stack = Stack(pair(name), LIMITS)
     first = stack.submit((*SHARED, 11), 30)

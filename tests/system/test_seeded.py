@@ -1,4 +1,4 @@
-"""S5: a seed gives the same tokens at any depth, without a drafter, in company, after a hit.
+"""S5: a seed gives the same tokens at any depth, with or without drafter, in company, after a hit.
 
 The oracle knows neither drafts nor company: it adds each index's noise to a plain forward's law.
 """
@@ -30,7 +30,7 @@ def sampler(random: Random) -> Sampling:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
-    """The same requests: cold at depth 0 in a crowd, hitting at depths 1 to 8 in another, alone."""
+    """The same requests cold at depth 0 in one crowd, with drafts and hits in another, and alone."""
     random = Random(f"seeded {name}")
     asked = [(prompt, sampler(random)) for prompt in prompts(name) for _ in range(3)]
     replies = []

@@ -54,7 +54,7 @@ def swarm(name: str, seed: int, steps: int) -> Stack:
     return stack
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", ALL)
 def test_any_traffic_gives_everybody_their_own_text(name: str, seed: int) -> None:
     stack = swarm(name, seed, 80)
