@@ -30,7 +30,7 @@ def sampler(random: Random) -> Sampling:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
-    """The same requests cold at depth 0 in one crowd, with drafts and hits in another, and alone."""
+    """The same requests cold at depth 0 in one crowd, with drafts and hits in another, alone."""
     random = Random(f"seeded {name}")
     asked = [(prompt, sampler(random)) for prompt in prompts(name) for _ in range(3)]
     replies = []
