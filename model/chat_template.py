@@ -19,7 +19,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from model.files import ModelDirectory, ModelRefused
+from model.files import ModelDirectory, ModelRefused, shown
 
 # A closed set: the role is template text, so a free one could end a turn.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model"})
@@ -50,6 +50,9 @@ class ChatTemplate:
             self._template = environment.from_string(tree)
         except TemplateError as error:
             raise ModelRefused(f"{where}: is not a template: {error}") from None
+        except Exception:
+            # Nested deeper, or with more blocks, than Python compiles.
+            raise ModelRefused(f"{where}: is not a template that can be compiled") from None
         self._names = dict(special_tokens)
         self.source = source
 
@@ -95,12 +98,14 @@ def load_chat_template(
     name = "chat_template.jinja"
     if directory.has(name):
         return ChatTemplate(directory.text(name), names, str(directory.path / name))
+    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
     source = tokenizer_config.get("chat_template")
     if isinstance(source, list):
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
-    return ChatTemplate(source, names, where) if isinstance(source, str) else None
+        ours = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
+        source = ours[-1].get("template") if ours else None
+    if source is not None and not isinstance(source, str):
+        raise ModelRefused(f"{where} is {shown(source)}, expected a template or a list of them")
+    return None if source is None else ChatTemplate(source, names, where)
 
 
 def _end_settled_scans(tree: nodes.Template) -> None:
