@@ -272,10 +272,8 @@ def _check_heads(text: TextConfig, keys: _Keys) -> None:
         if text.heads % kv_heads:
             raise keys.refuse("num_attention_heads", f"is no multiple of {kv_heads} K/V heads")
         if text.heads * head_dim > _SIZE_MAX:
-            width = f"{text.heads} * {head_dim}"
-            raise keys.refuse(
-                "num_attention_heads", f"times head size is {width}: over {_SIZE_MAX}"
-            )
+            width = f"{text.heads} * {head_dim}, more than {_SIZE_MAX}"
+            raise keys.refuse("num_attention_heads", f"times the head size is {width}")
         if head_dim % 2 or int(head_dim * text.ropes[kind].share) % 2:
             raise keys.refuse("head_dim", f"of {kind} layers is {head_dim}: cannot be rotated")
 
@@ -284,25 +282,25 @@ def _eos(top: _Keys, keys: _Keys) -> tuple[int, ...]:
     for place in (top, keys):
         value = place.document.get("eos_token_id")
         if value is not None:
-            return listed(value)
+            return token_ids(value, f"{place.file}: {place.prefix}eos_token_id")
     return ()
 
 
-def listed(value: Any) -> tuple[int, ...]:
-    """One checked id or a list of them, as the eos keys of both config files are written."""
-    return tuple(value) if isinstance(value, list) else (value,)
+def token_ids(value: Any, where: str) -> tuple[int, ...]:
+    """One id or a list of them, as the eos keys of both config files are written."""
+    listed = value if isinstance(value, list) else [value]
+    if not listed or any(type(v) is not int or v < 0 for v in listed):
+        raise ModelRefused(f"{where} is {shown(value)}, not a token id or a list of them")
+    return tuple(listed)
 
 
 def check_special_ids(document: Mapping[str, Any], where: str, vocabulary: int) -> None:
-    """Raise ModelRefused, naming `where` and the key, unless all ids are in [0, vocabulary)."""
+    """Raise ModelRefused, naming the key after `where`, unless its ids are in [0, vocabulary)."""
     for key in _SPECIAL_IDS:
         value = document.get(key)
-        if value is None:
-            continue
-        ids = listed(value) if key == "eos_token_id" else (value,)
-        if not ids or any(type(i) is not int or not 0 <= i < vocabulary for i in ids):
+        if value is not None and max(token_ids(value, where + key)) >= vocabulary:
             raise ModelRefused(
-                f"{where}{key} is {shown(value)}, expected token ids in 0..{vocabulary - 1}"
+                f"{where}{key} is {shown(value)}, the logits reach only {vocabulary - 1}"
             )
 
 

@@ -51,7 +51,7 @@ class ModelDirectory:
 
     def file(self, name: str) -> Path:
         """The resolved path of a regular file of this directory. Raises ModelRefused."""
-        if not _PLAIN_NAME.fullmatch(name):
+        if not is_plain_name(name):
             raise ModelRefused(f"{self.path}: {shown(name)} is not a plain file name")
         try:
             real = (self.path / name).resolve(strict=True)
@@ -95,6 +95,10 @@ class ModelDirectory:
 
     def json(self, name: str, bytes_max: int = JSON_BYTES_MAX) -> dict[str, Any]:
         return parse_object(self.text(name, bytes_max), str(self.path / name))
+
+
+def is_plain_name(name: object) -> bool:
+    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:

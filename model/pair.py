@@ -56,7 +56,7 @@ def load_pair(
     draft_config = fitted_draft = None
     if draft_dir is not None:
         draft_config = read_assistant_config(draft_dir)
-        check_fit(config, draft_config, f"{draft_dir.path}: ")
+        check_fit(config, draft_config, f"{draft_dir.path / 'config.json'}: ")
         fitted_draft = fit_assistant(weight_files(draft_dir), draft_config)
     fitted = fit_target(files, config)
     tokenizer = load_tokenizer(model_dir, config.text.vocabulary, config.eos_token_ids)

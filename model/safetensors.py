@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.files import ModelDirectory, ModelRefused, parse_object, shown
+from model.files import ModelDirectory, ModelRefused, is_plain_name, parse_object, shown
 
 HEADER_BYTES_MAX = 16 << 20
 TENSORS_MAX = 100_000
@@ -61,9 +61,9 @@ def weight_files(directory: ModelDirectory) -> tuple[WeightFile, ...]:
     if not isinstance(placed, dict) or not placed:
         raise ModelRefused(f"{where}: weight_map is {shown(placed)}, expected tensors and files")
     for name, file in placed.items():
-        if not isinstance(file, str):
+        if not is_plain_name(file):
             raise ModelRefused(
-                f"{where}: weight_map puts {shown(name)} in {shown(file)}, expected a file name"
+                f"{where}: puts {shown(name)} in {shown(file)}, which is not a plain file name"
             )
     files = tuple(read_header(directory, name) for name in sorted(set(placed.values())))
     _check_placement(str(where), placed, files)
@@ -107,7 +107,7 @@ def read_header(directory: ModelDirectory, name: str) -> WeightFile:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
         raise ModelRefused(f"{where}: the header is not UTF-8") from None
-    document = parse_object(text, f"{where}: the header")
+    document = parse_object(text, f"{where} (header)")
     metadata = document.pop("__metadata__", None) or {}  # mlx writes null where it has none
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelRefused(f"{where}: __metadata__ is {shown(metadata)}, not an object of strings")

@@ -23,7 +23,7 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers.models import BPE
 
 from model.chat_template import ChatTemplate, PromptRefused, load_chat_template
-from model.config_file import check_special_ids, listed
+from model.config_file import check_special_ids, token_ids
 from model.files import ModelDirectory, ModelRefused, parse_object, shown
 from model.token_bytes import byte_table
 from scheduler.plan import SamplingDefaults
@@ -195,13 +195,16 @@ def _encoder(document: dict[str, Any], where: str) -> Encoder:
     if not isinstance(model, dict) or model.get("type") != "BPE":
         found = model.get("type") if isinstance(model, dict) else model
         raise ModelRefused(f"{where}: model type is {shown(found)}, supported is 'BPE'")
-    if model.get("dropout"):
-        raise ModelRefused(f"{where}: model.dropout is {shown(model['dropout'])}, expected none")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ModelRefused(f"{where}: model.{key} is {shown(model[key])}, expected none")
     # What frames a prompt is ours to add, and these can break at the first text they are used on.
     unused = dict.fromkeys(("post_processor", "truncation", "padding"))
     try:
         encoder = Encoder.from_str(json.dumps(document | unused))
         encoder.encode("a \U0010ffff")  # an unknown token that is missing shows only now
+    except (KeyboardInterrupt, SystemExit):
+        raise
     except BaseException as error:
         # The library raises bare Exceptions, and where it panics not even those.
         raise ModelRefused(f"{where}: cannot be used: {str(error)[:200]}") from None
@@ -272,12 +275,13 @@ def _eos_ids(
     fallback: tuple[int, ...],
     vocabulary: int,
 ) -> frozenset[int]:
-    where = f"{directory.path / 'generation_config.json'}: "
-    check_special_ids(generation, where, vocabulary)
+    place = f"{directory.path / 'generation_config.json'}: "
+    check_special_ids(generation, place, vocabulary)
+    where = f"{place}eos_token_id"
     value = generation.get("eos_token_id")
-    ids = fallback if value is None else listed(value)
+    ids = fallback if value is None else token_ids(value, where)
     if not ids:
-        raise ModelRefused(f"{where}eos_token_id is missing, and config.json has none")
+        raise ModelRefused(f"{where} is missing, and config.json has none")
     return frozenset(ids)
 
 

@@ -191,8 +191,8 @@ def _read_finite(array: mx.array, code: str | None, origin: TensorEntry) -> None
     except RuntimeError:
         raise _refused(origin, "cannot be read into memory") from None
     if bad.item():
-        kind = code or str(array.dtype).removeprefix("mlx.core.")
-        raise _refused(origin, f"expected finite {kind} values, found NaN or infinity")
+        kind = code or _spelled(array.dtype)
+        raise _refused(origin, f"holds NaN or infinity, expected finite {kind} values")
 
 
 def _not_finite(array: mx.array, code: str | None) -> mx.array:
@@ -258,10 +258,15 @@ def _check(
         if found.dtype != wanted.dtype and not (_is_float(found) and _is_float(wanted)):
             raise _refused(
                 origins[name],
-                f"does not fit: expected {name} like {wanted.dtype}, found {found.dtype}",
+                f"does not fit the config: expected {name} as {_spelled(wanted.dtype)}, "
+                f"found {_spelled(found.dtype)}",
             )
     for name in sorted(weights.keys() - expected.keys()):
         raise _refused(origins[name], "is not called for: expected none, found it")
+
+
+def _spelled(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _is_float(array: mx.array) -> bool:
