@@ -62,6 +62,23 @@ def test_what_cannot_be_loaded_is_said(
         loading(**settings)()
 
 
+@pytest.mark.anyio
+async def test_the_smallest_budget_that_starts_serves_a_request() -> None:
+    """One byte less would answer OUT_OF_MEMORY to everything, and is told so at the start."""
+    with pytest.raises(StartError, match=r"smallest request .* at least ([0-9]+) bytes$") as small:
+        loading(memory="1MiB")()
+    least = int(str(small.value).split()[-2])
+    with pytest.raises(StartError, match=f"at least {least} bytes"):
+        loading(memory=f"{least - 1}")()
+    daemon = Daemon(config_for(), loading(memory=f"{least}"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        reply = await client.generate([5], max_tokens=1).collect()
+        assert len(reply.token_ids) == 1
+    assert await daemon.stop() == 0
+
+
 @pytest.mark.parametrize("folder", [".", "../e2b-tiny/", "e2b-tiny"])
 def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is reached: an empty name would be GetModel's answer."""
