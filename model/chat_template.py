@@ -16,10 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, nodes
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model.files import ModelDirectory, ModelRefused, shown
+from model.sandbox import OutOfBounds, Sandbox
 
 # A closed set: the role is template text, so a free one could end a turn.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model"})
@@ -27,7 +26,6 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "model"})
 # Private-use characters survive trim, upper and lower. No template may contain them.
 _OPEN, _CLOSE = "\U000f0000", "\U000f0001"
 _SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
-_RENDERED_CHARS_MAX = 16 << 20
 
 
 class PromptRefused(ValueError):
@@ -40,14 +38,12 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str], where: str) -> None:
         if _OPEN in source or _CLOSE in source:
             raise ModelRefused(f"{where}: contains characters that mark contents here")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.globals["raise_exception"] = _refuse
+        self._sandbox = Sandbox()
+        self._sandbox.globals["raise_exception"] = _refuse
         try:
-            tree = environment.parse(source)
+            tree = self._sandbox.parse(source)
             _end_settled_scans(tree)
-            self._template = environment.from_string(tree)
+            self._template = self._sandbox.compiled(tree)
         except TemplateError as error:
             raise ModelRefused(f"{where}: is not a template: {error}") from None
         except Exception:
@@ -74,21 +70,25 @@ class ChatTemplate:
 
     def _render(self, messages: list[dict[str, Any]]) -> str:
         try:
-            rendered = self._template.render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                **self._names,
+            return self._sandbox.rendered(
+                self._template,
+                {
+                    "messages": messages,
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": True,
+                    **self._names,
+                },
             )
         except PromptRefused:
             raise
+        except OutOfBounds:
+            raise PromptRefused(
+                "the model's chat template makes too much of these messages"
+            ) from None
         except Exception:
             # A template is code of the model's author: any error of it refuses this prompt only.
             raise PromptRefused("the model's chat template does not take these messages") from None
-        if len(rendered) > _RENDERED_CHARS_MAX:
-            raise PromptRefused("the model's chat template makes too much of these messages")
-        return rendered
 
 
 def load_chat_template(
