@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -327,6 +328,32 @@ def test_a_model_whose_numbers_overflow_is_refused(tmp_path: Path) -> None:
     damaged.tensor("model.norm.weight", np.full(32, 3e38, np.float32), DRAFT)
     sentence = "the drafter's logits are not finite in float32, expected numbers"
     assert _refusal(damaged.files, tmp_path / "drafter") == sentence
+
+
+def test_an_absurd_config_costs_nothing_before_it_is_refused(tmp_path: Path) -> None:
+    """The largest sizes that a config may name, against the headers of small files."""
+    sizes = {"vocab_size": 1 << 24, "hidden_size": 1 << 20, "intermediate_size": 1 << 20}
+    experts = {"enable_moe_block": True, "num_experts": 1 << 20, "top_k_experts": 1 << 20}
+    damaged = Damage(dict(sound()))
+    for key, value in (sizes | experts | {"moe_intermediate_size": 1 << 20}).items():
+        damaged.text(key, value)
+    damaged.text("vocab_size_per_layer_input", 1 << 24)
+    damaged.remove(DRAFT_CONFIG)
+    write(damaged.files, tmp_path)
+    found: list[str] = []
+
+    def refuse() -> None:
+        with pytest.raises(ModelRefused) as refused:
+            load_pair(ModelDirectory(tmp_path / "target"), None, "float32")
+        found.append(str(refused.value))
+
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert _peak_bytes(refuse) < 1 << 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kib < 32 << 10
+    assert (
+        "does not fit the config: expected model.embed_tokens.weight is" in found[0]
+        or "is missing" in found[0]
+    )
 
 
 class _One(nn.Module):
