@@ -465,3 +465,10 @@ def test_an_optional_file_that_leads_nowhere_is_not_taken_for_absent(tmp_path: P
     (tmp_path / GENERATION).symlink_to("../../blobs/gone")
     with pytest.raises(ModelRefused, match=f"{GENERATION}: no such file"):
         load(tmp_path)
+
+
+def test_a_folder_of_any_name_stays_on_one_line(tmp_path: Path) -> None:
+    home = tmp_path / "a\n\x1b[2J"
+    with pytest.raises(ModelRefused) as refused:
+        load(home)
+    assert str(refused.value) == f"{tmp_path}/a\\n\\x1b[2J/target/config.json: no such file"
