@@ -14,6 +14,7 @@ from rich.console import Console
 from daemon.cli import main
 from daemon.server import Daemon
 from scheduler.limits import Limits
+from tests.chat import turns
 from tests.daemon.conftest import config_for
 from tests.daemon.fakes import ByteTokenizer, FakeDevice, make_loader, reply_to
 
@@ -47,7 +48,7 @@ def reply_text(prompt: list[int], count: int) -> str:
 
 def test_generate_streams_text(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "hello", "--connect", address, "--max-tokens", "9"]) == 0
-    expected = reply_text(ByteTokenizer().encode_messages([("user", "hello")]), 9)
+    expected = reply_text(ByteTokenizer().encode_messages(turns(("user", "hello"))), 9)
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -67,7 +68,7 @@ def test_generate_json_holds_ids_and_usage(
     flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json"]
     assert main(["generate", "hello", *flags]) == 0
     reply = json.loads(capsys.readouterr().out)
-    prompt = ByteTokenizer().encode_messages([("user", "hello")])
+    prompt = ByteTokenizer().encode_messages(turns(("user", "hello")))
     assert reply["token_ids"] == reply_to(prompt, 9)
     assert reply["finish"] == "length"
     assert reply["usage"]["completion_tokens"] == 9
@@ -79,10 +80,10 @@ def test_chat_keeps_the_conversation(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nmore\n/quit\nnever\n"))
     assert main(["chat", "--connect", address, "--max-tokens", "9", "--system", "be brief"]) == 0
-    turns = [("system", "be brief"), ("user", "hello")]
-    first = reply_text(ByteTokenizer().encode_messages(turns), 9)
-    turns += [("assistant", first), ("user", "more")]
-    second = reply_text(ByteTokenizer().encode_messages(turns), 9)
+    said = [("system", "be brief"), ("user", "hello")]
+    first = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
+    said += [("assistant", first), ("user", "more")]
+    second = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
     out = capsys.readouterr().out
     assert first in out
     assert second in out

@@ -13,6 +13,7 @@ import pytest
 from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import generation_pb2_grpc
 from scheduler.limits import Limits
+from tests.chat import turns
 from tests.daemon.conftest import (
     Running,
     collect,
@@ -107,7 +108,7 @@ async def test_text_and_messages_reach_the_model_through_its_tokenizer() -> None
         messages = {"messages": [{"role": "user", "content": "hi"}]}
         request = pb.GenerateRequest(messages=messages, max_tokens=5)
         ids, _, _ = await collect(run.generation.Generate(request))
-        assert ids == reply_to(tokenizer.encode_messages([("user", "hi")]), 5)
+        assert ids == reply_to(tokenizer.encode_messages(turns(("user", "hi"))), 5)
     assert all(name.startswith(("tokenise", "MainThread")) for name in tokenizer.threads)
     assert any(name.startswith("tokenise") for name in tokenizer.threads)
 
