@@ -71,8 +71,9 @@ class _Turns:
         self._unanswered = []
         if message.thinking:
             _check_feature("reasoning", True, self._features, f"{field}.thinking")
-            # Templates know it by either name.
-            turn |= {"reasoning": message.thinking, "reasoning_content": message.thinking}
+            # Templates know it by either name, and end it with the line break that replies have.
+            thought = message.thinking.strip("\n")
+            turn |= {"reasoning": thought, "reasoning_content": thought}
         if message.tool_calls:
             turn["tool_calls"] = self._calls(message.tool_calls, f"{field}.tool_calls")
         return turn

@@ -30,9 +30,17 @@ from model.files import ModelDirectory, ModelRefused, parse_object
 from model.prompt_errors import PromptRefused, PromptTooLong
 from model.token_bytes import byte_table
 from model.token_floor import TokenFloor
-from scheduler.plan import SamplingDefaults
+from scheduler.plan import Marks, SamplingDefaults
 
 _TOKENIZER_BYTES_MAX = 128 << 20
+_MARKS = {
+    "turn_start": "<|turn>",
+    "channel_start": "<|channel>",
+    "channel_end": "<channel|>",
+    "call_start": "<|tool_call>",
+    "call_end": "<tool_call|>",
+    "quote": '<|"|>',
+}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
@@ -77,6 +85,11 @@ class Tokenizer:
     def features(self) -> frozenset[str]:
         """What of a conversation the template uses; see ChatTemplate. Empty without a template."""
         return frozenset() if self._template is None else self._template.features
+
+    @property
+    def marks(self) -> Marks:
+        """The ids of Gemma's own control tokens, where this vocabulary has them."""
+        return Marks(**{part: self._control_ids.get(text) for part, text in _MARKS.items()})
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         """Ids of a text that may contain control tokens; BOS in front where it is missing.

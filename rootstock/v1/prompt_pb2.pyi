@@ -98,7 +98,9 @@ class Message(_message.Message):
     content: _builtins.str
     """What was said, or what the tool returned."""
     thinking: _builtins.str
-    """Of an assistant: what it thought before. The template keeps it only while the turn goes on."""
+    """Of an assistant: what it thought, as it came in Delta.thinking. The template drops it after the
+    next user's message.
+    """
     tool_name: _builtins.str
     """Of a tool: its name. A tool's message follows the assistant's that called it, or other results
     for that; each call has at most one result.
