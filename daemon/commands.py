@@ -31,6 +31,8 @@ def connect(arguments: argparse.Namespace) -> Client:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Print the continuation of one prompt as it comes, or all of it as JSON."""
+    if arguments.raw and (arguments.system or arguments.thinking is not None):
+        raise UsageError("--system and --thinking are for a conversation, --raw is none")
     text = arguments.prompt
     if text in (None, "-"):
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
@@ -121,10 +123,11 @@ def _reply(client: Client, prompt: Prompt, options: GenerateOptions, console: Co
             for event in stream:
                 if isinstance(event, Delta):
                     if event.thinking:
+                        thinks = True
                         console.out(event.thinking, end="", highlight=False, style="dim")
-                    if thinks and event.text:
+                    if event.text and thinks:
+                        thinks = False
                         console.out()
-                    thinks = bool(event.thinking) or (thinks and not event.text)
                     shown.append(event.text)
                     console.out(event.text, end="", highlight=False)
                 elif isinstance(event, Finish):
