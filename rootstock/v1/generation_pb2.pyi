@@ -176,7 +176,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the reply, which does not contain them. At most 8 of 1 to 64 bytes each."""
+        """Strings that end the reply, looked for in Delta.text, which does not contain them. At most 8 of
+        1 to 64 bytes each.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -458,8 +460,8 @@ class Delta(_message.Message):
     candidate: _builtins.int
     """Which reply, from 0."""
     text: _builtins.str
-    """Whole characters. Contains neither the stop sequence nor special tokens; may lag behind the ids
-    and may be empty.
+    """What the model says, in whole characters. Contains neither the stop sequence nor special tokens,
+    thinking or calls; may lag behind the ids and may be empty.
     """
     thinking: _builtins.str
     """What the model thinks before it speaks, apart from `text`. Whole characters; the strings of
