@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -35,6 +36,11 @@ INNER = "model.language_model."
 NORM = f"{INNER}norm.weight"
 UP = "language_model.model.layers.0.mlp.up_proj.weight"
 SCALES, BIASES = UP.replace("weight", "scales"), UP.replace("weight", "biases")
+
+
+def _one_infinity(size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.where(np.arange(size) == size // 2, np.inf, -1).astype(np.float32)
+
 
 CASES: dict[str, Change] = {
     "an empty file": lambda d: d.put(ONE_PATH, b""),
@@ -111,7 +117,7 @@ CASES: dict[str, Change] = {
     ),
     "a tensor under two names": lambda d: d.tensor("model.norm.weight", np.ones(32, np.float32)),
     "a weight that is NaN": lambda d: d.tensor(NORM, np.ones(32, np.float32) * float("nan")),
-    "a weight that is infinite": lambda d: d.tensor(NORM, -np.ones(32, np.float32) / 0),
+    "a weight that is infinite": lambda d: d.tensor(NORM, -_one_infinity(32)),
     "a drafter's missing tensor": lambda d: d.tensor("model.norm.weight", None, DRAFT),
     "a drafter's tensor that it does not have": lambda d: d.tensor(
         "model.extra.weight", np.ones(1, np.float32), DRAFT

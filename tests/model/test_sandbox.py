@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import time
 from typing import Any
 
 import pytest
 from jinja2 import TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from model import sandbox
+from model.chat_template import ChatTemplate
+from model.prompt_errors import PromptRefused
 from model.sandbox import RENDERED_CHARS_MAX, OutOfBounds, Sandbox
 
 MEMORY_KIB_MAX = 400 << 10
@@ -105,3 +109,24 @@ def test_within_bounds_it_renders_like_jinja(source: str) -> None:
 
 def test_the_longest_text_is_rendered() -> None:
     assert len(_render("{{ 'x' * n }}", n=RENDERED_CHARS_MAX)) == RENDERED_CHARS_MAX
+
+
+def test_output_is_measured_while_it_is_made() -> None:
+    """jinja joins what a template writes with this; a list of it all would come too late."""
+    with pytest.raises(OutOfBounds):
+        Sandbox.concat(itertools.repeat("x" * 1000))
+
+
+def test_the_way_that_jinja_lets_format_through_is_closed() -> None:
+    assert ImmutableSandboxedEnvironment().wrap_str_format("{}".format) is not None
+    Sandbox().wrap_str_format("{}".format)
+    with pytest.raises(SecurityError):
+        _render("{{ '{}'.format(1) }}")
+
+
+def test_an_indent_has_a_bound() -> None:
+    source = "{{ messages | tojson(indent=%d) }}{{ messages[0].content }}"
+    messages = [{"role": "user", "content": "x"}]
+    assert ChatTemplate(source % 2, {}, (), "here").render(messages)
+    with pytest.raises(PromptRefused, match="makes too much"):
+        ChatTemplate(source % 10**12, {}, (), "here").render(messages)
