@@ -35,7 +35,10 @@ def generate(arguments: argparse.Namespace) -> int:
     if text in (None, "-"):
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
     prompt: Prompt = text if arguments.raw else [Message("user", text)]
+    if arguments.top_logprobs and not arguments.json:
+        raise UsageError("--top-logprobs needs --json")
     options = sampling_options(arguments)
+    options["top_logprobs"] = arguments.top_logprobs
     with (
         connect(arguments) as client,
         client.generate(prompt, timeout=arguments.timeout, **options) as stream,
@@ -51,7 +54,8 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(reply: Reply) -> dict[str, object]:
-    return {
+    logprobs = {"logprobs": [asdict(token) for token in reply.logprobs]} if reply.logprobs else {}
+    return logprobs | {
         "text": reply.text,
         "token_ids": reply.token_ids,
         "finish": str(reply.finish.reason),
@@ -68,6 +72,9 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        presence_penalty=arguments.presence_penalty,
+        frequency_penalty=arguments.frequency_penalty,
         seed=arguments.seed,
         draft_tokens=arguments.draft_tokens,
         stop=arguments.stop or (),

@@ -18,8 +18,10 @@ from daemon.errors import refusal_of, slow_reader
 from scheduler.errors import Refused
 from scheduler.events import Delta, Effect, Failed, Finished, Progress
 from scheduler.limits import Limits
+from scheduler.plan import TokenLogprobs
 
 _TOKEN_ID_BYTES = 4
+_LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
 Event = Progress | Delta | Finished
 
@@ -33,6 +35,7 @@ class Mailbox:
         self._progress: Progress | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._bytes = 0
         self._end: Finished | Refused | None = None
         self._settled = False
@@ -98,20 +101,24 @@ class Mailbox:
 
     def _append(self, delta: Delta) -> None:
         self._bytes += len(delta.text.encode()) + _TOKEN_ID_BYTES * len(delta.token_ids)
+        self._bytes += _LOGPROB_BYTES * sum(1 + len(p.alternatives) for p in delta.logprobs)
         if self._bytes > self._limits.mailbox_bytes_max:
             self.fail(slow_reader())
             return
         self._texts.append(delta.text)
         self._token_ids.extend(delta.token_ids)
+        self._logprobs.extend(delta.logprobs)
 
     def _coalesced(self) -> Delta:
-        delta = Delta(self.id, "".join(self._texts), tuple(self._token_ids))
+        text, ids = "".join(self._texts), tuple(self._token_ids)
+        delta = Delta(self.id, text, ids, tuple(self._logprobs))
         self._clear_delta()
         return delta
 
     def _clear_delta(self) -> None:
         self._texts.clear()
         self._token_ids.clear()
+        self._logprobs.clear()
         self._bytes = 0
 
 

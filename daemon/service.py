@@ -20,6 +20,7 @@ from daemon.mailbox import Event, Mailbox
 from rootstock.v1 import generation_pb2 as pb
 from scheduler.errors import Refused
 from scheduler.events import Cancel, Delta, Finished, Progress, Request, Submit, Usage
+from scheduler.plan import TokenLogprobs
 
 _FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
@@ -139,7 +140,9 @@ def _response(event: Event) -> pb.GenerateResponse:
                 )
             )
         case Delta():
-            return pb.GenerateResponse(delta=pb.Delta(text=event.text, token_ids=event.token_ids))
+            logprobs = [_logprobs(token) for token in event.logprobs]
+            delta = pb.Delta(text=event.text, token_ids=event.token_ids, logprobs=logprobs)
+            return pb.GenerateResponse(delta=delta)
         case Finished():
             return pb.GenerateResponse(
                 finish=pb.Finish(
@@ -148,6 +151,16 @@ def _response(event: Event) -> pb.GenerateResponse:
                     usage=_usage(event.usage),
                 )
             )
+
+
+def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=token.logprob,
+        alternatives=[
+            pb.TokenLogprobs.Alternative(token_id=id, logprob=logprob)
+            for id, logprob in token.alternatives
+        ],
+    )
 
 
 def _usage(usage: Usage) -> pb.Usage:

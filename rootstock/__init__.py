@@ -25,6 +25,7 @@ from rootstock.errors import (
     Unimplemented,
 )
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
     Delta,
@@ -41,11 +42,13 @@ from rootstock.values import (
     Reply,
     StoredBytes,
     Tier,
+    TokenLogprobs,
     TreeNode,
     Usage,
 )
 
 __all__ = [
+    "Alternative",
     "AsyncClient",
     "AsyncStream",
     "CacheOptions",
@@ -74,6 +77,7 @@ __all__ = [
     "StoredBytes",
     "Stream",
     "Tier",
+    "TokenLogprobs",
     "TreeNode",
     "Unauthenticated",
     "Unavailable",

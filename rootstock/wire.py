@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from rootstock.v1 import cache_pb2, generation_pb2, prompt_pb2
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
     Delta,
@@ -29,11 +30,12 @@ from rootstock.values import (
     Prompt,
     StoredBytes,
     Tier,
+    TokenLogprobs,
     TreeNode,
     Usage,
 )
 
-_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
+_SAMPLING = frozenset(generation_pb2.Sampling.DESCRIPTOR.fields_by_name)
 _REASONS = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -93,12 +95,19 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
             prefill = response.prefill
             return Prefill(prefill.cached_tokens, prefill.processed_tokens, prefill.prompt_tokens)
         case "delta":
-            return Delta(response.delta.text, tuple(response.delta.token_ids))
+            delta = response.delta
+            return Delta(delta.text, tuple(delta.token_ids), tuple(map(_logprobs, delta.logprobs)))
         case "finish":
             finish = response.finish
             return Finish(_REASONS[finish.reason], finish.stop_sequence, _usage(finish.usage))
         case _:
             return None
+
+
+def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(
+        token.logprob, tuple(Alternative(a.token_id, a.logprob) for a in token.alternatives)
+    )
 
 
 def _usage(usage: generation_pb2.Usage) -> Usage:

@@ -27,7 +27,7 @@ from scheduler.plan import (
     StepPlan,
     StepResult,
 )
-from tests.fakes import TokenLog, Tracker
+from tests.fakes import TokenLog, Tracker, toy_logprobs
 
 EOS, BOS, FIRST_BYTE = 1, 2, 3
 VOCABULARY = 300
@@ -92,6 +92,7 @@ class FakeDevice:
     def __init__(self, gated: bool = False) -> None:
         self.tracker = Tracker()
         self.slots: dict[int, list[int]] = {}
+        self.top_logprobs: dict[int, int] = {}  # by slot
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
@@ -121,6 +122,7 @@ class FakeDevice:
         for admit in plan.admits:
             path = [t for p in admit.path if isinstance(p, TokenLog) for t in p.full]
             self.slots[admit.slot] = path[: admit.target]
+            self.top_logprobs[admit.slot] = admit.top_logprobs
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         self.steps += 1
@@ -140,7 +142,9 @@ class FakeDevice:
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
         payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
-        return Prefilled(self.next_token(tokens) if piece.draws else None, payload)
+        drawn = [self.next_token(tokens)] if piece.draws else []
+        logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
+        return Prefilled(drawn[0] if drawn else None, payload, logprobs)
 
     def _decode(self, row: Decode) -> Decoded:
         """Every third position rejects its draft."""
@@ -151,7 +155,8 @@ class FakeDevice:
         while len(drawn) <= row.depth and len(tokens) % 3:
             tokens.append(drawn[-1])
             drawn.append(self.next_token(tokens))
-        return Decoded(tuple(drawn), row.depth)
+        logprobs = toy_logprobs(drawn, self.top_logprobs[row.slot])
+        return Decoded(tuple(drawn), row.depth, logprobs)
 
 
 def make_loader(

@@ -12,13 +12,14 @@ from daemon.mailbox import Event, Mailbox, Mailboxes
 from scheduler.errors import Exhausted, Unavailable
 from scheduler.events import Delta, Effect, Failed, Finished, Progress, Usage
 from scheduler.limits import Limits
+from tests.fakes import toy_logprobs
 
 USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
 FINISHED = Finished(1, "stop", "", USAGE)
 
 
-def delta(text: str, *ids: int) -> Delta:
-    return Delta(1, text, ids)
+def delta(text: str, *ids: int, logprobs: int = 0) -> Delta:
+    return Delta(1, text, ids, toy_logprobs(ids, logprobs))
 
 
 async def pumped(mailbox: Mailbox) -> list[Event]:
@@ -48,7 +49,7 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
 
         async def feed() -> None:
             for index, (text, ids) in enumerate(parts):
-                mailbox.put(delta(text, *ids))
+                mailbox.put(delta(text, *ids, logprobs=2))
                 if index % 3 == 0:
                     await anyio.lowlevel.checkpoint()
             mailbox.put(FINISHED)
@@ -62,6 +63,7 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
         assert len(deltas) == len(written) - 2
         assert "".join(d.text for d in deltas) == "".join(text for text, _ in parts)
         assert [i for d in deltas for i in d.token_ids] == [i for _, ids in parts for i in ids]
+        assert all(d.logprobs == toy_logprobs(d.token_ids, 2) for d in deltas)
 
     anyio.run(main)
 
@@ -87,6 +89,10 @@ async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
     with pytest.raises(Exhausted, match="not read in time"):
         await pumped(over)
     assert not over.settled
+    reported = Mailbox(1, limits)
+    reported.put(delta("", 1, logprobs=1))
+    with pytest.raises(Exhausted, match="not read in time"):
+        await pumped(reported)
 
 
 @pytest.mark.anyio
