@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import mlx.core as mx
@@ -18,14 +19,21 @@ from scipy import stats
 from model.pair import Pair
 from scheduler.limits import Limits
 from scheduler.plan import Sampling
-from tests.model.markov import filtered_probs
+from tests.model.markov import adjusted_logits, filtered_probs
 from tests.model.reference import Array
 from tests.system.stack import Stack
 from tests.system.tiny import random_pair
 
 VOCABULARY, DRAWS, DEPTH = 16, 20_000, 2
 PROMPT = (2, 9, 5)
-SAMPLING = Sampling(temperature=1.3, top_k=13, top_p=0.95, min_p=0.01)
+FILTERS = Sampling(temperature=1.3, top_k=13, top_p=0.95, min_p=0.01)
+PENALTIES = replace(
+    FILTERS,
+    repetition_penalty=1.4,
+    presence_penalty=0.8,
+    frequency_penalty=-0.9,
+    logit_bias=((4, 1.5), (9, -2.0)),
+)
 SLOTS = 128
 LIMITS = Limits(
     slots_max=SLOTS, queued_max=SLOTS, prefill_slices_max=SLOTS, prefill_tokens_max=4 * SLOTS
@@ -37,44 +45,47 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return random_pair("e2b-tiny", tmp_path_factory.mktemp("tiny"), VOCABULARY, seed=5)
 
 
-@pytest.fixture(scope="module")
-def law(tiny: Pair) -> Array:
+def law(tiny: Pair, sampling: Sampling) -> Array:
     """[V, V, V]: the joint probability of a reply's first three tokens."""
     joint = np.ones((VOCABULARY,) * 3)
     for count in range(3):
         beginnings = list(product(range(VOCABULARY), repeat=count))
         prompts = mx.array([(*PROMPT, *beginning) for beginning in beginnings])
         logits = np.array(tiny.target(prompts)[:, -1])
-        laws = np.array([filtered_probs(row, SAMPLING) for row in logits])
+        scores = [
+            adjusted_logits(row, sampling, PROMPT, beginning)
+            for row, beginning in zip(logits, beginnings, strict=True)
+        ]
+        laws = np.array([filtered_probs(row, sampling) for row in scores])
         joint *= laws.reshape(*(VOCABULARY,) * (count + 1), *(1,) * (2 - count))
     return joint
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("seeded", [False, True], ids=["rejection", "shared-noise"])
+@pytest.mark.parametrize("sampling", [FILTERS, PENALTIES], ids=["filters", "penalties"])
 def test_replies_drawn_with_drafts_have_the_targets_law(
-    tiny: Pair, law: Array, seeded: bool
+    tiny: Pair, sampling: Sampling, seeded: bool
 ) -> None:
     """The first three tokens jointly; two of them are drafted in one round."""
     stack = Stack(tiny, LIMITS, check_steps=False)
     todo = deque(range(DRAWS))
     while todo or stack.core.has_work:
         while todo and stack.core.stats().requests_waiting < SLOTS:
-            law_of = sampling(todo.popleft(), seeded)
-            stack.submit(PROMPT, DEPTH + 2, sampling=law_of, depth=DEPTH, cache_bypass=True)
+            own = replace(sampling, seeded=seeded, noise_key=todo.popleft())
+            stack.submit(PROMPT, DEPTH + 2, sampling=own, depth=DEPTH, cache_bypass=True)
         stack.step()
     usages = [stream.finished.usage for stream in stack.streams]
     accepted, drafted = (
         sum(getattr(u, f"{n}_tokens") for u in usages) for n in ("accepted", "draft")
     )
     assert 0.05 < accepted / drafted < 0.95, "both ends of a draft must occur"
-    assert p_value([stream.tokens for stream in stack.streams], law) > 1e-4
+    replies = [stream.tokens for stream in stack.streams]
+    assert p_value(replies, law(tiny, sampling)) > 1e-4
+    if sampling is PENALTIES:  # the inverse: no other history fits
+        late = law(tiny, replace(sampling, repetition_penalty=1.0))
+        assert p_value(replies, late) < 1e-4
     stack.close()
-
-
-def sampling(key: int, seeded: bool) -> Sampling:
-    s = SAMPLING
-    return Sampling(s.temperature, s.top_k, s.top_p, s.min_p, seeded, key)
 
 
 def p_value(replies: Sequence[Sequence[int]], law: Array) -> float:

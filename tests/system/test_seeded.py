@@ -25,6 +25,10 @@ def sampler(random: Random) -> Sampling:
         min_p=random.choice((0.0, 0.05)),
         seeded=True,
         noise_key=random.getrandbits(64),
+        repetition_penalty=random.choice((1.0, 1.0, 1.2)),
+        presence_penalty=random.choice((0.0, 0.0, 0.8)),
+        frequency_penalty=random.choice((0.0, 0.0, 0.4)),
+        logit_bias=random.choice(((), ((7, 3.0), (300, -100.0)))),
     )
 
 
@@ -54,3 +58,4 @@ def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
     assert undrafted == replies[0][1::5]
     assert sum(u.accepted_tokens for u in usages) > 0 and sum(u.cached_tokens for u in usages) > 0
     assert len({tuple(reply) for reply in replies[0]}) > len(asked) // 2, "seeds must differ"
+    assert 0 < sum(sampling.adjusted for _, sampling in asked) < len(asked)
