@@ -91,8 +91,7 @@ class Drafter:
             logits, hidden = self.assistant.step(
                 self.target.embed(tokens), hidden, positions, attend
             )
-            before = [earlier[: len(live)] for earlier in drawn]
-            tokens, law = draft(logits, rows, tuple(live), depth, before)
+            tokens, law = draft(logits, rows, tuple(live), depth, drawn)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
             laws.append(law)

@@ -118,7 +118,7 @@ class Penalties:
         self, logits: mx.array, ids: mx.array, owners: np.ndarray, drafts: mx.array | None = None
     ) -> mx.array:
         """New scores, float32 [n, C], of tokens ids [n, C] alone; the rest as in `everywhere`."""
-        rows = mx.array(owners)
+        rows = mx.array(owners.astype(np.int32))
         keys = rows[:, None] * self.vocabulary + ids
         places = mx.searchsorted(self.keys, keys)
         known = mx.where((self.keys[places] == keys)[..., None], self.columns[places], 0)

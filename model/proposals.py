@@ -63,11 +63,11 @@ def draft(
 ) -> tuple[mx.array, DraftLaw | None]:
     """Propose the token at draft position j (0-based) of the rows in `subset`.
 
-    logits has one row for each of `subset`, in that order; so have the tokens, int32 [n], and each
-    of `before`, the j tokens proposed so far. Greedy rows propose the argmax. The others draw from
-    their own sampler applied to the drafter's best DRAFT_CANDIDATES tokens: seeded rows with the
-    noise that the target will use at that index. The law is None where no row needs it: only
-    unseeded rows do.
+    logits has one row for each of `subset`, in that order; so have the tokens, int32 [n]. `before`
+    are the j positions proposed so far, each for the same rows and maybe for others after them.
+    Greedy rows propose the argmax. The others draw from their own sampler applied to the drafter's
+    best DRAFT_CANDIDATES tokens: seeded rows with the noise that the target will use at that index.
+    The law is None where no row needs it: only unseeded rows do.
     """
     assert len(subset) == logits.logits.shape[0] > 0, (len(subset), logits.logits.shape)
     owners = np.asarray(subset)
@@ -77,7 +77,9 @@ def draft(
         drawing, part = owners[at], take_rows(logits.logits, at)
         ids = None if logits.ids is None else take_rows(logits.ids, at)
         if rows.adjusted[drawing[0]]:
-            part = _adjusted(part, ids, rows, drawing, [take_rows(t, at) for t in before])
+            assert len(before) == j, f"{len(before)} drafts before position {j}"
+            said = [take_rows(earlier[: len(subset)], at) for earlier in before]
+            part = _adjusted(part, ids, rows, drawing, said)
         if rows.reaches[drawing[0]] == GREEDY:
             tokens.append(best_tokens(part, ids))
             continue
@@ -93,10 +95,10 @@ def _adjusted(
     ids: mx.array | None,
     rows: DrawRows,
     owners: np.ndarray,
-    before: Sequence[mx.array],
+    said: list[mx.array],
 ) -> mx.array:
-    """A drafter's logits [n, S] after bias and penalties."""
-    drafts = mx.stack(list(before), axis=1) if before else None
+    """A drafter's logits [n, S] after bias and penalties; said: the drafts before, each [n]."""
+    drafts = mx.stack(said, axis=1) if said else None
     if ids is None:
         return rows.penalties.everywhere(logits, owners, drafts)
     return rows.penalties.among(logits, ids, owners, drafts)
