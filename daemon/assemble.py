@@ -75,7 +75,7 @@ def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> 
         defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
         drafter=_last_part(drafter) if drafter else "",
-        quantization="" if pair.quantization == "none" else pair.quantization,
+        quantization=pair.quantization,
         device=device.name(),
     )
 

@@ -17,9 +17,10 @@ from mlx_lm.models.gemma4_text import Model
 
 from cache.attend import SLICE_SCORES_MAX
 from model.assistant import Assistant, load_assistant
-from model.config import AssistantConfig, Quantization, TargetConfig
+from model.config import AssistantConfig, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
+from model.packing import packing_of
 from model.safetensors import WeightFile, weight_files
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.weights import load_target, resolve_dtype, weight_bytes
@@ -42,7 +43,7 @@ class Pair:
     dtype: mx.Dtype
     fingerprint: str
     family: str
-    quantization: str  # "none" where weights are plain
+    quantization: str  # "" where all weights are plain
 
 
 def load_pair(
@@ -71,20 +72,29 @@ def load_pair(
         dtype=used,
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
-        quantization=_quantization_name(config.quantization),
+        quantization=_quantization_name(target, assistant),
     )
 
 
 def try_out(pair: Pair) -> None:
-    """One token through the target. Raises ModelRefused for what the device has no kernel for.
+    """One token through both. Raises ModelRefused for what the device has no kernel for.
 
     Which those are is MLX's affair (experts on a CPU: float32 only) and known only by running.
     """
+    tried = "model"
     try:
         mx.eval(pair.target(mx.array([[0]])))
-    except RuntimeError as error:
+        if pair.assistant is not None:
+            tried = "drafter"
+            row = mx.zeros((1, pair.target.args.hidden_size), pair.dtype)
+            said, state = pair.assistant.step(row, row, mx.array([0]), lambda _, queries: queries)
+            mx.eval(said.logits, state)
+    except (RuntimeError, ValueError) as error:
         dtype = str(pair.dtype).removeprefix("mlx.core.")
-        raise ModelRefused(f"the model does not run in {dtype} on this device: {error}") from None
+        packed = f", {pair.quantization}," if pair.quantization else ""
+        raise ModelRefused(
+            f"the {tried}{packed} does not run in {dtype} on this device: {error}"
+        ) from None
 
 
 def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
@@ -157,8 +167,13 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     return activations * item_bytes + 2 * scores * 4
 
 
-def _quantization_name(quantization: Quantization | None) -> str:
-    return "none" if quantization is None else str(quantization)
+def _quantization_name(target: Model, assistant: Assistant | None) -> str:
+    """What is packed in either, read off the loaded modules."""
+    packings = [packing_of(target), None if assistant is None else packing_of(assistant)]
+    names = ["not quantised" if packing is None else str(packing) for packing in packings]
+    if packings == [None, None]:
+        return ""
+    return names[0] if assistant is None else f"{names[0]}; drafter {names[1]}"
 
 
 def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], dtype: mx.Dtype) -> str:

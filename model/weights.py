@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
-from mlx_lm.utils import infer_quant_config
 
 from model.config import TargetConfig
 from model.files import ModelRefused
+from model.packing import give_rows_in, quantize
 from model.safetensors import TensorEntry, WeightFile
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ _TOWERS = (
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 DTYPE_NAMES = ("auto", *_DTYPES)
 
-_Sanitize = Callable[[dict[str, mx.array]], dict[str, mx.array]]
+Sanitize = Callable[[dict[str, mx.array]], dict[str, mx.array]]
 
 
 def resolve_dtype(name: str) -> mx.Dtype | None:
@@ -52,7 +51,7 @@ def resolve_dtype(name: str) -> mx.Dtype | None:
 def load_target(files: Sequence[WeightFile], config: TargetConfig, dtype: mx.Dtype | None) -> Model:
     """mlx-lm's Gemma 4 text model with these weights, evaluated. Raises ModelRefused."""
     model = Model(config.text.model_args())
-    fill(model, files, _target_name, model.sanitize, config.quantization is not None, dtype)
+    fill(model, files, target_name, model.sanitize, config.quantization is not None, dtype)
     return model
 
 
@@ -60,22 +59,40 @@ def fill(
     module: nn.Module,
     files: Sequence[WeightFile],
     rename: Callable[[str], str | None],
-    sanitize: _Sanitize,
+    sanitize: Sanitize,
     quantized: bool,
     dtype: mx.Dtype | None,
 ) -> None:
     """Load checked files into a module, all arrays evaluated. Raises ModelRefused.
 
+    Parameters as `proven` takes them. dtype None: the checkpoint's own.
+    """
+    weights, _ = proven(module, files, rename, sanitize, quantized)
+    chosen = dtype if dtype is not None else _own_dtype(weights)
+    give_rows_in(module, chosen)
+    module.load_weights(list(_cast(weights, chosen).items()), strict=True)
+    module.eval()
+    mx.eval(arrays(module))
+
+
+def proven(
+    module: nn.Module,
+    files: Sequence[WeightFile],
+    rename: Callable[[str], str | None],
+    sanitize: Sanitize,
+    quantized: bool,
+) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
+    """Lazy arrays that fit the module, by its names, and the tensor each comes from.
+
     rename: a tensor's name in the file to the module's, None to drop it. sanitize: tensors that
-    the module keeps in another form (one in, none or several out). dtype None: the embedding's.
+    the module keeps in another form (one in, none or several out). quantized: the module's layers
+    become quantised ones where the files hold packed weights. Raises ModelRefused.
     """
     weights, origins = _read(files, rename, sanitize)
     if quantized:
-        _quantize(module, weights)
+        quantize(module, weights)
     _check(module, weights, origins, files)
-    module.load_weights(list(_cast(weights, dtype).items()), strict=True)
-    module.eval()
-    mx.eval(arrays(module))
+    return weights, origins
 
 
 def arrays(module: nn.Module) -> list[mx.array]:
@@ -87,7 +104,7 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(array.nbytes for array in arrays(module))
 
 
-def _target_name(name: str) -> str | None:
+def target_name(name: str) -> str | None:
     """Hugging Face's `model.language_model.*`, mlx's `language_model.model.*` or bare `model.*`."""
     inner = name.removeprefix("model.")
     if inner.startswith(_TOWERS):
@@ -99,7 +116,7 @@ def _target_name(name: str) -> str | None:
 
 
 def _read(
-    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: _Sanitize
+    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: Sanitize
 ) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
     """Lazy arrays by the module's names, and the tensor each was made of."""
     weights: dict[str, mx.array] = {}
@@ -123,7 +140,7 @@ def _read(
 
 
 def _sanitized(
-    sanitize: _Sanitize, name: str, array: mx.array, tensor: TensorEntry
+    sanitize: Sanitize, name: str, array: mx.array, tensor: TensorEntry
 ) -> list[tuple[str, mx.array]]:
     try:
         return list(sanitize({name: array}).items())
@@ -133,24 +150,6 @@ def _sanitized(
 
 def _refused(tensor: TensorEntry, what: str) -> ModelRefused:
     return ModelRefused(f"{tensor.file}: {tensor.name[:200]} {what}")
-
-
-def _quantize(module: nn.Module, weights: dict[str, mx.array]) -> None:
-    """Replace modules by quantised ones where the files hold packed weights, as mlx-lm does.
-
-    How a path was packed is read off its shapes: the config's per-path table only repeats it, in
-    names that differ between conversions.
-    """
-
-    def packing(path: str, inner: nn.Module) -> dict[str, Any] | bool:
-        if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
-            return False
-        return infer_quant_config(path, inner, weights)
-
-    try:
-        nn.quantize(module, class_predicate=packing)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelRefused(f"config.json: quantization does not fit the weights: {error}") from None
 
 
 def _check(
@@ -186,14 +185,12 @@ def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _cast(weights: dict[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
+def _cast(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
     """One float dtype throughout, so that nothing is promoted on the way."""
-    chosen = dtype if dtype is not None else _own_dtype(weights)
-    return {k: v.astype(chosen) if _is_float(v) else v for k, v in weights.items()}
+    return {k: v.astype(dtype) if _is_float(v) else v for k, v in weights.items()}
 
 
 def _own_dtype(weights: dict[str, mx.array]) -> mx.Dtype:
+    """The embedding's, or the final norm's where the embedding is packed."""
     embedding = weights["model.embed_tokens.weight"]
-    if not _is_float(embedding):
-        embedding = weights["model.embed_tokens.scales"]
-    return embedding.dtype if _is_float(embedding) else mx.bfloat16
+    return embedding.dtype if _is_float(embedding) else weights["model.norm.weight"].dtype

@@ -30,7 +30,7 @@ def test_the_bundled_pair_loads_and_answers(demo: Pair) -> None:
     while ids[-1] not in demo.tokenizer.eos_token_ids and len(ids) < start + 32:
         ids.append(int(mx.argmax(demo.target(mx.array([ids]))[0, -1])))
     assert demo.tokenizer.decode(ids[start:]) == "The capital of France is Paris."
-    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "none", mx.float32)
+    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "", mx.float32)
     assert demo.assistant is not None
     assert demo.tokenizer.defaults.top_k == 40
 
