@@ -22,7 +22,7 @@ from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
 from model.files import ModelRefused
 from model.safetensors import WeightFile
 from model.sampling import DraftLogits
-from model.weights import fill
+from model.weights import Arrays, Origins, fill, proven
 
 Attend = Callable[[Kind, mx.array], mx.array]
 
@@ -139,19 +139,27 @@ def load_assistant(
     files: Sequence[WeightFile], config: AssistantConfig, dtype: mx.Dtype | None
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
-    assistant = Assistant(config)
-    quantized = config.quantization is not None
-    fill(assistant, files, _keep_name, _narrow_ordering, quantized, dtype)
+    assistant, weights, _ = read_assistant(files, config)
+    fill(assistant, weights, dtype)
     if assistant.masked_embedding is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, files)
     return assistant
+
+
+def read_assistant(
+    files: Sequence[WeightFile], config: AssistantConfig
+) -> tuple[Assistant, Arrays, Origins]:
+    """The drafter with nothing in it, and what `proven` gives for it. Raises ModelRefused."""
+    assistant = Assistant(config)
+    quantized = config.quantization is not None
+    return assistant, *proven(assistant, files, _keep_name, _narrow_ordering, quantized)
 
 
 def _keep_name(name: str) -> str:
     return name
 
 
-def _narrow_ordering(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+def _narrow_ordering(weights: Arrays) -> Arrays:
     """token_ordering is int64 in the files; ids fit 32 bits."""
     return {name: _narrow(array) for name, array in weights.items()}
 

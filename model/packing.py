@@ -4,6 +4,8 @@
   in names that differ between conversions.
 - A module's rows come out in the weights' own float dtype: mlx dequantises rows of the modes
   without biases (mxfp4, mxfp8, nvfp4) to bfloat16, which would narrow everything after them.
+- A conversion packs what mlx-lm packs: linear layers, embeddings and experts whose rows divide into
+  groups. Whatever chooses (the router, an ordered head's centroids) keeps 8 bits.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from model.config import PACKINGS, Quantization
 from model.files import ModelRefused
 
 _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+_CHOOSERS = ("router.proj", "masked_embedding.centroids")
+_CHOOSER = Quantization(8, 64, "affine")
 _SPELLING = re.compile(r"([234568])bit", re.ASCII)
 SPELLINGS = (*(f"{bits}bit" for bits in PACKINGS["affine"][0]), *list(PACKINGS)[1:])
 
@@ -42,6 +46,28 @@ def parse_packing(text: str, group_size: int | None) -> Quantization:
         allowed = ", ".join(map(str, groups))
         raise ValueError(f"{text} takes groups of {allowed}, not of {found.group_size}")
     return found
+
+
+def packings(module: nn.Module, wanted: Quantization | None) -> dict[str, Quantization | None]:
+    """How a conversion stores each leaf that can be packed, by path: None is plain.
+
+    What is packed already stays so; the rest is packed as `wanted`, where its rows divide into
+    groups.
+    """
+    return {
+        path: Quantization(inner.bits, inner.group_size, inner.mode)
+        if isinstance(inner, _PACKED)
+        else _chosen(path, inner, wanted)
+        for path, inner in module.named_modules()
+        if isinstance(inner, _PACKED) or hasattr(inner, "to_quantized")
+    }
+
+
+def _chosen(path: str, inner: Any, wanted: Quantization | None) -> Quantization | None:
+    packing = _CHOOSER if wanted is not None and path.endswith(_CHOOSERS) else wanted
+    if packing is None or inner.weight.shape[-1] % packing.group_size:
+        return None
+    return packing
 
 
 def quantize(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
@@ -117,14 +143,22 @@ def give_rows_in(module: nn.Module, dtype: mx.Dtype) -> None:
 
 
 def packing_of(module: nn.Module) -> Quantization | None:
-    """How most of a module's packed bytes are packed; None where none are."""
-    sizes: Counter[Quantization] = Counter()
-    plain = False
-    for _, inner in module.named_modules():
-        if isinstance(inner, _PACKED):
-            sizes[Quantization(inner.bits, inner.group_size, inner.mode)] += inner.weight.nbytes
-        else:
-            plain = plain or hasattr(inner, "to_quantized")
-    if not sizes:
+    """How most of a loaded module's weights are packed; None where none are."""
+    return most_common(module, packings(module, None))
+
+
+def most_common(module: nn.Module, found: Mapping[str, Quantization | None]) -> Quantization | None:
+    """The packing of most weights of `found`'s leaves, `mixed` where any leaf differs."""
+    leaves, values = dict(module.named_modules()), Counter[Quantization]()
+    for path, packing in found.items():
+        if packing is not None:
+            values[packing] += _values(leaves[path])
+    if not values:
         return None
-    return replace(sizes.most_common(1)[0][0], mixed=plain or len(sizes) > 1)
+    main = values.most_common(1)[0][0]
+    return replace(main, mixed=any(packing != main for packing in found.values()))
+
+
+def _values(inner: Any) -> int:
+    packed = isinstance(inner, _PACKED)
+    return int(inner.weight.nbytes * 8 // inner.bits if packed else inner.weight.size)

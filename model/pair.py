@@ -45,6 +45,10 @@ class Pair:
     family: str
     quantization: str  # "" where all weights are plain
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("mlx.core.")
+
 
 def load_pair(
     model_dir: ModelDirectory, draft_dir: ModelDirectory | None, dtype: str = "auto"
@@ -90,10 +94,9 @@ def try_out(pair: Pair) -> None:
             said, state = pair.assistant.step(row, row, mx.array([0]), lambda _, queries: queries)
             mx.eval(said.logits, state)
     except (RuntimeError, ValueError) as error:
-        dtype = str(pair.dtype).removeprefix("mlx.core.")
         packed = f", {pair.quantization}," if pair.quantization else ""
         raise ModelRefused(
-            f"the {tried}{packed} does not run in {dtype} on this device: {error}"
+            f"the {tried}{packed} does not run in {pair.dtype_name} on this device: {error}"
         ) from None
 
 

@@ -36,7 +36,9 @@ _TOWERS = (
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 DTYPE_NAMES = ("auto", *_DTYPES)
 
-Sanitize = Callable[[dict[str, mx.array]], dict[str, mx.array]]
+Arrays = dict[str, mx.array]
+Origins = dict[str, TensorEntry]
+Sanitize = Callable[[Arrays], Arrays]
 
 
 def resolve_dtype(name: str) -> mx.Dtype | None:
@@ -50,24 +52,20 @@ def resolve_dtype(name: str) -> mx.Dtype | None:
 
 def load_target(files: Sequence[WeightFile], config: TargetConfig, dtype: mx.Dtype | None) -> Model:
     """mlx-lm's Gemma 4 text model with these weights, evaluated. Raises ModelRefused."""
-    model = Model(config.text.model_args())
-    fill(model, files, target_name, model.sanitize, config.quantization is not None, dtype)
+    model, weights, _ = read_target(files, config)
+    fill(model, weights, dtype)
     return model
 
 
-def fill(
-    module: nn.Module,
-    files: Sequence[WeightFile],
-    rename: Callable[[str], str | None],
-    sanitize: Sanitize,
-    quantized: bool,
-    dtype: mx.Dtype | None,
-) -> None:
-    """Load checked files into a module, all arrays evaluated. Raises ModelRefused.
+def read_target(files: Sequence[WeightFile], config: TargetConfig) -> tuple[Model, Arrays, Origins]:
+    """The model with nothing in it, and what `proven` gives for it. Raises ModelRefused."""
+    model = Model(config.text.model_args())
+    quantized = config.quantization is not None
+    return model, *proven(model, files, _target_name, model.sanitize, quantized)
 
-    Parameters as `proven` takes them. dtype None: the checkpoint's own.
-    """
-    weights, _ = proven(module, files, rename, sanitize, quantized)
+
+def fill(module: nn.Module, weights: Arrays, dtype: mx.Dtype | None) -> None:
+    """Load proven arrays, and evaluate the module's. dtype None: the checkpoint's own."""
     chosen = dtype if dtype is not None else _own_dtype(weights)
     give_rows_in(module, chosen)
     module.load_weights(list(_cast(weights, chosen).items()), strict=True)
@@ -81,7 +79,7 @@ def proven(
     rename: Callable[[str], str | None],
     sanitize: Sanitize,
     quantized: bool,
-) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
+) -> tuple[Arrays, Origins]:
     """Lazy arrays that fit the module, by its names, and the tensor each comes from.
 
     rename: a tensor's name in the file to the module's, None to drop it. sanitize: tensors that
@@ -104,7 +102,7 @@ def weight_bytes(module: nn.Module) -> int:
     return sum(array.nbytes for array in arrays(module))
 
 
-def target_name(name: str) -> str | None:
+def _target_name(name: str) -> str | None:
     """Hugging Face's `model.language_model.*`, mlx's `language_model.model.*` or bare `model.*`."""
     inner = name.removeprefix("model.")
     if inner.startswith(_TOWERS):
@@ -117,10 +115,10 @@ def target_name(name: str) -> str | None:
 
 def _read(
     files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: Sanitize
-) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
+) -> tuple[Arrays, Origins]:
     """Lazy arrays by the module's names, and the tensor each was made of."""
-    weights: dict[str, mx.array] = {}
-    origins: dict[str, TensorEntry] = {}
+    weights: Arrays = {}
+    origins: Origins = {}
     dropped = 0
     for file in files:
         loaded = mx.load(str(file.path), format="safetensors")
@@ -154,11 +152,11 @@ def _refused(tensor: TensorEntry, what: str) -> ModelRefused:
 
 def _check(
     module: nn.Module,
-    weights: dict[str, mx.array],
-    origins: dict[str, TensorEntry],
+    weights: Arrays,
+    origins: Origins,
     files: Sequence[WeightFile],
 ) -> None:
-    expected: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    expected: Arrays = dict(tree_flatten(module.parameters()))
     names = ", ".join(file.name for file in files)
     for name, wanted in expected.items():
         if name not in weights:
@@ -185,12 +183,12 @@ def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _cast(weights: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+def _cast(weights: Arrays, dtype: mx.Dtype) -> Arrays:
     """One float dtype throughout, so that nothing is promoted on the way."""
     return {k: v.astype(dtype) if _is_float(v) else v for k, v in weights.items()}
 
 
-def _own_dtype(weights: dict[str, mx.array]) -> mx.Dtype:
+def _own_dtype(weights: Arrays) -> mx.Dtype:
     """The embedding's, or the final norm's where the embedding is packed."""
     embedding = weights["model.embed_tokens.weight"]
     return embedding.dtype if _is_float(embedding) else weights["model.norm.weight"].dtype
