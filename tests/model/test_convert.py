@@ -241,6 +241,30 @@ def test_another_conversion_is_never_continued(one: Directories, tmp_path: Path)
         bundle((touched, one[1]), tmp_path / "other")
 
 
+def test_every_file_is_on_the_disk_before_the_bundle_appears(
+    one: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    missing: list[Path] = []
+    publish = Workshop.publish
+
+    def watched(self: Workshop) -> None:
+        files = [p for p in self.bundle.rglob("*") if p.is_file()]
+        missing.extend(p for p in files if p.stat().st_ino not in synced)
+        publish(self)
+
+    monkeypatch.setattr("os.fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    monkeypatch.setattr(Workshop, "publish", watched)
+    bundle(one, tmp_path / "made")
+    assert missing == []
+    folders = [
+        tmp_path,
+        tmp_path / "made",
+        *(p for p in (tmp_path / "made").iterdir() if p.is_dir()),
+    ]
+    assert {p.stat().st_ino for p in folders} <= synced
+
+
 def test_a_destination_that_exists_is_left_alone(one: Directories, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     with pytest.raises(ModelRefused, match="exists already"):

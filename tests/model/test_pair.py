@@ -135,6 +135,15 @@ def test_a_model_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
         try_out(dataclasses.replace(demo, target=target))
 
 
+def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
+    class Broken:
+        def step(self, *_: object) -> None:
+            raise ValueError("[gather_qmm] only on the GPU.")
+
+    with pytest.raises(ModelRefused, match="the drafter does not run in float32"):
+        try_out(dataclasses.replace(demo, assistant=Broken()))
+
+
 def _fingerprint(directory: Any, dtype: str = "float32") -> str:
     return load_pair(directory, None, dtype).fingerprint
 
