@@ -99,7 +99,8 @@ def digest_of(parts: Mapping[str, PartRecipe], settings: Settings) -> str:
     """Hex; another one where sources, settings or versions differ."""
     told = [repr(settings)]
     for name, recipe in parts.items():
-        told += [name, repr(recipe.source), recipe.config, repr(recipe.origin)]
+        told += [name, recipe.source.name, recipe.config, repr(recipe.origin)]
+        told.append(repr(recipe.source.packing))
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 

@@ -63,6 +63,29 @@ def test_a_whole_bundle_is_located_with_its_manifest(bundle: Path) -> None:
     assert sum(read) == found.manifest.bytes == sum(map(len, FILES.values()))
 
 
+def test_a_bundle_in_the_hubs_cache_is_taken_whole(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are links to blobs two folders further up than a plain model's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    home = tmp_path / "models--a--b"
+    snapshot = home / "snapshots" / ("0" * 40)
+    (home / "refs").mkdir(parents=True)
+    (home / "blobs").mkdir()
+    (home / "refs" / "main").write_text(snapshot.name)
+    for index, path in enumerate(p for p in bundle.rglob("*") if p.is_file()):
+        blob = path.rename(home / "blobs" / str(index))
+        link = snapshot / path.relative_to(bundle)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    found = find("a/b", None)
+    assert found.target == ModelDirectory(snapshot / "target") and found.manifest is not None
+    check_digests(found.path, found.manifest, lambda count: None)
+    (snapshot / "target" / "model.safetensors").unlink()
+    with pytest.raises(ModelRefused, match=r"target/model\.safetensors: no such file"):
+        find("a/b", None)
+
+
 def test_a_bundle_laid_out_by_hand_has_no_manifest(bundle: Path) -> None:
     (bundle / MANIFEST).unlink()
     assert read_manifest(bundle) is None
