@@ -24,11 +24,11 @@ from daemon.draw import format_bytes
 from daemon.engine import Loaded
 from daemon.errors import StartError
 from model.bundle import Manifest, check_digests
-from model.chat_template import PromptRefused
 from model.files import ModelRefused
 from model.locate import Located, find
 from model.pair import Pair, load_pair, try_out
 from model.plain import near_tie, shortfalls
+from model.prompt_errors import PromptRefused
 from scheduler.events import Delta, Failed, Request, Submit
 from scheduler.plan import Sampling, StepResult
 
@@ -147,7 +147,8 @@ def _prompts(pair: Pair) -> list[tuple[int, ...]]:
     """Questions in the model's own turns, and a text that is longer than its sliding window."""
     tokenizer, text = pair.tokenizer, pair.target_config.text
     try:
-        asked = [tokenizer.encode_messages([("user", question)]) for question in _QUESTIONS]
+        turns = [[{"role": "user", "content": question}] for question in _QUESTIONS]
+        asked = [tokenizer.encode_messages(turn) for turn in turns]
     except PromptRefused:  # a model without a chat template
         asked = [tokenizer.encode_text(question) for question in _QUESTIONS]
     once = tokenizer.encode_text(_LONG)
