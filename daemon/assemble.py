@@ -37,10 +37,15 @@ def load(config: Config) -> Loaded:
 
 
 def _load(config: Config) -> Loaded:
-    limits = config.limits
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
+    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+
+
+def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
+    """The core and the runner around a loaded pair. drafter: its directory's name, "" for none."""
+    limits = config.limits
     model_facts = facts(pair, limits.draft_depth_max)
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
@@ -51,8 +56,7 @@ def _load(config: Config) -> Loaded:
     tree = Tree(model_facts.window_tokens, limits.tree_nodes_max)
     core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
-    drafter = "" if draft_dir is None else config.draft or draft_dir.path.name
-    card = _card(config, pair, model_facts, drafter)
+    card = _card(config, pair, model_facts, drafter and (config.draft or drafter))
     return Loaded(card, core, runner, tree.describe, device.leave_thread)
 
 
@@ -79,7 +83,7 @@ def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> 
         defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
         drafter=_last_part(drafter) if drafter else "",
-        quantization="" if pair.quantization == "none" else pair.quantization,
+        quantization=pair.quantization,
         device=device.name(),
         media_token_ids=pair.target_config.media_token_ids,
     )

@@ -64,6 +64,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     return anyio.run(serve, config, load)
 
 
+def _convert(arguments: argparse.Namespace) -> int:
+    from daemon import convert
+
+    return convert.run(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from daemon import check
+
+    return check.run(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="rootstock",
@@ -81,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
     _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
     _add_client(add("tree", "draw the prefix tree"), commands.tree)
+    _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
+    _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
     return parser
 
 
@@ -88,7 +102,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
     add = parser.add_argument
     add("--config", metavar="FILE", help="TOML with the same names; flags win")
-    add("--model", metavar="DIR|ID", help="directory or hub id (default: the bundled demo pair)")
+    add(
+        "--model",
+        metavar="DIR|ID",
+        help="directory, bundle or cached hub id (default: the bundled demo pair); of a bundle's "
+        "files the sizes are verified, the digests by `check` only",
+    )
     add("--draft", metavar="DIR|ID|none", help="the drafter (default: the model bundle's own)")
     add("--draft-depth", metavar="auto|0..8", help="tokens drafted per round (default: auto)")
     add(
@@ -108,6 +127,39 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="serve gRPC server reflection (default: yes)",
     )
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    add = parser.add_argument
+    add("source", metavar="SRC", help="the target: a directory, a bundle or a cached hub id")
+    add("destination", metavar="DST", help="the bundle's directory, which must not exist")
+    add("--draft", metavar="SRC2|none", help="the drafter (default: SRC's own, if it is a bundle)")
+    packings = "2bit, 3bit, 4bit, 5bit, 6bit, 8bit, mxfp4, mxfp8 or nvfp4 (default: as it is)"
+    add("--quantize", metavar="HOW", help=f"the target: {packings}")
+    add("--quantize-draft", metavar="HOW", help="the drafter, in the same words")
+    add(
+        "--group-size",
+        type=_unsigned(32),
+        metavar="N",
+        help="weights that share a scale: 32, 64 or 128, of the Nbit kinds (default: 64)",
+    )
+    add("--dtype", metavar="|".join(DTYPES), help="of what stays plain (default: its own)")
+    add("--shard-size", metavar="SIZE", help="of a weight file at most (default: 4GiB)")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_check)
+    add = parser.add_argument
+    add(
+        "bundle",
+        nargs="?",
+        metavar="BUNDLE",
+        help="a bundle, a directory or a cached hub id (default: the bundled demo pair)",
+    )
+    add("--draft", metavar="DIR|ID|none", help="the drafter (default: the bundle's own)")
+    add("--dtype", metavar="|".join(DTYPES), help="to compute in (default: auto)")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _add_client(

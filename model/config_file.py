@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.config import (
+    PACKINGS,
     AssistantConfig,
     Experts,
     Kind,
@@ -324,13 +325,15 @@ def _read_quantization(top: _Keys) -> Quantization | None:
     keys = top.inner(key)
     if "quant_method" in keys.document:
         raise keys.refuse("quant_method", "is not supported: only mlx's own quantisation is")
+    overrides = {path: v for path, v in keys.document.items() if isinstance(v, dict)}
+    for path in overrides:
+        _packing(keys.inner(path))
+    mixed = bool(overrides) or any(v is False for v in keys.document.values())
+    return replace(_packing(keys), mixed=mixed)
+
+
+def _packing(keys: _Keys) -> Quantization:
     # A table without a mode was written before there was a second one.
-    mode = keys.document.get("mode", "affine")
-    if mode not in ("affine", "mxfp4", "mxfp8", "nvfp4"):
-        raise keys.refuse("mode", f"is {shown(mode)}; supported is affine, mxfp4, mxfp8 or nvfp4")
-    return Quantization(
-        bits=keys.integer("bits", high=8),
-        group_size=keys.integer("group_size", high=128),
-        mode=mode,
-        mixed=any(isinstance(v, dict) or v is False for v in keys.document.values()),
-    )
+    mode = keys.only("mode", tuple(PACKINGS)) if "mode" in keys.document else "affine"
+    bits, groups = PACKINGS[mode]
+    return Quantization(keys.only("bits", bits), keys.only("group_size", groups), mode)

@@ -1,7 +1,7 @@
 """Reading a model directory: the operator's files, trusted only after they were checked.
 
-- A file is named by a plain name, lies in its directory (or, for a snapshot of the hub's cache,
-  in that repository's own blobs) and is a regular file: no path, no symlink leads elsewhere.
+- A file is named by a plain name, lies in its directory (or, for a snapshot of the hub's cache, in
+  its repository's or the cache's blobs) and is a regular file: no path, no symlink leads elsewhere.
 - Every read has a bound; JSON documents are objects without a key twice.
 - What is wrong with a file is a ModelRefused: one printable line that names the file. What the file
   itself says is quoted cut short, so that no file writes to the operator's terminal.
@@ -68,8 +68,12 @@ class ModelDirectory:
 
     def _roots(self) -> list[Path]:
         home = self.path.resolve()
-        if home.parent.name == "snapshots":
-            return [home, home.parent.parent / "blobs"]
+        # A snapshot of the hub's cache, or a part of a bundle in one: the repository's blobs, which
+        # link to the whole cache's where it shares equal files.
+        for snapshot in (home, home.parent):
+            repository = snapshot.parent.parent
+            if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
+                return [home, repository / "blobs", repository.parent / "blobs"]
         return [home]
 
     @contextmanager

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -18,9 +18,10 @@ from mlx_lm.models.gemma4_text import Model
 
 from cache.attend import SLICE_SCORES_MAX
 from model.assistant import Assistant, fill_assistant, fit_assistant
-from model.config import AssistantConfig, Quantization, TargetConfig
+from model.config import AssistantConfig, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
+from model.packing import packing_of
 from model.safetensors import WeightFile, weight_files
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.weights import fit_target, resolve_dtype, weight_bytes
@@ -43,7 +44,11 @@ class Pair:
     dtype: mx.Dtype
     fingerprint: str
     family: str
-    quantization: str  # "none" where weights are plain
+    quantization: str  # "" where all weights are plain
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("mlx.core.")
 
 
 def load_pair(
@@ -73,7 +78,7 @@ def load_pair(
         dtype=used,
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
-        quantization=_quantization_name(config.quantization),
+        quantization=_quantization_name(target, assistant),
     )
 
 
@@ -83,24 +88,27 @@ def try_out(pair: Pair) -> None:
     What the device has no kernel for is MLX's affair (experts on a CPU: float32 only), and what
     overflows the numbers' own.
     """
-    dtype = str(pair.dtype).removeprefix("mlx.core.")
-    try:
-        for what, logits in _first_logits(pair):
-            if not mx.all(mx.isfinite(logits)).item():
-                raise ModelRefused(f"{what}'s logits are not finite in {dtype}, expected numbers")
-    except RuntimeError as error:
-        raise ModelRefused(f"the model does not run in {dtype} on this device: {error}") from None
+    packed = f", {pair.quantization}," if pair.quantization else ""
+    for what, first_logits in _first_steps(pair):
+        try:
+            finite = mx.all(mx.isfinite(first_logits())).item()
+        except (RuntimeError, ValueError) as error:
+            raise ModelRefused(
+                f"the {what}{packed} does not run in {pair.dtype_name} on this device: {error}"
+            ) from None
+        if not finite:
+            raise ModelRefused(
+                f"the {what}'s logits are not finite in {pair.dtype_name}, expected numbers"
+            )
 
 
-def _first_logits(pair: Pair) -> Iterator[tuple[str, mx.array]]:
-    token = mx.array([[0]])
-    yield "the target", pair.target(token)
-    if pair.assistant is not None and pair.assistant_config is not None:
-        hidden = mx.ones((1, pair.assistant_config.backbone_hidden_size), pair.dtype)
+def _first_steps(pair: Pair) -> Iterator[tuple[str, Callable[[], mx.array]]]:
+    yield "target", lambda: pair.target(mx.array([[0]]))
+    if (assistant := pair.assistant) is not None:
+        row = mx.ones((1, pair.target.args.hidden_size), pair.dtype)
         position = mx.array([1], mx.int32)
         # Its own queries stand for what it would attend to.
-        draft, _ = pair.assistant.step(hidden, hidden, position, lambda _kind, queries: queries)
-        yield "the drafter", draft.logits
+        yield "drafter", lambda: assistant.step(row, row, position, lambda _, q: q)[0].logits
 
 
 def check_fit(target: TargetConfig, draft: AssistantConfig, where: str = "") -> None:
@@ -174,8 +182,13 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     return activations * item_bytes + 2 * scores * 4
 
 
-def _quantization_name(quantization: Quantization | None) -> str:
-    return "none" if quantization is None else str(quantization)
+def _quantization_name(target: Model, assistant: Assistant | None) -> str:
+    """What is packed in either, read off the loaded modules."""
+    packings = [packing_of(target), None if assistant is None else packing_of(assistant)]
+    names = ["not quantised" if packing is None else str(packing) for packing in packings]
+    if packings == [None, None]:
+        return ""
+    return names[0] if assistant is None else f"{names[0]}; drafter {names[1]}"
 
 
 def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], dtype: mx.Dtype) -> str:

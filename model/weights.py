@@ -16,16 +16,16 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
-from mlx_lm.utils import infer_quant_config
 
 from model.config import TargetConfig
 from model.files import ModelRefused
+from model.packing import give_rows_in, quantize
 from model.safetensors import TensorEntry, WeightFile
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,9 @@ DTYPE_NAMES = ("auto", *_DTYPES)
 
 _KV = re.compile(r"model\.layers\.([0-9]{1,3})\.self_attn\.(?:[kv]_proj|k_norm)\.\w+")
 M = TypeVar("M", bound=nn.Module)
-_Sanitize = Callable[[dict[str, mx.array]], dict[str, mx.array]]
+Arrays = dict[str, mx.array]
+Origins = dict[str, TensorEntry]
+Sanitize = Callable[[Arrays], Arrays]
 
 
 def resolve_dtype(name: str) -> mx.Dtype | None:
@@ -60,11 +62,11 @@ class Fitted(Generic[M]):
     """A module and the checked weights that fit it: nothing was read but headers."""
 
     module: M
-    weights: dict[str, mx.array]  # lazy, by the module's names
-    origins: dict[str, TensorEntry]  # the tensor that each is made of
+    weights: Arrays  # lazy, by the module's names
+    origins: Origins  # the tensor that each is made of
 
     def load(self, dtype: mx.Dtype | None) -> M:
-        """The module filled and evaluated; once. dtype None: the embedding's own.
+        """The module filled and evaluated; once. dtype None: the checkpoint's own.
 
         Raises ModelRefused.
         """
@@ -77,6 +79,7 @@ class Fitted(Generic[M]):
             array = array.astype(chosen) if _is_float(array) else array
             _read_finite(array, codes.get(name), origin)
             read.append((name, array))
+        give_rows_in(self.module, chosen)
         self.module.load_weights(read, strict=True)
         self.module.eval()
         mx.eval(arrays(self.module))
@@ -88,7 +91,7 @@ def fit_target(files: Sequence[WeightFile], config: TargetConfig) -> Fitted[Mode
     model = Model(config.text.model_args())
     own, layers = config.text.own_layers, len(config.text.kinds)
 
-    def sanitize(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+    def sanitize(weights: Arrays) -> Arrays:
         # mlx-lm drops more than the K/V of layers that borrow: the rest is kept, to be refused.
         kept = model.sanitize(weights)
         found = [_KV.fullmatch(name) for name in weights]
@@ -106,17 +109,18 @@ def fit(
     module: M,
     files: Sequence[WeightFile],
     rename: Callable[[str], str | None],
-    sanitize: _Sanitize,
+    sanitize: Sanitize,
     quantized: bool,
 ) -> Fitted[M]:
     """Match checked files and a module, reading no weight. Raises ModelRefused.
 
     rename: a tensor's name in the file to the module's, None to drop it. sanitize: tensors that
-    the module keeps in another form (one in, none or several out).
+    the module keeps in another form (one in, none or several out). quantized: the module's layers
+    become quantised ones where the files hold packed weights.
     """
     weights, origins = _lazy(files, rename, sanitize)
     if quantized:
-        _quantize(module, weights)
+        quantize(module, weights)
     _check(module, weights, origins, files)
     return Fitted(module, weights, origins)
 
@@ -142,11 +146,11 @@ def _target_name(name: str) -> str | None:
 
 
 def _lazy(
-    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: _Sanitize
-) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
+    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: Sanitize
+) -> tuple[Arrays, Origins]:
     """Lazy arrays by the module's names, and the tensor each was made of."""
-    weights: dict[str, mx.array] = {}
-    origins: dict[str, TensorEntry] = {}
+    weights: Arrays = {}
+    origins: Origins = {}
     dropped = 0
     for file in files:
         try:
@@ -171,7 +175,7 @@ def _lazy(
 
 
 def _sanitized(
-    sanitize: _Sanitize, name: str, array: mx.array, tensor: TensorEntry
+    sanitize: Sanitize, name: str, array: mx.array, tensor: TensorEntry
 ) -> list[tuple[str, mx.array]]:
     try:
         return list(sanitize({name: array}).items())
@@ -217,31 +221,13 @@ def _coded(module: nn.Module) -> Iterator[tuple[str, str]]:
             yield f"{path}.weight", "e4m3"
 
 
-def _quantize(module: nn.Module, weights: dict[str, mx.array]) -> None:
-    """Replace modules by quantised ones where the files hold packed weights, as mlx-lm does.
-
-    How a path was packed is read off its shapes: the config's per-path table only repeats it, in
-    names that differ between conversions.
-    """
-
-    def packing(path: str, inner: nn.Module) -> dict[str, Any] | bool:
-        if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
-            return False
-        return infer_quant_config(path, inner, weights)
-
-    try:
-        nn.quantize(module, class_predicate=packing)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelRefused(f"config.json: quantization does not fit the weights: {error}") from None
-
-
 def _check(
     module: nn.Module,
-    weights: dict[str, mx.array],
-    origins: dict[str, TensorEntry],
+    weights: Arrays,
+    origins: Origins,
     files: Sequence[WeightFile],
 ) -> None:
-    expected: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
+    expected: Arrays = dict(tree_flatten(module.parameters()))
     place = files[0].where if len(files) == 1 else f"{files[0].where} to {files[-1].name}"
     for name, wanted in expected.items():
         if name not in weights:
@@ -273,8 +259,7 @@ def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _own_dtype(weights: dict[str, mx.array]) -> mx.Dtype:
+def _own_dtype(weights: Arrays) -> mx.Dtype:
+    """The embedding's, or the final norm's where the embedding is packed."""
     embedding = weights["model.embed_tokens.weight"]
-    if not _is_float(embedding):
-        embedding = weights["model.embed_tokens.scales"]
-    return embedding.dtype if _is_float(embedding) else mx.bfloat16
+    return embedding.dtype if _is_float(embedding) else weights["model.norm.weight"].dtype

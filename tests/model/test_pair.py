@@ -31,7 +31,7 @@ def test_the_bundled_pair_loads_and_answers(demo: Pair) -> None:
     while ids[-1] not in demo.tokenizer.eos_token_ids and len(ids) < start + 32:
         ids.append(int(mx.argmax(demo.target(mx.array([ids]))[0, -1])))
     assert demo.tokenizer.decode(ids[start:]) == "The capital of France is Paris."
-    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "none", mx.float32)
+    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "", mx.float32)
     assert demo.assistant is not None
     assert demo.tokenizer.defaults.top_k == 40
 
@@ -134,6 +134,15 @@ def test_a_model_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
     try_out(demo)
     with pytest.raises(ModelRefused, match="does not run in float32 on this device"):
         try_out(dataclasses.replace(demo, target=target))
+
+
+def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
+    class Broken:
+        def step(self, *_: object) -> None:
+            raise ValueError("[gather_qmm] only on the GPU.")
+
+    with pytest.raises(ModelRefused, match="the drafter does not run in float32"):
+        try_out(dataclasses.replace(demo, assistant=Broken()))
 
 
 def _fingerprint(directory: Any, dtype: str = "float32") -> str:
