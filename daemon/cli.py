@@ -48,7 +48,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
@@ -62,6 +62,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         return assemble.load(config)
 
     return anyio.run(serve, config, load)
+
+
+def _log_to_stderr() -> None:
+    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("model").setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:

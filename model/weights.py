@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -104,21 +105,22 @@ def _read(
     """Lazy arrays by the module's names, and the tensor each was made of."""
     weights: dict[str, mx.array] = {}
     origins: dict[str, TensorEntry] = {}
-    dropped = 0
+    dropped: Counter[str] = Counter()
     for file in files:
         loaded = mx.load(str(file.path), format="safetensors")
         assert isinstance(loaded, dict)
         for tensor in file.tensors:
             target = rename(tensor.name)
-            dropped += target is None
             if target is None:
+                dropped[tensor.name.removeprefix("model.").partition(".")[0]] += 1
                 continue
             for name, array in _sanitized(sanitize, target, loaded[tensor.name], tensor):
                 if name in weights:
                     raise _refused(tensor, f"gives {name} a second time")
                 weights[name], origins[name] = array, tensor
     if dropped:
-        log.info("left out %d tensors of vision and audio towers", dropped)
+        towers = ", ".join(f"{name} {count}" for name, count in sorted(dropped.items()))
+        log.info("left out %d tensors of media: %s", dropped.total(), towers)
     return weights, origins
 
 
