@@ -2,7 +2,9 @@
 
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
 - What the contract names but the daemon does not do yet is refused by field name, never ignored.
-- Tokenising runs in `tokenise_workers` threads, off the event loop.
+- Tokenising runs in `tokenise_workers` threads, off the event loop. What cannot fit into the
+  context by its length alone is refused before.
+- Placeholders of images and sound are refused however they came: only the text part is loaded.
 - A request that leaves here is servable: ids below the vocabulary, room for at least one token.
 """
 
@@ -14,17 +16,18 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from daemon.card import ModelCard
+from daemon.messages import conversation_of
+from model.prompt_errors import PromptTooLong
 from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import prompt_pb2
 from scheduler.errors import InvalidRequest, Precondition
 from scheduler.events import Request
 from scheduler.limits import Limits
 from scheduler.plan import Sampling, SamplingDefaults
-
-ROLES = frozenset({"system", "user", "assistant"})
 
 T = TypeVar("T")
 
@@ -68,7 +71,7 @@ class Admission:
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
         """The ids that Generate would see, whatever their number. Raises Refused."""
-        return await self._encoded(request)
+        return await self._encoded(request, None)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Raises Refused for an id that the model does not have."""
@@ -80,45 +83,44 @@ class Admission:
         return await self._in_worker(decode)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
-        if request.WhichOneof("prompt") != "token_ids":
-            ids: Sequence[int] = await self._encoded(request)
+        field = request.WhichOneof("prompt")
+        if field != "token_ids":
+            ids: Sequence[int] = await self._encoded(request, self._prompt_tokens_max)
             self._check_length(len(ids))
+            self._check_media(ids, field or "prompt")
             return tuple(ids)
         ids = request.token_ids.ids
         if not ids:
             raise _empty("token_ids")
         self._check_length(len(ids))
         self._check_ids(ids, "token_ids.ids")
+        self._check_media(ids, "token_ids.ids")
         return tuple(ids)
 
-    async def _encoded(self, request: pb.GenerateRequest | pb.TokenizeRequest) -> list[int]:
+    async def _encoded(
+        self, request: pb.GenerateRequest | pb.TokenizeRequest, tokens_max: int | None
+    ) -> list[int]:
+        """tokens_max: refuse what is certainly longer; None encodes any length."""
         tokenizer = self._card.tokenizer
         match request.WhichOneof("prompt"):
             case "text" if request.text:
-                text = request.text
-                return await self._in_worker(lambda: tokenizer.encode_text(text))
+                work = partial(tokenizer.encode_text, request.text, tokens_max)
             case "messages" if request.messages.messages:
-                turns = self._turns(request.messages)
-                return await self._in_worker(lambda: self._encode_turns(turns))
+                work = partial(self._encode_messages, request.messages, tokens_max)
             case field:
                 raise _empty(field or "prompt")
-
-    def _turns(self, messages: prompt_pb2.Messages) -> list[tuple[str, str]]:
-        if len(messages.messages) > self._limits.messages_max:
-            problem = f"at most {self._limits.messages_max} messages"
-            raise InvalidRequest("BAD_REQUEST", problem, field="messages.messages")
-        for index, message in enumerate(messages.messages):
-            if message.role not in ROLES:
-                raise InvalidRequest(
-                    "BAD_REQUEST",
-                    "role must be system, user or assistant",
-                    field=f"messages.messages[{index}].role",
-                )
-        return [(message.role, message.content) for message in messages.messages]
-
-    def _encode_turns(self, turns: list[tuple[str, str]]) -> list[int]:
         try:
-            return self._card.tokenizer.encode_messages(turns)
+            return await self._in_worker(work)
+        except PromptTooLong as error:
+            raise self._too_long(f"at least {error.fewest}") from None
+
+    def _encode_messages(self, messages: prompt_pb2.Messages, tokens_max: int | None) -> list[int]:
+        tokenizer = self._card.tokenizer
+        said = conversation_of(messages, tokenizer.features, self._limits)
+        try:
+            return tokenizer.encode_messages(said.messages, said.tools, said.thinking, tokens_max)
+        except PromptTooLong:
+            raise
         except ValueError as error:
             problem = "the model's template cannot express these turns"
             raise InvalidRequest("BAD_REQUEST", problem, field="messages") from error
@@ -132,15 +134,27 @@ class Admission:
         # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
-    def _check_length(self, tokens: int) -> None:
+    @property
+    def _prompt_tokens_max(self) -> int:
         """A prompt needs room for itself and one token of reply."""
+        return self._card.facts.context_tokens_max - 1
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self._prompt_tokens_max:
+            raise self._too_long(str(tokens))
+
+    def _too_long(self, tokens: str) -> InvalidRequest:
         context = self._card.facts.context_tokens_max
-        if tokens >= context:
-            raise InvalidRequest(
-                "CONTEXT_TOO_LONG",
-                f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
-                field="prompt",
-            )
+        return InvalidRequest(
+            "CONTEXT_TOO_LONG",
+            f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
+            field="prompt",
+        )
+
+    def _check_media(self, ids: Sequence[int], field: str) -> None:
+        if not self._card.media_token_ids.isdisjoint(ids):
+            problem = "the prompt holds image, audio or video tokens; only text is loaded"
+            raise Precondition("UNSUPPORTED", problem, field=field)
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         asked = (

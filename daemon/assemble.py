@@ -77,6 +77,7 @@ def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> 
         drafter=_last_part(drafter) if drafter else "",
         quantization="" if pair.quantization == "none" else pair.quantization,
         device=device.name(),
+        media_token_ids=pair.target_config.media_token_ids,
     )
 
 

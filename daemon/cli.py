@@ -153,8 +153,20 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
 
 
+def _add_turns(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--system", metavar="TEXT", help="a system message to begin with")
+    add(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the model think before it answers (default: the model's)",
+    )
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
+    _add_turns(parser)
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
     add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
@@ -164,4 +176,4 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    _add_turns(parser)

@@ -18,6 +18,7 @@ from daemon.errors import slow_reader
 from daemon.front import Front
 from daemon.mailbox import Event, Mailbox
 from rootstock.v1 import generation_pb2 as pb
+from rootstock.v1 import prompt_pb2
 from scheduler.errors import Refused
 from scheduler.events import Cancel, Delta, Finished, Progress, Request, Submit, Usage
 
@@ -139,7 +140,7 @@ def _response(event: Event) -> pb.GenerateResponse:
                 )
             )
         case Delta():
-            return pb.GenerateResponse(delta=pb.Delta(text=event.text, token_ids=event.token_ids))
+            return pb.GenerateResponse(delta=_delta(event))
         case Finished():
             return pb.GenerateResponse(
                 finish=pb.Finish(
@@ -148,6 +149,18 @@ def _response(event: Event) -> pb.GenerateResponse:
                     usage=_usage(event.usage),
                 )
             )
+
+
+def _delta(delta: Delta) -> pb.Delta:
+    return pb.Delta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        thinking=delta.thinking,
+        tool_calls=[
+            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments)
+            for call in delta.tool_calls
+        ],
+    )
 
 
 def _usage(usage: Usage) -> pb.Usage:

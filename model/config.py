@@ -167,7 +167,8 @@ class TextConfig:
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
     text: TextConfig
-    eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json comes first
+    eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json may have more
+    media_token_ids: frozenset[int]  # image, audio and video placeholders: towers we do not load
     quantization: Quantization | None
 
     def layers(self) -> tuple[Layer, ...]:

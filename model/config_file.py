@@ -32,6 +32,10 @@ _KINDS: dict[str, Kind] = {"sliding_attention": "sliding", "full_attention": "fu
 _TARGET_TYPES = ("gemma4", "gemma4_unified", "gemma4_text", "gemma4_unified_text")
 _TEXT_TYPES = ("gemma4_text", "gemma4_unified_text")
 _ASSISTANT_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
+_MEDIA_KEYS = (
+    *("image_token_id", "audio_token_id", "video_token_id"),
+    *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"),
+)
 _SIZE_MAX = 1 << 24
 _LAYERS_MAX = 512
 
@@ -99,7 +103,7 @@ def read_target_config(directory: ModelDirectory) -> TargetConfig:
     for kind in set(text.kinds):
         if text.last_own(kind) is None:
             raise keys.refuse("layer_types", f"has no {kind} layer with K/V of its own")
-    return TargetConfig(text, _eos(top, keys), _read_quantization(top))
+    return TargetConfig(text, _eos(top, keys), _media(top), _read_quantization(top))
 
 
 def read_assistant_config(directory: ModelDirectory) -> AssistantConfig:
@@ -269,11 +273,20 @@ def _check_heads(text: TextConfig, keys: _Keys) -> None:
 
 
 def _eos(top: _Keys, keys: _Keys) -> tuple[int, ...]:
-    for place in (top, keys):
-        value = place.document.get("eos_token_id")
-        if value is not None:
-            return token_ids(value, f"{place.file}: {place.prefix}eos_token_id")
-    return ()
+    """Of both places: the releases list the end of a turn in one and the end of a text in both."""
+    return tuple(sorted(_ids(top, "eos_token_id") | _ids(keys, "eos_token_id")))
+
+
+def _media(top: _Keys) -> frozenset[int]:
+    """What stands for images, sound and video in a prompt, or begins and ends them."""
+    return frozenset[int]().union(*(_ids(top, key) for key in _MEDIA_KEYS))
+
+
+def _ids(place: _Keys, key: str) -> frozenset[int]:
+    value = place.document.get(key)
+    if value is None:
+        return frozenset()
+    return frozenset(token_ids(value, f"{place.file}: {place.prefix}{key}"))
 
 
 def token_ids(value: Any, where: str) -> tuple[int, ...]:

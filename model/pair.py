@@ -142,6 +142,7 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
+        marks=pair.tokenizer.marks,
     )
 
 

@@ -27,6 +27,7 @@ from rootstock.errors import (
 from rootstock.values import (
     CacheOptions,
     CacheStats,
+    Conversation,
     Delta,
     Event,
     Finish,
@@ -41,6 +42,8 @@ from rootstock.values import (
     Reply,
     StoredBytes,
     Tier,
+    Tool,
+    ToolCall,
     TreeNode,
     Usage,
 )
@@ -52,6 +55,7 @@ __all__ = [
     "CacheStats",
     "Cancelled",
     "Client",
+    "Conversation",
     "DeadlineExceeded",
     "Delta",
     "Event",
@@ -74,6 +78,8 @@ __all__ = [
     "StoredBytes",
     "Stream",
     "Tier",
+    "Tool",
+    "ToolCall",
     "TreeNode",
     "Unauthenticated",
     "Unavailable",

@@ -295,7 +295,9 @@ class Core:
         reply = session.reply
         session.emitted_at = now
         self._meters.generated_tokens += len(tokens)
-        self._effects.append(Delta(session.id, reply.take_text(), tokens))
+        parts = reply.parts
+        text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
+        self._effects.append(Delta(session.id, text, tokens, thinking, calls))
         if reply.reason:
             usage = session.usage(now)
             self._meters.request_decode.observe(usage.decode_seconds)

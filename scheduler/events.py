@@ -79,12 +79,22 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model wrote. `arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step committed for one session. `text` is whole characters; ids may come without."""
+    """What one step committed for one session. Texts are whole characters; ids may come without."""
 
     id: int
     text: str
     token_ids: tuple[int, ...]
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

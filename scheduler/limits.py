@@ -18,6 +18,7 @@ class Limits:
     request_bytes_max: int = 4 * 1024 * 1024
     metadata_bytes_max: int = 8 * 1024
     messages_max: int = 4096
+    tools_max: int = 128
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
     stop_token_ids_max: int = 64

@@ -47,6 +47,18 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True, slots=True)
+class Marks:
+    """The control tokens by which a model divides its replies; None where it has no such token."""
+
+    turn_start: int | None = None
+    channel_start: int | None = None  # what it thinks
+    channel_end: int | None = None
+    call_start: int | None = None  # of a function
+    call_end: int | None = None
+    quote: int | None = None  # before and after a string in a call
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the core must know of the loaded model. Sizes in bytes, from real shapes and dtypes."""
 
@@ -65,6 +77,7 @@ class ModelFacts:
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
+    marks: Marks = Marks()
 
     def live_bytes(self, tokens: int) -> int:
         """Live K/V that a slot holding up to `tokens` tokens may need at most."""

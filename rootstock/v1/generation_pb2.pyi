@@ -176,7 +176,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the reply, which does not contain them. At most 8 of 1 to 64 bytes each."""
+        """Strings that end the reply, looked for in Delta.text, which does not contain them. At most 8 of
+        1 to 64 bytes each.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -453,11 +455,17 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
     """Which reply, from 0."""
     text: _builtins.str
-    """Whole characters. Contains neither the stop sequence nor special tokens; may lag behind the ids
-    and may be empty.
+    """What the model says, in whole characters. Contains neither the stop sequence nor special tokens,
+    thinking or calls; may lag behind the ids and may be empty.
+    """
+    thinking: _builtins.str
+    """What the model thinks before it speaks, apart from `text`. Whole characters; the strings of
+    `stop` are not looked for in it.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -467,6 +475,12 @@ class Delta(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
         """One per id of `token_ids` if the request asked for top_logprobs, else none."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_prompt_pb2.ToolCall]:
+        """Calls of functions that the model completed. What it began as a call and did not write as one,
+        or not to its end, is in `text`.
+        """
+
     def __init__(
         self,
         *,
@@ -474,10 +488,12 @@ class Delta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        thinking: _builtins.str = ...,
+        tool_calls: _abc.Iterable[_prompt_pb2.ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "logprobs", b"logprobs", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

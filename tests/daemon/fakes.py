@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cache.ledger import Ledger
 from cache.tree import Tree
 from daemon.card import ModelCard, SamplingDefaults
 from daemon.engine import Loaded
+from model.prompt_errors import PromptTooLong
 from scheduler.core import Core
 from scheduler.limits import Limits
 from scheduler.plan import (
@@ -72,15 +74,29 @@ class ByteTokenizer:
         self.gate.set()
         self.threads: set[str] = set()
 
-    def encode_text(self, text: str) -> list[int]:
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         self.threads.add(threading.current_thread().name)
         self.gate.wait()
+        if tokens_max is not None and len(text) > 2 * tokens_max:
+            raise PromptTooLong(len(text))  # as far from the limit as a real one might see it
         return [BOS, *(FIRST_BYTE + b for b in text.encode())]
 
-    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        if messages[0][0] == "assistant":
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        tokens_max: int | None = None,
+    ) -> list[int]:
+        if messages[0]["role"] == "assistant":
             raise ValueError("secret detail of the template")
-        return self.encode_text("".join(f"{role}:{content}\n" for role, content in messages))
+        head = "".join(f"{extra}\n" for extra in (*tools, thinking) if extra is not None)
+        said = (f"{m.pop('role')}:{m.pop('content')}{m or ''}\n" for m in map(dict, messages))
+        return self.encode_text(head + "".join(said), tokens_max)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join(TOKEN_BYTES[i] for i in token_ids).decode(errors="replace")

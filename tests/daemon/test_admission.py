@@ -21,6 +21,7 @@ from tests.daemon.conftest import prompt_of
 from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
 
 LIMITS = Limits()
+USER = {"role": "user", "content": "hi"}
 GREEDY = SamplingDefaults()
 
 
@@ -125,6 +126,45 @@ async def test_two_workers_tokenise_and_a_cancelled_caller_frees_no_third() -> N
     tokenizer.gate.set()
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert sum(isinstance(result, Request) for result in results) == 8
+    door.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (prompt_of(5, 6, 7), "token_ids.ids"),
+        (pb.GenerateRequest(text="\x03"), "text"),
+        (
+            pb.GenerateRequest(messages={"messages": [{"role": "user", "content": "\x03"}]}),
+            "messages",
+        ),
+    ],
+)
+async def test_a_prompt_with_image_or_audio_tokens_is_unsupported(
+    request_: pb.GenerateRequest, field: str
+) -> None:
+    """However they came: their embeddings would come from towers that are not loaded."""
+    for media, is_refused in ((frozenset({6, 9}), True), (frozenset[int](), False)):
+        card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=media)
+        door = Admission(card, LIMITS)
+        if not is_refused:
+            assert (await door.admit(request_, 0)).prompt
+            continue
+        with pytest.raises(Refused) as caught:
+            await door.admit(request_, 0)
+        assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", field)
+        door.close()
+
+
+@pytest.mark.anyio
+async def test_only_what_will_be_generated_from_must_fit_the_context() -> None:
+    """Tokenize counts any prompt; its message is bounded by the size of a request alone."""
+    door = admission()
+    text = "x" * (3 * CONTEXT)
+    assert len(await door.tokenize(pb.TokenizeRequest(text=text))) == 3 * CONTEXT + 1
+    with pytest.raises(Refused, match=f"at least {3 * CONTEXT} tokens.* at most {CONTEXT} fit"):
+        await door.admit(pb.GenerateRequest(text=text), 0)
     door.close()
 
 

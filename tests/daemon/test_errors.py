@@ -38,8 +38,8 @@ def text_of(**fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(text="x", **fields)
 
 
-def said(role: str, content: str = "hi") -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content}]}
+def said(role: str, content: str = "hi", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content, **more}]}
 
 
 BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
@@ -68,6 +68,28 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         text_of(stop_token_ids=[VOCABULARY]),
         "BAD_TOKEN_ID",
         "stop_token_ids",
+    ),
+    "arguments are no object": (
+        pb.GenerateRequest(
+            messages=said("assistant", tool_calls=[{"name": "f", "arguments": "1"}])
+        ),
+        "BAD_REQUEST",
+        "messages.messages[0].tool_calls[0].arguments",
+    ),
+    "result of no call": (
+        pb.GenerateRequest(messages=said("tool")),
+        "BAD_REQUEST",
+        "messages.messages[0].tool_name",
+    ),
+    "text is hopelessly long": (
+        pb.GenerateRequest(text="x" * 3 * CONTEXT),
+        "CONTEXT_TOO_LONG",
+        "prompt",
+    ),
+    "messages are hopelessly long": (
+        pb.GenerateRequest(messages=said("user", "x" * 3 * CONTEXT)),
+        "CONTEXT_TOO_LONG",
+        "prompt",
     ),
     "prompt fills the context": (prompt_of(*[5] * CONTEXT), "CONTEXT_TOO_LONG", "prompt"),
     "max_tokens 0": (text_of(max_tokens=0), "BAD_REQUEST", "max_tokens"),

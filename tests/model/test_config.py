@@ -91,6 +91,32 @@ def test_every_argument_of_mlx_lm_is_explicit(monkeypatch: pytest.MonkeyPatch) -
     assert None not in (given["layer_types"], given["rope_parameters"])
 
 
+@pytest.mark.parametrize(
+    ("top", "text", "expected"),
+    [([1, 106], 1, (1, 106)), (1, [106, 50], (1, 50, 106)), (None, 7, (7,)), (None, None, ())],
+)
+def test_a_turn_ends_at_the_ids_of_both_places(
+    top: Any, text: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    edit(directory, "config.json", {"eos_token_id": top, "text_config.eos_token_id": text})
+    assert read_target_config(directory).eos_token_ids == expected
+
+
+def test_media_tokens_are_those_that_the_config_names(tmp_path: Path) -> None:
+    assert target_config("e2b-tiny").media_token_ids == frozenset(range(91, 98))
+    directory = copied("e2b-tiny", tmp_path)
+    keys = [
+        key for key in json.loads((directory.path / "config.json").read_text()) if "_token_i" in key
+    ]
+    without = {key: ... for key in keys if key != "eos_token_id"}
+    edit(directory, "config.json", without | {"image_token_id": None})
+    assert read_target_config(directory).media_token_ids == frozenset()
+    edit(directory, "config.json", {"image_token_id": "<image>"})
+    with pytest.raises(ModelRefused, match="image_token_id is '<image>', not a token id"):
+        read_target_config(directory)
+
+
 def test_borrowing_layers_read_the_last_own_layer_of_their_kind() -> None:
     layers = target_config("e2b-tiny").layers()
     assert [layer.source for layer in layers] == [0, 1, 2, 1, 2]

@@ -15,6 +15,7 @@ from model.config import AssistantConfig, Rope
 from model.files import ModelRefused
 from model.locate import locate
 from model.pair import Pair, check_fit, facts, load_pair, try_out
+from tests.chat import turns
 from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
 
 
@@ -25,7 +26,7 @@ def demo() -> Pair:
 
 def test_the_bundled_pair_loads_and_answers(demo: Pair) -> None:
     """Greedy and plain, through mlx-lm's own forward: NOTE of the recipe's own example."""
-    ids = demo.tokenizer.encode_messages([("user", "What is the capital of France?")])
+    ids = demo.tokenizer.encode_messages(turns(("user", "What is the capital of France?")))
     start = len(ids)
     while ids[-1] not in demo.tokenizer.eos_token_ids and len(ids) < start + 32:
         ids.append(int(mx.argmax(demo.target(mx.array([ids]))[0, -1])))

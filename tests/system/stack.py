@@ -29,7 +29,7 @@ from scheduler.events import (
     Submit,
 )
 from scheduler.limits import Limits
-from scheduler.plan import Sampling, StepPlan
+from scheduler.plan import Marks, Sampling, StepPlan
 from tests.system.oracle import Oracle, Verdict, check_usage, end_of
 
 GIB = 1 << 30
@@ -94,7 +94,8 @@ class Stack:
         check_steps: bool = True,
     ) -> None:
         self.pair, self.limits = pair, limits
-        self.facts = facts(pair, limits.draft_depth_max)
+        # The oracle knows text only, and a random model opens channels as it likes.
+        self.facts = replace(facts(pair, limits.draft_depth_max), marks=Marks())
         self.tree = Tree(self.facts.window_tokens, limits.tree_nodes_max)
         self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
         depth_max = limits.draft_depth_max if self.facts.has_drafter else 0
