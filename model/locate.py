@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -26,18 +27,19 @@ def locate(model: str | None, draft: str | None) -> tuple[ModelDirectory, ModelD
 
 
 def _bundle(path: Path) -> tuple[ModelDirectory, ModelDirectory | None]:
-    whole = (path / "target" / "config.json").is_file()
+    whole = os.path.isfile(path / "target" / "config.json")
     target = path / "target" if whole else path
     assistant = path / "assistant"
-    drafter = ModelDirectory(assistant) if (assistant / "config.json").is_file() else None
+    drafter = ModelDirectory(assistant) if os.path.isfile(assistant / "config.json") else None
     return ModelDirectory(target), drafter
 
 
 def _directory(value: str) -> Path:
     path = Path(value)
-    if value and path.is_dir():
+    # os.path's own answer False where pathlib's raise: a name too long, a folder barred to us.
+    if value and os.path.isdir(value):
         return path
-    if value and path.exists():
+    if value and os.path.exists(value):
         raise ModelRefused(f"{value}: is a file, expected a directory in Hugging Face layout")
     if not _HUB_ID.fullmatch(value):
         raise ModelRefused(f"{value}: neither a directory nor a hub id like google/gemma-4-E2B-it")
