@@ -48,7 +48,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
@@ -74,6 +74,12 @@ def _check(arguments: argparse.Namespace) -> int:
     from daemon import check
 
     return check.run(arguments)
+
+
+def _log_to_stderr() -> None:
+    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("model").setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -151,7 +152,7 @@ def _lazy(
     """Lazy arrays by the module's names, and the tensor each was made of."""
     weights: Arrays = {}
     origins: Origins = {}
-    dropped = 0
+    dropped: Counter[str] = Counter()
     for file in files:
         try:
             loaded = mx.load(str(file.path), format="safetensors")
@@ -162,15 +163,16 @@ def _lazy(
         assert isinstance(loaded, dict)
         for tensor in file.tensors:
             target = rename(tensor.name)
-            dropped += target is None
             if target is None:
+                dropped[tensor.name.removeprefix("model.").partition(".")[0]] += 1
                 continue
             for name, array in _sanitized(sanitize, target, loaded[tensor.name], tensor):
                 if name in weights:
                     raise _refused(tensor, f"gives {name} a second time")
                 weights[name], origins[name] = array, tensor
     if dropped:
-        log.info("left out %d tensors of vision and audio towers", dropped)
+        towers = ", ".join(f"{name} {count}" for name, count in sorted(dropped.items()))
+        log.info("left out %d tensors of media: %s", dropped.total(), towers)
     return weights, origins
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import anyio
 import pytest
 from rich.console import Console
 
-from daemon.cli import main
+from daemon.cli import _log_to_stderr, main
 from daemon.server import Daemon
 from rootstock import Conversation, Delta, Message
 from scheduler.limits import Limits
@@ -256,3 +257,13 @@ def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
     out = capsys.readouterr().out
     assert out.count("cancelled") == 1
     assert out.count("9 tokens") == 1
+
+
+def test_serve_shows_what_a_model_leaves_out_and_nobody_elses_chatter() -> None:
+    ours = logging.getLogger("model")
+    try:
+        _log_to_stderr()
+        assert logging.getLogger("model.weights").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
+    finally:
+        ours.setLevel(logging.NOTSET)
