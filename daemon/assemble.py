@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cache.ledger import Ledger, OutOfMemory
+from cache.ledger import Ledger
 from cache.tree import Tree
 from daemon.card import ModelCard
 from daemon.config import Config
@@ -22,6 +22,7 @@ from model.locate import locate
 from model.pair import Pair, facts, load_pair, try_out
 from model.runner import Runner
 from scheduler.core import Core
+from scheduler.memory import REQUEST_TOKENS_MIN, alone_bytes
 from scheduler.plan import ModelFacts
 
 DEMO_NAME = "rootstock-demo"
@@ -60,14 +61,17 @@ def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
 
 
 def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
+    """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
     budget = config.memory_bytes or device.memory_budget_bytes()
-    try:
-        return Ledger(budget, model_facts.weights_bytes)
-    except OutOfMemory:
-        weights = format_bytes(model_facts.weights_bytes)
+    weights = model_facts.weights_bytes
+    request = alone_bytes(model_facts, config.limits, REQUEST_TOKENS_MIN)
+    if budget < weights + request:
         raise StartError(
-            f"the weights need {weights}, the budget is {format_bytes(budget)} (--memory)"
-        ) from None
+            f"the weights need {format_bytes(weights)} and the smallest request "
+            f"{format_bytes(request)}, the budget is {format_bytes(budget)} (--memory); "
+            f"expected at least {weights + request} bytes"
+        )
+    return Ledger(budget, weights)
 
 
 def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:

@@ -16,18 +16,17 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError, nodes
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from model.files import ModelDirectory, ModelRefused
+from model.files import ModelDirectory, ModelRefused, shown
 from model.prompt_errors import PromptRefused
+from model.sandbox import OutOfBounds, Sandbox
 
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
 _STAND_INS = range(0xD800, 0xE000)
 _STAND_IN = re.compile("([\ud800-\udfff])")
-_RENDERED_CHARS_MAX = 16 << 20
+_INDENT_MAX = 16
 # What a conversation may hold besides roles and contents, and by which names templates use it.
 _FEATURES = {
     "tools": ("tools",),
@@ -47,19 +46,22 @@ class ChatTemplate:
         self, source: str, special_tokens: Mapping[str, str], control: Collection[str], where: str
     ) -> None:
         """`control`: the spellings of all control tokens. Raises ModelRefused."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.globals["raise_exception"] = _refuse
-        environment.filters["tojson"] = _to_json
+        self._sandbox = Sandbox()
+        self._sandbox.globals["raise_exception"] = _refuse
+        self._sandbox.filters["tojson"] = _to_json
         self._stand_ins = _StandIns(control, where)
         try:
-            tree = environment.parse(source)
+            tree = self._sandbox.parse(source)
             self._stand_ins.replace_in(tree)
             _end_settled_scans(tree)
-            self._template = environment.from_string(tree)
+            self._template = self._sandbox.compiled(tree)
         except TemplateError as error:
             raise ModelRefused(f"{where}: is not a template: {error}") from None
+        except ModelRefused:
+            raise
+        except Exception:
+            # Nested deeper, or with more blocks, than Python compiles.
+            raise ModelRefused(f"{where}: is not a template that can be compiled") from None
         self._names = {key: self._stand_ins.of(text) for key, text in special_tokens.items()}
         words = set(re.findall(r"\w+", source))
         self.features = frozenset(
@@ -92,15 +94,17 @@ class ChatTemplate:
 
     def _render(self, context: Mapping[str, Any]) -> str:
         try:
-            rendered = self._template.render(context, documents=None, add_generation_prompt=True)
+            values = {**context, "documents": None, "add_generation_prompt": True}
+            return self._sandbox.rendered(self._template, values)
         except PromptRefused:
             raise
+        except OutOfBounds:
+            raise PromptRefused(
+                "the model's chat template makes too much of these messages"
+            ) from None
         except Exception:
             # A template is code of the model's author: any error of it refuses this prompt only.
             raise PromptRefused("the model's chat template does not take these messages") from None
-        if len(rendered) > _RENDERED_CHARS_MAX:
-            raise PromptRefused("the model's chat template makes too much of these messages")
-        return rendered
 
 
 class _StandIns:
@@ -148,12 +152,14 @@ def read_chat_template(
     name = "chat_template.jinja"
     if directory.has(name):
         return directory.text(name), str(directory.path / name)
+    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
     source = tokenizer_config.get("chat_template")
     if isinstance(source, list):
-        named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
-        source = named.get("default")
-    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
-    return (source, where) if isinstance(source, str) else None
+        ours = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
+        source = ours[-1].get("template") if ours else None
+    if source is not None and not isinstance(source, str):
+        raise ModelRefused(f"{where} is {shown(source)}, expected a template or a list of them")
+    return None if source is None else (source, where)
 
 
 def _end_settled_scans(tree: nodes.Template) -> None:
@@ -190,6 +196,8 @@ def _refuse(_message: str) -> str:
 
 def _to_json(value: Any, **options: Any) -> str:
     """transformers' filter in place of jinja's, which escapes for HTML."""
+    if (options.get("indent") or 0) > _INDENT_MAX:
+        raise OutOfBounds(f"indented by more than {_INDENT_MAX}")
     return json.dumps(value, **{"ensure_ascii": False} | options)
 
 

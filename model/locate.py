@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,13 @@ def find(model: str | None, draft: str | None) -> Located:
     manifest = read_manifest(path)
     if manifest is not None:
         check_sizes(path, manifest)
-    whole = (path / "target" / "config.json").is_file()
+    whole = os.path.isfile(path / "target" / "config.json")
     target = ModelDirectory(path / "target" if whole else path)
     if draft is not None:
         given = None if draft == "none" else ModelDirectory(_directory(draft))
         return Located(target, given, path, manifest)
     assistant = path / "assistant"
-    bundled = ModelDirectory(assistant) if (assistant / "config.json").is_file() else None
+    bundled = ModelDirectory(assistant) if os.path.isfile(assistant / "config.json") else None
     return Located(target, bundled, path, manifest)
 
 
@@ -69,9 +70,10 @@ def source_name(value: str | None, directory: ModelDirectory) -> str:
 
 def _directory(value: str) -> Path:
     path = Path(value)
-    if value and path.is_dir():
+    # os.path's own answer False where pathlib's raise: a name too long, a folder barred to us.
+    if value and os.path.isdir(value):
         return path
-    if value and path.exists():
+    if value and os.path.exists(value):
         raise ModelRefused(f"{value}: is a file, expected a directory in Hugging Face layout")
     match = _HUB_ID.fullmatch(value)
     if match is None:
@@ -108,7 +110,7 @@ def _cached(hub_id: str, revision: str | None) -> Path:
 
 def _lacking(path: Path) -> str | None:
     """The first file that a snapshot lacks: a download may have ended early."""
-    if (path / "target").is_dir():  # a bundle: its manifest tells
+    if os.path.isdir(path / "target"):  # a bundle: its manifest tells
         return None
     home = ModelDirectory(path)
     needed = ["config.json", "model.safetensors"]
@@ -116,4 +118,5 @@ def _lacking(path: Path) -> str | None:
         placed = home.json(_INDEX).get("weight_map")
         shards = set(placed.values()) if isinstance(placed, dict) else set()
         needed[1:] = sorted(s for s in shards if isinstance(s, str))
-    return next((name for name in needed if not home.has(name)), None)
+    # Through its link: a blob may be gone.
+    return next((name for name in needed if not os.path.exists(path / name)), None)

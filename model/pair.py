@@ -1,7 +1,8 @@
 """A target and its drafter, loaded together and proven to fit each other.
 
 - `load_pair` runs on the thread that will use the arrays, and returns with all of them evaluated.
-- A drafter that does not fit is refused with every number that differs, before any weight is read.
+- A drafter that does not fit is refused with every number that differs, and the files of both are
+  checked against their configs, before any weight is read.
 - The fingerprint names the numbers that the K/V depend on: config, weights and dtype. Two pairs
   with different K/V never share one.
 """
@@ -16,14 +17,14 @@ import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from cache.attend import SLICE_SCORES_MAX
-from model.assistant import Assistant, load_assistant
+from model.assistant import Assistant, fill_assistant, fit_assistant
 from model.config import AssistantConfig, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
 from model.packing import packing_of
 from model.safetensors import WeightFile, weight_files
 from model.tokenizer import Tokenizer, load_tokenizer
-from model.weights import load_target, resolve_dtype, weight_bytes
+from model.weights import fit_target, resolve_dtype, weight_bytes
 from scheduler.plan import ModelFacts
 
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
@@ -57,16 +58,17 @@ def load_pair(
     float_dtype = resolve_dtype(dtype)
     config = read_target_config(model_dir)
     files = weight_files(model_dir)
+    draft_config = fitted_draft = None
+    if draft_dir is not None:
+        draft_config = read_assistant_config(draft_dir)
+        check_fit(config, draft_config, f"{draft_dir.path / 'config.json'}: ")
+        fitted_draft = fit_assistant(weight_files(draft_dir), draft_config)
+    fitted = fit_target(files, config)
     tokenizer = load_tokenizer(model_dir, config.text.vocabulary, config.eos_token_ids)
-    draft_config = read_assistant_config(draft_dir) if draft_dir is not None else None
-    if draft_config is not None:
-        check_fit(config, draft_config)
-    target = load_target(files, config, float_dtype)
+    target = fitted.load(float_dtype)
     used = target.model.norm.weight.dtype
-    assistant = None
-    if draft_dir is not None and draft_config is not None:
-        # The drafter reads the target's K/V, so it works in the target's dtype.
-        assistant = load_assistant(weight_files(draft_dir), draft_config, used)
+    # The drafter reads the target's K/V, so it works in the target's dtype.
+    assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used)
     return Pair(
         target=target,
         target_config=config,
@@ -81,26 +83,35 @@ def load_pair(
 
 
 def try_out(pair: Pair) -> None:
-    """One token through both. Raises ModelRefused for what the device has no kernel for.
+    """One token through target and drafter: the last that only running shows. Raises ModelRefused.
 
-    Which those are is MLX's affair (experts on a CPU: float32 only) and known only by running.
+    What the device has no kernel for is MLX's affair (experts on a CPU: float32 only), and what
+    overflows the numbers' own.
     """
-    tried = "model"
+    dtype = pair.dtype_name
     try:
-        mx.eval(pair.target(mx.array([[0]])))
-        if pair.assistant is not None:
-            tried = "drafter"
-            row = mx.zeros((1, pair.target.args.hidden_size), pair.dtype)
-            said, state = pair.assistant.step(row, row, mx.array([0]), lambda _, queries: queries)
-            mx.eval(said.logits, state)
+        for what, logits in _first_logits(pair):
+            if not mx.all(mx.isfinite(logits)).item():
+                raise ModelRefused(f"{what}'s logits are not finite in {dtype}, expected numbers")
     except (RuntimeError, ValueError) as error:
         packed = f", {pair.quantization}," if pair.quantization else ""
         raise ModelRefused(
-            f"the {tried}{packed} does not run in {pair.dtype_name} on this device: {error}"
+            f"the model{packed} does not run in {dtype} on this device: {error}"
         ) from None
 
 
-def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
+def _first_logits(pair: Pair) -> Iterator[tuple[str, mx.array]]:
+    token = mx.array([[0]])
+    yield "the target", pair.target(token)
+    if pair.assistant is not None and pair.assistant_config is not None:
+        hidden = mx.ones((1, pair.assistant_config.backbone_hidden_size), pair.dtype)
+        position = mx.array([1], mx.int32)
+        # Its own queries stand for what it would attend to.
+        draft, _ = pair.assistant.step(hidden, hidden, position, lambda _kind, queries: queries)
+        yield "the drafter", draft.logits
+
+
+def check_fit(target: TargetConfig, draft: AssistantConfig, where: str = "") -> None:
     """Raise ModelRefused with the numbers that keep a drafter from this target."""
     wrong = [
         f"{what} {theirs} in the drafter, {ours} in the target"
@@ -108,7 +119,7 @@ def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
         if theirs != ours
     ]
     if wrong:
-        raise ModelRefused(f"the drafter does not fit the target: {'; '.join(wrong)}")
+        raise ModelRefused(f"{where}the drafter does not fit the target: {'; '.join(wrong)}")
 
 
 def _compared(target: TargetConfig, draft: AssistantConfig) -> Iterator[tuple[str, object, object]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from mlx import nn
 
-from model.assistant import read_assistant
+from model.assistant import fit_assistant
 from model.bundle import Part
 from model.config import Quantization, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
@@ -27,7 +27,7 @@ from model.pair import check_fit
 from model.safetensors import TensorEntry, WeightFile, weight_files
 from model.shards import Piece, Shard, lay_out
 from model.tokenizer import load_tokenizer
-from model.weights import Origins, read_target
+from model.weights import fit_target
 
 SHARD_BYTES_MAX = 4 << 30
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -72,7 +72,7 @@ class _Read:
     document: dict[str, Any]
     prefix: str
     module: nn.Module
-    origins: Origins
+    origins: Mapping[str, TensorEntry]
 
 
 def recipes(target: Source, assistant: Source | None, settings: Settings) -> dict[str, PartRecipe]:
@@ -83,15 +83,15 @@ def recipes(target: Source, assistant: Source | None, settings: Settings) -> dic
     if draft_config is not None:
         check_fit(config, draft_config)
     files = weight_files(target.directory)
-    model, _, origins = read_target(files, config)
+    fitted = fit_target(files, config)
     document = _target_document(target.directory, config)
     prefix = "language_model." if "text_config" in document else ""
-    found = {"target": _Read(target, files, document, prefix, model, origins)}
+    found = {"target": _Read(target, files, document, prefix, fitted.module, fitted.origins)}
     if assistant is not None and draft_config is not None:
         files = weight_files(assistant.directory)
-        drafter, _, origins = read_assistant(files, draft_config)
+        drafter = fit_assistant(files, draft_config)
         document = assistant.directory.json("config.json")
-        found["assistant"] = _Read(assistant, files, document, "", drafter, origins)
+        found["assistant"] = _Read(assistant, files, document, "", drafter.module, drafter.origins)
     return {name: _recipe(read, settings) for name, read in found.items()}
 
 
@@ -145,7 +145,7 @@ def _piece(
     settings: Settings,
     chosen: Mapping[str, Quantization | None],
 ) -> Piece:
-    file = next(f for f in read.files if f.name == origin.file)
+    file = next(f for f in read.files if f.where == origin.file)
     half = None
     if origin.name.endswith(".gate_up_proj"):
         half = 0 if name.endswith(".gate_proj.weight") else 1

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers.models import BPE
 
 from model.chat_template import ChatTemplate, read_chat_template
-from model.config_file import token_ids
-from model.files import ModelDirectory, ModelRefused, parse_object
+from model.config_file import check_special_ids, token_ids
+from model.files import ModelDirectory, ModelRefused, parse_object, shown
 from model.prompt_errors import PromptRefused, PromptTooLong
 from model.token_bytes import byte_table
 from model.token_floor import TokenFloor
@@ -199,10 +199,11 @@ def load_tokenizer(
     control = _mark_control(document, set(names.values()), template[0] if template else "", where)
     encoder = _encoder(document, where)
     words = encoder.get_vocab(with_added_tokens=True)
-    if max(words.values(), default=-1) >= vocabulary:
-        raise ModelRefused(
-            f"{where}: token ids reach {max(words.values())}, the logits only {vocabulary - 1}"
-        )
+    _check_words(words, vocabulary, where)
+    bos = names.get("bos_token", "")
+    if bos and bos not in words:
+        place = directory.path / "tokenizer_config.json"
+        raise ModelRefused(f"{place}: bos_token is {shown(bos)}, which is not in the vocabulary")
     control_ids = {text: words[text] for text in control}
     generation = _optional(directory, "generation_config.json")
     token_bytes = byte_table(
@@ -215,7 +216,7 @@ def load_tokenizer(
         template=ChatTemplate(template[0], names, control, template[1]) if template else None,
         token_bytes=token_bytes,
         floor=TokenFloor(document, token_bytes),
-        bos_id=words.get(names.get("bos_token", "")),
+        bos_id=words.get(bos),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=_eos_ids(directory, generation, eos_fallback, vocabulary),
         defaults=_defaults(directory, generation),
@@ -230,15 +231,39 @@ def _optional(directory: ModelDirectory, name: str) -> dict[str, Any]:
 
 
 def _encoder(document: dict[str, Any], where: str) -> Encoder:
+    model = document.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE":
+        found = model.get("type") if isinstance(model, dict) else model
+        raise ModelRefused(f"{where}: model type is {shown(found)}, supported is 'BPE'")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            raise ModelRefused(f"{where}: model.{key} is {shown(model[key])}, expected none")
+    # What frames a prompt is ours to add, and these can break at the first text they are used on.
+    unused = dict.fromkeys(("post_processor", "truncation", "padding"))
     try:
-        encoder = Encoder.from_str(json.dumps(document))
-    except Exception as error:
-        # The library raises bare Exceptions.
-        raise ModelRefused(f"{where}: cannot be loaded: {str(error)[:200]}") from None
+        encoder = Encoder.from_str(json.dumps(document | unused))
+        encoder.encode("a \U0010ffff")  # an unknown token that is missing shows only now
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # The library raises bare Exceptions, and where it panics not even those.
+        raise ModelRefused(f"{where}: cannot be used: {str(error)[:200]}") from None
     encoder.no_truncation()
     encoder.no_padding()
     encoder.encode_special_tokens = True
     return encoder
+
+
+def _check_words(words: Mapping[str, int], vocabulary: int, where: str) -> None:
+    if max(words.values(), default=-1) >= vocabulary:
+        raise ModelRefused(
+            f"{where}: token ids reach {max(words.values())}, the logits only {vocabulary - 1}"
+        )
+    first: dict[int, str] = {}
+    for word, index in words.items():
+        if first.setdefault(index, word) != word:
+            pair = " and ".join(sorted((shown(first[index]), shown(word))))
+            raise ModelRefused(f"{where}: the id {index} is both {pair}")
 
 
 def _named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -273,11 +298,15 @@ def _added_tokens(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
     listed = document.get("added_tokens")
     known = {"id", "content", "special", *_FLAGS}
     if not isinstance(listed, list) or any(
-        not isinstance(t, dict) or not known <= t.keys() or not isinstance(t["content"], str)
+        not isinstance(t, dict) or not known <= t.keys() or not _is_text(t["content"])
         for t in listed
     ):
         raise ModelRefused(f"{where}: added_tokens is not a list of added tokens")
     return listed
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _eos_ids(
@@ -286,13 +315,13 @@ def _eos_ids(
     fallback: tuple[int, ...],
     vocabulary: int,
 ) -> frozenset[int]:
-    where = f"{directory.path / 'generation_config.json'}: eos_token_id"
+    place = f"{directory.path / 'generation_config.json'}: "
+    check_special_ids(generation, place, vocabulary)
+    where = f"{place}eos_token_id"
     value = generation.get("eos_token_id")
     ids = (*fallback, *(() if value is None else token_ids(value, where)))
     if not ids:
         raise ModelRefused(f"{where} is missing, and config.json has none")
-    if max(ids) >= vocabulary:
-        raise ModelRefused(f"{where} holds {max(ids)}, the logits reach only {vocabulary - 1}")
     return frozenset(ids)
 
 
@@ -304,10 +333,12 @@ def _defaults(directory: ModelDirectory, generation: Mapping[str, Any]) -> Sampl
         value = generation.get(key)
         value = absent if value is None else value
         if type(value) not in (int, float) or not low <= value <= high:
-            raise ModelRefused(f"{where}: {key} is {value!r}, not a number in [{low}, {high}]")
+            raise ModelRefused(f"{where}: {key} is {shown(value)}, not a number in [{low}, {high}]")
         return float(value)
 
-    sampled = generation.get("do_sample") is True
+    sampled = generation.get("do_sample")
+    if sampled is not None and type(sampled) is not bool:
+        raise ModelRefused(f"{where}: do_sample is {shown(sampled)}, not true or false")
     temperature = number("temperature", 1.0, 0.0, math.nextafter(math.inf, 0.0))
     top_k = number("top_k", 0.0, 0.0, 1 << 24)
     if not top_k.is_integer():

@@ -53,7 +53,7 @@ def test_a_model_alone_brings_its_bundles_own_drafter(tmp_path: Path) -> None:
     "value",
     [
         *("", "nowhere", "a/b/c", "../b", "http://a/b", "a/b\n", "none", "a--b/c..d"),
-        *("a/b@", "a/b@../c", "a/b@c/../d"),
+        *("a/b@", "a/b@../c", "a/b@c/../d", "a\0b", "a" * 5000),
     ],
 )
 def test_what_is_neither_a_directory_nor_a_hub_id_is_refused(

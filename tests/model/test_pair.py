@@ -83,7 +83,7 @@ def test_all_differences_are_named_at_once() -> None:
 def test_a_mismatched_pair_is_refused_before_any_weight_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.pair.load_target", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("model.weights.Fitted.load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ModelRefused, match="does not fit"):
         load_pair(checkpoint("e2b-tiny"), checkpoint("a4b-tiny-assistant"))
 
@@ -141,7 +141,7 @@ def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
         def step(self, *_: object) -> None:
             raise ValueError("[gather_qmm] only on the GPU.")
 
-    with pytest.raises(ModelRefused, match="the drafter does not run in float32"):
+    with pytest.raises(ModelRefused, match="the model does not run in float32"):
         try_out(dataclasses.replace(demo, assistant=Broken()))
 
 
