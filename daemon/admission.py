@@ -14,7 +14,7 @@ import asyncio
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -48,8 +48,11 @@ class Admission:
         check_supported(request)
         self._check_stops(request)
         depth = self._checked_depth(request)
+        if request.top_logprobs > self._limits.top_logprobs_max:
+            problem = f"top_logprobs is at most {self._limits.top_logprobs_max}"
+            raise InvalidRequest("BAD_REQUEST", problem, field="top_logprobs")
         sampling = checked_sampling(
-            request.sampling, self._card.defaults, self._card.facts.vocabulary
+            request.sampling, self._card.defaults, self._card.facts.vocabulary, self._limits
         )
         if request.HasField("max_tokens") and request.max_tokens == 0:
             raise InvalidRequest("BAD_REQUEST", "max_tokens must be at least 1", field="max_tokens")
@@ -63,6 +66,7 @@ class Admission:
             stop=tuple(request.stop),
             stop_token_ids=frozenset(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            top_logprobs=min(request.top_logprobs, self._card.facts.vocabulary),
             depth=depth,
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
@@ -196,7 +200,9 @@ class Admission:
         return request.draft_tokens
 
 
-def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int) -> Sampling:
+def checked_sampling(
+    given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int, limits: Limits
+) -> Sampling:
     """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING.
 
     A top_k that keeps the whole vocabulary is off.
@@ -205,35 +211,67 @@ def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, vocabulary:
     top_k = given.top_k if given.HasField("top_k") else defaults.top_k
     top_p = given.top_p if given.HasField("top_p") else defaults.top_p
     min_p = given.min_p if given.HasField("min_p") else defaults.min_p
+    repetition = defaults.repetition_penalty
+    if given.HasField("repetition_penalty"):
+        repetition = given.repetition_penalty
+    presence, frequency, most = given.presence_penalty, given.frequency_penalty, limits.penalty_max
     # Comparisons with NaN are false, so every bound is written as what must hold.
     checks = (
         ("temperature", math.isfinite(temperature) and temperature >= 0, "finite and at least 0"),
         ("top_p", 0 < top_p <= 1, "in (0, 1]"),
         ("min_p", 0 <= min_p <= 1, "in [0, 1]"),
+        (
+            "repetition_penalty",
+            math.isfinite(repetition) and repetition > 0,
+            "finite and more than 0",
+        ),
+        ("presence_penalty", -most <= presence <= most, f"in [-{most:g}, {most:g}]"),
+        ("frequency_penalty", -most <= frequency <= most, f"in [-{most:g}, {most:g}]"),
     )
     for name, holds, rule in checks:
         if not holds:
             raise InvalidRequest("BAD_SAMPLING", f"{name} must be {rule}", field=f"sampling.{name}")
     seeded = given.HasField("seed")
     noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
-    top_k = top_k if top_k < vocabulary else 0
-    return Sampling(temperature, top_k, top_p, min_p, seeded, noise_key)
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k if top_k < vocabulary else 0,
+        top_p=top_p,
+        min_p=min_p,
+        seeded=seeded,
+        noise_key=noise_key,
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=_checked_bias(given.logit_bias, vocabulary, limits),
+    )
+
+
+def _checked_bias(
+    given: Mapping[int, float], vocabulary: int, limits: Limits
+) -> tuple[tuple[int, float], ...]:
+    """By id; what adds nothing is left out."""
+    field, most = "sampling.logit_bias", limits.logit_bias_max
+    if len(given) > limits.logit_bias_tokens_max:
+        problem = f"logit_bias names at most {limits.logit_bias_tokens_max} tokens"
+        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+    if given and max(given) >= vocabulary:
+        problem = f"token ids are below {vocabulary}, the vocabulary's size"
+        raise InvalidRequest("BAD_TOKEN_ID", problem, field=field)
+    if not all(-most <= bias <= most for bias in given.values()):
+        problem = f"every logit_bias must be in [-{most:g}, {most:g}]"
+        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+    return tuple(sorted((id, bias) for id, bias in given.items() if bias))
 
 
 def check_supported(request: pb.GenerateRequest) -> None:
     """Refuse what is in the contract but not built yet, by the field's name."""
     if request.priority not in pb.Priority.values():
         raise InvalidRequest("BAD_REQUEST", "there is no such priority", field="priority")
-    sampling = request.sampling
     unsupported = {
         "session": bool(request.session),
-        "sampling.repetition_penalty": sampling.HasField("repetition_penalty"),
-        "sampling.presence_penalty": sampling.HasField("presence_penalty"),
-        "sampling.frequency_penalty": sampling.HasField("frequency_penalty"),
-        "sampling.logit_bias": bool(sampling.logit_bias),
         "cache.mark": request.cache.mark,
         "priority": request.priority != pb.PRIORITY_UNSPECIFIED,
-        "top_logprobs": request.top_logprobs > 0,
         "candidates": request.candidates > 1,
         request.WhichOneof("constraint") or "": request.WhichOneof("constraint") is not None,
     }

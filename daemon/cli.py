@@ -194,6 +194,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=_unsigned(32), metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--min-p", type=float, metavar="P")
+    add("--repetition-penalty", type=float, metavar="R", help="1 is off")
+    add("--presence-penalty", type=float, metavar="P", help="0 is off")
+    add("--frequency-penalty", type=float, metavar="P", help="0 is off")
     add("--seed", type=_unsigned(64), metavar="N", help="the same seed gives the same reply")
     add("--draft-tokens", type=_unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
     add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
@@ -217,6 +220,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
     add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
+    help = "with --json: each token's log probability and N alternatives"
+    add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
     add("--timeout", type=float, metavar="SECONDS")
 
 

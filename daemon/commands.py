@@ -36,8 +36,11 @@ def generate(arguments: argparse.Namespace) -> int:
     text = arguments.prompt
     if text in (None, "-"):
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
+    if arguments.top_logprobs and not arguments.json:
+        raise UsageError("--top-logprobs needs --json")
     prompt = text if arguments.raw else _conversation(arguments, [Message("user", text)])
     options = sampling_options(arguments)
+    options["top_logprobs"] = arguments.top_logprobs
     with (
         connect(arguments) as client,
         client.generate(prompt, timeout=arguments.timeout, **options) as stream,
@@ -53,7 +56,8 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(reply: Reply) -> dict[str, object]:
-    return {
+    logprobs = {"logprobs": [asdict(token) for token in reply.logprobs]} if reply.logprobs else {}
+    return logprobs | {
         "text": reply.text,
         "thinking": reply.thinking,
         "tool_calls": [asdict(call) for call in reply.tool_calls],
@@ -77,6 +81,9 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        presence_penalty=arguments.presence_penalty,
+        frequency_penalty=arguments.frequency_penalty,
         seed=arguments.seed,
         draft_tokens=arguments.draft_tokens,
         stop=arguments.stop or (),

@@ -18,8 +18,10 @@ from daemon.errors import refusal_of, slow_reader
 from scheduler.errors import Refused
 from scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall
 from scheduler.limits import Limits
+from scheduler.plan import TokenLogprobs
 
 _TOKEN_ID_BYTES = 4
+_LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
 Event = Progress | Delta | Finished
 
@@ -35,6 +37,7 @@ class Mailbox:
         self._token_ids: list[int] = []
         self._thinking: list[str] = []
         self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._bytes = 0
         self._end: Finished | Refused | None = None
         self._settled = False
@@ -107,6 +110,7 @@ class Mailbox:
         texts += [text for call in delta.tool_calls for text in (call.name, call.arguments)]
         self._bytes += sum(len(text.encode()) for text in texts)
         self._bytes += _TOKEN_ID_BYTES * len(delta.token_ids)
+        self._bytes += _LOGPROB_BYTES * sum(1 + len(p.alternatives) for p in delta.logprobs)
         if self._bytes > self._limits.mailbox_bytes_max:
             self.fail(slow_reader())
             return
@@ -114,10 +118,17 @@ class Mailbox:
         self._token_ids.extend(delta.token_ids)
         self._thinking.append(delta.thinking)
         self._calls.extend(delta.tool_calls)
+        self._logprobs.extend(delta.logprobs)
 
     def _coalesced(self) -> Delta:
-        text, thinking = "".join(self._texts), "".join(self._thinking)
-        delta = Delta(self.id, text, tuple(self._token_ids), thinking, tuple(self._calls))
+        delta = Delta(
+            self.id,
+            "".join(self._texts),
+            tuple(self._token_ids),
+            "".join(self._thinking),
+            tuple(self._calls),
+            tuple(self._logprobs),
+        )
         self._clear_delta()
         return delta
 
@@ -126,6 +137,7 @@ class Mailbox:
         self._token_ids.clear()
         self._thinking.clear()
         self._calls.clear()
+        self._logprobs.clear()
         self._bytes = 0
 
 

@@ -21,6 +21,7 @@ from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import prompt_pb2
 from scheduler.errors import Refused
 from scheduler.events import Cancel, Delta, Finished, Progress, Request, Submit, Usage
+from scheduler.plan import TokenLogprobs
 
 _FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
@@ -155,10 +156,21 @@ def _delta(delta: Delta) -> pb.Delta:
     return pb.Delta(
         text=delta.text,
         token_ids=delta.token_ids,
+        logprobs=[_logprobs(token) for token in delta.logprobs],
         thinking=delta.thinking,
         tool_calls=[
             prompt_pb2.ToolCall(name=call.name, arguments=call.arguments)
             for call in delta.tool_calls
+        ],
+    )
+
+
+def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=token.logprob,
+        alternatives=[
+            pb.TokenLogprobs.Alternative(token_id=id, logprob=logprob)
+            for id, logprob in token.alternatives
         ],
     )
 

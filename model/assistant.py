@@ -20,8 +20,8 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
 from model.files import ModelRefused
+from model.proposals import DraftLogits
 from model.safetensors import TensorEntry, WeightFile
-from model.sampling import DraftLogits
 from model.weights import Fitted, fit
 
 Attend = Callable[[Kind, mx.array], mx.array]

@@ -339,7 +339,8 @@ def _defaults(directory: ModelDirectory, generation: Mapping[str, Any]) -> Sampl
     sampled = generation.get("do_sample")
     if sampled is not None and type(sampled) is not bool:
         raise ModelRefused(f"{where}: do_sample is {shown(sampled)}, not true or false")
-    temperature = number("temperature", 1.0, 0.0, math.nextafter(math.inf, 0.0))
+    largest = math.nextafter(math.inf, 0.0)
+    temperature = number("temperature", 1.0, 0.0, largest)
     top_k = number("top_k", 0.0, 0.0, 1 << 24)
     if not top_k.is_integer():
         raise ModelRefused(f"{where}: top_k is {top_k}, not a whole number")
@@ -348,4 +349,5 @@ def _defaults(directory: ModelDirectory, generation: Mapping[str, Any]) -> Sampl
         top_k=int(top_k),
         top_p=number("top_p", 1.0, math.ulp(0.0), 1.0),
         min_p=number("min_p", 0.0, 0.0, 1.0),
+        repetition_penalty=number("repetition_penalty", 1.0, math.ulp(0.0), largest),
     )

@@ -25,6 +25,7 @@ from rootstock.errors import (
     Unimplemented,
 )
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
     Conversation,
@@ -42,6 +43,7 @@ from rootstock.values import (
     Reply,
     StoredBytes,
     Tier,
+    TokenLogprobs,
     Tool,
     ToolCall,
     TreeNode,
@@ -49,6 +51,7 @@ from rootstock.values import (
 )
 
 __all__ = [
+    "Alternative",
     "AsyncClient",
     "AsyncStream",
     "CacheOptions",
@@ -78,6 +81,7 @@ __all__ = [
     "StoredBytes",
     "Stream",
     "Tier",
+    "TokenLogprobs",
     "Tool",
     "ToolCall",
     "TreeNode",

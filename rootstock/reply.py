@@ -9,7 +9,7 @@ from __future__ import annotations
 import grpc
 
 from rootstock.errors import RootstockError
-from rootstock.values import Delta, Event, Finish, Prefill, Reply, ToolCall
+from rootstock.values import Delta, Event, Finish, Prefill, Reply, TokenLogprobs, ToolCall
 
 
 class ReplyBuilder:
@@ -20,6 +20,7 @@ class ReplyBuilder:
         self._token_ids: list[int] = []
         self._thinking: list[str] = []
         self._tool_calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._prefill: Prefill | None = None
         self._finish: Finish | None = None
 
@@ -32,6 +33,7 @@ class ReplyBuilder:
                 self._token_ids.extend(event.token_ids)
                 self._thinking.append(event.thinking)
                 self._tool_calls.extend(event.tool_calls)
+                self._logprobs.extend(event.logprobs)
             case Finish():
                 self._finish = event
 
@@ -45,4 +47,5 @@ class ReplyBuilder:
             self._finish,
             "".join(self._thinking),
             tuple(self._tool_calls),
+            tuple(self._logprobs),
         )

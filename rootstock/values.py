@@ -76,6 +76,11 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     seed: int | None  # the same seed gives the same tokens, at any depth and in any company
+    repetition_penalty: float | None  # divides the score of tokens in prompt and reply
+    presence_penalty: float | None  # off the score of tokens in the reply
+    frequency_penalty: float | None  # off the score of tokens in the reply, for each occurrence
+    logit_bias: Mapping[int, float] | None  # added to the scores of these token ids
+    top_logprobs: int | None  # alternatives to report for each token; 0 is no logprobs
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
@@ -93,13 +98,36 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been emitted, and its natural log probability."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The model's own natural log probability of an emitted token and of the most probable ones.
+
+    Before bias, penalties, temperature and filters; alternatives best first.
+    """
+
+    logprob: float
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step committed. Text may lag behind the ids; any of them may be empty."""
+    """What one step committed. Text may lag behind the ids; any of them may be empty.
+
+    logprobs: one for each id where `top_logprobs` asked for them, else none.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     thinking: str = ""  # what the model thinks before it speaks, apart from `text`
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class FinishReason(StrEnum):
@@ -146,6 +174,7 @@ class Reply:
     finish: Finish
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
     def message(self) -> Message:
         """The turn as the next prompt takes it."""

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from rootstock.v1 import cache_pb2, generation_pb2, prompt_pb2
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
     Conversation,
@@ -32,13 +33,14 @@ from rootstock.values import (
     Prompt,
     StoredBytes,
     Tier,
+    TokenLogprobs,
     Tool,
     ToolCall,
     TreeNode,
     Usage,
 )
 
-_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
+_SAMPLING = frozenset(generation_pb2.Sampling.DESCRIPTOR.fields_by_name)
 _REASONS = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -129,8 +131,14 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
 
 
 def _delta(delta: generation_pb2.Delta) -> Delta:
-    calls = (ToolCall(call.name, json.loads(call.arguments)) for call in delta.tool_calls)
-    return Delta(delta.text, tuple(delta.token_ids), delta.thinking, tuple(calls))
+    calls = tuple(ToolCall(call.name, json.loads(call.arguments)) for call in delta.tool_calls)
+    logprobs = tuple(map(_logprobs, delta.logprobs))
+    return Delta(delta.text, tuple(delta.token_ids), delta.thinking, calls, logprobs)
+
+
+def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:
+    alternatives = (Alternative(a.token_id, a.logprob) for a in token.alternatives)
+    return TokenLogprobs(token.logprob, tuple(alternatives))
 
 
 def _usage(usage: generation_pb2.Usage) -> Usage:

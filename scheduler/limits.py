@@ -24,6 +24,10 @@ class Limits:
     stop_token_ids_max: int = 64
     max_tokens_default: int = 512
     draft_depth_max: int = 8
+    penalty_max: float = 2.0  # of presence and frequency, either sign
+    logit_bias_max: float = 100.0  # either sign
+    logit_bias_tokens_max: int = 1024
+    top_logprobs_max: int = 20
     error_detail_chars_max: int = 200
 
     # Sessions and queues.

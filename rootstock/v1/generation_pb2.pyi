@@ -153,7 +153,7 @@ class GenerateRequest(_message.Message):
     priority: Global___Priority.ValueType
     """How urgent it is."""
     top_logprobs: _builtins.int
-    """Alternatives to report for each token, by probability. 0: none."""
+    """Alternatives to report for each token, at most 20 (BAD_REQUEST). 0: no `logprobs` at all."""
     candidates: _builtins.int
     """Replies to one prompt, which is evaluated once. 0 and 1 are one reply."""
     json_schema: _builtins.str
@@ -284,14 +284,18 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """Makes the reply repeatable: the same tokens at any depth of speculation and in any company."""
     repetition_penalty: _builtins.float
-    """Divides the score of tokens in prompt and reply. Default 1."""
+    """Divides the positive scores of tokens in prompt and reply and multiplies their negative ones,
+    before the other two penalties. Finite and more than 0. Default 1, which is off.
+    """
     presence_penalty: _builtins.float
-    """Subtracted once from the score of tokens in the reply. Default 0."""
+    """Subtracted once from the score of tokens in the reply. In [-2, 2]. Default 0."""
     frequency_penalty: _builtins.float
-    """Subtracted from the score of tokens in the reply once per occurrence. Default 0."""
+    """Subtracted from the score of tokens in the reply once per occurrence. In [-2, 2]. Default 0."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the scores of these token ids before anything else."""
+        """Added to the scores of these token ids before anything else. At most 1024, each in [-100, 100];
+        an id that the model does not have is BAD_TOKEN_ID.
+        """
 
     def __init__(
         self,
@@ -501,7 +505,12 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
-    """How probable an emitted token and its alternatives were."""
+    """How probable an emitted token and its alternatives were.
+
+    These are the model's own probabilities, given everything before the token: the log-softmax of its
+    scores before bias, penalties, temperature and filters. They are the target's, with speculation as
+    without, so an emitted token need not be among the alternatives.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

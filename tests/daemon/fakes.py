@@ -29,7 +29,7 @@ from scheduler.plan import (
     StepPlan,
     StepResult,
 )
-from tests.fakes import TokenLog, Tracker
+from tests.fakes import TokenLog, Tracker, toy_logprobs
 
 EOS, BOS, FIRST_BYTE = 1, 2, 3
 VOCABULARY = 300
@@ -108,6 +108,7 @@ class FakeDevice:
     def __init__(self, gated: bool = False) -> None:
         self.tracker = Tracker()
         self.slots: dict[int, list[int]] = {}
+        self.top_logprobs: dict[int, int] = {}  # by slot
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
@@ -137,6 +138,7 @@ class FakeDevice:
         for admit in plan.admits:
             path = [t for p in admit.path if isinstance(p, TokenLog) for t in p.full]
             self.slots[admit.slot] = path[: admit.target]
+            self.top_logprobs[admit.slot] = admit.top_logprobs
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         self.steps += 1
@@ -156,7 +158,9 @@ class FakeDevice:
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
         payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
-        return Prefilled(self.next_token(tokens) if piece.draws else None, payload)
+        drawn = [self.next_token(tokens)] if piece.draws else []
+        logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
+        return Prefilled(drawn[0] if drawn else None, payload, logprobs)
 
     def _decode(self, row: Decode) -> Decoded:
         """Every third position rejects its draft."""
@@ -167,7 +171,8 @@ class FakeDevice:
         while len(drawn) <= row.depth and len(tokens) % 3:
             tokens.append(drawn[-1])
             drawn.append(self.next_token(tokens))
-        return Decoded(tuple(drawn), row.depth)
+        logprobs = toy_logprobs(drawn, self.top_logprobs[row.slot])
+        return Decoded(tuple(drawn), row.depth, logprobs)
 
 
 def make_loader(

@@ -77,6 +77,12 @@ def test_generate_json_holds_ids_and_usage(
     assert reply["finish"] == "length"
     assert reply["usage"]["completion_tokens"] == 9
     assert reply["usage"]["draft_tokens"] == 0
+    assert "logprobs" not in reply
+    flags += ["--top-logprobs", "2", "--presence-penalty", "0.5"]
+    assert main(["generate", "hello", *flags]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert len(reply["logprobs"]) == len(reply["token_ids"])
+    assert [len(token["alternatives"]) for token in reply["logprobs"]] == [2] * 9
 
 
 def test_chat_keeps_the_conversation(
@@ -220,6 +226,7 @@ def test_bad_usage_is_2(argv: list[str]) -> None:
         (["serve", "--listen", "0.0.0.0:1"], "TLS and tokens"),
         (["serve", "--memory", "lots"], "not a size"),
         (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),
+        (["generate", "x", "--top-logprobs", "2"], "--top-logprobs needs --json"),
         (["status", "--connect", "nowhere"], "neither unix:PATH nor HOST:PORT"),
     ],
 )

@@ -37,6 +37,7 @@ from tests.daemon.fakes import (
     next_token,
     reply_to,
 )
+from tests.fakes import toy_logprobs
 
 pytestmark = pytest.mark.anyio
 
@@ -77,6 +78,24 @@ async def test_r1_32_clients_at_once_are_complete_and_in_order() -> None:
     for n, (prompt, (ids, _, events)) in enumerate(zip(prompts, replies, strict=True)):
         assert ids == reply_to(prompt, 60 + n)
         assert [event.WhichOneof("event") for event in events].count("finish") == 1
+
+
+async def test_logprobs_come_one_for_each_id_and_only_to_who_asks() -> None:
+    """Wherever the text is cut: the stop string ends in the middle of a round."""
+    async with running() as run:
+        letters = bytes(i - 3 for i in reply_to((5, 6), 30)).decode()
+        request = prompt_of(5, 6, top_logprobs=3, draft_tokens=4, stop=[letters[7:9]])
+        ids, text, events = await collect(run.generation.Generate(request))
+        _, _, silent = await collect(run.generation.Generate(prompt_of(5, 6, max_tokens=9)))
+    assert (len(ids), text) == (9, letters[:7])
+    deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+    for delta in deltas:
+        told = toy_logprobs(delta.token_ids, 3)
+        assert [token.logprob for token in delta.logprobs] == [token.logprob for token in told]
+        alternatives = [[(a.token_id, a.logprob) for a in t.alternatives] for t in delta.logprobs]
+        assert alternatives == [list(token.alternatives) for token in told]
+    assert events[-1].finish.usage.accepted_tokens > 0, "rounds of several tokens"
+    assert not any(event.delta.logprobs for event in silent)
 
 
 async def test_a_stop_string_a_stop_id_and_eos_end_a_reply_with_their_reasons() -> None:

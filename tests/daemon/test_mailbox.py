@@ -12,6 +12,7 @@ from daemon.mailbox import Event, Mailbox, Mailboxes
 from scheduler.errors import Exhausted, Unavailable
 from scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall, Usage
 from scheduler.limits import Limits
+from tests.fakes import toy_logprobs
 
 USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
 FINISHED = Finished(1, "stop", "", USAGE)
@@ -22,9 +23,9 @@ def delta(text: str, *ids: int) -> Delta:
 
 
 def thoughtful(text: str, *ids: int) -> Delta:
-    """What it thinks and calls comes from the same arguments."""
+    """What it thinks, calls and reports comes from the same arguments."""
     calls = tuple(ToolCall(text, f"{{{i}}}") for i in ids)
-    return Delta(1, text, ids, text.upper(), calls)
+    return Delta(1, text, ids, text.upper(), calls, toy_logprobs(ids, 2))
 
 
 async def pumped(mailbox: Mailbox) -> list[Event]:
@@ -72,6 +73,7 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
         assert "".join(d.thinking for d in deltas) == "".join(text.upper() for text, _ in parts)
         calls = [call for text, ids in parts for call in thoughtful(text, *ids).tool_calls]
         assert [call for d in deltas for call in d.tool_calls] == calls
+        assert all(d.logprobs == toy_logprobs(d.token_ids, 2) for d in deltas)
 
     anyio.run(main)
 
@@ -82,7 +84,8 @@ async def test_what_waits_is_one_delta() -> None:
     for effect in (thoughtful("a", 1), thoughtful("b", 2, 3), FINISHED):
         mailbox.put(effect)
     calls = (*thoughtful("a", 1).tool_calls, *thoughtful("b", 2, 3).tool_calls)
-    assert await pumped(mailbox) == [Delta(1, "ab", (1, 2, 3), "AB", calls), FINISHED]
+    whole = Delta(1, "ab", (1, 2, 3), "AB", calls, toy_logprobs((1, 2, 3), 2))
+    assert await pumped(mailbox) == [whole, FINISHED]
 
 
 @pytest.mark.anyio
@@ -93,7 +96,12 @@ async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
         full.put(effect)
     assert await pumped(full) == [delta("ä" * 8, 1), FINISHED]
     call = ToolCall("f", "{}")
-    for more in (delta("x"), Delta(1, "", (), "x"), Delta(1, "", (), "", (call,))):
+    for more in (
+        delta("x"),
+        Delta(1, "", (), "x"),
+        Delta(1, "", (), "", (call,)),
+        Delta(1, "", (), logprobs=toy_logprobs([5], 1)),
+    ):
         over = Mailbox(1, limits)
         for effect in (delta("ä" * 8, 1), more, FINISHED):
             over.put(effect)

@@ -353,6 +353,7 @@ def test_a_turn_ends_at_the_eos_ids_of_every_config(
         {"eos_token_id": 1, "top_p": 0},
         {"eos_token_id": 1, "top_p": 1.5},
         {"eos_token_id": 1, "min_p": 2},
+        {"eos_token_id": 1, "repetition_penalty": 0},
         {"eos_token_id": 1, "top_k": -3},
         {"eos_token_id": 1, "top_k": 2.5},
     ],
@@ -374,6 +375,7 @@ def test_an_odd_generation_config_is_refused(generation: Any, tmp_path: Path) ->
             {"do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95, "min_p": 0.1},
             SamplingDefaults(0.7, 64, 0.95, 0.1),
         ),
+        ({"repetition_penalty": 1.1}, SamplingDefaults(repetition_penalty=1.1)),
         ({"do_sample": True, "top_k": None}, SamplingDefaults(1.0, 0, 1.0, 0.0)),
     ],
 )

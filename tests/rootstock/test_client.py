@@ -129,6 +129,26 @@ async def test_collect_includes_what_was_read_before(connect, address):
     assert reply.finish.usage.accepted_tokens == 1
 
 
+async def test_logprobs_arrive_with_their_tokens(connect, daemon, address):
+    def reply(request, context):
+        yield prefill(4, 9, 9)
+        for token in (10, 11):
+            event = delta("x", token)
+            told = event.delta.logprobs.add(logprob=-token / 2)
+            told.alternatives.add(token_id=token + 1, logprob=-0.25)
+            yield event
+        yield finish(**USAGE)
+
+    daemon.reply = reply
+    async with connect(address) as client:
+        whole = await done(client.generate("hello", top_logprobs=1).collect())
+    assert whole.token_ids == (10, 11)
+    assert whole.logprobs == tuple(
+        rootstock.TokenLogprobs(-token / 2, (rootstock.Alternative(token + 1, -0.25),))
+        for token in whole.token_ids
+    )
+
+
 async def test_stream_that_ends_without_finish_is_no_reply(connect, daemon, address):
     daemon.reply = lambda request, context: iter([prefill(0, 1, 1), delta("x", 1)])
     async with connect(address) as client:
@@ -157,6 +177,11 @@ async def test_every_option_reaches_the_daemon(connect, daemon, address):
             top_p=0.5,
             min_p=0.25,
             seed=2**64 - 1,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias={7: 2.0, 8: -100.0},
+            top_logprobs=4,
             stop="\n\n",
             stop_token_ids=[8, 9],
             ignore_eos=True,
@@ -170,8 +195,17 @@ async def test_every_option_reaches_the_daemon(connect, daemon, address):
         token_ids=prompt_pb2.TokenIds(ids=[5, 6]),
         max_tokens=7,
         sampling=generation_pb2.Sampling(
-            temperature=0.0, top_k=0, top_p=0.5, min_p=0.25, seed=2**64 - 1
+            temperature=0.0,
+            top_k=0,
+            top_p=0.5,
+            min_p=0.25,
+            seed=2**64 - 1,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias={7: 2.0, 8: -100.0},
         ),
+        top_logprobs=4,
         stop=["\n\n"],
         stop_token_ids=[8, 9],
         ignore_eos=True,
