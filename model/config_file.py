@@ -325,7 +325,7 @@ def _read_quantization(top: _Keys) -> Quantization | None:
     keys = top.inner(key)
     if "quant_method" in keys.document:
         raise keys.refuse("quant_method", "is not supported: only mlx's own quantisation is")
-    overrides = {path: v for path, v in keys.document.items() if isinstance(v, dict)}
+    overrides = [path for path, value in keys.document.items() if isinstance(value, dict)]
     for path in overrides:
         _packing(keys.inner(path))
     mixed = bool(overrides) or any(v is False for v in keys.document.values())

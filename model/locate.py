@@ -118,4 +118,5 @@ def _lacking(path: Path) -> str | None:
         placed = home.json(_INDEX).get("weight_map")
         shards = set(placed.values()) if isinstance(placed, dict) else set()
         needed[1:] = sorted(s for s in shards if isinstance(s, str))
+    # Through its link: a blob may be gone.
     return next((name for name in needed if not os.path.isfile(path / name)), None)

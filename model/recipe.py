@@ -27,7 +27,7 @@ from model.pair import check_fit
 from model.safetensors import TensorEntry, WeightFile, weight_files
 from model.shards import Piece, Shard, lay_out
 from model.tokenizer import load_tokenizer
-from model.weights import Origins, fit_target
+from model.weights import fit_target
 
 SHARD_BYTES_MAX = 4 << 30
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -72,7 +72,7 @@ class _Read:
     document: dict[str, Any]
     prefix: str
     module: nn.Module
-    origins: Origins
+    origins: Mapping[str, TensorEntry]
 
 
 def recipes(target: Source, assistant: Source | None, settings: Settings) -> dict[str, PartRecipe]:
@@ -145,7 +145,7 @@ def _piece(
     settings: Settings,
     chosen: Mapping[str, Quantization | None],
 ) -> Piece:
-    file = next(f for f in read.files if f.name == origin.file)
+    file = next(f for f in read.files if f.where == origin.file)
     half = None
     if origin.name.endswith(".gate_up_proj"):
         half = 0 if name.endswith(".gate_proj.weight") else 1

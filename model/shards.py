@@ -192,7 +192,7 @@ def _converted(piece: Piece, chunk: Rows) -> list[bytes]:
     array = array.astype(_FLOATS[piece.dtype])
     if not mx.all(mx.isfinite(array)):
         raise ModelRefused(
-            f"{piece.path.name}: {piece.source.name[:200]} holds what is no finite number "
+            f"{piece.source.file}: {piece.source.name[:200]} holds what is no finite number "
             f"in {piece.dtype}"
         )
     if piece.packing is None:

@@ -45,7 +45,6 @@ DTYPE_NAMES = ("auto", *_DTYPES)
 _KV = re.compile(r"model\.layers\.([0-9]{1,3})\.self_attn\.(?:[kv]_proj|k_norm)\.\w+")
 M = TypeVar("M", bound=nn.Module)
 Arrays = dict[str, mx.array]
-Origins = dict[str, TensorEntry]
 Sanitize = Callable[[Arrays], Arrays]
 
 
@@ -64,7 +63,7 @@ class Fitted(Generic[M]):
 
     module: M
     weights: Arrays  # lazy, by the module's names
-    origins: Origins  # the tensor that each is made of
+    origins: dict[str, TensorEntry]  # the tensor that each is made of
 
     def load(self, dtype: mx.Dtype | None) -> M:
         """The module filled and evaluated; once. dtype None: the checkpoint's own.
@@ -148,10 +147,10 @@ def _target_name(name: str) -> str | None:
 
 def _lazy(
     files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: Sanitize
-) -> tuple[Arrays, Origins]:
+) -> tuple[Arrays, dict[str, TensorEntry]]:
     """Lazy arrays by the module's names, and the tensor each was made of."""
     weights: Arrays = {}
-    origins: Origins = {}
+    origins: dict[str, TensorEntry] = {}
     dropped: Counter[str] = Counter()
     for file in files:
         try:
@@ -226,7 +225,7 @@ def _coded(module: nn.Module) -> Iterator[tuple[str, str]]:
 def _check(
     module: nn.Module,
     weights: Arrays,
-    origins: Origins,
+    origins: dict[str, TensorEntry],
     files: Sequence[WeightFile],
 ) -> None:
     expected: Arrays = dict(tree_flatten(module.parameters()))
