@@ -14,22 +14,18 @@ from model.demo.train.corpus import prepare
 from model.demo.train.distil import distil
 from model.demo.train.export import export_drafter, export_target, write_reference
 from model.demo.train.learn import learn
-from model.demo.train.rollout import REPLIES, prepare_drafts, write_replies
 from model.demo.train.shape import DRAFTER_PLAN, TARGET_PLAN, Plan
 from model.demo.train.smoke import smoke
 from model.demo.train.work import together
 
 
-def make(work: Path, target: Plan, drafter: Plan, replies: int, compiled: bool) -> None:
+def make(work: Path, target: Plan, drafter: Plan, compiled: bool) -> None:
     pair = work / "pair"
     say("text")
-    prepare(work, target.steps * target.rows)
+    prepare(work, target.steps * target.rows, drafter.steps * drafter.rows)
     say("target")
     together(learn, work, target, compiled)
     export_target(work, pair / "target")
-    say("the target's replies")
-    together(write_replies, work, pair / "target", replies)
-    prepare_drafts(work, drafter)
     say("drafter")
     together(distil, work, drafter, compiled)
     export_drafter(work, pair / "assistant")
@@ -49,7 +45,7 @@ def main() -> None:
     if args.smoke:
         smoke(args.work / "smoke", make)
     else:
-        make(args.work, TARGET_PLAN, DRAFTER_PLAN, REPLIES, compiled=True)
+        make(args.work, TARGET_PLAN, DRAFTER_PLAN, compiled=True)
 
 
 if __name__ == "__main__":

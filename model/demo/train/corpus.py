@@ -112,15 +112,19 @@ def make_tokenizer(path: Path) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
-def prepare(folder: Path, rows: int) -> None:
-    """tokenizer.json, rows.npz (to learn) and held.npz (held-out chats), unless they are there."""
+def prepare(folder: Path, target_rows: int, drafter_rows: int) -> None:
+    """tokenizer.json and the packed rows, where they are not there yet.
+
+    rows.npz is for the target, drafts.npz for the drafter; held.npz has held-out chats.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(folder / "tokenizer.json")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old docstrings have odd escapes
         for name, source, count in (
             ("held", held_out_documents(tokenizer), HELD_ROWS),
-            ("rows", documents(tokenizer, SEED), rows),
+            ("rows", documents(tokenizer, SEED), target_rows),
+            ("drafts", documents(tokenizer, f"drafts {SEED}"), drafter_rows),
         ):
             path = folder / f"{name}.npz"
             if not path.exists() or np.load(path)["tokens"].shape[0] != count:

@@ -2,7 +2,8 @@
 
 At draft j of position P the drafter has read the row up to token P + j - 1 and is to say what the
 target says there: both read the row's own tokens, because later drafts count only where the earlier
-ones were accepted. Rows are replies that the target wrote itself, and some of the corpus.
+ones were accepted. Rows are new ones of the corpus, which the target has learnt so well that what
+it writes itself is hardly different.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def later(x: Tensor, count: int) -> Tensor:
 
 
 def draft_loss(model: Drafter, y: Tensor, wanted: Tensor) -> Tensor:
-    """Cross-entropy against the target's own distribution; wanted: its logits."""
-    return F.cross_entropy(model.logits(y), wanted.softmax(-1))
+    """Cross-entropy against the target's own distribution, wanted."""
+    return F.cross_entropy(model.logits(y), wanted)
 
 
 class DraftLoss:
@@ -53,16 +54,17 @@ class DraftLoss:
                 states, kept = self.read(tokens, documents)
                 seen = views(kept, documents, bonus)
                 embedded = self.target.embed(tokens)
-            # replied[P]: token P is of a reply, like learn of the token before it.
-            replied = F.pad(learn, (1, 0))
+                # asked: what follows is a reply's token. replied: the token itself is one.
+                asked, replied = F.pad(learn, (0, 1)), F.pad(learn, (1, 0))
+                said = self.target.logits(states[asked]).softmax(-1)
+                line = asked.flatten().cumsum(0).view_as(asked) - 1  # in `said`
             counted, h = replied, shifted(states)
             losses = []
             for j in range(DRAFTS):
                 counted = counted & later(replied, j + 1)
                 counted[:, -(j + 1) :] = False
                 y, h = self.draft(model, later(embedded, j), h, seen)
-                with torch.no_grad():
-                    wanted = self.target.logits(later(states, j)[counted])
+                wanted = said[later(line, j)[counted]]
                 losses.append(self.head(model, y[counted], wanted))
         return torch.stack(losses).mean()
 

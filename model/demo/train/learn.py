@@ -68,8 +68,3 @@ def learn(rank: int, folder: Path, plan: Plan, compiled: bool) -> None:
     model = Target()
     loss = TargetLoss(model, Rows(folder / "rows.npz", plan.rows), compiled)
     train(rank, model, loss, plan, folder / "target.pt")
-    if rank == 0:
-        held = Rows(folder / "held.npz", 1)
-        with torch.no_grad():
-            losses = [loss.of(model, held.take(slice(at, at + 4))) for at in range(0, 32, 4)]
-        print(f"held-out loss {float(torch.stack(losses).mean()):.3f}", flush=True)

@@ -101,4 +101,4 @@ class Plan:
 
 
 TARGET_PLAN = Plan(steps=3300)
-DRAFTER_PLAN = Plan(steps=640)
+DRAFTER_PLAN = Plan(steps=450)

@@ -24,13 +24,12 @@ from model.demo.train.target import Target, angles, attend
 from model.demo.train.work import together
 
 PLAN = Plan(steps=6, rows=2, warmup=2, every=3)
-REPLIES = 8
 CLOSE = 1e-3
 
 
-def smoke(folder: Path, make: Callable[[Path, Plan, Plan, int, bool], None]) -> None:
+def smoke(folder: Path, make: Callable[[Path, Plan, Plan, bool], None]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    make(folder, PLAN, replace(PLAN, steps=3), REPLIES, False)
+    make(folder, PLAN, replace(PLAN, steps=3), False)
     with torch.no_grad():
         target_is_that_of_transformers(folder)
         rows_are_apart()
