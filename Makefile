@@ -2,7 +2,8 @@
 #
 #   make demo             eight clients, one model, one device
 #   make test             all checks and tests
-#   make demo ARGS=...    arguments are passed on, also by bench
+#   make train            makes the bundled pair anew: about an hour on two cores
+#   make demo ARGS=...    arguments are passed on, also by bench and train
 
 SHELL := /bin/sh
 BIN := .venv/bin
@@ -19,7 +20,12 @@ WITH_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: .venv demo bench test test-long check proto lock clean
+# torch and transformers, which only training needs.
+TRAIN_BIN := .venv-train/bin
+TRAIN_STAMP := .venv-train/.made-from-requirements
+TRAIN_WORK := build/train
+
+.PHONY: .venv demo bench train test test-long check proto lock clean
 
 .venv: $(STAMP)
 
@@ -46,6 +52,22 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(WITH_BLAS) $(BIN)/python -m bench $(ARGS)
 
+$(TRAIN_STAMP): model/demo/train/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv-train
+	$(TRAIN_BIN)/python -m pip install --quiet -r $<
+	@touch $@
+
+# Goes on where it was interrupted; `make train ARGS=--smoke` is the whole way in little.
+train: $(STAMP) $(TRAIN_STAMP)
+	$(TRAIN_BIN)/python -m model.demo.train --work $(TRAIN_WORK) $(ARGS)
+ifeq ($(findstring --smoke,$(ARGS)),)
+	$(WITH_BLAS) $(BIN)/python -m model.demo.train.measure --pair $(TRAIN_WORK)/pair \
+		--reference $(TRAIN_WORK)/reference.npz --out $(TRAIN_WORK)/pair/measured.json
+	$(BIN)/python -m model.demo.train.card $(TRAIN_WORK)/pair
+	cp -R $(TRAIN_WORK)/pair/. model/demo/
+endif
+
 test: check
 	$(WITH_BLAS) $(BIN)/python -m pytest $(ARGS)
 
@@ -70,5 +92,5 @@ lock:
 		--quiet --output-file requirements.lock
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find cache daemon model rootstock scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +

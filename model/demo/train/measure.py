@@ -1,0 +1,203 @@
+"""Measures a pair with the daemon's own runner on chats that no training text contains.
+
+`python -m model.demo.train.measure` runs in the project's own environment: no torch. Every chat
+opens with a held-out question and keeps its system prompt; a second turn follows the corpus's first
+reply. A draft counts where the drafts before it were accepted and the reply had not ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from model.demo.train.chats import Chat, held_out_chat
+from model.demo.train.draw import Draw, held_out
+from model.demo.train.shape import SEED
+from model.drafting import DraftPosition
+from model.locate import locate
+from model.pair import Pair, load_pair
+from model.runner import Runner
+from scheduler.plan import Admit, Decode, Prefill, Sampling, StepPlan
+
+CHATS = 160
+TOGETHER = 16
+REPLY_TOKENS_MAX = 200
+DEPTHS = (7, 4)
+POSITIONS: tuple[DraftPosition, ...] = ("bonus", "last")
+SHOWN = 12  # chats in the card
+
+
+@dataclass(slots=True)
+class Session:
+    prompt: tuple[int, ...]
+    reply: list[int] = field(default_factory=list)
+    rounds: list[tuple[int, int]] = field(default_factory=list)  # (accepted, tokens that counted)
+    ended: bool = False
+
+    def take(self, tokens: Sequence[int], ends: frozenset[int]) -> int:
+        """Keeps tokens up to the end of the reply and says how many."""
+        at = next((at for at, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+        self.reply += tokens[: at + 1]
+        self.ended = self.reply[-1] in ends or len(self.reply) >= REPLY_TOKENS_MAX
+        return at + 1
+
+
+def held_out_chats(count: int) -> list[Chat]:
+    """Different first questions, each chat cut to at most two turns."""
+    draw, found = Draw(f"measured {SEED}"), dict[str, Chat]()
+    while len(found) < count:
+        chat = held_out_chat(draw)
+        assert held_out(chat.turns[0][0])
+        found.setdefault(chat.turns[0][0], Chat(chat.system, chat.turns[:2]))
+    return list(found.values())
+
+
+def messages(chat: Chat, turns: int) -> list[tuple[str, str]]:
+    said = [("system", chat.system)] if chat.system else []
+    for question, reply in chat.turns[: turns - 1]:
+        said += [("user", question), ("assistant", reply)]
+    return [*said, ("user", chat.turns[turns - 1][0])]
+
+
+def answer(
+    runner: Runner, prompts: Sequence[tuple[int, ...]], depth: int, sampling: Sampling, pair: Pair
+) -> list[Session]:
+    """All prompts, TOGETHER at a time, every round with drafts of this depth."""
+    found: list[Session] = []
+    waiting = iter(prompts)
+    while group := [Session(prompt) for prompt in islice(waiting, TOGETHER)]:
+        converse(runner, group, depth, sampling, pair.tokenizer.eos_token_ids)
+        found += group
+    return found
+
+
+def converse(
+    runner: Runner, group: list[Session], depth: int, sampling: Sampling, ends: frozenset[int]
+) -> None:
+    def step(**plan: Any) -> Any:
+        return runner.wait(runner.submit(StepPlan(0, **plan)))
+
+    for slot, session in enumerate(group):
+        tokens_max = len(session.prompt) + REPLY_TOKENS_MAX + depth + 1
+        admit = Admit(slot, 0, (), sampling, tokens_max)
+        result = step(
+            admits=(admit,), prefills=(Prefill(slot, 0, session.prompt, draws=True, capture=False),)
+        )
+        session.take((result.prefilled[0].token,), ends)
+    while speaking := [slot for slot, session in enumerate(group) if not session.ended]:
+        decodes = [next_round(slot, group[slot], depth) for slot in speaking]
+        for slot, decoded in zip(speaking, step(decodes=tuple(decodes)).decoded, strict=True):
+            counted = group[slot].take(decoded.tokens, ends)
+            group[slot].rounds.append((decoded.accepted, counted))
+    step(releases=tuple(range(len(group))))
+
+
+def next_round(slot: int, session: Session, depth: int) -> Decode:
+    start = len(session.prompt) + len(session.reply) - 1
+    return Decode(slot, start, session.reply[-1], depth, len(session.reply))
+
+
+def acceptance(sessions: Sequence[Session], depth: int) -> dict[str, Any]:
+    """By position, given that the drafts before it were accepted; and tokens per round."""
+    rounds = [played for session in sessions for played in session.rounds]
+    by_position = []
+    for position in range(1, depth + 1):
+        tried = [
+            accepted >= position
+            for accepted, counted in rounds
+            if accepted >= position - 1 and counted >= position
+        ]
+        by_position.append(round(sum(tried) / max(1, len(tried)), 3))
+    committed = sum(counted for _, counted in rounds)
+    return {
+        "by_position": by_position,
+        "tokens_per_round": round(committed / max(1, len(rounds)), 2),
+        "rounds": len(rounds),
+    }
+
+
+def held_out_loss(pair: Pair, chats: Sequence[Chat]) -> dict[str, float]:
+    """Of the corpus's replies to the first questions, per token."""
+    losses: list[float] = []
+    right: list[bool] = []
+    for chat in chats:
+        asked = messages(chat, 1)
+        head = pair.tokenizer.encode_messages(asked)
+        # A question after the reply, so that the template closes it.
+        whole = [*asked, ("assistant", chat.turns[0][1]), ("user", "?")]
+        after = pair.tokenizer.encode_messages(whole)[len(head) :]
+        end = next(at for at, id in enumerate(after) if id in pair.tokenizer.eos_token_ids) + 1
+        wanted = mx.array(after[:end])
+        ids = mx.array([*head, *after[: end - 1]])
+        logits = pair.target(ids[None])[0, len(head) - 1 :].astype(mx.float32)
+        picked = mx.take_along_axis(logits, wanted[:, None], -1)[:, 0]
+        losses += np.array(mx.logsumexp(logits, -1) - picked).tolist()
+        right += np.array(mx.argmax(logits, -1) == wanted).tolist()
+    return {"loss": round(float(np.mean(losses)), 3), "next_token": round(float(np.mean(right)), 3)}
+
+
+def agreement(pair: Pair, reference: Path) -> float:
+    """The largest difference from the logits that transformers computed in float32."""
+    kept = np.load(reference)
+    worst = 0.0
+    for index in range(len(kept.files) // 2):
+        ours = np.array(pair.target(mx.array(kept[f"ids{index}"][None]))[0])
+        worst = max(worst, float(np.abs(ours - kept[f"logits{index}"]).max()))
+    return worst
+
+
+def measured(pair: Pair, chats: Sequence[Chat]) -> dict[str, Any]:
+    prompts = [tuple(pair.tokenizer.encode_messages(messages(chat, 1))) for chat in chats]
+    prompts += [
+        tuple(pair.tokenizer.encode_messages(messages(chat, 2)))
+        for chat in chats
+        if len(chat.turns) > 1
+    ]
+    samplers = {"greedy": Sampling(), "T=1": Sampling(1.0, seeded=True, noise_key=SEED)}
+    drafting: dict[str, Any] = {}
+    for position in POSITIONS:
+        runner = Runner(pair, TOGETHER, max(DEPTHS), position)
+        for name, sampling in samplers.items():
+            for depth in DEPTHS:
+                sessions = answer(runner, prompts, depth, sampling, pair)
+                drafting[f"{name}, {position}, depth {depth}"] = acceptance(sessions, depth)
+        runner.close()
+    return {"prompts": len(prompts), "drafting": drafting, "held_out": held_out_loss(pair, chats)}
+
+
+def samples(pair: Pair, chats: Sequence[Chat]) -> Iterator[dict[str, str]]:
+    runner = Runner(pair, TOGETHER, max(DEPTHS), "bonus")
+    prompts = [tuple(pair.tokenizer.encode_messages(messages(chat, 1))) for chat in chats]
+    for chat, session in zip(chats, answer(runner, prompts, 4, Sampling(), pair), strict=True):
+        ends = pair.tokenizer.eos_token_ids
+        reply = pair.tokenizer.decode([token for token in session.reply if token not in ends])
+        yield {"system": chat.system, "question": chat.turns[0][0], "reply": reply}
+    runner.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m model.demo.train.measure", description=__doc__)
+    parser.add_argument("--pair", help="directory with target/ and assistant/ (default: bundled)")
+    parser.add_argument("--reference", type=Path, help="reference.npz of the export")
+    parser.add_argument("--chats", type=int, default=CHATS)
+    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    args = parser.parse_args()
+    pair = load_pair(*locate(args.pair, None), "float32")
+    chats = held_out_chats(args.chats)
+    result = measured(pair, chats)
+    if args.reference:
+        result["transformers_difference"] = float(f"{agreement(pair, args.reference):.1e}")
+    result["samples"] = list(samples(pair, chats[:SHOWN]))
+    args.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
