@@ -2,7 +2,9 @@
 
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
 - What the contract names but the daemon does not do yet is refused by field name, never ignored.
-- Tokenising runs in `tokenise_workers` threads, off the event loop.
+- Tokenising runs in `tokenise_workers` threads, off the event loop. What cannot fit into the
+  context by its length alone is refused before.
+- Placeholders of images and sound are refused however they came: only the text part is loaded.
 - A request that leaves here is servable: ids below the vocabulary, room for at least one token.
 """
 
@@ -12,19 +14,20 @@ import asyncio
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from daemon.card import ModelCard
+from daemon.messages import conversation_of
+from model.prompt_errors import PromptTooLong
 from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import prompt_pb2
 from scheduler.errors import InvalidRequest, Precondition
 from scheduler.events import Request
 from scheduler.limits import Limits
 from scheduler.plan import Sampling, SamplingDefaults
-
-ROLES = frozenset({"system", "user", "assistant"})
 
 T = TypeVar("T")
 
@@ -45,8 +48,11 @@ class Admission:
         check_supported(request)
         self._check_stops(request)
         depth = self._checked_depth(request)
+        if request.top_logprobs > self._limits.top_logprobs_max:
+            problem = f"top_logprobs is at most {self._limits.top_logprobs_max}"
+            raise InvalidRequest("BAD_REQUEST", problem, field="top_logprobs")
         sampling = checked_sampling(
-            request.sampling, self._card.defaults, self._card.facts.vocabulary
+            request.sampling, self._card.defaults, self._card.facts.vocabulary, self._limits
         )
         if request.HasField("max_tokens") and request.max_tokens == 0:
             raise InvalidRequest("BAD_REQUEST", "max_tokens must be at least 1", field="max_tokens")
@@ -60,6 +66,7 @@ class Admission:
             stop=tuple(request.stop),
             stop_token_ids=frozenset(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            top_logprobs=min(request.top_logprobs, self._card.facts.vocabulary),
             depth=depth,
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
@@ -68,7 +75,7 @@ class Admission:
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
         """The ids that Generate would see, whatever their number. Raises Refused."""
-        return await self._encoded(request)
+        return await self._encoded(request, None)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Raises Refused for an id that the model does not have."""
@@ -80,45 +87,44 @@ class Admission:
         return await self._in_worker(decode)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
-        if request.WhichOneof("prompt") != "token_ids":
-            ids: Sequence[int] = await self._encoded(request)
+        field = request.WhichOneof("prompt")
+        if field != "token_ids":
+            ids: Sequence[int] = await self._encoded(request, self._prompt_tokens_max)
             self._check_length(len(ids))
+            self._check_media(ids, field or "prompt")
             return tuple(ids)
         ids = request.token_ids.ids
         if not ids:
             raise _empty("token_ids")
         self._check_length(len(ids))
         self._check_ids(ids, "token_ids.ids")
+        self._check_media(ids, "token_ids.ids")
         return tuple(ids)
 
-    async def _encoded(self, request: pb.GenerateRequest | pb.TokenizeRequest) -> list[int]:
+    async def _encoded(
+        self, request: pb.GenerateRequest | pb.TokenizeRequest, tokens_max: int | None
+    ) -> list[int]:
+        """tokens_max: refuse what is certainly longer; None encodes any length."""
         tokenizer = self._card.tokenizer
         match request.WhichOneof("prompt"):
             case "text" if request.text:
-                text = request.text
-                return await self._in_worker(lambda: tokenizer.encode_text(text))
+                work = partial(tokenizer.encode_text, request.text, tokens_max)
             case "messages" if request.messages.messages:
-                turns = self._turns(request.messages)
-                return await self._in_worker(lambda: self._encode_turns(turns))
+                work = partial(self._encode_messages, request.messages, tokens_max)
             case field:
                 raise _empty(field or "prompt")
-
-    def _turns(self, messages: prompt_pb2.Messages) -> list[tuple[str, str]]:
-        if len(messages.messages) > self._limits.messages_max:
-            problem = f"at most {self._limits.messages_max} messages"
-            raise InvalidRequest("BAD_REQUEST", problem, field="messages.messages")
-        for index, message in enumerate(messages.messages):
-            if message.role not in ROLES:
-                raise InvalidRequest(
-                    "BAD_REQUEST",
-                    "role must be system, user or assistant",
-                    field=f"messages.messages[{index}].role",
-                )
-        return [(message.role, message.content) for message in messages.messages]
-
-    def _encode_turns(self, turns: list[tuple[str, str]]) -> list[int]:
         try:
-            return self._card.tokenizer.encode_messages(turns)
+            return await self._in_worker(work)
+        except PromptTooLong as error:
+            raise self._too_long(f"at least {error.fewest}") from None
+
+    def _encode_messages(self, messages: prompt_pb2.Messages, tokens_max: int | None) -> list[int]:
+        tokenizer = self._card.tokenizer
+        said = conversation_of(messages, tokenizer.features, self._limits)
+        try:
+            return tokenizer.encode_messages(said.messages, said.tools, said.thinking, tokens_max)
+        except PromptTooLong:
+            raise
         except ValueError as error:
             problem = "the model's template cannot express these turns"
             raise InvalidRequest("BAD_REQUEST", problem, field="messages") from error
@@ -132,15 +138,27 @@ class Admission:
         # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
-    def _check_length(self, tokens: int) -> None:
+    @property
+    def _prompt_tokens_max(self) -> int:
         """A prompt needs room for itself and one token of reply."""
+        return self._card.facts.context_tokens_max - 1
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens > self._prompt_tokens_max:
+            raise self._too_long(str(tokens))
+
+    def _too_long(self, tokens: str) -> InvalidRequest:
         context = self._card.facts.context_tokens_max
-        if tokens >= context:
-            raise InvalidRequest(
-                "CONTEXT_TOO_LONG",
-                f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
-                field="prompt",
-            )
+        return InvalidRequest(
+            "CONTEXT_TOO_LONG",
+            f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
+            field="prompt",
+        )
+
+    def _check_media(self, ids: Sequence[int], field: str) -> None:
+        if not self._card.media_token_ids.isdisjoint(ids):
+            problem = "the prompt holds image, audio or video tokens; only text is loaded"
+            raise Precondition("UNSUPPORTED", problem, field=field)
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         asked = (
@@ -182,7 +200,9 @@ class Admission:
         return request.draft_tokens
 
 
-def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int) -> Sampling:
+def checked_sampling(
+    given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int, limits: Limits
+) -> Sampling:
     """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING.
 
     A top_k that keeps the whole vocabulary is off.
@@ -191,35 +211,67 @@ def checked_sampling(given: pb.Sampling, defaults: SamplingDefaults, vocabulary:
     top_k = given.top_k if given.HasField("top_k") else defaults.top_k
     top_p = given.top_p if given.HasField("top_p") else defaults.top_p
     min_p = given.min_p if given.HasField("min_p") else defaults.min_p
+    repetition = defaults.repetition_penalty
+    if given.HasField("repetition_penalty"):
+        repetition = given.repetition_penalty
+    presence, frequency, most = given.presence_penalty, given.frequency_penalty, limits.penalty_max
     # Comparisons with NaN are false, so every bound is written as what must hold.
     checks = (
         ("temperature", math.isfinite(temperature) and temperature >= 0, "finite and at least 0"),
         ("top_p", 0 < top_p <= 1, "in (0, 1]"),
         ("min_p", 0 <= min_p <= 1, "in [0, 1]"),
+        (
+            "repetition_penalty",
+            math.isfinite(repetition) and repetition > 0,
+            "finite and more than 0",
+        ),
+        ("presence_penalty", -most <= presence <= most, f"in [-{most:g}, {most:g}]"),
+        ("frequency_penalty", -most <= frequency <= most, f"in [-{most:g}, {most:g}]"),
     )
     for name, holds, rule in checks:
         if not holds:
             raise InvalidRequest("BAD_SAMPLING", f"{name} must be {rule}", field=f"sampling.{name}")
     seeded = given.HasField("seed")
     noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
-    top_k = top_k if top_k < vocabulary else 0
-    return Sampling(temperature, top_k, top_p, min_p, seeded, noise_key)
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k if top_k < vocabulary else 0,
+        top_p=top_p,
+        min_p=min_p,
+        seeded=seeded,
+        noise_key=noise_key,
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=_checked_bias(given.logit_bias, vocabulary, limits),
+    )
+
+
+def _checked_bias(
+    given: Mapping[int, float], vocabulary: int, limits: Limits
+) -> tuple[tuple[int, float], ...]:
+    """By id; what adds nothing is left out."""
+    field, most = "sampling.logit_bias", limits.logit_bias_max
+    if len(given) > limits.logit_bias_tokens_max:
+        problem = f"logit_bias names at most {limits.logit_bias_tokens_max} tokens"
+        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+    if given and max(given) >= vocabulary:
+        problem = f"token ids are below {vocabulary}, the vocabulary's size"
+        raise InvalidRequest("BAD_TOKEN_ID", problem, field=field)
+    if not all(-most <= bias <= most for bias in given.values()):
+        problem = f"every logit_bias must be in [-{most:g}, {most:g}]"
+        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+    return tuple(sorted((id, bias) for id, bias in given.items() if bias))
 
 
 def check_supported(request: pb.GenerateRequest) -> None:
     """Refuse what is in the contract but not built yet, by the field's name."""
     if request.priority not in pb.Priority.values():
         raise InvalidRequest("BAD_REQUEST", "there is no such priority", field="priority")
-    sampling = request.sampling
     unsupported = {
         "session": bool(request.session),
-        "sampling.repetition_penalty": sampling.HasField("repetition_penalty"),
-        "sampling.presence_penalty": sampling.HasField("presence_penalty"),
-        "sampling.frequency_penalty": sampling.HasField("frequency_penalty"),
-        "sampling.logit_bias": bool(sampling.logit_bias),
         "cache.mark": request.cache.mark,
         "priority": request.priority != pb.PRIORITY_UNSPECIFIED,
-        "top_logprobs": request.top_logprobs > 0,
         "candidates": request.candidates > 1,
         request.WhichOneof("constraint") or "": request.WhichOneof("constraint") is not None,
     }

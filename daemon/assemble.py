@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cache.ledger import Ledger, OutOfMemory
+from cache.ledger import Ledger
 from cache.tree import Tree
 from daemon.card import ModelCard
 from daemon.config import Config
@@ -22,6 +22,7 @@ from model.locate import locate
 from model.pair import Pair, facts, load_pair, try_out
 from model.runner import Runner
 from scheduler.core import Core
+from scheduler.memory import REQUEST_TOKENS_MIN, alone_bytes
 from scheduler.plan import ModelFacts
 
 DEMO_NAME = "rootstock-demo"
@@ -36,10 +37,15 @@ def load(config: Config) -> Loaded:
 
 
 def _load(config: Config) -> Loaded:
-    limits = config.limits
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
+    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+
+
+def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
+    """The core and the runner around a loaded pair. drafter: its directory's name, "" for none."""
+    limits = config.limits
     model_facts = facts(pair, limits.draft_depth_max)
     if config.draft_depth and not model_facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
@@ -50,20 +56,22 @@ def _load(config: Config) -> Loaded:
     tree = Tree(model_facts.window_tokens, limits.tree_nodes_max)
     core = Core(model_facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
-    drafter = "" if draft_dir is None else config.draft or draft_dir.path.name
-    card = _card(config, pair, model_facts, drafter)
+    card = _card(config, pair, model_facts, drafter and (config.draft or drafter))
     return Loaded(card, core, runner, tree.describe, device.leave_thread)
 
 
 def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
+    """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
     budget = config.memory_bytes or device.memory_budget_bytes()
-    try:
-        return Ledger(budget, model_facts.weights_bytes)
-    except OutOfMemory:
-        weights = format_bytes(model_facts.weights_bytes)
+    weights = model_facts.weights_bytes
+    request = alone_bytes(model_facts, config.limits, REQUEST_TOKENS_MIN)
+    if budget < weights + request:
         raise StartError(
-            f"the weights need {weights}, the budget is {format_bytes(budget)} (--memory)"
-        ) from None
+            f"the weights need {format_bytes(weights)} and the smallest request "
+            f"{format_bytes(request)}, the budget is {format_bytes(budget)} (--memory); "
+            f"expected at least {weights + request} bytes"
+        )
+    return Ledger(budget, weights)
 
 
 def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> ModelCard:
@@ -75,8 +83,9 @@ def _card(config: Config, pair: Pair, model_facts: ModelFacts, drafter: str) -> 
         defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
         drafter=_last_part(drafter) if drafter else "",
-        quantization="" if pair.quantization == "none" else pair.quantization,
+        quantization=pair.quantization,
         device=device.name(),
+        media_token_ids=pair.target_config.media_token_ids,
     )
 
 

@@ -6,21 +6,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from scheduler.plan import ModelFacts, SamplingDefaults
 
 
 class Tokenizer(Protocol):
-    """The model's own tokenizer; thread-safe."""
+    """The model's own tokenizer; thread-safe.
 
-    def encode_text(self, text: str) -> list[int]:
+    Encoding may raise PromptTooLong where a prompt is certainly longer than `tokens_max`, and need
+    not look.
+    """
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of tools, tool_calls, enable_thinking, reasoning: what the template has a place for."""
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         """BOS is added if missing; control tokens are recognised."""
 
-    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        """(role, content) pairs in the model's template, contents as plain text.
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        tokens_max: int | None = None,
+    ) -> list[int]:
+        """Messages and tools as transformers takes them, in the model's template, as plain text.
 
         Raises ValueError for a conversation that the template cannot express.
         """
@@ -40,3 +54,4 @@ class ModelCard:
     drafter: str = ""
     quantization: str = ""
     device: str = "cpu"
+    media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: refused in prompts

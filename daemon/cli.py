@@ -48,7 +48,7 @@ def _fail(error: Exception, code: int) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    _log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
@@ -62,6 +62,24 @@ def _serve(arguments: argparse.Namespace) -> int:
         return assemble.load(config)
 
     return anyio.run(serve, config, load)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from daemon import convert
+
+    return convert.run(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from daemon import check
+
+    return check.run(arguments)
+
+
+def _log_to_stderr() -> None:
+    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("model").setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
     _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
     _add_client(add("tree", "draw the prefix tree"), commands.tree)
+    _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
+    _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
     return parser
 
 
@@ -88,7 +108,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
     add = parser.add_argument
     add("--config", metavar="FILE", help="TOML with the same names; flags win")
-    add("--model", metavar="DIR|ID", help="directory or hub id (default: the bundled demo pair)")
+    add(
+        "--model",
+        metavar="DIR|ID",
+        help="directory, bundle or cached hub id (default: the bundled demo pair); of a bundle's "
+        "files the sizes are verified, the digests by `check` only",
+    )
     add("--draft", metavar="DIR|ID|none", help="the drafter (default: the model bundle's own)")
     add("--draft-depth", metavar="auto|0..8", help="tokens drafted per round (default: auto)")
     add(
@@ -108,6 +133,39 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="serve gRPC server reflection (default: yes)",
     )
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    add = parser.add_argument
+    add("source", metavar="SRC", help="the target: a directory, a bundle or a cached hub id")
+    add("destination", metavar="DST", help="the bundle's directory, which must not exist")
+    add("--draft", metavar="SRC2|none", help="the drafter (default: SRC's own, if it is a bundle)")
+    packings = "2bit, 3bit, 4bit, 5bit, 6bit, 8bit, mxfp4, mxfp8 or nvfp4 (default: as it is)"
+    add("--quantize", metavar="HOW", help=f"the target: {packings}")
+    add("--quantize-draft", metavar="HOW", help="the drafter, in the same words")
+    add(
+        "--group-size",
+        type=_unsigned(32),
+        metavar="N",
+        help="weights that share a scale: 32, 64 or 128, of the Nbit kinds (default: 64)",
+    )
+    add("--dtype", metavar="|".join(DTYPES), help="of what stays plain (default: its own)")
+    add("--shard-size", metavar="SIZE", help="of a weight file at most (default: 4GiB)")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_check)
+    add = parser.add_argument
+    add(
+        "bundle",
+        nargs="?",
+        metavar="BUNDLE",
+        help="a bundle, a directory or a cached hub id (default: the bundled demo pair)",
+    )
+    add("--draft", metavar="DIR|ID|none", help="the drafter (default: the bundle's own)")
+    add("--dtype", metavar="|".join(DTYPES), help="to compute in (default: auto)")
+    add("--json", action="store_true", help="print one JSON object")
 
 
 def _add_client(
@@ -142,20 +200,37 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=_unsigned(32), metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--min-p", type=float, metavar="P")
+    add("--repetition-penalty", type=float, metavar="R", help="1 is off")
+    add("--presence-penalty", type=float, metavar="P", help="0 is off")
+    add("--frequency-penalty", type=float, metavar="P", help="0 is off")
     add("--seed", type=_unsigned(64), metavar="N", help="the same seed gives the same reply")
     add("--draft-tokens", type=_unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
     add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
 
 
+def _add_turns(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--system", metavar="TEXT", help="a system message to begin with")
+    add(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the model think before it answers (default: the model's)",
+    )
+
+
 def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
+    _add_turns(parser)
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
     add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
+    help = "with --json: each token's log probability and N alternatives"
+    add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
     add("--timeout", type=float, metavar="SECONDS")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
+    _add_turns(parser)

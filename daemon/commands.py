@@ -17,7 +17,7 @@ from rich.console import Console
 
 from daemon.draw import draw_tree, format_bytes
 from daemon.errors import UsageError
-from rootstock import Client, Delta, Finish, GenerateOptions, Message, Prompt, Reply
+from rootstock import Client, Conversation, Delta, Finish, GenerateOptions, Message, Prompt, Reply
 
 PROMPT_CHARS_MAX = 4 * 1024 * 1024
 
@@ -31,11 +31,16 @@ def connect(arguments: argparse.Namespace) -> Client:
 
 def generate(arguments: argparse.Namespace) -> int:
     """Print the continuation of one prompt as it comes, or all of it as JSON."""
+    if arguments.raw and (arguments.system or arguments.thinking is not None):
+        raise UsageError("--system and --thinking are for a conversation, --raw is none")
     text = arguments.prompt
     if text in (None, "-"):
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
-    prompt: Prompt = text if arguments.raw else [Message("user", text)]
+    if arguments.top_logprobs and not arguments.json:
+        raise UsageError("--top-logprobs needs --json")
+    prompt = text if arguments.raw else _conversation(arguments, [Message("user", text)])
     options = sampling_options(arguments)
+    options["top_logprobs"] = arguments.top_logprobs
     with (
         connect(arguments) as client,
         client.generate(prompt, timeout=arguments.timeout, **options) as stream,
@@ -51,13 +56,21 @@ def generate(arguments: argparse.Namespace) -> int:
 
 
 def _as_json(reply: Reply) -> dict[str, object]:
-    return {
+    logprobs = {"logprobs": [asdict(token) for token in reply.logprobs]} if reply.logprobs else {}
+    return logprobs | {
         "text": reply.text,
+        "thinking": reply.thinking,
+        "tool_calls": [asdict(call) for call in reply.tool_calls],
         "token_ids": reply.token_ids,
         "finish": str(reply.finish.reason),
         "stop_sequence": reply.finish.stop_sequence,
         "usage": asdict(reply.finish.usage),
     }
+
+
+def _conversation(arguments: argparse.Namespace, messages: list[Message]) -> Conversation:
+    system = [Message("system", arguments.system)] if arguments.system else []
+    return Conversation([*system, *messages], thinking=arguments.thinking)
 
 
 def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
@@ -68,6 +81,9 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
         top_k=arguments.top_k,
         top_p=arguments.top_p,
         min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+        presence_penalty=arguments.presence_penalty,
+        frequency_penalty=arguments.frequency_penalty,
         seed=arguments.seed,
         draft_tokens=arguments.draft_tokens,
         stop=arguments.stop or (),
@@ -77,15 +93,15 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
 def chat(arguments: argparse.Namespace) -> int:
     """Talk until /quit or the end of input; the whole conversation goes along each time."""
     console = Console(highlight=False)
-    history = [Message("system", arguments.system)] if arguments.system else []
+    history: list[Message] = []
     options = sampling_options(arguments)
     with connect(arguments) as client:
         model = client.get_model()
         console.print(f"{model.name}. /quit leaves, Ctrl-C stops a reply.", style="dim")
         for line in _lines(console):
             history.append(Message("user", line))
-            text = _reply(client, history, options, console)
-            history.append(Message("assistant", text))
+            prompt = _conversation(arguments, history)
+            history.append(Message("assistant", _reply(client, prompt, options, console)))
     return 0
 
 
@@ -102,15 +118,23 @@ def _lines(console: Console) -> Iterator[str]:
             yield line
 
 
-def _reply(
-    client: Client, history: list[Message], options: GenerateOptions, console: Console
-) -> str:
-    """Stream one reply; what was shown of a cancelled one stays in the conversation."""
+def _reply(client: Client, prompt: Prompt, options: GenerateOptions, console: Console) -> str:
+    """Stream one reply; what was said of a cancelled one stays in the conversation.
+
+    What the model thinks is shown dim and not kept: a template drops it from past turns.
+    """
     shown: list[str] = []
-    with client.generate(history, **options) as stream:
+    thinks = False
+    with client.generate(prompt, **options) as stream:
         try:
             for event in stream:
                 if isinstance(event, Delta):
+                    if event.thinking:
+                        thinks = True
+                        console.out(event.thinking, end="", highlight=False, style="dim")
+                    if event.text and thinks:
+                        thinks = False
+                        console.out()
                     shown.append(event.text)
                     console.out(event.text, end="", highlight=False)
                 elif isinstance(event, Finish):

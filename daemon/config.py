@@ -118,7 +118,7 @@ def _metrics(value: Any) -> TcpAddress:
     return parse_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
 
 
-def _memory(value: Any) -> int | None:
+def parse_size(value: Any) -> int | None:
     if value is None:
         return None
     match = _MEMORY.fullmatch(str(value))
@@ -126,7 +126,7 @@ def _memory(value: Any) -> int | None:
         raise UsageError(f"{value!r} is not a size like 8GiB or 500MB")
     size = int(float(match[1]) * _UNITS[match[2]])
     if size == 0:
-        raise UsageError("the budget must be more than 0")
+        raise UsageError("a size must be more than 0")
     return size
 
 
@@ -177,7 +177,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "draft_depth": _draft_depth,
     "listen": _listen,
     "metrics": _metrics,
-    "memory": _memory,
+    "memory": parse_size,
     "numerics": _numerics,
     "dtype": _dtype,
     "ready_file": _path,

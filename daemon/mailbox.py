@@ -16,10 +16,12 @@ import anyio
 
 from daemon.errors import refusal_of, slow_reader
 from scheduler.errors import Refused
-from scheduler.events import Delta, Effect, Failed, Finished, Progress
+from scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall
 from scheduler.limits import Limits
+from scheduler.plan import TokenLogprobs
 
 _TOKEN_ID_BYTES = 4
+_LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
 Event = Progress | Delta | Finished
 
@@ -33,6 +35,9 @@ class Mailbox:
         self._progress: Progress | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._thinking: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._bytes = 0
         self._end: Finished | Refused | None = None
         self._settled = False
@@ -83,35 +88,56 @@ class Mailbox:
                 return
 
     async def _take(self) -> Event:
-        while not (self._progress or self._token_ids or self._texts or self._end):
+        while not (self._progress or self._has_delta or self._end):
             self._arrived = anyio.Event()
             await self._arrived.wait()
         if (progress := self._progress) is not None:
             self._progress = None
             return progress
-        if self._token_ids or self._texts:
+        if self._has_delta:
             return self._coalesced()
         assert self._end is not None
         if isinstance(self._end, Refused):
             raise self._end
         return self._end
 
+    @property
+    def _has_delta(self) -> bool:
+        return bool(self._token_ids or self._texts)
+
     def _append(self, delta: Delta) -> None:
-        self._bytes += len(delta.text.encode()) + _TOKEN_ID_BYTES * len(delta.token_ids)
+        texts = [delta.text, delta.thinking]
+        texts += [text for call in delta.tool_calls for text in (call.name, call.arguments)]
+        self._bytes += sum(len(text.encode()) for text in texts)
+        self._bytes += _TOKEN_ID_BYTES * len(delta.token_ids)
+        self._bytes += _LOGPROB_BYTES * sum(1 + len(p.alternatives) for p in delta.logprobs)
         if self._bytes > self._limits.mailbox_bytes_max:
             self.fail(slow_reader())
             return
         self._texts.append(delta.text)
         self._token_ids.extend(delta.token_ids)
+        self._thinking.append(delta.thinking)
+        self._calls.extend(delta.tool_calls)
+        self._logprobs.extend(delta.logprobs)
 
     def _coalesced(self) -> Delta:
-        delta = Delta(self.id, "".join(self._texts), tuple(self._token_ids))
+        delta = Delta(
+            self.id,
+            "".join(self._texts),
+            tuple(self._token_ids),
+            "".join(self._thinking),
+            tuple(self._calls),
+            tuple(self._logprobs),
+        )
         self._clear_delta()
         return delta
 
     def _clear_delta(self) -> None:
         self._texts.clear()
         self._token_ids.clear()
+        self._thinking.clear()
+        self._calls.clear()
+        self._logprobs.clear()
         self._bytes = 0
 
 

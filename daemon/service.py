@@ -18,8 +18,10 @@ from daemon.errors import slow_reader
 from daemon.front import Front
 from daemon.mailbox import Event, Mailbox
 from rootstock.v1 import generation_pb2 as pb
+from rootstock.v1 import prompt_pb2
 from scheduler.errors import Refused
 from scheduler.events import Cancel, Delta, Finished, Progress, Request, Submit, Usage
+from scheduler.plan import TokenLogprobs
 
 _FINISH_REASONS = {
     "stop": pb.FINISH_REASON_STOP,
@@ -139,7 +141,7 @@ def _response(event: Event) -> pb.GenerateResponse:
                 )
             )
         case Delta():
-            return pb.GenerateResponse(delta=pb.Delta(text=event.text, token_ids=event.token_ids))
+            return pb.GenerateResponse(delta=_delta(event))
         case Finished():
             return pb.GenerateResponse(
                 finish=pb.Finish(
@@ -148,6 +150,29 @@ def _response(event: Event) -> pb.GenerateResponse:
                     usage=_usage(event.usage),
                 )
             )
+
+
+def _delta(delta: Delta) -> pb.Delta:
+    return pb.Delta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=[_logprobs(token) for token in delta.logprobs],
+        thinking=delta.thinking,
+        tool_calls=[
+            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments)
+            for call in delta.tool_calls
+        ],
+    )
+
+
+def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=token.logprob,
+        alternatives=[
+            pb.TokenLogprobs.Alternative(token_id=id, logprob=logprob)
+            for id, logprob in token.alternatives
+        ],
+    )
 
 
 def _usage(usage: Usage) -> pb.Usage:

@@ -20,9 +20,9 @@ from mlx_lm.models.rope_utils import initialize_rope
 
 from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
 from model.files import ModelRefused
-from model.safetensors import WeightFile
-from model.sampling import DraftLogits
-from model.weights import fill
+from model.proposals import DraftLogits
+from model.safetensors import TensorEntry, WeightFile
+from model.weights import Fitted, fit
 
 Attend = Callable[[Kind, mx.array], mx.array]
 
@@ -135,16 +135,26 @@ class Assistant(nn.Module):
         return DraftLogits((embed(ids) @ y[:, :, None])[:, :, 0], ids)
 
 
+def fit_assistant(files: Sequence[WeightFile], config: AssistantConfig) -> Fitted[Assistant]:
+    """The drafter and its weights, unread. Raises ModelRefused."""
+    quantized = config.quantization is not None
+    return fit(Assistant(config), files, _keep_name, _narrow_ordering, quantized)
+
+
+def fill_assistant(fitted: Fitted[Assistant], dtype: mx.Dtype | None) -> Assistant:
+    """The drafter evaluated, once. Raises ModelRefused."""
+    ordering = fitted.origins.get("masked_embedding.token_ordering")
+    assistant = fitted.load(dtype)
+    if assistant.masked_embedding is not None and ordering is not None:
+        _check_ordering(assistant.masked_embedding.token_ordering, ordering)
+    return assistant
+
+
 def load_assistant(
     files: Sequence[WeightFile], config: AssistantConfig, dtype: mx.Dtype | None
 ) -> Assistant:
     """The drafter with these weights, evaluated. Raises ModelRefused."""
-    assistant = Assistant(config)
-    quantized = config.quantization is not None
-    fill(assistant, files, _keep_name, _narrow_ordering, quantized, dtype)
-    if assistant.masked_embedding is not None:
-        _check_ordering(assistant.masked_embedding.token_ordering, files)
-    return assistant
+    return fill_assistant(fit_assistant(files, config), dtype)
 
 
 def _keep_name(name: str) -> str:
@@ -160,8 +170,9 @@ def _narrow(array: mx.array) -> mx.array:
     return array.astype(mx.int32) if array.dtype == mx.int64 else array
 
 
-def _check_ordering(ordering: mx.array, files: Sequence[WeightFile]) -> None:
+def _check_ordering(ordering: mx.array, origin: TensorEntry) -> None:
     # An id outside the vocabulary would read beyond the embedding.
     if not mx.array_equal(mx.sort(ordering), mx.arange(ordering.size, dtype=ordering.dtype)):
-        names = ", ".join(file.name for file in files)
-        raise ModelRefused(f"{names}: token_ordering is no permutation of the vocabulary")
+        raise ModelRefused(
+            f"{origin.file}: {origin.name} is no permutation of the {ordering.size} token ids"
+        )

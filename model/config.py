@@ -65,14 +65,23 @@ class Experts:
     width: int
 
 
+#: bits and group sizes of mlx's packed weights, by mode
+PACKINGS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((2, 3, 4, 5, 6, 8), (32, 64, 128)),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """mlx's packed weights, as the config announces them; `mixed`: some paths differ."""
+    """How weights are packed; `mixed`: some of them differ."""
 
     bits: int
     group_size: int
     mode: str
-    mixed: bool
+    mixed: bool = False
 
     def __str__(self) -> str:
         mixed = ", mixed" if self.mixed else ""
@@ -167,7 +176,8 @@ class TextConfig:
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
     text: TextConfig
-    eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json comes first
+    eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json may have more
+    media_token_ids: frozenset[int]  # image, audio and video placeholders: towers we do not load
     quantization: Quantization | None
 
     def layers(self) -> tuple[Layer, ...]:

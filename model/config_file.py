@@ -11,12 +11,13 @@
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from model.config import (
+    PACKINGS,
     AssistantConfig,
     Experts,
     Kind,
@@ -26,14 +27,23 @@ from model.config import (
     TargetConfig,
     TextConfig,
 )
-from model.files import ModelDirectory, ModelRefused
+from model.files import ModelDirectory, ModelRefused, shown
 
 _KINDS: dict[str, Kind] = {"sliding_attention": "sliding", "full_attention": "full"}
 _TARGET_TYPES = ("gemma4", "gemma4_unified", "gemma4_text", "gemma4_unified_text")
 _TEXT_TYPES = ("gemma4_text", "gemma4_unified_text")
 _ASSISTANT_TYPES = ("gemma4_assistant", "gemma4_unified_assistant")
-_SIZE_MAX = 1 << 24
+_MEDIA_KEYS = (
+    *("image_token_id", "audio_token_id", "video_token_id"),
+    *("boi_token_id", "eoi_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index"),
+)
+# Far above any Gemma, and low enough that no product of three overflows mlx's sizes.
+_SIZE_MAX = 1 << 20
+_TOKENS_MAX = 1 << 24
 _LAYERS_MAX = 512
+_NUMBER_MIN, _NUMBER_MAX = 1e-12, 1e12
+_LAYER = re.compile(r"[0-9]{1,3}")
+_SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +65,37 @@ class _Keys:
     def integer(self, key: str, low: int = 1, high: int = _SIZE_MAX) -> int:
         value = self.need(key)
         if type(value) is not int or not low <= value <= high:
-            raise self.refuse(key, f"is {value!r}, not an integer in {low}..{high}")
+            raise self.refuse(key, f"is {shown(value)}, not an integer in {low}..{high}")
         return value
 
     def count(self, key: str) -> int:
         """An integer that may be 0, or null for none."""
         return 0 if self.need(key) is None else self.integer(key, low=0)
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, low: float = _NUMBER_MIN, high: float = _NUMBER_MAX) -> float:
         value = self.need(key)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
-            raise self.refuse(key, f"is {value!r}, not a positive number")
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise self.refuse(key, f"is {shown(value)}, not a number in {low:g}..{high:g}")
         return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.need(key)
         if type(value) is not bool:
-            raise self.refuse(key, f"is {value!r}, not true or false")
+            raise self.refuse(key, f"is {shown(value)}, not true or false")
         return value
 
     def inner(self, key: str) -> _Keys:
         value = self.need(key)
         if not isinstance(value, dict):
-            raise self.refuse(key, "is not an object")
+            raise self.refuse(key, f"is {shown(value)}, not an object")
         return _Keys(value, self.file, f"{self.prefix}{key}.")
 
     def only(self, key: str, allowed: tuple[Any, ...]) -> Any:
         value = self.need(key)
-        if value not in allowed:
+        # 0 and 1 are equal to False and True, and are not what the key may hold.
+        if not any(type(value) is type(a) and value == a for a in allowed):
             wanted = " or ".join(repr(a) for a in allowed)
-            raise self.refuse(key, f"is {value!r}; supported is {wanted}")
+            raise self.refuse(key, f"is {shown(value)}; supported is {wanted}")
         return value
 
 
@@ -99,7 +110,7 @@ def read_target_config(directory: ModelDirectory) -> TargetConfig:
     for kind in set(text.kinds):
         if text.last_own(kind) is None:
             raise keys.refuse("layer_types", f"has no {kind} layer with K/V of its own")
-    return TargetConfig(text, _eos(top, keys), _read_quantization(top))
+    return TargetConfig(text, _eos(top, keys), _media(top), _read_quantization(top))
 
 
 def read_assistant_config(directory: ModelDirectory) -> AssistantConfig:
@@ -137,7 +148,7 @@ def _read_text(keys: _Keys, top: _Keys) -> TextConfig:
     full_kv_heads, full_head_dim = _full_shape(keys, kinds)
     ple_size = keys.count("hidden_size_per_layer_input")
     text = TextConfig(
-        vocabulary=keys.integer("vocab_size"),
+        vocabulary=keys.integer("vocab_size", high=_TOKENS_MAX),
         hidden_size=keys.integer("hidden_size"),
         intermediate_size=keys.integer("intermediate_size"),
         heads=keys.integer("num_attention_heads"),
@@ -148,12 +159,14 @@ def _read_text(keys: _Keys, top: _Keys) -> TextConfig:
         k_eq_v=keys.flag("attention_k_eq_v"),
         kv_shared_layers=keys.integer("num_kv_shared_layers", low=0, high=len(kinds)),
         double_wide_mlp=keys.flag("use_double_wide_mlp"),
-        window=keys.integer("sliding_window"),
-        context_tokens_max=keys.integer("max_position_embeddings"),
+        window=keys.integer("sliding_window", high=_TOKENS_MAX),
+        context_tokens_max=keys.integer("max_position_embeddings", high=_TOKENS_MAX),
         rms_norm_eps=keys.number("rms_norm_eps"),
         softcap=_softcap(keys),
         ple_size=ple_size,
-        ple_vocabulary=keys.integer("vocab_size_per_layer_input") if ple_size else 0,
+        ple_vocabulary=(
+            keys.integer("vocab_size_per_layer_input", high=_TOKENS_MAX) if ple_size else 0
+        ),
         experts=_experts(keys),
         ropes=_ropes(keys),
         kinds=kinds,
@@ -161,6 +174,8 @@ def _read_text(keys: _Keys, top: _Keys) -> TextConfig:
     if ple_size and text.ple_vocabulary < text.vocabulary:
         raise keys.refuse("vocab_size_per_layer_input", f"is less than {text.vocabulary}")
     _check_heads(text, keys)
+    for place in (top, keys):
+        check_special_ids(place.document, f"{place.file}: {place.prefix}", text.vocabulary)
     return text
 
 
@@ -192,8 +207,8 @@ def _kinds(keys: _Keys) -> tuple[Kind, ...]:
     if not isinstance(names, list) or len(names) != count:
         raise keys.refuse("layer_types", f"does not list {count} layers")
     for name in names:
-        if name not in _KINDS:
-            raise keys.refuse("layer_types", f"holds {name!r}; supported is {list(_KINDS)}")
+        if not isinstance(name, str) or name not in _KINDS:
+            raise keys.refuse("layer_types", f"holds {shown(name)}; supported is {list(_KINDS)}")
     return tuple(_KINDS[name] for name in names)
 
 
@@ -210,7 +225,7 @@ def _full_shape(keys: _Keys, kinds: tuple[Kind, ...]) -> tuple[int | None, int]:
 def _full_shape_per_layer(keys: _Keys, kinds: tuple[Kind, ...]) -> tuple[int | None, int]:
     entries = keys.inner("per_layer_config")
     # transformers pads the keys ("05"), so they are compared as numbers.
-    layers = {int(name): name for name in entries.document if name.isascii() and name.isdigit()}
+    layers = {int(name): name for name in entries.document if _LAYER.fullmatch(name)}
     full = [i for i, kind in enumerate(kinds) if kind == "full"]
     if sorted(layers) != full or len(layers) != len(entries.document):
         raise keys.refuse("per_layer_config", f"must describe exactly the full layers {full}")
@@ -220,7 +235,7 @@ def _full_shape_per_layer(keys: _Keys, kinds: tuple[Kind, ...]) -> tuple[int | N
     kv_heads, head_dim = shapes.pop()
     for key, value in (("global_head_dim", head_dim), ("num_global_key_value_heads", kv_heads)):
         if keys.document.get(key, value) != value:
-            raise keys.refuse(key, f"is {keys.document[key]!r}, per_layer_config says {value!r}")
+            raise keys.refuse(key, f"is {shown(keys.document[key])}, per_layer_config says {value}")
     return kv_heads, head_dim
 
 
@@ -228,7 +243,7 @@ def _layer_entry(entry: _Keys, keys: _Keys) -> tuple[int | None, int]:
     """An entry names only what differs from the config's own head_dim and num_key_value_heads."""
     unknown = set(entry.document) - {"head_dim", "num_key_value_heads"}
     if unknown:
-        raise entry.refuse(min(unknown), "is not supported per layer")
+        raise entry.refuse(shown(min(unknown)), "is not supported per layer")
     head_dim = (entry if "head_dim" in entry.document else keys).integer("head_dim")
     if "num_key_value_heads" not in entry.document:
         return None, head_dim
@@ -244,17 +259,14 @@ def _rope(keys: _Keys) -> Rope:
     proportional = keys.only("rope_type", ("default", "proportional")) == "proportional"
     unknown = set(keys.document) - {"rope_type", "rope_theta", "partial_rotary_factor"}
     if unknown:
-        raise keys.refuse(min(unknown), "is not supported")
-    theta = keys.number("rope_theta")
+        raise keys.refuse(shown(min(unknown)), "is not supported")
+    theta = keys.number("rope_theta", low=1.0)
     if not proportional:
         # mlx-lm's plain rotary embedding turns the whole head.
         if keys.document.get("partial_rotary_factor", 1.0) != 1.0:
             raise keys.refuse("partial_rotary_factor", "needs rope_type 'proportional'")
         return Rope(theta, 1.0, False)
-    share = keys.number("partial_rotary_factor")
-    if share > 1.0:
-        raise keys.refuse("partial_rotary_factor", f"is {share}, more than 1")
-    return Rope(theta, share, True)
+    return Rope(theta, keys.number("partial_rotary_factor", high=1.0), True)
 
 
 def _check_heads(text: TextConfig, keys: _Keys) -> None:
@@ -264,24 +276,46 @@ def _check_heads(text: TextConfig, keys: _Keys) -> None:
         kv_heads, head_dim = text.shape(kind)
         if text.heads % kv_heads:
             raise keys.refuse("num_attention_heads", f"is no multiple of {kv_heads} K/V heads")
+        if text.heads * head_dim > _SIZE_MAX:
+            width = f"{text.heads} * {head_dim}, more than {_SIZE_MAX}"
+            raise keys.refuse("num_attention_heads", f"times the head size is {width}")
         if head_dim % 2 or int(head_dim * text.ropes[kind].share) % 2:
             raise keys.refuse("head_dim", f"of {kind} layers is {head_dim}: cannot be rotated")
 
 
 def _eos(top: _Keys, keys: _Keys) -> tuple[int, ...]:
-    for place in (top, keys):
-        value = place.document.get("eos_token_id")
-        if value is not None:
-            return token_ids(value, f"{place.file}: {place.prefix}eos_token_id")
-    return ()
+    """Of both places: the releases list the end of a turn in one and the end of a text in both."""
+    return tuple(sorted(_ids(top, "eos_token_id") | _ids(keys, "eos_token_id")))
+
+
+def _media(top: _Keys) -> frozenset[int]:
+    """What stands for images, sound and video in a prompt, or begins and ends them."""
+    return frozenset[int]().union(*(_ids(top, key) for key in _MEDIA_KEYS))
+
+
+def _ids(place: _Keys, key: str) -> frozenset[int]:
+    value = place.document.get(key)
+    if value is None:
+        return frozenset()
+    return frozenset(token_ids(value, f"{place.file}: {place.prefix}{key}"))
 
 
 def token_ids(value: Any, where: str) -> tuple[int, ...]:
     """One id or a list of them, as the eos keys of both config files are written."""
     listed = value if isinstance(value, list) else [value]
     if not listed or any(type(v) is not int or v < 0 for v in listed):
-        raise ModelRefused(f"{where} is {value!r}, not a token id or a list of them")
+        raise ModelRefused(f"{where} is {shown(value)}, not a token id or a list of them")
     return tuple(listed)
+
+
+def check_special_ids(document: Mapping[str, Any], where: str, vocabulary: int) -> None:
+    """Raise ModelRefused, naming the key after `where`, unless its ids are in [0, vocabulary)."""
+    for key in _SPECIAL_IDS:
+        value = document.get(key)
+        if value is not None and max(token_ids(value, where + key)) >= vocabulary:
+            raise ModelRefused(
+                f"{where}{key} is {shown(value)}, the logits reach only {vocabulary - 1}"
+            )
 
 
 def _read_quantization(top: _Keys) -> Quantization | None:
@@ -291,13 +325,15 @@ def _read_quantization(top: _Keys) -> Quantization | None:
     keys = top.inner(key)
     if "quant_method" in keys.document:
         raise keys.refuse("quant_method", "is not supported: only mlx's own quantisation is")
+    overrides = [path for path, value in keys.document.items() if isinstance(value, dict)]
+    for path in overrides:
+        _packing(keys.inner(path))
+    mixed = bool(overrides) or any(v is False for v in keys.document.values())
+    return replace(_packing(keys), mixed=mixed)
+
+
+def _packing(keys: _Keys) -> Quantization:
     # A table without a mode was written before there was a second one.
-    mode = keys.document.get("mode", "affine")
-    if mode not in ("affine", "mxfp4", "mxfp8", "nvfp4"):
-        raise keys.refuse("mode", f"is {mode!r}; supported is affine, mxfp4, mxfp8 or nvfp4")
-    return Quantization(
-        bits=keys.integer("bits", high=8),
-        group_size=keys.integer("group_size", high=128),
-        mode=mode,
-        mixed=any(isinstance(v, dict) or v is False for v in keys.document.values()),
-    )
+    mode = keys.only("mode", tuple(PACKINGS)) if "mode" in keys.document else "affine"
+    bits, groups = PACKINGS[mode]
+    return Quantization(keys.only("bits", bits), keys.only("group_size", groups), mode)

@@ -6,6 +6,7 @@
   and writes none.
 - Its position is constant over a round: the bonus token's slot, or the last committed one.
   Implementations differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` W.
+- A row that wants bias or penalties has them here too, with its own drafts so far as history.
 - Lazy throughout: drafts feed the target's forward without passing the host.
 """
 
@@ -26,7 +27,8 @@ from cache.full import FullStore
 from cache.window import WindowStore
 from model.assistant import Assistant
 from model.gemma4 import PackedGemma4
-from model.sampling import DraftLaw, DrawRows, draft
+from model.proposals import DraftLaw, draft
+from model.sampling import DrawRows
 from scheduler.plan import Decode
 
 DraftPosition = Literal["bonus", "last"]
@@ -89,7 +91,7 @@ class Drafter:
             logits, hidden = self.assistant.step(
                 self.target.embed(tokens), hidden, positions, attend
             )
-            tokens, law = draft(logits, rows, tuple(live), depth)
+            tokens, law = draft(logits, rows, tuple(live), depth, drawn)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
             laws.append(law)

@@ -1,7 +1,8 @@
 """A target and its drafter, loaded together and proven to fit each other.
 
 - `load_pair` runs on the thread that will use the arrays, and returns with all of them evaluated.
-- A drafter that does not fit is refused with every number that differs, before any weight is read.
+- A drafter that does not fit is refused with every number that differs, and the files of both are
+  checked against their configs, before any weight is read.
 - The fingerprint names the numbers that the K/V depend on: config, weights and dtype. Two pairs
   with different K/V never share one.
 """
@@ -9,20 +10,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from cache.attend import SLICE_SCORES_MAX
-from model.assistant import Assistant, load_assistant
-from model.config import AssistantConfig, Quantization, TargetConfig
+from model.assistant import Assistant, fill_assistant, fit_assistant
+from model.config import AssistantConfig, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
+from model.packing import packing_of
 from model.safetensors import WeightFile, weight_files
 from model.tokenizer import Tokenizer, load_tokenizer
-from model.weights import load_target, resolve_dtype, weight_bytes
+from model.weights import fit_target, resolve_dtype, weight_bytes
 from scheduler.plan import ModelFacts
 
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
@@ -42,7 +44,11 @@ class Pair:
     dtype: mx.Dtype
     fingerprint: str
     family: str
-    quantization: str  # "none" where weights are plain
+    quantization: str  # "" where all weights are plain
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("mlx.core.")
 
 
 def load_pair(
@@ -52,16 +58,17 @@ def load_pair(
     float_dtype = resolve_dtype(dtype)
     config = read_target_config(model_dir)
     files = weight_files(model_dir)
+    draft_config = fitted_draft = None
+    if draft_dir is not None:
+        draft_config = read_assistant_config(draft_dir)
+        check_fit(config, draft_config, f"{draft_dir.path / 'config.json'}: ")
+        fitted_draft = fit_assistant(weight_files(draft_dir), draft_config)
+    fitted = fit_target(files, config)
     tokenizer = load_tokenizer(model_dir, config.text.vocabulary, config.eos_token_ids)
-    draft_config = read_assistant_config(draft_dir) if draft_dir is not None else None
-    if draft_config is not None:
-        check_fit(config, draft_config)
-    target = load_target(files, config, float_dtype)
+    target = fitted.load(float_dtype)
     used = target.model.norm.weight.dtype
-    assistant = None
-    if draft_dir is not None and draft_config is not None:
-        # The drafter reads the target's K/V, so it works in the target's dtype.
-        assistant = load_assistant(weight_files(draft_dir), draft_config, used)
+    # The drafter reads the target's K/V, so it works in the target's dtype.
+    assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used)
     return Pair(
         target=target,
         target_config=config,
@@ -71,23 +78,40 @@ def load_pair(
         dtype=used,
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
-        quantization=_quantization_name(config.quantization),
+        quantization=_quantization_name(target, assistant),
     )
 
 
 def try_out(pair: Pair) -> None:
-    """One token through the target. Raises ModelRefused for what the device has no kernel for.
+    """One token through target and drafter: the last that only running shows. Raises ModelRefused.
 
-    Which those are is MLX's affair (experts on a CPU: float32 only) and known only by running.
+    What the device has no kernel for is MLX's affair (experts on a CPU: float32 only), and what
+    overflows the numbers' own.
     """
-    try:
-        mx.eval(pair.target(mx.array([[0]])))
-    except RuntimeError as error:
-        dtype = str(pair.dtype).removeprefix("mlx.core.")
-        raise ModelRefused(f"the model does not run in {dtype} on this device: {error}") from None
+    packed = f", {pair.quantization}," if pair.quantization else ""
+    for what, first_logits in _first_steps(pair):
+        try:
+            finite = mx.all(mx.isfinite(first_logits())).item()
+        except (RuntimeError, ValueError) as error:
+            raise ModelRefused(
+                f"the {what}{packed} does not run in {pair.dtype_name} on this device: {error}"
+            ) from None
+        if not finite:
+            raise ModelRefused(
+                f"the {what}'s logits are not finite in {pair.dtype_name}, expected numbers"
+            )
 
 
-def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
+def _first_steps(pair: Pair) -> Iterator[tuple[str, Callable[[], mx.array]]]:
+    yield "target", lambda: pair.target(mx.array([[0]]))
+    if (assistant := pair.assistant) is not None:
+        row = mx.ones((1, pair.target.args.hidden_size), pair.dtype)
+        position = mx.array([1], mx.int32)
+        # Its own queries stand for what it would attend to.
+        yield "drafter", lambda: assistant.step(row, row, position, lambda _, q: q)[0].logits
+
+
+def check_fit(target: TargetConfig, draft: AssistantConfig, where: str = "") -> None:
     """Raise ModelRefused with the numbers that keep a drafter from this target."""
     wrong = [
         f"{what} {theirs} in the drafter, {ours} in the target"
@@ -95,7 +119,7 @@ def check_fit(target: TargetConfig, draft: AssistantConfig) -> None:
         if theirs != ours
     ]
     if wrong:
-        raise ModelRefused(f"the drafter does not fit the target: {'; '.join(wrong)}")
+        raise ModelRefused(f"{where}the drafter does not fit the target: {'; '.join(wrong)}")
 
 
 def _compared(target: TargetConfig, draft: AssistantConfig) -> Iterator[tuple[str, object, object]]:
@@ -142,6 +166,7 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
+        marks=pair.tokenizer.marks,
     )
 
 
@@ -157,8 +182,13 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     return activations * item_bytes + 2 * scores * 4
 
 
-def _quantization_name(quantization: Quantization | None) -> str:
-    return "none" if quantization is None else str(quantization)
+def _quantization_name(target: Model, assistant: Assistant | None) -> str:
+    """What is packed in either, read off the loaded modules."""
+    packings = [packing_of(target), None if assistant is None else packing_of(assistant)]
+    names = ["not quantised" if packing is None else str(packing) for packing in packings]
+    if packings == [None, None]:
+        return ""
+    return names[0] if assistant is None else f"{names[0]}; drafter {names[1]}"
 
 
 def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], dtype: mx.Dtype) -> str:

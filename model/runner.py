@@ -1,6 +1,7 @@
 """Executes step plans on the device: one lazy graph and one host sync per step.
 
 - Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
+- What penalties count advances in wait, by committed tokens: drafts are counted on the device.
 - submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
   forward -> verify, started without waiting. wait: the one sync, then commit, an integer per slot.
 - A plan that contradicts the device's state is our own mistake, and asserted.
@@ -23,7 +24,9 @@ from cache.ranges import EdgePayload, Range
 from cache.snapshot import Payload
 from model.drafting import Drafter, DraftPosition, Drafts
 from model.gemma4 import Forward, PackedGemma4
+from model.logprobs import Report, report
 from model.pair import Pair
+from model.penalties import Tally
 from model.sampling import DrawRows
 from model.verify import verify
 from scheduler.plan import (
@@ -36,7 +39,22 @@ from scheduler.plan import (
     Sampling,
     StepPlan,
     StepResult,
+    TokenLogprobs,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """How one slot's tokens are drawn and reported. tally: of rows with bias or penalties."""
+
+    sampling: Sampling
+    tally: Tally | None
+    top_logprobs: int
+
+    def push(self, tokens: tuple[int, ...]) -> None:
+        """Tokens that were committed."""
+        if self.tally is not None:
+            self.tally.push(tokens)
 
 
 @dataclass(slots=True)
@@ -49,6 +67,7 @@ class Ticket:
     plan: StepPlan
     decodes: tuple[Decode, ...]  # in packed order
     drawn: mx.array | None
+    report: Report | None
     payloads: tuple[EdgePayload | None, ...]
     captured: tuple[Payload | None, ...]
     pending: tuple[mx.array, ...]
@@ -61,6 +80,7 @@ class Runner:
         self, pair: Pair, slots_max: int, depth_max: int, draft_position: DraftPosition = "bonus"
     ) -> None:
         self.target = PackedGemma4(pair.target)
+        self.vocabulary = pair.target_config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = Caches(
             self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
@@ -69,50 +89,49 @@ class Runner:
         if pair.assistant is not None:
             self.drafter = Drafter(pair.assistant, self.target, self.caches, draft_position)
         self.frontier = mx.zeros((slots_max, pair.target.args.hidden_size), self.dtype)
-        self._sampling: dict[int, Sampling] = {}
+        self._samplers: dict[int, Sampler] = {}
 
     def submit(self, plan: StepPlan) -> Ticket:
         """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh."""
         captured = tuple(self._capture(c) for c in plan.captures)
         for slot in plan.releases:
             self.caches.release(slot)
-            self._sampling.pop(slot, None)
+            self._samplers.pop(slot, None)
         for admit in plan.admits:
             self._admit(admit)
         # Rows in the pools' own order: attention has nothing to gather.
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
-            return Ticket(plan, (), None, (), captured, ())
+            return Ticket(plan, (), None, None, (), captured, ())
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
         """Block until the step is done, commit it and hand over what it drew."""
         mx.eval(ticket.pending)
         ticket.pending = ()
-        rows = [] if ticket.drawn is None else np.array(ticket.drawn).tolist()
-        decoded = {
-            d.slot: Decoded(tuple(row[: row[-1] + 1]), d.depth)
-            for d, row in zip(ticket.decodes, rows, strict=False)
-        }
+        drawn = iter(_drawn(ticket))
+        decoded: dict[int, Decoded] = {}
         for d in ticket.decodes:
-            self.caches.commit(d.slot, d.start + len(decoded[d.slot].tokens))
-        for p in ticket.plan.prefills:
+            tokens, logprobs = next(drawn)
+            decoded[d.slot] = Decoded(tokens, d.depth, logprobs)
+            self.caches.commit(d.slot, d.start + len(tokens))
+            self._samplers[d.slot].push(tokens)
+        prefilled = []
+        for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True):
+            tokens, logprobs = next(drawn) if p.draws else ((), ())
+            prefilled.append(Prefilled(tokens[0] if tokens else None, payload, logprobs))
             self.caches.commit(p.slot, p.end)
-        firsts = iter(rows[len(ticket.decodes) :])
-        prefilled = tuple(
-            Prefilled(next(firsts)[0] if p.draws else None, payload)
-            for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True)
-        )
+            self._samplers[p.slot].push(tokens)
         return StepResult(
-            tuple(decoded[d.slot] for d in ticket.plan.decodes), prefilled, ticket.captured
+            tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
 
     def close(self) -> None:
         """Drop every array, on the thread that made them."""
-        for slot in list(self._sampling):
+        for slot in list(self._samplers):
             self.caches.release(slot)
-        self._sampling.clear()
+        self._samplers.clear()
         self.frontier = mx.array(())
         mx.clear_cache()
 
@@ -122,7 +141,10 @@ class Runner:
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)
         self.caches.admit(admit.slot, path, admit.target)
-        self._sampling[admit.slot] = admit.sampling
+        sampling, tally = admit.sampling, None
+        if sampling.adjusted:
+            tally = Tally(sampling, admit.prompt, self.vocabulary)
+        self._samplers[admit.slot] = Sampler(sampling, tally, admit.top_logprobs)
 
     def _forward(
         self, plan: StepPlan, decodes: tuple[Decode, ...], captured: tuple[Payload | None, ...]
@@ -140,23 +162,27 @@ class Runner:
             mx.async_eval(drafts.tokens)
         tokens = _packed_tokens(decodes, plan.prefills, drafts)
         forward = self.target.forward(tokens, batch, self.caches)
-        drawn = self._draw(decodes, plan.prefills, rows, drafts, forward)
+        drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
         first = () if drawn is None else (drawn,)
-        pending = (*first, self.frontier, *self.caches.arrays, *fresh)
+        extra = () if reported is None else reported.arrays
+        pending = (*first, *extra, self.frontier, *self.caches.arrays, *fresh)
         mx.async_eval(pending)
-        return Ticket(plan, decodes, drawn, payloads, captured, pending)
+        return Ticket(plan, decodes, drawn, reported, payloads, captured, pending)
 
     def _draw_rows(self, decodes: Sequence[Decode], firsts: Sequence[Prefill]) -> DrawRows | None:
         """Every row that draws: the decode rows, then the prompts that end in this step."""
         if not decodes and not firsts:
             return None
         slots = [d.slot for d in decodes] + [p.slot for p in firsts]
+        samplers = [self._samplers[slot] for slot in slots]
+        tallies = tuple(sampler.tally for sampler in samplers)
         return DrawRows(
-            tuple(self._sampling[s] for s in slots),
+            tuple(sampler.sampling for sampler in samplers),
             tuple([d.depth for d in decodes] + [0] * len(firsts)),
             tuple([d.index for d in decodes] + [0] * len(firsts)),
+            tallies if any(tallies) else (),
         )
 
     def _drafts(self, decodes: Sequence[Decode], rows: DrawRows | None) -> Drafts | None:
@@ -172,17 +198,30 @@ class Runner:
         rows: DrawRows | None,
         drafts: Drafts | None,
         forward: Forward,
-    ) -> mx.array | None:
-        """Accept, draw, and move the frontier to each row's last committed position."""
+    ) -> tuple[mx.array | None, Report | None]:
+        """Accept, draw, report, and move the frontier to each row's last committed position."""
         if rows is None:
-            return None
+            return None, None
         table, laws = (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.laws)
         logits = self.target.logits(forward.hidden)
         drawn = verify(logits, rows, table, laws)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
         newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
-        return drawn
+        asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
+        return drawn, report(logits, rows, drawn, asked)
+
+
+def _drawn(ticket: Ticket) -> list[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]]:
+    """What each row that draws has committed, and the report on it; evaluated already."""
+    if ticket.drawn is None:
+        return []
+    reports = {} if ticket.report is None else ticket.report.read()
+    rows = np.array(ticket.drawn).tolist()
+    return [
+        (tuple(row[: row[-1] + 1]), tuple(reports.get(b, ())[: row[-1] + 1]))
+        for b, row in enumerate(rows)
+    ]
 
 
 def _packed_tokens(

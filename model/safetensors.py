@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.files import ModelDirectory, ModelRefused, parse_object
+from model.files import ModelDirectory, ModelRefused, is_plain_name, parse_object, shown
 
 HEADER_BYTES_MAX = 16 << 20
 TENSORS_MAX = 100_000
+_NAME_CHARS_MAX = 200
 _DIMENSIONS_MAX = 8
+_SIZE_MAX = (1 << 31) - 1  # mlx counts in 32 bits
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8": 1}
+_LENGTH_BYTES = 8
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -29,7 +32,7 @@ _SINGLE = "model.safetensors"
 class TensorEntry:
     """One tensor of a header. The data lie in [start, end) after it."""
 
-    file: str
+    file: str  # with its directory, as messages name it
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -43,6 +46,7 @@ class WeightFile:
 
     name: str
     path: Path
+    where: str  # with its directory, as messages name it: no blob of a cache
     size: int
     header: bytes
     tensors: tuple[TensorEntry, ...]
@@ -55,27 +59,45 @@ def weight_files(directory: ModelDirectory) -> tuple[WeightFile, ...]:
     where = directory.path / _INDEX
     placed = directory.json(_INDEX).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise ModelRefused(f"{where}: weight_map is not an object with tensors")
-    if not all(isinstance(name, str) for name in placed.values()):
-        raise ModelRefused(f"{where}: weight_map holds something that is no file name")
+        raise ModelRefused(f"{where}: weight_map is {shown(placed)}, expected tensors and files")
+    for name, file in placed.items():
+        if not is_plain_name(file):
+            raise ModelRefused(
+                f"{where}: puts {shown(name)} in {shown(file)}, which is not a plain file name"
+            )
     files = tuple(read_header(directory, name) for name in sorted(set(placed.values())))
-    found = {t.name: t.file for file in files for t in file.tensors}
-    if found != placed or len(found) != sum(len(f.tensors) for f in files):
-        odd = min(k for k in found.keys() | placed.keys() if found.get(k) != placed.get(k))
-        raise ModelRefused(
-            f"{where}: puts {odd!r} in {placed.get(odd)}, the files hold it in {found.get(odd)}"
-        )
+    _check_placement(str(where), placed, files)
     return files
+
+
+def _check_placement(where: str, placed: dict[str, str], files: Iterable[WeightFile]) -> None:
+    found: dict[str, str] = {}
+    for file in files:
+        for tensor in file.tensors:
+            first = found.setdefault(tensor.name, file.name)
+            if first != file.name:
+                raise ModelRefused(
+                    f"{where}: {tensor.name} is in {first} and in {file.name}, expected one"
+                )
+    for name in sorted(found.keys() | placed.keys()):
+        if found.get(name) != placed.get(name):
+            raise ModelRefused(
+                f"{where}: expected {shown(name)} in {placed.get(name, 'no file')}, "
+                f"found it in {found.get(name, 'none')}"
+            )
 
 
 def read_header(directory: ModelDirectory, name: str) -> WeightFile:
     """Check one file's header against its size. Raises ModelRefused."""
     where = str(directory.path / name)
-    path = directory.file(name)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(HEADER_BYTES_MAX, size - 8):
+    with directory.open(name) as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        if size < _LENGTH_BYTES:
+            raise ModelRefused(f"{where}: has {size} bytes, too few for a safetensors header")
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        data_bytes = size - _LENGTH_BYTES - length
+        if length > HEADER_BYTES_MAX or data_bytes < 0:
             raise ModelRefused(
                 f"{where}: the header claims {length} bytes, allowed are {HEADER_BYTES_MAX} "
                 f"and the file has {size}"
@@ -85,36 +107,46 @@ def read_header(directory: ModelDirectory, name: str) -> WeightFile:
         text = header.decode("utf-8")
     except UnicodeDecodeError:
         raise ModelRefused(f"{where}: the header is not UTF-8") from None
-    document = parse_object(text, where)
-    document.pop("__metadata__", None)
+    document = parse_object(text, f"{where} (header)")
+    metadata = document.pop("__metadata__", None) or {}  # mlx writes null where it has none
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ModelRefused(f"{where}: __metadata__ is {shown(metadata)}, not an object of strings")
     if len(document) > TENSORS_MAX:
         raise ModelRefused(f"{where}: {len(document)} tensors, more than {TENSORS_MAX}")
-    tensors = tuple(_entry(where, name, key, value) for key, value in document.items())
-    _check_tiling(where, tensors, size - 8 - length)
-    return WeightFile(name, path, size, header, tensors)
+    tensors = tuple(_entry(where, key, value) for key, value in document.items())
+    _check_tiling(where, tensors, data_bytes)
+    return WeightFile(name, directory.file(name), where, size, header, tensors)
 
 
-def _entry(where: str, file: str, name: str, value: Any) -> TensorEntry:
+def _entry(file: str, name: str, value: Any) -> TensorEntry:
+    if not name.isprintable() or not 0 < len(name) <= _NAME_CHARS_MAX:
+        raise ModelRefused(f"{file}: {shown(name)} is not a tensor's name")
+    where = f"{file}: {name}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ModelRefused(f"{where}: {name[:200]!r} is not a tensor's entry")
+        raise ModelRefused(f"{where}: expected dtype, shape and data_offsets, found {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise ModelRefused(f"{where}: {name[:200]!r} has dtype {dtype!r}, which is not allowed")
-    if not _sizes(shape) or len(shape) > _DIMENSIONS_MAX:
-        raise ModelRefused(f"{where}: {name[:200]!r} has no proper shape")
-    if not _sizes(offsets) or len(offsets) != 2:
-        raise ModelRefused(f"{where}: {name[:200]!r} has no proper data_offsets")
+        raise ModelRefused(
+            f"{where}: dtype is {shown(dtype)}, allowed are {', '.join(_ITEM_BYTES)}"
+        )
+    if not _sizes(shape, _SIZE_MAX) or len(shape) > _DIMENSIONS_MAX:
+        raise ModelRefused(
+            f"{where}: shape is {shown(shape)}, expected up to {_DIMENSIONS_MAX} integers in "
+            f"0..{_SIZE_MAX}"
+        )
+    if not _sizes(offsets, 1 << 62) or len(offsets) != 2:
+        raise ModelRefused(f"{where}: data_offsets is {shown(offsets)}, expected [start, end]")
     expected = math.prod(shape) * _ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise ModelRefused(
-            f"{where}: {name[:200]!r} of shape {shape} and {dtype} takes {expected} bytes, "
-            f"its offsets say {offsets[1] - offsets[0]}"
+            f"{where}: {dtype} of shape {shape} takes {expected} bytes, "
+            f"its data_offsets hold {offsets[1] - offsets[0]}"
         )
     return TensorEntry(file, name, dtype, tuple(shape), offsets[0], offsets[1])
 
 
-def _sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
+def _sizes(value: Any, most: int) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v <= most for v in value)
 
 
 def _check_tiling(where: str, tensors: Iterable[TensorEntry], data_bytes: int) -> None:
@@ -122,9 +154,11 @@ def _check_tiling(where: str, tensors: Iterable[TensorEntry], data_bytes: int) -
     for tensor in sorted(tensors, key=lambda t: (t.start, t.end)):
         if tensor.start != position:
             raise ModelRefused(
-                f"{where}: {tensor.name[:200]!r} starts at byte {tensor.start}, "
-                f"the tensor before it ends at {position}"
+                f"{where}: {tensor.name}: expected to start at byte {position}, where the tensor "
+                f"before it ends, found {tensor.start}"
             )
         position = tensor.end
     if position != data_bytes:
-        raise ModelRefused(f"{where}: tensors end at byte {position}, the data at {data_bytes}")
+        raise ModelRefused(
+            f"{where}: expected {position} bytes of tensors, found {data_bytes} after the header"
+        )

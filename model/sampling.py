@@ -1,17 +1,18 @@
-"""Per-row samplers: logits to laws, and laws to drafted tokens. Lazy: nothing here waits for data.
+"""Per-row samplers: logits to laws. Lazy: nothing here waits for data.
 
-- A law is one row's distribution after its own filters, in the order temperature, top_k, top_p,
-  min_p, renormalise. A token is argmax(log p + noise), so no law is ever drawn by cumulation.
+- A law is one row's distribution after its own bias and penalties (model/penalties.py) and its own
+  filters, in the order temperature, top_k, top_p, min_p, renormalise. A token is
+  argmax(log p + noise), so no law is ever drawn by cumulation.
 - Ties are broken by the lower token id, in top_k, in top_p and in argmax.
 - Rows are worked in groups of one reach, each at its own fixed width: whoever else is in the step,
   a row's sums run over the same numbers in the same order.
-- Only rows with top_p and without top_k sort the vocabulary; greedy rows cost an argmax.
+- Only rows with top_p and without top_k sort the vocabulary; greedy rows cost an argmax. Rows
+  without bias and penalties never share a group with rows that have some.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from model import noise
 from model.noise import Stream
+from model.penalties import Penalties, Tally
 from scheduler.plan import Sampling
 
 # A row's reach: how many candidates its law needs. Positive values are ranked candidates.
@@ -28,7 +30,6 @@ WHOLE = -1  # the vocabulary in id order
 NUCLEUS = -2  # the vocabulary, ranked once to cut it at top_p
 RANKED = (64, 1024)  # top_k rounds up to one of these
 
-DRAFT_CANDIDATES = 64
 BLOCK_TOKENS = 64
 # What (logit - max) / temperature survives in float32; the ends are greedy and uniform in effect.
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-20, 1e20
@@ -54,30 +55,6 @@ class Law:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftLogits:
-    """What a drafter says of n rows: logits [n, S] for tokens ids [n, S] (distinct in a row).
-
-    ids None: S is the vocabulary in id order.
-    """
-
-    logits: mx.array
-    ids: mx.array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DraftLaw:
-    """The law that proposals at one draft position were drawn from, kept for their acceptance.
-
-    rows: numbers in DrawRows, one for each row of ids int32 [n, C] and log_probs float32 [n, C].
-    A deterministic proposal is the point mass: its own id, log probability 0.
-    """
-
-    rows: tuple[int, ...]
-    ids: mx.array
-    log_probs: mx.array
-
-
-@dataclass(frozen=True, slots=True)
 class Filters:
     """The samplers of n rows as float32 columns [n, 1], made safe to compute with."""
 
@@ -98,16 +75,22 @@ class DrawRows:
 
     Row b has its sampler, its draft depth (0: draws one token, as after a prefill) and the 0-based
     reply index of the first token it draws. Its target logits are the flat rows
-    [starts[b], starts[b] + depth[b] + 1).
+    [starts[b], starts[b] + depth[b] + 1). tallies: one for each row with bias or penalties, None
+    for the others; () where there are only others.
     """
 
     samplings: tuple[Sampling, ...]
     depth: tuple[int, ...]
     index: tuple[int, ...]
+    tallies: tuple[Tally | None, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.samplings) == len(self.depth) == len(self.index) > 0
         assert min(self.depth) >= 0
+        for b, sampling in enumerate(self.samplings):
+            tally = self.tallies[b] if self.tallies else None
+            assert (tally is not None) == sampling.adjusted, f"row {b}: {sampling}"
+            assert tally is None or tally.reply_tokens == self.index[b], f"row {b} of {self.index}"
 
     @property
     def depth_max(self) -> int:
@@ -140,6 +123,16 @@ class DrawRows:
     def seeded(self) -> np.ndarray:
         """[B] bool"""
         return np.array([s.seeded for s in self.samplings])
+
+    @cached_property
+    def adjusted(self) -> np.ndarray:
+        """[B] bool: the rows with bias or penalties."""
+        return np.array([s.adjusted for s in self.samplings])
+
+    @cached_property
+    def penalties(self) -> Penalties:
+        """What changes the logits of the adjusted rows."""
+        return Penalties.of(self.tallies)
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -176,7 +169,7 @@ def law_of(logits: mx.array, filters: Filters, reach: int) -> Law:
         return Law(None, _min_p_only(logits, filters))
     width = logits.shape[-1]
     values, ids = ranked(logits, width if reach == NUCLEUS else reach)
-    log_probs = _filtered(values, filters)
+    log_probs = filtered(values, filters)
     if reach == NUCLEUS:
         # Back to id order, all places overwritten: matching a ranked vocabulary against drafters'
         # laws would cost its width times theirs.
@@ -201,33 +194,17 @@ def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     return _best(logits, k)
 
 
-def draft(
-    logits: DraftLogits, rows: DrawRows, subset: Sequence[int], j: int
-) -> tuple[mx.array, DraftLaw | None]:
-    """Propose the token at draft position j (0-based) of the rows in `subset`.
-
-    logits has one row for each of `subset`, in that order; so have the tokens, int32 [n]. Greedy
-    rows propose the argmax. The others draw from their own sampler applied to the drafter's best
-    DRAFT_CANDIDATES tokens: seeded rows with the noise that the target will use at that index.
-    The law is None where no row needs it: only unseeded rows do.
-    """
-    assert len(subset) == logits.logits.shape[0] > 0, (len(subset), logits.logits.shape)
-    owners = np.asarray(subset)
-    greedy = rows.reaches[owners] == GREEDY
-    members = [m for m in (np.flatnonzero(greedy), np.flatnonzero(~greedy)) if m.size]
-    tokens, law = [], None
-    for at in members:
-        part = take_rows(logits.logits, at)
-        ids = None if logits.ids is None else take_rows(logits.ids, at)
-        if greedy[at[0]]:
-            tokens.append(best_tokens(part, ids))
-            continue
-        drawing = owners[at]
-        ids, log_probs = _proposals(part, ids, Filters.of(rows.table[drawing]))
-        tokens.append(best_tokens(log_probs + rows.gumbel(drawing, j, Stream.DRAFT, ids), ids))
-        if not rows.seeded[drawing].all():
-            law = DraftLaw(tuple(drawing.tolist()), ids, log_probs)
-    return join_rows(tokens, members), law
+def filtered(values: mx.array, filters: Filters) -> mx.array:
+    """Log-probabilities [n, C] of ranked logits: all filters, then renormalised."""
+    ranks = mx.arange(values.shape[-1])
+    # The maximum goes first: dividing by a small temperature must not overflow.
+    scaled = (values - values[:, :1]) / filters.temperature
+    scaled = mx.where(ranks < filters.top_k, scaled, -mx.inf)
+    # Mass from the tail up to here: summed from the top, a long tail would vanish against 1.
+    mass = mx.cumsum(mx.softmax(scaled, axis=-1), axis=-1, reverse=True)
+    # The best token stays whatever the rounding of its mass, which is 1.
+    kept = ((mass > filters.tail_mass) | (ranks == 0)) & (scaled >= filters.log_min_p)
+    return _renormalised(mx.where(kept, scaled, -mx.inf))
 
 
 def best_tokens(scores: mx.array, ids: mx.array | None = None) -> mx.array:
@@ -236,6 +213,11 @@ def best_tokens(scores: mx.array, ids: mx.array | None = None) -> mx.array:
     if ids is None:
         return places
     return mx.take_along_axis(ids, places[:, None], axis=-1)[:, 0].astype(mx.int32)
+
+
+def split(kinds: np.ndarray) -> list[np.ndarray]:
+    """The members [.] of each kind among kinds [n], rising."""
+    return [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
 
 
 def take_rows(values: mx.array, members: np.ndarray) -> mx.array:
@@ -265,19 +247,6 @@ def _filter_values(sampling: Sampling) -> tuple[float, float, float, float]:
         1 - sampling.top_p if sampling.top_p < 1 else -1.0,
         math.log(sampling.min_p) if sampling.min_p else -math.inf,
     )
-
-
-def _filtered(values: mx.array, filters: Filters) -> mx.array:
-    """Log-probabilities [n, C] of ranked logits: all filters, then renormalised."""
-    ranks = mx.arange(values.shape[-1])
-    # The maximum goes first: dividing by a small temperature must not overflow.
-    scaled = (values - values[:, :1]) / filters.temperature
-    scaled = mx.where(ranks < filters.top_k, scaled, -mx.inf)
-    # Mass from the tail up to here: summed from the top, a long tail would vanish against 1.
-    mass = mx.cumsum(mx.softmax(scaled, axis=-1), axis=-1, reverse=True)
-    # The best token stays whatever the rounding of its mass, which is 1.
-    kept = ((mass > filters.tail_mass) | (ranks == 0)) & (scaled >= filters.log_min_p)
-    return _renormalised(mx.where(kept, scaled, -mx.inf))
 
 
 def _min_p_only(logits: mx.array, filters: Filters) -> mx.array:
@@ -314,13 +283,3 @@ def _best_blocks(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
     values = mx.take_along_axis(blocks, best, axis=1)
     ids = best * BLOCK_TOKENS + mx.arange(BLOCK_TOKENS, dtype=mx.int32)
     return values.reshape(rows, -1), ids.reshape(rows, -1)
-
-
-def _proposals(
-    logits: mx.array, ids: mx.array | None, filters: Filters
-) -> tuple[mx.array, mx.array]:
-    """Ids and log-probabilities [n, C] of a drafter's filtered best: C <= DRAFT_CANDIDATES."""
-    values, places = ranked(logits.astype(mx.float32), DRAFT_CANDIDATES)
-    if ids is not None:
-        places = mx.take_along_axis(ids, places, axis=-1).astype(mx.int32)
-    return places, _filtered(values, filters)

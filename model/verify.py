@@ -1,7 +1,7 @@
 """Accept or reject drafts and draw the next token of every row, whatever its sampler. Lazy.
 
 - Lossless for any drafter: an emitted token is a draw from the target's law at its place, given
-  the tokens before it; greedy tokens are the target's argmax.
+  the tokens before it, which bias and penalties look at too; greedy tokens are the law's argmax.
 - Greedy and seeded rows: the target's token at an index is argmax(log p + noise of that index),
   and a draft is accepted exactly when it equals it. Depth, drafter and company cannot change what
   is emitted (Daliri et al., "Coupling without communication and drafter-invariant speculative
@@ -19,15 +19,16 @@ import mlx.core as mx
 import numpy as np
 
 from model.noise import Stream
+from model.proposals import DraftLaw
 from model.sampling import (
     GREEDY,
-    DraftLaw,
     DrawRows,
     Filters,
     Law,
     best_tokens,
     join_rows,
     law_of,
+    split,
     take_rows,
 )
 
@@ -54,12 +55,14 @@ def verify(
         assert drafts is not None, "a depth without drafts"
         assert drafts.shape == (len(rows.depth), depth_max), drafts.shape
         proposed = _flat_drafts(drafts, rows)
-    parts, members = [], []
-    for reach, flat in _groups(rows):
-        part = take_rows(logits, flat)
+    parts = []
+    members = split((2 * rows.reaches + rows.adjusted)[rows.owners])
+    for flat in members:
+        part, owner = take_rows(logits, flat), rows.owners[flat[0]]
+        if rows.adjusted[owner]:
+            part = _adjusted(part, rows, flat, drafts)
         continued = None if proposed is None else take_rows(proposed, flat)
-        parts.append(_judge(part, reach, rows, flat, continued, laws))
-        members.append(flat)
+        parts.append(_judge(part, int(rows.reaches[owner]), rows, flat, continued, laws))
     tokens = join_rows([drawn for drawn, _ in parts], members)
     if drafts is None or not depth_max:
         return mx.stack([tokens, mx.zeros_like(tokens)], axis=1)
@@ -67,10 +70,17 @@ def verify(
     return _committed(tokens, accepted, drafts, rows)
 
 
-def _groups(rows: DrawRows) -> list[tuple[int, np.ndarray]]:
-    """(reach, its flat rows) for every reach of the step."""
-    reaches = rows.reaches[rows.owners]
-    return [(int(reach), np.flatnonzero(reaches == reach)) for reach in np.unique(reaches)]
+def _adjusted(
+    logits: mx.array, rows: DrawRows, flat: np.ndarray, drafts: mx.array | None
+) -> mx.array:
+    """Logits [n, V] of the flat rows after bias and penalties, each with the drafts before it."""
+    owners, offsets = rows.owners[flat], rows.offsets[flat]
+    before = None
+    if offsets.any():
+        assert drafts is not None
+        past = np.arange(offsets.max()) < offsets[:, None]
+        before = mx.where(mx.array(past), drafts[mx.array(owners), : past.shape[1]], -1)
+    return rows.penalties.everywhere(logits, owners, before)
 
 
 def _flat_drafts(drafts: mx.array, rows: DrawRows) -> mx.array:

@@ -1,9 +1,11 @@
 """Weights from safetensors into modules: names and shapes proven against the config first.
 
-- Nothing reaches a module unless the set of names, every shape and every kind of dtype is what
-  the config calls for; anything else is a ModelRefused with file, tensor, expected and found.
+- Nothing is read unless the set of names, every shape and every kind of dtype is what the config
+  calls for; anything else is a ModelRefused with file, tensor, expected and found.
 - Vision and audio towers, and the K/V weights that releases carry for borrowing layers, are
   dropped; every other unknown tensor is refused.
+- Tensors are read one by one in the order of the files, and the first that holds anything but
+  finite numbers ends the load.
 - At the end every array of the module is evaluated, parameters and others (rope frequencies):
   mlx streams belong to threads, so one thread loads a model and uses it.
 """
@@ -11,17 +13,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
-from mlx_lm.utils import infer_quant_config
 
 from model.config import TargetConfig
 from model.files import ModelRefused
+from model.packing import give_rows_in, quantize
 from model.safetensors import TensorEntry, WeightFile
 
 log = logging.getLogger(__name__)
@@ -37,7 +42,10 @@ _TOWERS = (
 _DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 DTYPE_NAMES = ("auto", *_DTYPES)
 
-_Sanitize = Callable[[dict[str, mx.array]], dict[str, mx.array]]
+_KV = re.compile(r"model\.layers\.([0-9]{1,3})\.self_attn\.(?:[kv]_proj|k_norm)\.\w+")
+M = TypeVar("M", bound=nn.Module)
+Arrays = dict[str, mx.array]
+Sanitize = Callable[[Arrays], Arrays]
 
 
 def resolve_dtype(name: str) -> mx.Dtype | None:
@@ -49,33 +57,72 @@ def resolve_dtype(name: str) -> mx.Dtype | None:
     return _DTYPES[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted(Generic[M]):
+    """A module and the checked weights that fit it: nothing was read but headers."""
+
+    module: M
+    weights: Arrays  # lazy, by the module's names
+    origins: dict[str, TensorEntry]  # the tensor that each is made of
+
+    def load(self, dtype: mx.Dtype | None) -> M:
+        """The module filled and evaluated; once. dtype None: the checkpoint's own.
+
+        Raises ModelRefused.
+        """
+        chosen = dtype if dtype is not None else _own_dtype(self.weights)
+        codes = dict(_coded(self.module))
+        read: list[tuple[str, mx.array]] = []
+        for name, origin in sorted(self.origins.items(), key=lambda i: (i[1].file, i[1].start)):
+            # Popped: a source that was cast is free before the next one is read.
+            array = self.weights.pop(name)
+            array = array.astype(chosen) if _is_float(array) else array
+            _read_finite(array, codes.get(name), origin)
+            read.append((name, array))
+        give_rows_in(self.module, chosen)
+        self.module.load_weights(read, strict=True)
+        self.module.eval()
+        mx.eval(arrays(self.module))
+        return self.module
+
+
+def fit_target(files: Sequence[WeightFile], config: TargetConfig) -> Fitted[Model]:
+    """mlx-lm's Gemma 4 text model and its weights, unread. Raises ModelRefused."""
+    model = Model(config.text.model_args())
+    own, layers = config.text.own_layers, len(config.text.kinds)
+
+    def sanitize(weights: Arrays) -> Arrays:
+        # mlx-lm drops more than the K/V of layers that borrow: the rest is kept, to be refused.
+        kept = model.sanitize(weights)
+        found = [_KV.fullmatch(name) for name in weights]
+        return kept if kept or any(m and own <= int(m[1]) < layers for m in found) else weights
+
+    return fit(model, files, _target_name, sanitize, config.quantization is not None)
+
+
 def load_target(files: Sequence[WeightFile], config: TargetConfig, dtype: mx.Dtype | None) -> Model:
     """mlx-lm's Gemma 4 text model with these weights, evaluated. Raises ModelRefused."""
-    model = Model(config.text.model_args())
-    fill(model, files, _target_name, model.sanitize, config.quantization is not None, dtype)
-    return model
+    return fit_target(files, config).load(dtype)
 
 
-def fill(
-    module: nn.Module,
+def fit(
+    module: M,
     files: Sequence[WeightFile],
     rename: Callable[[str], str | None],
-    sanitize: _Sanitize,
+    sanitize: Sanitize,
     quantized: bool,
-    dtype: mx.Dtype | None,
-) -> None:
-    """Load checked files into a module, all arrays evaluated. Raises ModelRefused.
+) -> Fitted[M]:
+    """Match checked files and a module, reading no weight. Raises ModelRefused.
 
     rename: a tensor's name in the file to the module's, None to drop it. sanitize: tensors that
-    the module keeps in another form (one in, none or several out). dtype None: the embedding's.
+    the module keeps in another form (one in, none or several out). quantized: the module's layers
+    become quantised ones where the files hold packed weights.
     """
-    weights, origins = _read(files, rename, sanitize)
+    weights, origins = _lazy(files, rename, sanitize)
     if quantized:
-        _quantize(module, weights)
+        quantize(module, weights)
     _check(module, weights, origins, files)
-    module.load_weights(list(_cast(weights, dtype).items()), strict=True)
-    module.eval()
-    mx.eval(arrays(module))
+    return Fitted(module, weights, origins)
 
 
 def arrays(module: nn.Module) -> list[mx.array]:
@@ -98,32 +145,38 @@ def _target_name(name: str) -> str | None:
     return name
 
 
-def _read(
-    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: _Sanitize
-) -> tuple[dict[str, mx.array], dict[str, TensorEntry]]:
+def _lazy(
+    files: Sequence[WeightFile], rename: Callable[[str], str | None], sanitize: Sanitize
+) -> tuple[Arrays, dict[str, TensorEntry]]:
     """Lazy arrays by the module's names, and the tensor each was made of."""
-    weights: dict[str, mx.array] = {}
+    weights: Arrays = {}
     origins: dict[str, TensorEntry] = {}
-    dropped = 0
+    dropped: Counter[str] = Counter()
     for file in files:
-        loaded = mx.load(str(file.path), format="safetensors")
+        try:
+            loaded = mx.load(str(file.path), format="safetensors")
+        except RuntimeError:
+            raise ModelRefused(
+                f"{file.where}: cannot be read, though its header is sound"
+            ) from None
         assert isinstance(loaded, dict)
         for tensor in file.tensors:
             target = rename(tensor.name)
-            dropped += target is None
             if target is None:
+                dropped[tensor.name.removeprefix("model.").partition(".")[0]] += 1
                 continue
             for name, array in _sanitized(sanitize, target, loaded[tensor.name], tensor):
                 if name in weights:
                     raise _refused(tensor, f"gives {name} a second time")
                 weights[name], origins[name] = array, tensor
     if dropped:
-        log.info("left out %d tensors of vision and audio towers", dropped)
+        towers = ", ".join(f"{name} {count}" for name, count in sorted(dropped.items()))
+        log.info("left out %d tensors of media: %s", dropped.total(), towers)
     return weights, origins
 
 
 def _sanitized(
-    sanitize: _Sanitize, name: str, array: mx.array, tensor: TensorEntry
+    sanitize: Sanitize, name: str, array: mx.array, tensor: TensorEntry
 ) -> list[tuple[str, mx.array]]:
     try:
         return list(sanitize({name: array}).items())
@@ -132,39 +185,55 @@ def _sanitized(
 
 
 def _refused(tensor: TensorEntry, what: str) -> ModelRefused:
-    return ModelRefused(f"{tensor.file}: {tensor.name[:200]} {what}")
+    return ModelRefused(f"{tensor.file}: {tensor.name} {what}")
 
 
-def _quantize(module: nn.Module, weights: dict[str, mx.array]) -> None:
-    """Replace modules by quantised ones where the files hold packed weights, as mlx-lm does.
-
-    How a path was packed is read off its shapes: the config's per-path table only repeats it, in
-    names that differ between conversions.
-    """
-
-    def packing(path: str, inner: nn.Module) -> dict[str, Any] | bool:
-        if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
-            return False
-        return infer_quant_config(path, inner, weights)
-
+def _read_finite(array: mx.array, code: str | None, origin: TensorEntry) -> None:
+    """Read one tensor and prove it free of NaN and infinity; no float tensor is copied for it."""
     try:
-        nn.quantize(module, class_predicate=packing)
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise ModelRefused(f"config.json: quantization does not fit the weights: {error}") from None
+        bad = _not_finite(array, code)
+        mx.eval(array, bad)
+    except RuntimeError:
+        raise _refused(origin, "cannot be read into memory") from None
+    if bad.item():
+        kind = code or _spelled(array.dtype)
+        raise _refused(origin, f"holds NaN or infinity, expected finite {kind} values")
+
+
+def _not_finite(array: mx.array, code: str | None) -> mx.array:
+    if _is_float(array):  # a NaN stays one in both
+        return ~(mx.isfinite(mx.min(array)) & mx.isfinite(mx.max(array)))
+    if code == "e8m0":
+        return mx.max(array) == 0xFF
+    if code == "e4m3":
+        return mx.max(array.view(mx.uint8) & 0x7F) == 0x7F
+    return mx.array(False)
+
+
+def _coded(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Names of integer tensors that hold float8 numbers, and which: those that have a NaN."""
+    for path, inner in module.named_modules():
+        mode = getattr(inner, "mode", None)
+        if mode in ("mxfp4", "mxfp8"):
+            yield f"{path}.scales", "e8m0"
+        if mode == "nvfp4":
+            yield f"{path}.scales", "e4m3"
+        if mode == "mxfp8":
+            yield f"{path}.weight", "e4m3"
 
 
 def _check(
     module: nn.Module,
-    weights: dict[str, mx.array],
+    weights: Arrays,
     origins: dict[str, TensorEntry],
     files: Sequence[WeightFile],
 ) -> None:
-    expected: dict[str, mx.array] = dict(tree_flatten(module.parameters()))
-    names = ", ".join(file.name for file in files)
+    expected: Arrays = dict(tree_flatten(module.parameters()))
+    place = files[0].where if len(files) == 1 else f"{files[0].where} to {files[-1].name}"
     for name, wanted in expected.items():
         if name not in weights:
             raise ModelRefused(
-                f"{names}: {name} is missing, expected is shape {list(wanted.shape)}, found none"
+                f"{place}: {name} is missing, expected is shape {list(wanted.shape)}, found none"
             )
         found = weights[name]
         if found.shape != wanted.shape:
@@ -173,27 +242,25 @@ def _check(
                 f"does not fit the config: expected {name} is {list(wanted.shape)}, "
                 f"found {list(found.shape)}",
             )
-        if _is_float(found) != _is_float(wanted):
+        if found.dtype != wanted.dtype and not (_is_float(found) and _is_float(wanted)):
             raise _refused(
                 origins[name],
-                f"does not fit: expected {name} like {wanted.dtype}, found {found.dtype}",
+                f"does not fit the config: expected {name} as {_spelled(wanted.dtype)}, "
+                f"found {_spelled(found.dtype)}",
             )
-    for name in weights.keys() - expected.keys():
+    for name in sorted(weights.keys() - expected.keys()):
         raise _refused(origins[name], "is not called for: expected none, found it")
+
+
+def _spelled(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def _is_float(array: mx.array) -> bool:
     return mx.issubdtype(array.dtype, mx.floating)
 
 
-def _cast(weights: dict[str, mx.array], dtype: mx.Dtype | None) -> dict[str, mx.array]:
-    """One float dtype throughout, so that nothing is promoted on the way."""
-    chosen = dtype if dtype is not None else _own_dtype(weights)
-    return {k: v.astype(chosen) if _is_float(v) else v for k, v in weights.items()}
-
-
-def _own_dtype(weights: dict[str, mx.array]) -> mx.Dtype:
+def _own_dtype(weights: Arrays) -> mx.Dtype:
+    """The embedding's, or the final norm's where the embedding is packed."""
     embedding = weights["model.embed_tokens.weight"]
-    if not _is_float(embedding):
-        embedding = weights["model.embed_tokens.scales"]
-    return embedding.dtype if _is_float(embedding) else mx.bfloat16
+    return embedding.dtype if _is_float(embedding) else weights["model.norm.weight"].dtype

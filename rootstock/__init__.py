@@ -25,8 +25,10 @@ from rootstock.errors import (
     Unimplemented,
 )
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
+    Conversation,
     Delta,
     Event,
     Finish,
@@ -41,17 +43,22 @@ from rootstock.values import (
     Reply,
     StoredBytes,
     Tier,
+    TokenLogprobs,
+    Tool,
+    ToolCall,
     TreeNode,
     Usage,
 )
 
 __all__ = [
+    "Alternative",
     "AsyncClient",
     "AsyncStream",
     "CacheOptions",
     "CacheStats",
     "Cancelled",
     "Client",
+    "Conversation",
     "DeadlineExceeded",
     "Delta",
     "Event",
@@ -74,6 +81,9 @@ __all__ = [
     "StoredBytes",
     "Stream",
     "Tier",
+    "TokenLogprobs",
+    "Tool",
+    "ToolCall",
     "TreeNode",
     "Unauthenticated",
     "Unavailable",

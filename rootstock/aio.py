@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Self, Unpack, cast
 
@@ -25,9 +25,10 @@ from rootstock.reply import ReplyBuilder
 from rootstock.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rootstock.values import (
     CacheStats,
+    Conversation,
     Event,
     GenerateOptions,
-    Message,
+    Messages,
     Model,
     Prompt,
     Reply,
@@ -136,7 +137,7 @@ class AsyncClient:
 
     async def tokenize(
         self,
-        prompt: str | Sequence[Message | Mapping[str, str]],
+        prompt: str | Messages | Conversation,
         *,
         timeout: float | None = CALL_TIMEOUT_S,
     ) -> list[int]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
@@ -22,9 +22,10 @@ from rootstock.reply import ReplyBuilder
 from rootstock.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
 from rootstock.values import (
     CacheStats,
+    Conversation,
     Event,
     GenerateOptions,
-    Message,
+    Messages,
     Model,
     Prompt,
     Reply,
@@ -120,7 +121,7 @@ class Client:
 
     def tokenize(
         self,
-        prompt: str | Sequence[Message | Mapping[str, str]],
+        prompt: str | Messages | Conversation,
         *,
         timeout: float | None = CALL_TIMEOUT_S,
     ) -> list[int]:

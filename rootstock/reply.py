@@ -9,7 +9,7 @@ from __future__ import annotations
 import grpc
 
 from rootstock.errors import RootstockError
-from rootstock.values import Delta, Event, Finish, Prefill, Reply
+from rootstock.values import Delta, Event, Finish, Prefill, Reply, TokenLogprobs, ToolCall
 
 
 class ReplyBuilder:
@@ -18,6 +18,9 @@ class ReplyBuilder:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
+        self._thinking: list[str] = []
+        self._tool_calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._prefill: Prefill | None = None
         self._finish: Finish | None = None
 
@@ -28,10 +31,21 @@ class ReplyBuilder:
             case Delta():
                 self._texts.append(event.text)
                 self._token_ids.extend(event.token_ids)
+                self._thinking.append(event.thinking)
+                self._tool_calls.extend(event.tool_calls)
+                self._logprobs.extend(event.logprobs)
             case Finish():
                 self._finish = event
 
     def reply(self) -> Reply:
         if self._prefill is None or self._finish is None:
             raise RootstockError(grpc.StatusCode.INTERNAL, "the stream ended before the reply did")
-        return Reply("".join(self._texts), tuple(self._token_ids), self._prefill, self._finish)
+        return Reply(
+            "".join(self._texts),
+            tuple(self._token_ids),
+            self._prefill,
+            self._finish,
+            "".join(self._thinking),
+            tuple(self._tool_calls),
+            tuple(self._logprobs),
+        )

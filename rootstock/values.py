@@ -11,19 +11,51 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypedDict
+from typing import Any, TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model called, with JSON values as arguments."""
+
+    name: str
+    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: "system", "user" or "assistant"."""
+    """One turn of a conversation. role: "system", "user", "assistant" or "tool"."""
 
     role: str
     content: str
+    thinking: str = ""  # of an assistant: what it thought before
+    tool_calls: Sequence[ToolCall] = ()  # of an assistant
+    tool_name: str = ""  # of a tool, whose result the content is
 
 
-# Text, token ids, or a conversation. Mappings have the keys `role` and `content`.
-Prompt = str | Sequence[int] | Sequence[Message | Mapping[str, str]]
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. parameters: a JSON schema of its arguments."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] | None = None
+
+
+Messages = Sequence[Message | Mapping[str, Any]]  # mappings have a Message's fields as keys
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages with more to say about them than their contents."""
+
+    messages: Messages
+    tools: Sequence[Tool] = ()
+    thinking: bool | None = None  # None: as the model's template does by default
+
+
+# Text, token ids, or a conversation.
+Prompt = str | Sequence[int] | Messages | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +76,11 @@ class GenerateOptions(TypedDict, total=False):
     top_p: float | None
     min_p: float | None
     seed: int | None  # the same seed gives the same tokens, at any depth and in any company
+    repetition_penalty: float | None  # divides the score of tokens in prompt and reply
+    presence_penalty: float | None  # off the score of tokens in the reply
+    frequency_penalty: float | None  # off the score of tokens in the reply, for each occurrence
+    logit_bias: Mapping[int, float] | None  # added to the scores of these token ids
+    top_logprobs: int | None  # alternatives to report for each token; 0 is no logprobs
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     ignore_eos: bool
@@ -61,11 +98,36 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been emitted, and its natural log probability."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The model's own natural log probability of an emitted token and of the most probable ones.
+
+    Before bias, penalties, temperature and filters; alternatives best first.
+    """
+
+    logprob: float
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step committed. Text may lag behind the ids; either may be empty."""
+    """What one step committed. Text may lag behind the ids; any of them may be empty.
+
+    logprobs: one for each id where `top_logprobs` asked for them, else none.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    thinking: str = ""  # what the model thinks before it speaks, apart from `text`
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class FinishReason(StrEnum):
@@ -110,6 +172,13 @@ class Reply:
     token_ids: tuple[int, ...]
     prefill: Prefill
     finish: Finish
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+    def message(self) -> Message:
+        """The turn as the next prompt takes it."""
+        return Message("assistant", self.text, self.thinking, self.tool_calls)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
 from rootstock.v1 import cache_pb2, generation_pb2, prompt_pb2
 from rootstock.values import (
+    Alternative,
     CacheOptions,
     CacheStats,
+    Conversation,
     Delta,
     Event,
     Finish,
@@ -24,16 +27,20 @@ from rootstock.values import (
     LayerKind,
     Memory,
     Message,
+    Messages,
     Model,
     Prefill,
     Prompt,
     StoredBytes,
     Tier,
+    TokenLogprobs,
+    Tool,
+    ToolCall,
     TreeNode,
     Usage,
 )
 
-_SAMPLING = frozenset(("temperature", "top_k", "top_p", "min_p", "seed"))
+_SAMPLING = frozenset(generation_pb2.Sampling.DESCRIPTOR.fields_by_name)
 _REASONS = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -65,7 +72,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
 
 
 def tokenize_request(
-    prompt: str | Sequence[Message | Mapping[str, str]],
+    prompt: str | Messages | Conversation,
 ) -> generation_pb2.TokenizeRequest:
     return generation_pb2.TokenizeRequest(**_prompt(prompt))
 
@@ -74,17 +81,39 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
     """The field of the prompt oneof, by name."""
     if isinstance(prompt, str):
         return {"text": prompt}
+    if isinstance(prompt, Conversation):
+        return {"messages": _messages(prompt)}
     # By length: an array of ids has no truth value.
     if len(prompt) and isinstance(prompt[0], Message | Mapping):
-        messages = cast("Sequence[Message | Mapping[str, str]]", prompt)
-        return {"messages": prompt_pb2.Messages(messages=map(_message, messages))}
+        return {"messages": _messages(Conversation(cast("Messages", prompt)))}
     return {"token_ids": prompt_pb2.TokenIds(ids=cast("Sequence[int]", prompt))}
 
 
-def _message(message: Message | Mapping[str, str]) -> prompt_pb2.Message:
-    if isinstance(message, Message):
-        return prompt_pb2.Message(role=message.role, content=message.content)
-    return prompt_pb2.Message(role=message["role"], content=message["content"])
+def _messages(conversation: Conversation) -> prompt_pb2.Messages:
+    return prompt_pb2.Messages(
+        messages=map(_message, conversation.messages),
+        tools=map(_tool, conversation.tools),
+        thinking=conversation.thinking,
+    )
+
+
+def _message(given: Message | Mapping[str, Any]) -> prompt_pb2.Message:
+    message = given if isinstance(given, Message) else Message(**given)
+    return prompt_pb2.Message(
+        role=message.role,
+        content=message.content,
+        thinking=message.thinking,
+        tool_calls=[
+            prompt_pb2.ToolCall(name=call.name, arguments=json.dumps(dict(call.arguments)))
+            for call in message.tool_calls
+        ],
+        tool_name=message.tool_name,
+    )
+
+
+def _tool(tool: Tool) -> prompt_pb2.Tool:
+    parameters = json.dumps(dict(tool.parameters)) if tool.parameters is not None else ""
+    return prompt_pb2.Tool(name=tool.name, description=tool.description, parameters=parameters)
 
 
 def event(response: generation_pb2.GenerateResponse) -> Event | None:
@@ -93,12 +122,23 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
             prefill = response.prefill
             return Prefill(prefill.cached_tokens, prefill.processed_tokens, prefill.prompt_tokens)
         case "delta":
-            return Delta(response.delta.text, tuple(response.delta.token_ids))
+            return _delta(response.delta)
         case "finish":
             finish = response.finish
             return Finish(_REASONS[finish.reason], finish.stop_sequence, _usage(finish.usage))
         case _:
             return None
+
+
+def _delta(delta: generation_pb2.Delta) -> Delta:
+    calls = tuple(ToolCall(call.name, json.loads(call.arguments)) for call in delta.tool_calls)
+    logprobs = tuple(map(_logprobs, delta.logprobs))
+    return Delta(delta.text, tuple(delta.token_ids), delta.thinking, calls, logprobs)
+
+
+def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:
+    alternatives = (Alternative(a.token_id, a.logprob) for a in token.alternatives)
+    return TokenLogprobs(token.logprob, tuple(alternatives))
 
 
 def _usage(usage: generation_pb2.Usage) -> Usage:

@@ -36,7 +36,16 @@ from scheduler.events import (
 )
 from scheduler.limits import Limits
 from scheduler.memory import Memory
-from scheduler.plan import Decode, Decoded, ModelFacts, Prefill, Prefilled, StepPlan, StepResult
+from scheduler.plan import (
+    Decode,
+    Decoded,
+    ModelFacts,
+    Prefill,
+    Prefilled,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 from scheduler.planner import Flight, Planner
 from scheduler.policy import retry_after_s
 from scheduler.roster import Roster
@@ -264,7 +273,7 @@ class Core:
         emitted = session.reply.push_round(decoded)
         self._meters.count_round(decoded.drafted, min(emitted, decoded.accepted))
         self._meters.inter_token_latency.observe((now - session.emitted_at) / emitted, emitted)
-        self._emit(session, decoded.tokens[:emitted], now)
+        self._emit(session, decoded.tokens[:emitted], decoded.logprobs[:emitted], now)
 
     def _commit_slice(
         self, session: Session, piece: Prefill, prefilled: Prefilled, now: float
@@ -280,22 +289,34 @@ class Core:
         progress = Progress(session.id, session.cached, session.processed, session.prompt_tokens)
         self._effects.append(progress)
         if token is not None:
-            self._begin_reply(session, token, now)
+            self._begin_reply(session, token, prefilled.logprobs, now)
 
-    def _begin_reply(self, session: Session, token: int, now: float) -> None:
+    def _begin_reply(
+        self, session: Session, token: int, logprobs: tuple[TokenLogprobs, ...], now: float
+    ) -> None:
         session.move(State.DECODE, now, "first token")
         session.first_token_at = now
         self._meters.time_to_first_token.observe(now - session.submitted_at)
         self._meters.request_prefill.observe(now - session.admitted_at)
         session.reply.push_first(token)
-        self._emit(session, (token,), now)
+        self._emit(session, (token,), logprobs, now)
 
-    def _emit(self, session: Session, tokens: tuple[int, ...], now: float) -> None:
+    def _emit(
+        self,
+        session: Session,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...],
+        now: float,
+    ) -> None:
         """The step's one Delta of a session, and its end where the reply ended."""
+        wanted = len(tokens) if session.request.top_logprobs else 0
+        assert len(logprobs) == wanted, f"{len(logprobs)} logprobs, {wanted} due: {session.tell()}"
         reply = session.reply
         session.emitted_at = now
         self._meters.generated_tokens += len(tokens)
-        self._effects.append(Delta(session.id, reply.take_text(), tokens))
+        parts = reply.parts
+        text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
+        self._effects.append(Delta(session.id, text, tokens, thinking, calls, logprobs))
         if reply.reason:
             usage = session.usage(now)
             self._meters.request_decode.observe(usage.decode_seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.plan import Sampling
+from scheduler.plan import Sampling, TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    top_logprobs: int = 0  # alternatives to report for each token; 0: no logprobs at all
     depth: int | None = None  # pinned draft depth; None: the daemon decides
     cache_bypass: bool = False
     store_reply: bool = True
@@ -79,12 +80,27 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model wrote. `arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step committed for one session. `text` is whole characters; ids may come without."""
+    """What one step committed for one session. Texts are whole characters; ids may come without.
+
+    logprobs: one for each id where the request asked, else none. They leave with their ids, however
+    long a text is held back.
+    """
 
     id: int
     text: str
     token_ids: tuple[int, ...]
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,16 @@ class Limits:
     request_bytes_max: int = 4 * 1024 * 1024
     metadata_bytes_max: int = 8 * 1024
     messages_max: int = 4096
+    tools_max: int = 128
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
     stop_token_ids_max: int = 64
     max_tokens_default: int = 512
     draft_depth_max: int = 8
+    penalty_max: float = 2.0  # of presence and frequency, either sign
+    logit_bias_max: float = 100.0  # either sign
+    logit_bias_tokens_max: int = 1024
+    top_logprobs_max: int = 20
     error_detail_chars_max: int = 200
 
     # Sessions and queues.

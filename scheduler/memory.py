@@ -23,6 +23,21 @@ from scheduler.plan import ModelFacts
 from scheduler.session import Session
 
 NOTHING = Match(tokens=0, matched=0, evicted=False)
+REQUEST_TOKENS_MIN = 2  # a prompt of one token and a reply of one
+
+
+def alone_bytes(facts: ModelFacts, limits: Limits, tokens_max: int) -> int:
+    """L5: what a session of `tokens_max` tokens needs beside the weights, were it alone."""
+    return facts.live_bytes(tokens_max) + _workspace(facts, limits, [tokens_max])
+
+
+def _workspace(facts: ModelFacts, limits: Limits, tokens: Sequence[int]) -> int:
+    """Transient of the largest step with slots that may grow to `tokens` each."""
+    if not tokens:
+        return 0
+    rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+    rounds = sum(facts.round_bytes(rows, held) for held in tokens)
+    return rounds + facts.prefill_bytes(limits.prefill_tokens_max, max(tokens))
 
 
 class Memory:
@@ -30,18 +45,17 @@ class Memory:
 
     def __init__(self, facts: ModelFacts, limits: Limits, tree: Tree, ledger: Ledger) -> None:
         self._facts = facts
+        self._limits = limits
         self._tree = tree
         self._ledger = ledger
         self._promised = 0
         self._tokens: list[int] = []  # what each slot may grow to
         self._due: list[Lease] = []  # of sessions that the plan in the making restores
-        self._round_rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-        self._prefill_tokens = limits.prefill_tokens_max
         self._version = 0  # of what the tree can match
 
     def servable(self, tokens_max: int) -> bool:
         """L5: whether a session of `tokens_max` tokens would fit were it alone."""
-        wanted = self._facts.live_bytes(tokens_max) + self._workspace([tokens_max])
+        wanted = alone_bytes(self._facts, self._limits, tokens_max)
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, session: Session) -> Match:
@@ -168,12 +182,7 @@ class Memory:
         return live, joined - self._workspace(self._tokens)
 
     def _workspace(self, tokens: Sequence[int]) -> int:
-        """Transient of the largest step with slots that may grow to `tokens` each."""
-        if not tokens:
-            return 0
-        facts = self._facts
-        rounds = sum(facts.round_bytes(self._round_rows, held) for held in tokens)
-        return rounds + facts.prefill_bytes(self._prefill_tokens, max(tokens))
+        return _workspace(self._facts, self._limits, tokens)
 
     def _room(self) -> tuple[int, int]:
         return self._ledger.free, self._tree.evictable_bytes()

@@ -17,11 +17,11 @@ from cache.snapshot import Payload
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """One request's own sampler. Filters apply in the order temperature, top_k, top_p, min_p.
+    """One request's own sampler, in the order bias, penalties, temperature, top_k, top_p, min_p.
 
     `seeded` rows follow the shared-noise rule, others exact rejection sampling; temperature 0
     is greedy and uses no noise. `noise_key` (64 bits) is the request's seed, or entropy drawn at
-    admission: no global random state exists.
+    admission: no global random state exists. `logit_bias` holds (token id, bias), each id once.
     """
 
     temperature: float = 0.0
@@ -30,10 +30,24 @@ class Sampling:
     min_p: float = 0.0
     seeded: bool = False
     noise_key: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the logits depend on what was said before."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+    @property
+    def adjusted(self) -> bool:
+        """Whether anything changes the logits before temperature and filters see them."""
+        return self.penalised or bool(self.logit_bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +58,30 @@ class SamplingDefaults:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How probable an emitted token was under the model's own law: no bias, penalty or filter.
+
+    alternatives: (token id, log probability) of the most probable tokens there, best first.
+    """
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The control tokens by which a model divides its replies; None where it has no such token."""
+
+    turn_start: int | None = None
+    channel_start: int | None = None  # what it thinks
+    channel_end: int | None = None
+    call_start: int | None = None  # of a function
+    call_end: int | None = None
+    quote: int | None = None  # before and after a string in a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +103,7 @@ class ModelFacts:
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
+    marks: Marks = Marks()
 
     def live_bytes(self, tokens: int) -> int:
         """Live K/V that a slot holding up to `tokens` tokens may need at most."""
@@ -105,6 +144,8 @@ class Admit:
     path: tuple[Payload, ...]
     sampling: Sampling
     tokens_max: int  # prompt + max_tokens: what the slot may grow to
+    prompt: tuple[int, ...] = ()  # whole: penalties count restored tokens, which no Prefill holds
+    top_logprobs: int = 0  # alternatives to report with each drawn token; 0: no report at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +203,7 @@ class Decoded:
 
     tokens: tuple[int, ...]
     drafted: int
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, where the session asked
 
     @property
     def accepted(self) -> int:
@@ -172,6 +214,7 @@ class Decoded:
 class Prefilled:
     token: int | None  # the first drawn token, where the slice drew one
     payload: Payload | None  # owned by the receiver
+    logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the session asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,8 +130,18 @@ class Planner:
         paths = self._memory.restore(admitted, step)
         for session, path in zip(admitted, paths, strict=True):
             session.restore()
-            sampling = session.request.sampling
-            admits.append(Admit(session.slot, session.cached, path, sampling, session.tokens_max))
+            request = session.request
+            admits.append(
+                Admit(
+                    session.slot,
+                    session.cached,
+                    path,
+                    request.sampling,
+                    session.tokens_max,
+                    request.prompt,
+                    request.top_logprobs,
+                )
+            )
         return tuple(admits)
 
     def _slice(self, session: Session, share: int, step: int) -> Prefill:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scheduler.events import Request
+from scheduler.parts import ReplyParts
 from scheduler.plan import Decoded, ModelFacts
-from scheduler.text import ReplyText
 
 STOP = "stop"
 LENGTH = "length"
@@ -26,10 +26,10 @@ class Reply:
     __slots__ = (
         "_ending_ids",
         "_max_tokens",
-        "_text",
         "accepted_tokens",
         "decode_steps",
         "draft_tokens",
+        "parts",
         "reason",
         "rounds",
         "tokens",
@@ -39,7 +39,7 @@ class Reply:
         eos = frozenset[int]() if request.ignore_eos else facts.eos_token_ids
         self._ending_ids = eos | request.stop_token_ids
         self._max_tokens = request.max_tokens
-        self._text = ReplyText(token_bytes, request.stop)
+        self.parts = ReplyParts(token_bytes, request.stop, facts.marks, request.prompt)
         self.tokens: list[int] = []
         self.reason = ""
         self.decode_steps = 0
@@ -53,7 +53,7 @@ class Reply:
 
     @property
     def stop_sequence(self) -> str:
-        return self._text.stopped_by if self.reason == STOP_SEQUENCE else ""
+        return self.parts.stopped_by if self.reason == STOP_SEQUENCE else ""
 
     def push_first(self, token: int) -> None:
         """The token that the prefill drew."""
@@ -76,19 +76,16 @@ class Reply:
         self.accepted_tokens += min(emitted, decoded.accepted)
         return emitted
 
-    def take_text(self) -> str:
-        return self._text.take()
-
     def _push(self, token: int) -> None:
         assert not self.reason, f"token {token} after the reply ended by {self.reason}"
         self.tokens.append(token)
         if token in self._ending_ids:
             self._end(STOP)
-        elif self._text.push(token):
+        elif self.parts.push(token):
             self._end(STOP_SEQUENCE)
         elif len(self.tokens) == self._max_tokens:
             self._end(LENGTH)
 
     def _end(self, reason: str) -> None:
         self.reason = reason
-        self._text.finish()
+        self.parts.finish()

@@ -93,7 +93,11 @@ class ReplyText:
     def push(self, token: int) -> bool:
         """Append a token. True when it completed a stop string: the reply ends with this token."""
         assert not self.stopped_by, f"token {token} after the stop string {self.stopped_by!r}"
-        return self._append(self._decoder.decode(self._token_bytes[token]))
+        return self.push_bytes(self._token_bytes[token])
+
+    def push_bytes(self, data: bytes) -> bool:
+        """Append bytes that are no one token's."""
+        return self._append(self._decoder.decode(data))
 
     def finish(self) -> None:
         """Let go of everything held back: the reply ended otherwise than by a stop string.

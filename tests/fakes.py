@@ -10,9 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cache.snapshot import Payload
+from scheduler.plan import TokenLogprobs
 
 FULL_BYTES = 3  # per token; coprime to SLIDING_BYTES, so that a mixed-up sum shows
 SLIDING_BYTES = 10
+
+
+def toy_logprobs(tokens: Sequence[int], count: int) -> tuple[TokenLogprobs, ...]:
+    """What a fake device reports of tokens that it drew: theirs alone; nothing for a count of 0."""
+    if not count:
+        return ()
+    return tuple(
+        TokenLogprobs(-token / 8, tuple((token + n, -n / 4) for n in range(count)))
+        for token in tokens
+    )
 
 
 class OutOfDeviceMemory(Exception):

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from rootstock.v1 import prompt_pb2 as rootstock_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drootstock/v1/generation.proto\x12\x0crootstock.v1\x1a\x19rootstock/v1/prompt.proto\"\x95\x04\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.rootstock.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.rootstock.v1.MessagesH\x00\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12(\n\x08sampling\x18\x06 \x01(\x0b\x32\x16.rootstock.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x19\n\x0c\x64raft_tokens\x18\n \x01(\rH\x03\x88\x01\x01\x12)\n\x05\x63\x61\x63he\x18\x0b \x01(\x0b\x32\x1a.rootstock.v1.CacheOptions\x12(\n\x08priority\x18\x0c \x01(\x0e\x32\x16.rootstock.v1.Priority\x12\x14\n\x0ctop_logprobs\x18\r \x01(\r\x12\x12\n\ncandidates\x18\x0e \x01(\r\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x01\x42\x08\n\x06promptB\x0c\n\nconstraintB\r\n\x0b_max_tokensB\x0f\n\r_draft_tokens\"\xb9\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x39\n\nlogit_bias\x18\t \x03(\x0b\x32%.rootstock.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"V\n\x0c\x43\x61\x63heOptions\x12\x0e\n\x06\x62ypass\x18\x01 \x01(\x08\x12\x18\n\x0bstore_reply\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mark\x18\x03 \x01(\x08\x42\x0e\n\x0c_store_reply\"\x93\x01\n\x10GenerateResponse\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x15.rootstock.v1.PrefillH\x00\x12$\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.rootstock.v1.DeltaH\x00\x12&\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x14.rootstock.v1.FinishH\x00\x42\x07\n\x05\x65vent\"Q\n\x07Prefill\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x18\n\x10processed_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"j\n\x05\x44\x65lta\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.rootstock.v1.TokenLogprobs\"\x91\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12=\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\'.rootstock.v1.TokenLogprobs.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x82\x01\n\x06\x46inish\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.rootstock.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x03 \x01(\t\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.rootstock.v1.Usage\"\xed\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\t \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\n \x01(\x01\"W\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.rootstock.v1.MessagesH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12(\n\x08numerics\x18\t \x01(\x0e\x32\x16.rootstock.v1.Numerics\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\x80\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03*L\n\x08Numerics\x12\x18\n\x14NUMERICS_UNSPECIFIED\x10\x00\x12\x11\n\rNUMERICS_FAST\x10\x01\x12\x13\n\x0fNUMERICS_STRICT\x10\x02\x32\xc7\x02\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.rootstock.v1.GenerateRequest\x1a\x1e.rootstock.v1.GenerateResponse0\x01\x12I\n\x08Tokenize\x12\x1d.rootstock.v1.TokenizeRequest\x1a\x1e.rootstock.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.rootstock.v1.DetokenizeRequest\x1a .rootstock.v1.DetokenizeResponse\x12I\n\x08GetModel\x12\x1d.rootstock.v1.GetModelRequest\x1a\x1e.rootstock.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drootstock/v1/generation.proto\x12\x0crootstock.v1\x1a\x19rootstock/v1/prompt.proto\"\x95\x04\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x16.rootstock.v1.TokenIdsH\x00\x12*\n\x08messages\x18\x03 \x01(\x0b\x32\x16.rootstock.v1.MessagesH\x00\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12(\n\x08sampling\x18\x06 \x01(\x0b\x32\x16.rootstock.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x19\n\x0c\x64raft_tokens\x18\n \x01(\rH\x03\x88\x01\x01\x12)\n\x05\x63\x61\x63he\x18\x0b \x01(\x0b\x32\x1a.rootstock.v1.CacheOptions\x12(\n\x08priority\x18\x0c \x01(\x0e\x32\x16.rootstock.v1.Priority\x12\x14\n\x0ctop_logprobs\x18\r \x01(\r\x12\x12\n\ncandidates\x18\x0e \x01(\r\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x01\x42\x08\n\x06promptB\x0c\n\nconstraintB\r\n\x0b_max_tokensB\x0f\n\r_draft_tokens\"\xb9\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x39\n\nlogit_bias\x18\t \x03(\x0b\x32%.rootstock.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"V\n\x0c\x43\x61\x63heOptions\x12\x0e\n\x06\x62ypass\x18\x01 \x01(\x08\x12\x18\n\x0bstore_reply\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mark\x18\x03 \x01(\x08\x42\x0e\n\x0c_store_reply\"\x93\x01\n\x10GenerateResponse\x12(\n\x07prefill\x18\x01 \x01(\x0b\x32\x15.rootstock.v1.PrefillH\x00\x12$\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x13.rootstock.v1.DeltaH\x00\x12&\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x14.rootstock.v1.FinishH\x00\x42\x07\n\x05\x65vent\"Q\n\x07Prefill\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x18\n\x10processed_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"\xa8\x01\n\x05\x44\x65lta\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12-\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1b.rootstock.v1.TokenLogprobs\x12\x10\n\x08thinking\x18\x05 \x01(\t\x12*\n\ntool_calls\x18\x06 \x03(\x0b\x32\x16.rootstock.v1.ToolCall\"\x91\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12=\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32\'.rootstock.v1.TokenLogprobs.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x82\x01\n\x06\x46inish\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12*\n\x06reason\x18\x02 \x01(\x0e\x32\x1a.rootstock.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x03 \x01(\t\x12\"\n\x05usage\x18\x04 \x01(\x0b\x32\x13.rootstock.v1.Usage\"\xed\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\t \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\n \x01(\x01\"W\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\x08messages\x18\x02 \x01(\x0b\x32\x16.rootstock.v1.MessagesH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12(\n\x08numerics\x18\t \x01(\x0e\x32\x16.rootstock.v1.Numerics\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*\x80\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03*L\n\x08Numerics\x12\x18\n\x14NUMERICS_UNSPECIFIED\x10\x00\x12\x11\n\rNUMERICS_FAST\x10\x01\x12\x13\n\x0fNUMERICS_STRICT\x10\x02\x32\xc7\x02\n\x11GenerationService\x12K\n\x08Generate\x12\x1d.rootstock.v1.GenerateRequest\x1a\x1e.rootstock.v1.GenerateResponse0\x01\x12I\n\x08Tokenize\x12\x1d.rootstock.v1.TokenizeRequest\x1a\x1e.rootstock.v1.TokenizeResponse\x12O\n\nDetokenize\x12\x1f.rootstock.v1.DetokenizeRequest\x1a .rootstock.v1.DetokenizeResponse\x12I\n\x08GetModel\x12\x1d.rootstock.v1.GetModelRequest\x1a\x1e.rootstock.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,12 +34,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=2472
-  _globals['_PRIORITY']._serialized_end=2554
-  _globals['_FINISHREASON']._serialized_start=2557
-  _globals['_FINISHREASON']._serialized_end=2685
-  _globals['_NUMERICS']._serialized_start=2687
-  _globals['_NUMERICS']._serialized_end=2763
+  _globals['_PRIORITY']._serialized_start=2535
+  _globals['_PRIORITY']._serialized_end=2617
+  _globals['_FINISHREASON']._serialized_start=2620
+  _globals['_FINISHREASON']._serialized_end=2748
+  _globals['_NUMERICS']._serialized_start=2750
+  _globals['_NUMERICS']._serialized_end=2826
   _globals['_GENERATEREQUEST']._serialized_start=75
   _globals['_GENERATEREQUEST']._serialized_end=608
   _globals['_SAMPLING']._serialized_start=611
@@ -52,28 +52,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GENERATERESPONSE']._serialized_end=1290
   _globals['_PREFILL']._serialized_start=1292
   _globals['_PREFILL']._serialized_end=1373
-  _globals['_DELTA']._serialized_start=1375
-  _globals['_DELTA']._serialized_end=1481
-  _globals['_TOKENLOGPROBS']._serialized_start=1484
-  _globals['_TOKENLOGPROBS']._serialized_end=1629
-  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_start=1581
-  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_end=1629
-  _globals['_FINISH']._serialized_start=1632
-  _globals['_FINISH']._serialized_end=1762
-  _globals['_USAGE']._serialized_start=1765
-  _globals['_USAGE']._serialized_end=2002
-  _globals['_TOKENIZEREQUEST']._serialized_start=2004
-  _globals['_TOKENIZEREQUEST']._serialized_end=2091
-  _globals['_TOKENIZERESPONSE']._serialized_start=2093
-  _globals['_TOKENIZERESPONSE']._serialized_end=2130
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2132
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2170
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2172
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2206
-  _globals['_GETMODELREQUEST']._serialized_start=2208
-  _globals['_GETMODELREQUEST']._serialized_end=2225
-  _globals['_GETMODELRESPONSE']._serialized_start=2228
-  _globals['_GETMODELRESPONSE']._serialized_end=2470
-  _globals['_GENERATIONSERVICE']._serialized_start=2766
-  _globals['_GENERATIONSERVICE']._serialized_end=3093
+  _globals['_DELTA']._serialized_start=1376
+  _globals['_DELTA']._serialized_end=1544
+  _globals['_TOKENLOGPROBS']._serialized_start=1547
+  _globals['_TOKENLOGPROBS']._serialized_end=1692
+  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_start=1644
+  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_end=1692
+  _globals['_FINISH']._serialized_start=1695
+  _globals['_FINISH']._serialized_end=1825
+  _globals['_USAGE']._serialized_start=1828
+  _globals['_USAGE']._serialized_end=2065
+  _globals['_TOKENIZEREQUEST']._serialized_start=2067
+  _globals['_TOKENIZEREQUEST']._serialized_end=2154
+  _globals['_TOKENIZERESPONSE']._serialized_start=2156
+  _globals['_TOKENIZERESPONSE']._serialized_end=2193
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2195
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2233
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2235
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2269
+  _globals['_GETMODELREQUEST']._serialized_start=2271
+  _globals['_GETMODELREQUEST']._serialized_end=2288
+  _globals['_GETMODELRESPONSE']._serialized_start=2291
+  _globals['_GETMODELRESPONSE']._serialized_end=2533
+  _globals['_GENERATIONSERVICE']._serialized_start=2829
+  _globals['_GENERATIONSERVICE']._serialized_end=3156
 # @@protoc_insertion_point(module_scope)

@@ -153,7 +153,7 @@ class GenerateRequest(_message.Message):
     priority: Global___Priority.ValueType
     """How urgent it is."""
     top_logprobs: _builtins.int
-    """Alternatives to report for each token, by probability. 0: none."""
+    """Alternatives to report for each token, at most 20 (BAD_REQUEST). 0: no `logprobs` at all."""
     candidates: _builtins.int
     """Replies to one prompt, which is evaluated once. 0 and 1 are one reply."""
     json_schema: _builtins.str
@@ -176,7 +176,9 @@ class GenerateRequest(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the reply, which does not contain them. At most 8 of 1 to 64 bytes each."""
+        """Strings that end the reply, looked for in Delta.text, which does not contain them. At most 8 of
+        1 to 64 bytes each.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -282,14 +284,18 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """Makes the reply repeatable: the same tokens at any depth of speculation and in any company."""
     repetition_penalty: _builtins.float
-    """Divides the score of tokens in prompt and reply. Default 1."""
+    """Divides the positive scores of tokens in prompt and reply and multiplies their negative ones,
+    before the other two penalties. Finite and more than 0. Default 1, which is off.
+    """
     presence_penalty: _builtins.float
-    """Subtracted once from the score of tokens in the reply. Default 0."""
+    """Subtracted once from the score of tokens in the reply. In [-2, 2]. Default 0."""
     frequency_penalty: _builtins.float
-    """Subtracted from the score of tokens in the reply once per occurrence. Default 0."""
+    """Subtracted from the score of tokens in the reply once per occurrence. In [-2, 2]. Default 0."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to the scores of these token ids before anything else."""
+        """Added to the scores of these token ids before anything else. At most 1024, each in [-100, 100];
+        an id that the model does not have is BAD_TOKEN_ID.
+        """
 
     def __init__(
         self,
@@ -453,11 +459,17 @@ class Delta(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    THINKING_FIELD_NUMBER: _builtins.int
+    TOOL_CALLS_FIELD_NUMBER: _builtins.int
     candidate: _builtins.int
     """Which reply, from 0."""
     text: _builtins.str
-    """Whole characters. Contains neither the stop sequence nor special tokens; may lag behind the ids
-    and may be empty.
+    """What the model says, in whole characters. Contains neither the stop sequence nor special tokens,
+    thinking or calls; may lag behind the ids and may be empty.
+    """
+    thinking: _builtins.str
+    """What the model thinks before it speaks, apart from `text`. Whole characters; the strings of
+    `stop` are not looked for in it.
     """
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -467,6 +479,12 @@ class Delta(_message.Message):
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
         """One per id of `token_ids` if the request asked for top_logprobs, else none."""
 
+    @_builtins.property
+    def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_prompt_pb2.ToolCall]:
+        """Calls of functions that the model completed. What it began as a call and did not write as one,
+        or not to its end, is in `text`.
+        """
+
     def __init__(
         self,
         *,
@@ -474,10 +492,12 @@ class Delta(_message.Message):
         text: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
+        thinking: _builtins.str = ...,
+        tool_calls: _abc.Iterable[_prompt_pb2.ToolCall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "logprobs", b"logprobs", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate", b"candidate", "logprobs", b"logprobs", "text", b"text", "thinking", b"thinking", "token_ids", b"token_ids", "tool_calls", b"tool_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,7 +505,12 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
-    """How probable an emitted token and its alternatives were."""
+    """How probable an emitted token and its alternatives were.
+
+    These are the model's own probabilities, given everything before the token: the log-softmax of its
+    scores before bias, penalties, temperature and filters. They are the target's, with speculation as
+    without, so an emitted token need not be among the alternatives.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

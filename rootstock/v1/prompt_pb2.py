@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rootstock/v1/prompt.proto\x12\x0crootstock.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"3\n\x08Messages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.rootstock.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rootstock/v1/prompt.proto\x12\x0crootstock.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"z\n\x08Messages\x12\'\n\x08messages\x18\x01 \x03(\x0b\x32\x15.rootstock.v1.Message\x12!\n\x05tools\x18\x02 \x03(\x0b\x32\x12.rootstock.v1.Tool\x12\x15\n\x08thinking\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_thinking\"y\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x10\n\x08thinking\x18\x03 \x01(\t\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.rootstock.v1.ToolCall\x12\x11\n\ttool_name\x18\x05 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"+\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=43
   _globals['_TOKENIDS']._serialized_end=66
   _globals['_MESSAGES']._serialized_start=68
-  _globals['_MESSAGES']._serialized_end=119
-  _globals['_MESSAGE']._serialized_start=121
-  _globals['_MESSAGE']._serialized_end=161
+  _globals['_MESSAGES']._serialized_end=190
+  _globals['_MESSAGE']._serialized_start=192
+  _globals['_MESSAGE']._serialized_end=313
+  _globals['_TOOL']._serialized_start=315
+  _globals['_TOOL']._serialized_end=376
+  _globals['_TOOLCALL']._serialized_start=378
+  _globals['_TOOLCALL']._serialized_end=421
 # @@protoc_insertion_point(module_scope)

@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cache.ledger import Ledger
 from cache.tree import Tree
 from daemon.card import ModelCard, SamplingDefaults
 from daemon.engine import Loaded
+from model.prompt_errors import PromptTooLong
 from scheduler.core import Core
 from scheduler.limits import Limits
 from scheduler.plan import (
@@ -27,7 +29,7 @@ from scheduler.plan import (
     StepPlan,
     StepResult,
 )
-from tests.fakes import TokenLog, Tracker
+from tests.fakes import TokenLog, Tracker, toy_logprobs
 
 EOS, BOS, FIRST_BYTE = 1, 2, 3
 VOCABULARY = 300
@@ -72,15 +74,29 @@ class ByteTokenizer:
         self.gate.set()
         self.threads: set[str] = set()
 
-    def encode_text(self, text: str) -> list[int]:
+    @property
+    def features(self) -> frozenset[str]:
+        return frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         self.threads.add(threading.current_thread().name)
         self.gate.wait()
+        if tokens_max is not None and len(text) > 2 * tokens_max:
+            raise PromptTooLong(len(text))  # as far from the limit as a real one might see it
         return [BOS, *(FIRST_BYTE + b for b in text.encode())]
 
-    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        if messages[0][0] == "assistant":
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        tokens_max: int | None = None,
+    ) -> list[int]:
+        if messages[0]["role"] == "assistant":
             raise ValueError("secret detail of the template")
-        return self.encode_text("".join(f"{role}:{content}\n" for role, content in messages))
+        head = "".join(f"{extra}\n" for extra in (*tools, thinking) if extra is not None)
+        said = (f"{m.pop('role')}:{m.pop('content')}{m or ''}\n" for m in map(dict, messages))
+        return self.encode_text(head + "".join(said), tokens_max)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return b"".join(TOKEN_BYTES[i] for i in token_ids).decode(errors="replace")
@@ -92,6 +108,7 @@ class FakeDevice:
     def __init__(self, gated: bool = False) -> None:
         self.tracker = Tracker()
         self.slots: dict[int, list[int]] = {}
+        self.top_logprobs: dict[int, int] = {}  # by slot
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
@@ -121,6 +138,7 @@ class FakeDevice:
         for admit in plan.admits:
             path = [t for p in admit.path if isinstance(p, TokenLog) for t in p.full]
             self.slots[admit.slot] = path[: admit.target]
+            self.top_logprobs[admit.slot] = admit.top_logprobs
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         self.steps += 1
@@ -140,7 +158,9 @@ class FakeDevice:
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
         payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
-        return Prefilled(self.next_token(tokens) if piece.draws else None, payload)
+        drawn = [self.next_token(tokens)] if piece.draws else []
+        logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
+        return Prefilled(drawn[0] if drawn else None, payload, logprobs)
 
     def _decode(self, row: Decode) -> Decoded:
         """Every third position rejects its draft."""
@@ -151,7 +171,8 @@ class FakeDevice:
         while len(drawn) <= row.depth and len(tokens) % 3:
             tokens.append(drawn[-1])
             drawn.append(self.next_token(tokens))
-        return Decoded(tuple(drawn), row.depth)
+        logprobs = toy_logprobs(drawn, self.top_logprobs[row.slot])
+        return Decoded(tuple(drawn), row.depth, logprobs)
 
 
 def make_loader(

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from daemon import assemble
+from daemon.cli import main
 from daemon.engine import Loaded
 from daemon.errors import StartError, UsageError
 from daemon.server import Daemon
 from rootstock import AsyncClient, Message
 from tests.daemon.conftest import config_for
+from tests.model.sound import ONE, sound, write
 
 
 def loading(**settings: Any) -> Callable[[], Loaded]:
@@ -60,6 +62,35 @@ def test_what_cannot_be_loaded_is_said(
 ) -> None:
     with pytest.raises(error, match=says):
         loading(**settings)()
+
+
+def test_a_bad_file_is_the_one_line_that_serve_ends_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = dict(sound())
+    files[f"target/{ONE}"] = b""
+    write(files, tmp_path)
+    listen = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    assert main(["serve", "--model", str(tmp_path), *listen]) == 1
+    line = f"rootstock: {tmp_path}/target/{ONE}: has 0 bytes, too few for a safetensors header\n"
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.anyio
+async def test_the_smallest_budget_that_starts_serves_a_request() -> None:
+    """One byte less would answer OUT_OF_MEMORY to everything, and is told so at the start."""
+    with pytest.raises(StartError, match=r"smallest request .* at least ([0-9]+) bytes$") as small:
+        loading(memory="1MiB")()
+    least = int(str(small.value).split()[-2])
+    with pytest.raises(StartError, match=f"at least {least} bytes"):
+        loading(memory=f"{least - 1}")()
+    daemon = Daemon(config_for(), loading(memory=f"{least}"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        reply = await client.generate([5], max_tokens=1).collect()
+        assert len(reply.token_ids) == 1
+    assert await daemon.stop() == 0
 
 
 @pytest.mark.parametrize("folder", [".", "../e2b-tiny/", "e2b-tiny"])

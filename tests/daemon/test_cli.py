@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
 from rich.console import Console
 
-from daemon.cli import main
+from daemon.cli import _log_to_stderr, main
 from daemon.server import Daemon
+from rootstock import Conversation, Delta, Message
 from scheduler.limits import Limits
+from tests.chat import turns
 from tests.daemon.conftest import config_for
 from tests.daemon.fakes import ByteTokenizer, FakeDevice, make_loader, reply_to
 
@@ -47,7 +53,7 @@ def reply_text(prompt: list[int], count: int) -> str:
 
 def test_generate_streams_text(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "hello", "--connect", address, "--max-tokens", "9"]) == 0
-    expected = reply_text(ByteTokenizer().encode_messages([("user", "hello")]), 9)
+    expected = reply_text(ByteTokenizer().encode_messages(turns(("user", "hello"))), 9)
     assert capsys.readouterr().out == expected + "\n"
 
 
@@ -67,11 +73,17 @@ def test_generate_json_holds_ids_and_usage(
     flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json"]
     assert main(["generate", "hello", *flags]) == 0
     reply = json.loads(capsys.readouterr().out)
-    prompt = ByteTokenizer().encode_messages([("user", "hello")])
+    prompt = ByteTokenizer().encode_messages(turns(("user", "hello")))
     assert reply["token_ids"] == reply_to(prompt, 9)
     assert reply["finish"] == "length"
     assert reply["usage"]["completion_tokens"] == 9
     assert reply["usage"]["draft_tokens"] == 0
+    assert "logprobs" not in reply
+    flags += ["--top-logprobs", "2", "--presence-penalty", "0.5"]
+    assert main(["generate", "hello", *flags]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert len(reply["logprobs"]) == len(reply["token_ids"])
+    assert [len(token["alternatives"]) for token in reply["logprobs"]] == [2] * 9
 
 
 def test_chat_keeps_the_conversation(
@@ -79,14 +91,70 @@ def test_chat_keeps_the_conversation(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n\nmore\n/quit\nnever\n"))
     assert main(["chat", "--connect", address, "--max-tokens", "9", "--system", "be brief"]) == 0
-    turns = [("system", "be brief"), ("user", "hello")]
-    first = reply_text(ByteTokenizer().encode_messages(turns), 9)
-    turns += [("assistant", first), ("user", "more")]
-    second = reply_text(ByteTokenizer().encode_messages(turns), 9)
+    said = [("system", "be brief"), ("user", "hello")]
+    first = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
+    said += [("assistant", first), ("user", "more")]
+    second = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
     out = capsys.readouterr().out
     assert first in out
     assert second in out
     assert out.count("9 tokens") == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "thinking"), [([], None), (["--thinking"], True), (["--no-thinking"], False)]
+)
+def test_a_system_message_and_thinking_go_along(
+    flags: list[str],
+    thinking: bool | None,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common = ["--connect", address, "--max-tokens", "9", "--system", "be brief", *flags]
+    said = turns(("system", "be brief"), ("user", "hello"))
+    expected = reply_text(ByteTokenizer().encode_messages(said, thinking=thinking), 9)
+    assert main(["generate", "hello", *common]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", *common]) == 0
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--system", "x"], ["--thinking"], ["--no-thinking"]])
+def test_raw_text_is_no_conversation(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "hello", "--raw", *flags]) == 2
+    assert "--raw is none" in capsys.readouterr().err
+
+
+def test_chat_shows_thinking_apart_and_does_not_send_it_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Conversation] = []
+
+    class Talker:
+        def __init__(self, *_args: Any) -> None: ...
+        def __enter__(self) -> Talker:
+            return self
+
+        def __exit__(self, *_args: Any) -> None: ...
+        def get_model(self) -> Any:
+            return SimpleNamespace(name="talker")
+
+        @contextmanager
+        def generate(self, prompt: Conversation, **_options: Any) -> Iterator[Iterator[Delta]]:
+            sent.append(Conversation(list(prompt.messages)))
+            yield iter([Delta("", (1,), "hm"), Delta("yes", (2,), " so"), Delta(" sir", (3,))])
+
+    monkeypatch.setattr("daemon.commands.Client", Talker)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
+    assert main(["chat"]) == 0
+    assert capsys.readouterr().out.count("hm so\nyes sir") == 2
+    assert sent[1].messages == [
+        Message("user", "a"),
+        Message("assistant", "yes sir"),
+        Message("user", "b"),
+    ]
 
 
 def test_status_and_tree(address: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,8 +205,9 @@ def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
         [],
         ["nope"],
         ["convert"],
+        ["convert", "source"],
+        ["check", "one", "two"],
         ["bench"],
-        ["check"],
         ["status", "--wrong"],
         ["generate", "x", "--max-tokens", "-1"],
         ["generate", "x", "--seed", str(1 << 64)],
@@ -158,6 +227,7 @@ def test_bad_usage_is_2(argv: list[str]) -> None:
         (["serve", "--listen", "0.0.0.0:1"], "TLS and tokens"),
         (["serve", "--memory", "lots"], "not a size"),
         (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),
+        (["generate", "x", "--top-logprobs", "2"], "--top-logprobs needs --json"),
         (["status", "--connect", "nowhere"], "neither unix:PATH nor HOST:PORT"),
     ],
 )
@@ -187,3 +257,13 @@ def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
     out = capsys.readouterr().out
     assert out.count("cancelled") == 1
     assert out.count("9 tokens") == 1
+
+
+def test_serve_shows_what_a_model_leaves_out_and_nobody_elses_chatter() -> None:
+    ours = logging.getLogger("model")
+    try:
+        _log_to_stderr()
+        assert logging.getLogger("model.weights").isEnabledFor(logging.INFO)
+        assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
+    finally:
+        ours.setLevel(logging.NOTSET)

@@ -38,8 +38,8 @@ def text_of(**fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(text="x", **fields)
 
 
-def said(role: str, content: str = "hi") -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content}]}
+def said(role: str, content: str = "hi", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content, **more}]}
 
 
 BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
@@ -69,6 +69,28 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         "BAD_TOKEN_ID",
         "stop_token_ids",
     ),
+    "arguments are no object": (
+        pb.GenerateRequest(
+            messages=said("assistant", tool_calls=[{"name": "f", "arguments": "1"}])
+        ),
+        "BAD_REQUEST",
+        "messages.messages[0].tool_calls[0].arguments",
+    ),
+    "result of no call": (
+        pb.GenerateRequest(messages=said("tool")),
+        "BAD_REQUEST",
+        "messages.messages[0].tool_name",
+    ),
+    "text is hopelessly long": (
+        pb.GenerateRequest(text="x" * 3 * CONTEXT),
+        "CONTEXT_TOO_LONG",
+        "prompt",
+    ),
+    "messages are hopelessly long": (
+        pb.GenerateRequest(messages=said("user", "x" * 3 * CONTEXT)),
+        "CONTEXT_TOO_LONG",
+        "prompt",
+    ),
     "prompt fills the context": (prompt_of(*[5] * CONTEXT), "CONTEXT_TOO_LONG", "prompt"),
     "max_tokens 0": (text_of(max_tokens=0), "BAD_REQUEST", "max_tokens"),
     "nine stops": (text_of(stop=["x"] * 9), "BAD_REQUEST", "stop"),
@@ -97,18 +119,45 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "min_p -1": (text_of(sampling={"min_p": -1}), "BAD_SAMPLING", "sampling.min_p"),
     "min_p 2": (text_of(sampling={"min_p": 2}), "BAD_SAMPLING", "sampling.min_p"),
     "min_p NaN": (text_of(sampling={"min_p": nan}), "BAD_SAMPLING", "sampling.min_p"),
+    **{
+        f"{name} {value}": (
+            text_of(sampling={name: value}),
+            "BAD_SAMPLING",
+            f"sampling.{name}",
+        )
+        for name, values in {
+            "repetition_penalty": (0, -1, inf, nan),
+            "presence_penalty": (2.01, -2.01, nan),
+            "frequency_penalty": (2.01, -2.01, nan),
+        }.items()
+        for value in values
+    },
+    **{
+        f"logit_bias {bias}": (
+            text_of(sampling={"logit_bias": {5: 1, 6: bias}}),
+            "BAD_SAMPLING",
+            "sampling.logit_bias",
+        )
+        for bias in (100.5, -100.5, inf, nan)
+    },
+    "1025 biases": (
+        prompt_of(5, sampling={"logit_bias": dict.fromkeys(range(1025), 0.0)}),
+        "BAD_SAMPLING",
+        "sampling.logit_bias",
+    ),
+    "bias at the vocabulary": (
+        text_of(sampling={"logit_bias": {VOCABULARY: 1.0}}),
+        "BAD_TOKEN_ID",
+        "sampling.logit_bias",
+    ),
+    "top_logprobs 21": (text_of(top_logprobs=21), "BAD_REQUEST", "top_logprobs"),
     "draft_tokens 9": (text_of(draft_tokens=9), "BAD_SAMPLING", "draft_tokens"),
 }
 
 UNSUPPORTED: dict[str, pb.GenerateRequest] = {
     "session": text_of(session="a"),
-    "sampling.repetition_penalty": text_of(sampling={"repetition_penalty": 1}),
-    "sampling.presence_penalty": text_of(sampling={"presence_penalty": 0}),
-    "sampling.frequency_penalty": text_of(sampling={"frequency_penalty": 0}),
-    "sampling.logit_bias": text_of(sampling={"logit_bias": {5: 1.0}}),
     "cache.mark": text_of(cache={"mark": True}),
     "priority": text_of(priority=pb.PRIORITY_BATCH),
-    "top_logprobs": text_of(top_logprobs=1),
     "candidates": text_of(candidates=2),
     "json_schema": text_of(json_schema="{}"),
     "regex": text_of(regex=""),
@@ -154,7 +203,12 @@ async def test_values_at_their_limits_are_served(run: Running) -> None:
         text_of(
             sampling={"temperature": 0, "top_p": 1, "min_p": 1, "top_k": 2**32 - 1}, max_tokens=1
         ),
-        text_of(draft_tokens=8, max_tokens=1),
+        text_of(
+            sampling={"repetition_penalty": 1e-45, "presence_penalty": 2, "frequency_penalty": -2},
+            max_tokens=1,
+        ),
+        text_of(sampling={"logit_bias": {VOCABULARY - 1: 100, 0: -100}}, max_tokens=1),
+        text_of(draft_tokens=8, top_logprobs=20, max_tokens=1),
         text_of(candidates=1, priority=pb.PRIORITY_UNSPECIFIED, max_tokens=1),
         text_of(cache={"bypass": True, "store_reply": False}, max_tokens=1),
         prompt_of(*[5] * (CONTEXT - 1), max_tokens=2**32 - 1),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -13,6 +14,8 @@ import pytest
 from rootstock.v1 import generation_pb2 as pb
 from rootstock.v1 import generation_pb2_grpc
 from scheduler.limits import Limits
+from scheduler.plan import Marks
+from tests.chat import turns
 from tests.daemon.conftest import (
     Running,
     collect,
@@ -25,6 +28,8 @@ from tests.daemon.conftest import (
 )
 from tests.daemon.fakes import (
     EOS,
+    FACTS,
+    FIRST_BYTE,
     LONG_TEXT,
     LONG_TEXT_BYTES,
     ByteTokenizer,
@@ -32,6 +37,7 @@ from tests.daemon.fakes import (
     next_token,
     reply_to,
 )
+from tests.fakes import toy_logprobs
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +80,24 @@ async def test_r1_32_clients_at_once_are_complete_and_in_order() -> None:
         assert [event.WhichOneof("event") for event in events].count("finish") == 1
 
 
+async def test_logprobs_come_one_for_each_id_and_only_to_who_asks() -> None:
+    """Wherever the text is cut: the stop string ends in the middle of a round."""
+    async with running() as run:
+        letters = bytes(i - 3 for i in reply_to((5, 6), 30)).decode()
+        request = prompt_of(5, 6, top_logprobs=3, draft_tokens=4, stop=[letters[7:9]])
+        ids, text, events = await collect(run.generation.Generate(request))
+        _, _, silent = await collect(run.generation.Generate(prompt_of(5, 6, max_tokens=9)))
+    assert (len(ids), text) == (9, letters[:7])
+    deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+    for delta in deltas:
+        told = toy_logprobs(delta.token_ids, 3)
+        assert [token.logprob for token in delta.logprobs] == [token.logprob for token in told]
+        alternatives = [[(a.token_id, a.logprob) for a in t.alternatives] for t in delta.logprobs]
+        assert alternatives == [list(token.alternatives) for token in told]
+    assert events[-1].finish.usage.accepted_tokens > 0, "rounds of several tokens"
+    assert not any(event.delta.logprobs for event in silent)
+
+
 async def test_a_stop_string_a_stop_id_and_eos_end_a_reply_with_their_reasons() -> None:
     async with running() as run:
         reply = reply_to((5, 6), 30)
@@ -99,6 +123,91 @@ async def test_a_second_turn_finds_the_first_in_the_tree() -> None:
     assert events[-1].finish.usage.cached_tokens >= len(PROMPT) + 40 - 2
 
 
+EOS_IDS = (EOS, 290, 291)
+MARKS = Marks(
+    turn_start=280, channel_start=281, channel_end=282, call_start=283, call_end=284, quote=285
+)
+
+
+def scripted(prompt_tokens: int, script: Sequence[int | str]) -> Callable[[Sequence[int]], int]:
+    """A model that says this, whatever the prompt: ids, and texts byte by byte."""
+    ids = [i for part in script for i in ([part] if isinstance(part, int) else spelled(part))]
+    return lambda tokens: ids[len(tokens) - prompt_tokens]
+
+
+def spelled(text: str) -> list[int]:
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+@pytest.mark.parametrize("draft_tokens", [0, 8])
+async def test_thinking_and_calls_come_apart_from_the_text(draft_tokens: int) -> None:
+    thinks = [281, "thought\nhüm\n", 282]
+    calls = [283, "call:f{a:", 285, "x,y}", 285, ",n:1}", 284, 283, "call:g{}", 284]
+    script = [*thinks, "So: ", *calls, 291, "never"]
+    facts = replace(FACTS, eos_token_ids=frozenset(EOS_IDS), marks=MARKS)
+    async with running(facts=facts) as run:
+        run.device.next_token = scripted(2, script)
+        request = prompt_of(5, 6, draft_tokens=draft_tokens)
+        ids, text, events = await collect(run.generation.Generate(request))
+    deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+    assert text == "So: "
+    assert "".join(delta.thinking for delta in deltas) == "hüm\n"
+    called = [(call.name, call.arguments) for delta in deltas for call in delta.tool_calls]
+    assert called == [("f", '{"a": "x,y}", "n": 1}'), ("g", "{}")]
+    assert ids[-1] == 291
+    assert {281, 282, 283, 284, 285} <= set(ids), "the ids are all there"
+    assert events[-1].finish.reason == pb.FINISH_REASON_STOP
+
+
+@pytest.mark.parametrize("eos", EOS_IDS)
+async def test_every_end_of_turn_id_ends_a_reply_unless_they_are_ignored(eos: int) -> None:
+    facts = replace(FACTS, eos_token_ids=frozenset(EOS_IDS))
+    async with running(facts=facts) as run:
+        run.device.next_token = scripted(2, ["ab", eos, "cdefgh"])
+        for draft_tokens in (0, 1, 8):
+            request = prompt_of(5, 6, max_tokens=6, draft_tokens=draft_tokens)
+            ids, text, events = await collect(run.generation.Generate(request))
+            assert (ids[2:], text) == ([eos], "ab")
+            assert events[-1].finish.reason == pb.FINISH_REASON_STOP
+            request.ignore_eos = True
+            ids, _, events = await collect(run.generation.Generate(request))
+            assert (len(ids), ids[2]) == (6, eos)
+            assert events[-1].finish.reason == pb.FINISH_REASON_LENGTH
+
+
+async def test_a_whole_conversation_reaches_the_models_tokenizer() -> None:
+    """Tools, calls, results and thinking in the form of transformers' templates."""
+    call = {"name": "f", "arguments": '{"a": 1}'}
+    said = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "thinking": "hm\n", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_name": "f"},
+    ]
+    messages = {"messages": said, "tools": [{"name": "f"}], "thinking": True}
+    async with running() as run:
+        request = pb.TokenizeRequest(messages=messages)
+        ids = (await run.generation.Tokenize(request)).token_ids
+    function = {"name": "f", "arguments": {"a": 1}}
+    calls = [{"id": "call_0", "type": "function", "function": function}]
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
+    expected = ByteTokenizer().encode_messages(
+        [
+            said[0],
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning": "hm",
+                "reasoning_content": "hm",
+                "tool_calls": calls,
+            },
+            {"role": "tool", "content": "42", "name": "f", "tool_call_id": "call_0"},
+        ],
+        [tool],
+        True,
+    )
+    assert ids == expected
+
+
 async def test_text_and_messages_reach_the_model_through_its_tokenizer() -> None:
     async with running(tokenizer=(tokenizer := ByteTokenizer())) as run:
         request = pb.GenerateRequest(text="hello", max_tokens=5)
@@ -107,7 +216,7 @@ async def test_text_and_messages_reach_the_model_through_its_tokenizer() -> None
         messages = {"messages": [{"role": "user", "content": "hi"}]}
         request = pb.GenerateRequest(messages=messages, max_tokens=5)
         ids, _, _ = await collect(run.generation.Generate(request))
-        assert ids == reply_to(tokenizer.encode_messages([("user", "hi")]), 5)
+        assert ids == reply_to(tokenizer.encode_messages(turns(("user", "hi"))), 5)
     assert all(name.startswith(("tokenise", "MainThread")) for name in tokenizer.threads)
     assert any(name.startswith("tokenise") for name in tokenizer.threads)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.errors import engine_failed
 from daemon.mailbox import Event, Mailbox, Mailboxes
 from scheduler.errors import Exhausted, Unavailable
-from scheduler.events import Delta, Effect, Failed, Finished, Progress, Usage
+from scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall, Usage
 from scheduler.limits import Limits
+from tests.fakes import toy_logprobs
 
 USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
 FINISHED = Finished(1, "stop", "", USAGE)
@@ -19,6 +20,12 @@ FINISHED = Finished(1, "stop", "", USAGE)
 
 def delta(text: str, *ids: int) -> Delta:
     return Delta(1, text, ids)
+
+
+def thoughtful(text: str, *ids: int) -> Delta:
+    """What it thinks, calls and reports comes from the same arguments."""
+    calls = tuple(ToolCall(text, f"{{{i}}}") for i in ids)
+    return Delta(1, text, ids, text.upper(), calls, toy_logprobs(ids, 2))
 
 
 async def pumped(mailbox: Mailbox) -> list[Event]:
@@ -31,6 +38,7 @@ async def pumped(mailbox: Mailbox) -> list[Event]:
     return written
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3))))
 def test_r1_what_is_written_concatenates_to_what_was_put(
     parts: list[tuple[str, list[int]]],
@@ -48,7 +56,7 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
 
         async def feed() -> None:
             for index, (text, ids) in enumerate(parts):
-                mailbox.put(delta(text, *ids))
+                mailbox.put(thoughtful(text, *ids))
                 if index % 3 == 0:
                     await anyio.lowlevel.checkpoint()
             mailbox.put(FINISHED)
@@ -62,6 +70,10 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
         assert len(deltas) == len(written) - 2
         assert "".join(d.text for d in deltas) == "".join(text for text, _ in parts)
         assert [i for d in deltas for i in d.token_ids] == [i for _, ids in parts for i in ids]
+        assert "".join(d.thinking for d in deltas) == "".join(text.upper() for text, _ in parts)
+        calls = [call for text, ids in parts for call in thoughtful(text, *ids).tool_calls]
+        assert [call for d in deltas for call in d.tool_calls] == calls
+        assert all(d.logprobs == toy_logprobs(d.token_ids, 2) for d in deltas)
 
     anyio.run(main)
 
@@ -69,9 +81,11 @@ def test_r1_what_is_written_concatenates_to_what_was_put(
 @pytest.mark.anyio
 async def test_what_waits_is_one_delta() -> None:
     mailbox = Mailbox(1, Limits())
-    for effect in (delta("a", 1), delta("b", 2, 3), FINISHED):
+    for effect in (thoughtful("a", 1), thoughtful("b", 2, 3), FINISHED):
         mailbox.put(effect)
-    assert await pumped(mailbox) == [delta("ab", 1, 2, 3), FINISHED]
+    calls = (*thoughtful("a", 1).tool_calls, *thoughtful("b", 2, 3).tool_calls)
+    whole = Delta(1, "ab", (1, 2, 3), "AB", calls, toy_logprobs((1, 2, 3), 2))
+    assert await pumped(mailbox) == [whole, FINISHED]
 
 
 @pytest.mark.anyio
@@ -81,12 +95,19 @@ async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
     for effect in (delta("ä" * 8, 1), FINISHED):
         full.put(effect)
     assert await pumped(full) == [delta("ä" * 8, 1), FINISHED]
-    over = Mailbox(1, limits)
-    for effect in (delta("ä" * 8, 1), delta("x"), FINISHED):
-        over.put(effect)
-    with pytest.raises(Exhausted, match="not read in time"):
-        await pumped(over)
-    assert not over.settled
+    call = ToolCall("f", "{}")
+    for more in (
+        delta("x"),
+        Delta(1, "", (), "x"),
+        Delta(1, "", (), "", (call,)),
+        Delta(1, "", (), logprobs=toy_logprobs([5], 1)),
+    ):
+        over = Mailbox(1, limits)
+        for effect in (delta("ä" * 8, 1), more, FINISHED):
+            over.put(effect)
+        with pytest.raises(Exhausted, match="not read in time"):
+            await pumped(over)
+        assert not over.settled
 
 
 @pytest.mark.anyio

@@ -1,6 +1,7 @@
 """A toy target whose next token depends on the last one only, and plain references for its laws.
 
-- `filtered_probs` states the filters of api.md in NumPy, sharing no line with the product.
+- `adjusted_logits` and `filtered_probs` state bias, penalties and filters of api.md in NumPy,
+  sharing no line with the product.
 - `generate` runs the draft-and-verify loop over it for many rows at once, as the runner would.
 """
 
@@ -10,13 +11,34 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
+from scipy import stats
 
-from model.sampling import DraftLaw, DraftLogits, DrawRows, draft
+from model.penalties import Tally
+from model.proposals import DraftLaw, DraftLogits, draft
+from model.sampling import DrawRows
 from model.verify import verify
 from scheduler.plan import Sampling
 
-# (rows, their last tokens [n], rows drafting, position) -> their drafts [n] and the law
-Drafter = Callable[[DrawRows, mx.array, Sequence[int], int], tuple[mx.array, DraftLaw | None]]
+# (rows, their tokens so far, each [n]: the last and its drafts, rows drafting) -> their next drafts
+# [n] and the law
+Drafter = Callable[[DrawRows, Sequence[mx.array], Sequence[int]], tuple[mx.array, DraftLaw | None]]
+
+
+def adjusted_logits(
+    logits: np.ndarray, sampling: Sampling, prompt: Sequence[int], reply: Sequence[int]
+) -> np.ndarray:
+    """One row of logits [V] after bias and penalties, float64, given what was said so far."""
+    scores = logits.astype(np.float64)
+    for token, bias in sampling.logit_bias:
+        scores[token] += bias
+    penalty = sampling.repetition_penalty
+    for token in {*prompt, *reply}:
+        scores[token] = scores[token] / penalty if scores[token] > 0 else scores[token] * penalty
+    for token in set(reply):
+        scores[token] -= sampling.presence_penalty
+    for token in reply:
+        scores[token] -= sampling.frequency_penalty
+    return scores
 
 
 def filtered_probs(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -40,10 +62,11 @@ def table_drafter(table: np.ndarray, ids: np.ndarray | None = None) -> Drafter:
     logits = mx.array(table.astype(np.float32))
 
     def propose(
-        rows: DrawRows, last: mx.array, subset: Sequence[int], j: int
+        rows: DrawRows, said: Sequence[mx.array], subset: Sequence[int]
     ) -> tuple[mx.array, DraftLaw | None]:
         chosen = None if ids is None else mx.array(np.tile(ids, (len(subset), 1)))
-        return draft(DraftLogits(logits[last], chosen), rows, subset, j)
+        proposed = DraftLogits(logits[said[-1]], chosen)
+        return draft(proposed, rows, subset, len(said) - 1, said[1:])
 
     return propose
 
@@ -52,9 +75,9 @@ def point_drafter(successors: np.ndarray) -> Drafter:
     """Always proposes successors[last]: a point mass, and not drawn from any sampler."""
 
     def propose(
-        rows: DrawRows, last: mx.array, subset: Sequence[int], j: int
+        rows: DrawRows, said: Sequence[mx.array], subset: Sequence[int]
     ) -> tuple[mx.array, DraftLaw | None]:
-        tokens = mx.array(successors.astype(np.int32))[last]
+        tokens = mx.array(successors.astype(np.int32))[said[-1]]
         return tokens, DraftLaw(tuple(subset), tokens[:, None], mx.zeros((len(subset), 1)))
 
     return propose
@@ -71,8 +94,8 @@ def propose_all(
     for j in range(rows.depth_max):
         subset = rows.drafting(j)
         at = list(subset)
-        newest = last[at] if j == 0 else drafts[at, j - 1]
-        tokens, law = drafter(rows, mx.array(newest), subset, j)
+        said = [mx.array(tokens) for tokens in (last[at], *drafts[at, :j].T)]
+        tokens, law = drafter(rows, said, subset)
         drafts[at, j] = np.array(tokens)
         laws.append(law)
     return mx.array(drafts), laws
@@ -98,9 +121,14 @@ def generate(
 ) -> tuple[np.ndarray, float]:
     """The first `count` tokens of every row, [B, count], and accepted / drafted.
 
-    depth(row, tokens so far) is a row's draft depth in its next round.
+    depth(row, tokens so far) is a row's draft depth in its next round. `first` is the prompt.
     """
     total = len(samplings)
+    prompts = np.broadcast_to(first, total).tolist()
+    tallies = [
+        Tally(s, [prompt], len(table)) if s.adjusted else None
+        for s, prompt in zip(samplings, prompts, strict=True)
+    ]
     reply = np.zeros((total, count), np.int32)
     length, last = np.zeros(total, int), np.broadcast_to(np.int32(first), total).copy()
     accepted = drafted = 0
@@ -109,6 +137,7 @@ def generate(
             tuple(samplings[b] for b in live),
             tuple(depth(int(b), int(length[b])) if drafter else 0 for b in live),
             tuple(length[live].tolist()),
+            tuple(tallies[b] for b in live) if any(tallies) else (),
         )
         drafts, laws = (None, []) if drafter is None else propose_all(rows, last[live], drafter)
         logits = target_logits(table, rows, last[live], drafts)
@@ -118,7 +147,52 @@ def generate(
         for column in range(result.shape[1] - 1):
             at = (column <= kept) & (length[live] + column < count)
             reply[live[at], length[live[at]] + column] = result[at, column]
+        for b, tokens, n in zip(live, result.tolist(), kept, strict=True):
+            if (tally := tallies[b]) is not None:
+                tally.push(tokens[: n + 1])
         last[live] = result[np.arange(len(live)), kept]
         length[live] += kept + 1
         accepted, drafted = accepted + kept.sum(), drafted + sum(rows.depth)
     return reply, accepted / max(drafted, 1)
+
+
+def joint_law(table: np.ndarray, sampling: Sampling, first: int) -> np.ndarray:
+    """[V, V, V]: the probability of a reply's first three tokens after the prompt `first`."""
+    width = len(table)
+
+    def law(*reply: int) -> np.ndarray:
+        newest = (first, *reply)[-1]
+        return filtered_probs(adjusted_logits(table[newest], sampling, [first], reply), sampling)
+
+    second = np.array([law(a) for a in range(width)])
+    third = np.array([[law(a, b) for b in range(width)] for a in range(width)])
+    return law()[:, None, None] * second[:, :, None] * third
+
+
+def p_value(tokens: np.ndarray, joint: np.ndarray) -> float:
+    """Chi-square of three tokens [n, 3] against their joint law; rare cells pooled."""
+    expected = joint.ravel() * len(tokens)
+    cells = np.ravel_multi_index(tuple(tokens.T), joint.shape)
+    seen = np.bincount(cells, minlength=joint.size)
+    if seen[expected == 0].any():
+        return 0.0
+    rare = expected < 5
+    seen = np.append(seen[~rare], seen[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    filled = expected > 0
+    return float(stats.chisquare(seen[filled], expected[filled], sum_check=False).pvalue)
+
+
+def joint_p_value(
+    table: np.ndarray, samplings: Sequence[Sampling], drafter: Drafter, depth: int, first: int
+) -> float:
+    """Replies of three tokens to requests that differ in their noise, against their one law.
+
+    Drawn in parts that fit a small machine's memory.
+    """
+    parts = [
+        generate(table, samplings[at : at + 20_000], lambda row, length: depth, drafter, 3, first)
+        for at in range(0, len(samplings), 20_000)
+    ]
+    joint = joint_law(table, samplings[0], first)
+    return p_value(np.concatenate([tokens for tokens, _ in parts]), joint)

@@ -55,6 +55,7 @@ class Sessions:
         window = self.model.text.window_size
         self.caches = Caches(self.model.shapes, window, ROUND_MAX, mx.float32)
         self.frontier: dict[int, mx.array] = {}
+        self.hidden: dict[int, mx.array] = {}  # of the last step, after the final norm
 
     def admit(self, slot: int, path: Sequence[EdgePayload] = (), target: int = 0) -> None:
         self.caches.admit(slot, path, target)
@@ -96,6 +97,7 @@ class Sessions:
                 kept = feeds[span.slot].kept
                 row = int(first) + (count if kept is None else kept) - 1
                 self.frontier[span.slot] = hidden[row]
+                self.hidden[span.slot] = hidden[first : first + count]
         return {
             span.slot: logits[first : first + count]
             for span, first, count in zip(batch.spans, firsts, counts, strict=False)

@@ -1,4 +1,4 @@
-"""The committed reference pairs and what transformers says of them (fixtures/golden/README.md)."""
+"""The committed reference pairs and what transformers says of them (fixtures/README.md)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,13 @@ from model.safetensors import weight_files
 from model.weights import load_target
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
+FAMILIES = ("e2b-tiny", "e4b-tiny", "12b-tiny", "a4b-tiny", "31b-tiny")
+#: the two that have most features between them, for what need not be proven on every family
 NAMES = ("e2b-tiny", "a4b-tiny")
 PROMPTS = range(6)
+DETAILED = (0, 3)  # the prompts with K/V, per-layer inputs and draft logits
+VARIANTS = {"hf": 0, "pm1": 1}  # slots before the bonus token's, by name of the goldens
+GAP_MIN = 1e-3  # a smaller gap between two logits may be noise
 
 Array = npt.NDArray[Any]
 

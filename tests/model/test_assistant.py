@@ -14,7 +14,10 @@ from model.config_file import read_assistant_config
 from model.files import ModelRefused
 from model.safetensors import weight_files
 from tests.model.reference import (
-    NAMES,
+    DETAILED,
+    FAMILIES,
+    GAP_MIN,
+    VARIANTS,
     Array,
     assistant,
     checkpoint,
@@ -26,8 +29,7 @@ from tests.model.reference import (
 
 _DEPTH = 7
 _COMMITTED = np.arange(63)  # generated tokens before a round: one row each
-_LISTED = (0, 9, 50)  # the rounds whose logits the reference keeps
-_GAP_MIN = 1e-3  # below it a tie may flip
+_LISTED = (0, 50)  # the rounds whose logits the reference keeps
 
 
 def _embedded(name: str, tokens: Array) -> mx.array:
@@ -67,9 +69,9 @@ def _spread(drafted: DraftLogits, vocabulary: int) -> Array:
     return full
 
 
-@pytest.mark.parametrize(("variant", "back"), [("hf", 0), ("pm1", 1)])
-@pytest.mark.parametrize("prompt", [0, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("variant", "back"), VARIANTS.items())
+@pytest.mark.parametrize("prompt", DETAILED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_drafts_logits_and_state_equal_the_reference(
     name: str, prompt: int, variant: str, back: int
 ) -> None:
@@ -94,10 +96,10 @@ def test_drafts_logits_and_state_equal_the_reference(
             for found, what in ((logits, "logits"), (np.array(hidden), "state")):
                 expected = arrays[f"p{prompt}_draft_{variant}_{what}"][row, depth]
                 np.testing.assert_allclose(found[rounds], expected, rtol=0, atol=1e-4)
-        certain &= gaps[:, depth] >= _GAP_MIN
+        certain &= gaps[:, depth] >= GAP_MIN
         np.testing.assert_array_equal(tokens[certain], drafts[certain, depth])
         compared += certain.sum()
-    assert compared > 0.9 * drafts.size
+    assert compared >= 0.95 * drafts.size
 
 
 def test_an_ordered_head_gives_only_the_best_clusters_tokens() -> None:

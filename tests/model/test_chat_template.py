@@ -1,9 +1,10 @@
-"""The template sees sentinels, the prompt gets contents, the text is what it would have been."""
+"""The prompt is what transformers renders, and only the template writes control tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import Environment, nodes
@@ -14,69 +15,36 @@ from model.chat_template import (
     ChatTemplate,
     PromptRefused,
     _end_settled_scans,
-    load_chat_template,
+    read_chat_template,
 )
 from model.files import ModelDirectory, ModelRefused
+from tests.chat import turns
+from tests.model.reference import FIXTURES
 
 _NAMES = {"bos_token": "<bos>"}
 _PLAIN = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m['content'] | trim }}</>{% endfor %}"
     "{% if add_generation_prompt %}<model>{% endif %}"
 )
-# In the manner of Gemma 4's own: a macro that rebuilds replies, captured output that is tested for
-# emptiness, replies in a row joined, and a look-ahead from every message.
-_GEMMA_LIKE = """
-{%- macro stripped(text) -%}
-    {%- set ns = namespace(kept='') -%}
-    {%- for part in text.split('<channel|>') -%}
-        {%- set ns.kept = ns.kept + part.split('<|channel>')[0] -%}
-    {%- endfor -%}
-    {{- ns.kept | trim -}}
-{%- endmacro -%}
-{{- bos_token -}}
-{%- set last = namespace(role=None) -%}
-{%- for message in messages -%}
-    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
-    {%- if not (role == 'model' and last.role == 'assistant') -%}
-        {{- '<|turn>' + role + '\\n' }}
-    {%- endif -%}
-    {%- set captured -%}
-        {{- stripped(message['content']) if role == 'model' else message['content'] | trim -}}
-    {%- endset -%}
-    {{- captured -}}
-    {%- if not captured | trim | length > 0 -%}{{- '(empty)' -}}{%- endif -%}
-    {%- set next = namespace(role=None, found=false) -%}
-    {%- for j in range(loop.index0 + 1, messages | length) -%}
-        {%- if not next.found -%}
-            {%- if messages[j]['role'] != 'developer' -%}
-                {%- set next.role = messages[j]['role'] -%}
-                {%- set next.found = true -%}
-            {%- endif -%}
-        {%- endif -%}
-    {%- endfor -%}
-    {%- if not (role == 'model' and next.role == 'assistant') -%}{{- '<turn|>\\n' -}}{%- endif -%}
-    {%- set last.role = message['role'] -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|turn>model\\n' -}}{%- endif -%}
-"""
+_GEMMA_LIKE = (FIXTURES / "chat" / "template.jinja").read_text()
+_CONTROL = ["<bos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "</>"]
 
 
 def _template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, _NAMES, "here")
+    return ChatTemplate(source, _NAMES, _CONTROL, "here")
 
 
-def _directly(source: str, messages: list[tuple[str, str]]) -> str:
-    """The prompt with the contents in the template's hands, as transformers renders it."""
+def _directly(source: str, messages: list[dict[str, Any]]) -> str:
+    """The prompt as transformers renders it."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    listed = [{"role": role, "content": content} for role, content in messages]
     return environment.from_string(source).render(
-        messages=listed, add_generation_prompt=True, **_NAMES
+        messages=messages, add_generation_prompt=True, **_NAMES
     )
 
 
 @pytest.mark.parametrize("source", [_PLAIN, _GEMMA_LIKE, _GEMMA_LIKE.replace(" | trim -}}", "-}}")])
 @pytest.mark.parametrize(
-    "messages",
+    "said",
     [
         [("user", "hi")],
         [("system", " \n be brief\t"), ("user", "\n\na b\n c  ")],
@@ -85,42 +53,63 @@ def _directly(source: str, messages: list[tuple[str, str]]) -> str:
         [("user", "\u00a0x\u2003"), ("model", "{{ bos_token }} {% raw %}")],
     ],
 )
-def test_pieces_join_to_what_the_template_says(
-    source: str, messages: list[tuple[str, str]]
-) -> None:
-    pieces = _template(source).render(messages)
-    assert "".join(text for text, _ in pieces) == _directly(source, messages)
-    contents = [content.strip() for _, content in messages if content.strip()]
-    assert [text for text, is_content in pieces if is_content] == contents
+def test_parts_join_to_what_the_template_says(source: str, said: list[tuple[str, str]]) -> None:
+    parts = _template(source).render(turns(*said))
+    assert "".join(parts) == _directly(source, turns(*said))
+    assert set(parts[1::2]) <= set(_CONTROL)
+    assert not any(token in text for text in parts[::2] for token in _CONTROL)
 
 
-@pytest.mark.parametrize("role", ["tool", "", "user<turn|>", "USER", "system\n"])
+def test_control_tokens_are_those_that_the_template_wrote() -> None:
+    """R4: wherever a text of the client goes, and whatever the template does to it."""
+    source = (
+        "{{ bos_token }}{% set ns = namespace(s='<|turn>') %}{% for m in messages %}{{ ns.s }}"
+        "{% for key, v in m.content | dictsort %}{{ key | upper }}={{ v | trim | tojson }}"
+        "{% endfor %}<turn|>{% endfor %}{{ tools[0]['name'] }}{{ '<|cha' ~ 'nnel>' if tools }}"
+    )
+    content = {"b": "<turn|>", "<BOS>": "<bos>", "A": " <|turn>\n"}
+    messages = [{"role": "user", "content": content}]
+    parts = _template(source).render(messages, [{"name": "<|tool_call><turn|>"}])
+    assert parts[1::2] == ["<bos>", "<|turn>", "<turn|>"]
+    said = '<BOS>="<bos>"A="<|turn>"B="<turn|>"'
+    assert parts[::2] == ["", "", said, "<|tool_call><turn|><|channel>"]
+
+
+@pytest.mark.parametrize("place", ["role", "content", "name", "key"])
+def test_lone_surrogates_are_refused_wherever_they_are(place: str) -> None:
+    """JSON can spell them, and here they stand for control tokens."""
+    for char in ("\ud800", "\udbff", "\udfff"):
+        message: dict[str, Any] = {"role": "user", "content": "x"}
+        message |= {char: 1} if place == "key" else {place: f"a{char}b"}
+        with pytest.raises(PromptRefused):
+            _template(_PLAIN).render([message])
+    with pytest.raises(PromptRefused, match="no text"):
+        _template(_PLAIN).render(turns(("user", "x")), [{"name": "\ud800"}])
+
+
+@pytest.mark.parametrize("role", ["function", "", "user<turn|>", "USER", "system\n"])
 def test_a_role_is_one_of_a_closed_set(role: str) -> None:
-    """The role is template text: a free one could end a turn."""
+    """A template would pass over a misspelt one."""
     assert role not in ROLES
     with pytest.raises(PromptRefused, match="role"):
-        _template(_PLAIN).render([(role, "x")])
+        _template(_PLAIN).render(turns((role, "x")))
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ messages[0].content }}",  # drops the second
-        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
-        "{% for m in messages | reverse %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}{{ m.content[1:] }}{% endfor %}",
-        "{% for m in messages %}{{ m.content | tojson }}{% endfor %}",
         "{{ raise_exception('secret') }}",
         "{{ messages[0].content.__class__.__mro__ }}",
         "{{ messages.append(1) }}",
         "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{% for m in messages %}{{ m.content }}{{ 'x' * (9000000 + loop.index) }}{% endfor %}",
         "{% for i in range(10 ** 9) %}x{% endfor %}",
     ],
 )
-def test_what_a_template_does_to_a_content_must_be_followed(source: str) -> None:
+def test_what_fails_inside_a_template_refuses_the_prompt_alone(source: str) -> None:
     with pytest.raises(PromptRefused, match=r"^the model's chat template \D+$"):
-        _template(source).render([("user", "first"), ("user", "second")])
+        _template(source).render(turns(("user", "first"), ("user", "second")))
 
 
 def test_no_messages_are_refused() -> None:
@@ -128,7 +117,7 @@ def test_no_messages_are_refused() -> None:
         _template(_PLAIN).render([])
 
 
-@pytest.mark.parametrize("source", ["{% for %}", "{{", "\U000f0000"])
+@pytest.mark.parametrize("source", ["{% for %}", "{{", "{{ '\ud800' }}"])
 def test_a_template_that_cannot_be_used_is_refused_at_load(source: str) -> None:
     with pytest.raises(ModelRefused, match=r"^here: "):
         _template(source)
@@ -151,9 +140,41 @@ def test_a_settled_look_ahead_ends_its_loop() -> None:
         "{% set next = namespace(found=false) %}{% for c in bos_token %}{% if not next.found %}"
         "{{ c }}{% set next.found = c == 'b' %}{% endif %}{% endfor %}{{ messages[0].content }}"
     )
-    pieces = ChatTemplate(scan, {"bos_token": _Counted("abcdef")}, "here").render([("user", "x")])
-    assert pieces[0] == ("ab", False)
+    template = ChatTemplate(scan, {}, [], "here")
+    template._names["bos_token"] = _Counted("abcdef")
+    assert template.render(turns(("user", "x"))) == ["abx"]
     assert _Counted.taken == 3
+
+
+class _CountedMessages(list[dict[str, Any]]):
+    """Counts how often a template looks at one."""
+
+    looks = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        type(self).looks += not isinstance(index, slice)
+        return super().__getitem__(index)
+
+
+def _tool_round(number: int) -> list[dict[str, Any]]:
+    function = {"name": "f", "arguments": {"n": number}}
+    call = {"id": "call_0", "type": "function", "function": function}
+    return [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "y", "name": "f", "tool_call_id": "call_0"},
+    ]
+
+
+def test_thousands_of_turns_cost_a_bounded_number_of_looks_each() -> None:
+    template = _template(_GEMMA_LIKE)
+    for each in (turns(("user", "x"), ("assistant", "y"), ("user", "z")), _tool_round(1)):
+        looks = []
+        for count in (300, 1365):
+            _CountedMessages.looks = 0
+            template.render(_CountedMessages(each * count))
+            looks.append(_CountedMessages.looks / (len(each) * count))
+        assert max(looks) < 6, looks
 
 
 @pytest.mark.parametrize(
@@ -166,6 +187,11 @@ def test_a_settled_look_ahead_ends_its_loop() -> None:
         "{% for m in x %}{% if not n.done %}a{% endif %}b{% endfor %}",
         "{% for m in x %}{% if not n.done %}a{% endif %}{% else %}b{% endfor %}",
         "{% for m in x %}{% if not f(m) %}a{% endif %}{% endfor %}",
+        "{% for m in x %}{% if n.done %}{% else %}a{% endif %}b{% endfor %}",
+        "{% for m in x %}{% if m.done %}{% else %}a{% endif %}{% endfor %}",
+        "{% for m in x %}{% if n.done %}c{% else %}a{% endif %}{% endfor %}",
+        "{% for m in x %}{% if f(m) %}{% else %}a{% endif %}{% endfor %}",
+        "{% for m in x %}{% if n.done %}{% else %}a{% endif %}{% else %}b{% endfor %}",
     ],
 )
 def test_no_other_loop_is_touched(loop: str) -> None:
@@ -174,15 +200,27 @@ def test_no_other_loop_is_touched(loop: str) -> None:
     assert tree.find(nodes.Break) is None
 
 
+@pytest.mark.parametrize(
+    ("source", "features"),
+    [
+        (_PLAIN, set()),
+        ("{{ tools }}", {"tools"}),
+        ("{{ m.get('reasoning_content') }}", {"reasoning"}),
+        ("{{ enable_thinking }}{{ my_tools }}", {"enable_thinking"}),
+        (_GEMMA_LIKE, {"tools", "tool_calls", "enable_thinking", "reasoning"}),
+    ],
+)
+def test_features_are_what_a_template_uses(source: str, features: set[str]) -> None:
+    assert _template(source).features == features
+
+
 def test_the_template_file_comes_before_the_tokenizers_own(tmp_path: Path) -> None:
     listed = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     directory = ModelDirectory(tmp_path)
-    assert load_chat_template(directory, {}, {}) is None
-    for settings, source in (({"chat_template": "s"}, "s"), ({"chat_template": listed}, "d")):
-        found = load_chat_template(directory, settings, {})
-        assert found is not None
-        assert found.source == source
-    (tmp_path / "chat_template.jinja").write_text("f")
-    found = load_chat_template(directory, {"chat_template": "s"}, {})
-    assert found is not None
-    assert found.source == "f"
+    assert read_chat_template(directory, {}) is None
+    own = str(tmp_path / "tokenizer_config.json: chat_template")
+    assert read_chat_template(directory, {"chat_template": "s"}) == ("s", own)
+    assert read_chat_template(directory, {"chat_template": listed}) == ("d", own)
+    path = tmp_path / "chat_template.jinja"
+    path.write_text("f")
+    assert read_chat_template(directory, {"chat_template": "s"}) == ("f", str(path))

@@ -15,36 +15,10 @@ import model.config
 from model.config import AssistantConfig, TargetConfig
 from model.config_file import read_assistant_config, read_target_config
 from model.files import ModelDirectory, ModelRefused
-from tests.model.reference import NAMES, checkpoint, copied, edit, target_config
-
-_NUMBERS = [
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_global_key_value_heads",
-    "head_dim",
-    "global_head_dim",
-    "attention_k_eq_v",
-    "num_kv_shared_layers",
-    "use_double_wide_mlp",
-    "sliding_window",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "final_logit_softcapping",
-    "hidden_size_per_layer_input",
-    "enable_moe_block",
-    "layer_types",
-    "rope_parameters",
-    "hidden_activation",
-    "attention_bias",
-    "use_bidirectional_attention",
-]
+from tests.model.reference import FAMILIES, checkpoint, copied, edit, target_config
 
 
-@pytest.mark.parametrize("name", [*NAMES, *(f"{n}-assistant" for n in NAMES)])
+@pytest.mark.parametrize("name", [*FAMILIES, *(f"{n}-assistant" for n in FAMILIES)])
 def test_released_and_saved_by_transformers_read_the_same(name: str, tmp_path: Path) -> None:
     read: Callable[[ModelDirectory], TargetConfig | AssistantConfig]
     read = read_assistant_config if name.endswith("assistant") else read_target_config
@@ -54,43 +28,12 @@ def test_released_and_saved_by_transformers_read_the_same(name: str, tmp_path: P
     assert read(saved) == read(checkpoint(name))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_flat_text_config_reads_like_the_nested_one(name: str, tmp_path: Path) -> None:
     flat = copied(name, tmp_path)
     nested = json.loads((flat.path / "config.json").read_text())
     (flat.path / "config.json").write_text(json.dumps(nested["text_config"]))
     assert read_target_config(flat).text == target_config(name).text
-
-
-@pytest.mark.parametrize("key", _NUMBERS)
-def test_a_missing_key_that_changes_the_numbers_is_named(key: str, tmp_path: Path) -> None:
-    damaged = copied("e2b-tiny", tmp_path)
-    edit(damaged, "config.json", {f"text_config.{key}": ...})
-    with pytest.raises(ModelRefused, match=rf"config\.json: text_config\.{key} is missing"):
-        read_target_config(damaged)
-
-
-@pytest.mark.parametrize(
-    ("name", "key"),
-    [
-        ("e2b-tiny", "text_config.vocab_size_per_layer_input"),
-        ("a4b-tiny", "text_config.num_experts"),
-        ("a4b-tiny", "text_config.top_k_experts"),
-        ("a4b-tiny", "text_config.moe_intermediate_size"),
-        ("a4b-tiny", "text_config.rope_parameters.full_attention.partial_rotary_factor"),
-        ("a4b-tiny", "text_config.rope_parameters.sliding_attention.rope_theta"),
-        ("a4b-tiny", "model_type"),
-        ("e2b-tiny-assistant", "backbone_hidden_size"),
-        ("e2b-tiny-assistant", "use_ordered_embeddings"),
-        ("e2b-tiny-assistant", "num_centroids"),
-        ("e2b-tiny-assistant", "centroid_intermediate_top_k"),
-    ],
-)
-def test_a_key_that_a_feature_needs_is_named(name: str, key: str, tmp_path: Path) -> None:
-    damaged = copied(name, tmp_path)
-    edit(damaged, "config.json", {key: ...})
-    with pytest.raises(ModelRefused, match=f"{key} is missing"):
-        (read_assistant_config if "assistant" in name else read_target_config)(damaged)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +49,9 @@ def test_a_key_that_a_feature_needs_is_named(name: str, key: str, tmp_path: Path
         ("num_attention_heads", 0),
         ("num_key_value_heads", 3),
         ("head_dim", 31),
-        ("layer_types", ["linear_attention"] * 10),
-        ("num_kv_shared_layers", 10),
-        ("num_kv_shared_layers", 9),
+        ("layer_types", ["linear_attention"] * 5),
+        ("num_kv_shared_layers", 5),
+        ("num_kv_shared_layers", 3),
         ("num_global_key_value_heads", 2),
         ("vocab_size_per_layer_input", 1000),
         ("attention_bias", True),
@@ -119,10 +62,10 @@ def test_a_key_that_a_feature_needs_is_named(name: str, key: str, tmp_path: Path
         ("rope_parameters.full_attention.factor", 8.0),
         ("rope_parameters.sliding_attention.partial_rotary_factor", 0.5),
         ("attention_k_eq_v", 1),
-        ("per_layer_config", {"4": {"head_dim": 64}}),
-        ("per_layer_config", {"4": {"head_dim": 64}, "9": {"head_dim": 32}}),
-        ("per_layer_config", {"4": {"head_dim": 32}, "9": {"head_dim": 32}}),
-        ("per_layer_config", {"4": {"sliding_window": 4}, "9": {"sliding_window": 4}}),
+        ("per_layer_config", {"2": {"head_dim": 64}}),
+        ("per_layer_config", {"2": {"head_dim": 64}, "4": {"head_dim": 32}}),
+        ("per_layer_config", {"2": {"head_dim": 32}, "4": {"head_dim": 32}}),
+        ("per_layer_config", {"2": {"sliding_window": 4}, "4": {"sliding_window": 4}}),
     ],
 )
 def test_what_cannot_be_computed_is_refused(key: str, value: Any, tmp_path: Path) -> None:
@@ -148,10 +91,36 @@ def test_every_argument_of_mlx_lm_is_explicit(monkeypatch: pytest.MonkeyPatch) -
     assert None not in (given["layer_types"], given["rope_parameters"])
 
 
+@pytest.mark.parametrize(
+    ("top", "text", "expected"),
+    [([1, 106], 1, (1, 106)), (1, [106, 50], (1, 50, 106)), (None, 7, (7,)), (None, None, ())],
+)
+def test_a_turn_ends_at_the_ids_of_both_places(
+    top: Any, text: Any, expected: tuple[int, ...], tmp_path: Path
+) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    edit(directory, "config.json", {"eos_token_id": top, "text_config.eos_token_id": text})
+    assert read_target_config(directory).eos_token_ids == expected
+
+
+def test_media_tokens_are_those_that_the_config_names(tmp_path: Path) -> None:
+    assert target_config("e2b-tiny").media_token_ids == frozenset(range(91, 98))
+    directory = copied("e2b-tiny", tmp_path)
+    keys = [
+        key for key in json.loads((directory.path / "config.json").read_text()) if "_token_i" in key
+    ]
+    without = {key: ... for key in keys if key != "eos_token_id"}
+    edit(directory, "config.json", without | {"image_token_id": None})
+    assert read_target_config(directory).media_token_ids == frozenset()
+    edit(directory, "config.json", {"image_token_id": "<image>"})
+    with pytest.raises(ModelRefused, match="image_token_id is '<image>', not a token id"):
+        read_target_config(directory)
+
+
 def test_borrowing_layers_read_the_last_own_layer_of_their_kind() -> None:
     layers = target_config("e2b-tiny").layers()
-    assert [layer.source for layer in layers] == [0, 1, 2, 3, 4, 3, 3, 3, 3, 4]
-    assert [layer.owns_kv for layer in layers] == [True] * 5 + [False] * 5
+    assert [layer.source for layer in layers] == [0, 1, 2, 1, 2]
+    assert [layer.owns_kv for layer in layers] == [True] * 3 + [False] * 2
     assert {(la.kind, la.kv_heads, la.head_dim) for la in layers} == {
         ("sliding", 1, 32),
         ("full", 1, 64),
@@ -162,7 +131,7 @@ def test_full_layers_have_their_own_heads_where_k_equals_v() -> None:
     config = target_config("a4b-tiny")
     assert all(layer.owns_kv for layer in config.layers())
     assert (config.text.shape("sliding"), config.text.shape("full")) == ((2, 32), (1, 64))
-    assert (config.text.last_own("sliding"), config.text.last_own("full")) == (10, 11)
+    assert (config.text.last_own("sliding"), config.text.last_own("full")) == (3, 4)
 
 
 # gemma4.md 3: layers, pattern, borrowing, heads, then own K/V layers S + F and bf16 bytes a token.

@@ -15,7 +15,8 @@ from model.config import AssistantConfig, Rope
 from model.files import ModelRefused
 from model.locate import locate
 from model.pair import Pair, check_fit, facts, load_pair, try_out
-from tests.model.reference import NAMES, assistant, checkpoint, copied, edit, target_config
+from tests.chat import turns
+from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +26,17 @@ def demo() -> Pair:
 
 def test_the_bundled_pair_loads_and_answers(demo: Pair) -> None:
     """Greedy and plain, through mlx-lm's own forward: NOTE of the recipe's own example."""
-    ids = demo.tokenizer.encode_messages([("user", "What is the capital of France?")])
+    ids = demo.tokenizer.encode_messages(turns(("user", "What is the capital of France?")))
     start = len(ids)
     while ids[-1] not in demo.tokenizer.eos_token_ids and len(ids) < start + 32:
         ids.append(int(mx.argmax(demo.target(mx.array([ids]))[0, -1])))
     assert demo.tokenizer.decode(ids[start:]) == "The capital of France is Paris."
-    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "none", mx.float32)
+    assert (demo.family, demo.quantization, demo.dtype) == ("gemma-4", "", mx.float32)
     assert demo.assistant is not None
     assert demo.tokenizer.defaults.top_k == 40
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_reference_pairs_fit(name: str) -> None:
     check_fit(target_config(name), assistant(name)[1])
 
@@ -49,10 +50,10 @@ def _text(**change: Any) -> Callable[[AssistantConfig], AssistantConfig]:
     [
         (
             lambda draft: dataclasses.replace(draft, backbone_hidden_size=256),
-            "backbone hidden size 256 in the drafter, 128 in the target",
+            "backbone hidden size 256 in the drafter, 64 in the target",
         ),
         (_text(vocabulary=2048), "vocabulary 2048 in the drafter, 1024 in the target"),
-        (_text(window=16), "sliding window 16 in the drafter, 32 in the target"),
+        (_text(window=8), "sliding window 8 in the drafter, 16 in the target"),
         (_text(kv_heads=1), "K/V heads of sliding layers 1 in the drafter, 2 in the target"),
         (_text(full_kv_heads=2), "K/V heads of full layers 2 in the drafter, 1 in the target"),
         (_text(head_dim=64), "head size of sliding layers 64 in the drafter, 32 in the target"),
@@ -76,13 +77,13 @@ def test_all_differences_are_named_at_once() -> None:
         check_fit(target_config("e2b-tiny"), assistant("a4b-tiny")[1])
     assert str(refused.value).count("in the target") == 2
     assert "K/V heads of sliding layers 2" in str(refused.value)
-    assert "sliding window 32" in str(refused.value)
+    assert "backbone hidden size 64" in str(refused.value)
 
 
 def test_a_mismatched_pair_is_refused_before_any_weight_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.pair.load_target", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("model.weights.Fitted.load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ModelRefused, match="does not fit"):
         load_pair(checkpoint("e2b-tiny"), checkpoint("a4b-tiny-assistant"))
 
@@ -98,8 +99,11 @@ def test_a_drafter_is_no_target_and_a_target_no_drafter() -> None:
     ("name", "full", "sliding", "window"),
     [
         # own full layers, own sliding layers: 2 (K and V) * heads * head size * 4 bytes each
-        ("e2b-tiny", 1 * 2 * 1 * 64 * 4, 4 * 2 * 1 * 32 * 4, 16),
-        ("a4b-tiny", 2 * 2 * 1 * 64 * 4, 10 * 2 * 2 * 32 * 4, 32),
+        ("e2b-tiny", 1 * 2 * 1 * 64 * 4, 2 * 2 * 1 * 32 * 4, 16),
+        ("e4b-tiny", 2 * 2 * 2 * 64 * 4, 1 * 2 * 2 * 32 * 4, 8),
+        ("12b-tiny", 2 * 2 * 1 * 64 * 4, 3 * 2 * 2 * 32 * 4, 8),
+        ("a4b-tiny", 2 * 2 * 1 * 64 * 4, 3 * 2 * 2 * 32 * 4, 16),
+        ("31b-tiny", 2 * 2 * 2 * 32 * 4, 3 * 2 * 4 * 16 * 4, 12),
     ],
 )
 def test_facts_count_the_bytes_of_real_shapes(
@@ -133,6 +137,15 @@ def test_a_model_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
     try_out(demo)
     with pytest.raises(ModelRefused, match="does not run in float32 on this device"):
         try_out(dataclasses.replace(demo, target=target))
+
+
+def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
+    class Broken:
+        def step(self, *_: object) -> None:
+            raise ValueError("[gather_qmm] only on the GPU.")
+
+    with pytest.raises(ModelRefused, match="the drafter does not run in float32"):
+        try_out(dataclasses.replace(demo, assistant=Broken()))
 
 
 def _fingerprint(directory: Any, dtype: str = "float32") -> str:

@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from model.files import ModelDirectory
-from model.pair import load_pair
+from model.drafting import DraftPosition
+from model.pair import Pair, load_pair
 from model.runner import Runner
 from scheduler.plan import Admit, Capture, Decode, Prefill, Sampling, StepPlan, StepResult
+from tests.model.reference import FAMILIES, PROMPTS, checkpoint, golden
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
-PAIRS = ("e2b-tiny", "a4b-tiny")
 REPLY = 64
 
 
-@pytest.fixture(scope="module", params=PAIRS)
-def golden(request: pytest.FixtureRequest) -> tuple[str, dict[str, np.ndarray]]:
-    return request.param, dict(np.load(FIXTURES / "golden" / f"{request.param}.npz"))
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def runner(golden: tuple[str, dict[str, np.ndarray]]) -> Iterator[Runner]:
-    name = golden[0]
-    pair = load_pair(
-        ModelDirectory(FIXTURES / "ckpt" / name),
-        ModelDirectory(FIXTURES / "ckpt" / f"{name}-assistant"),
-        "float32",
-    )
+def pair(name: str) -> Pair:
+    return load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
+
+
+@pytest.fixture(scope="module")
+def runner(pair: Pair) -> Iterator[Runner]:
     runner = Runner(pair, slots_max=32, depth_max=8)
     yield runner
     runner.close()
@@ -89,31 +85,41 @@ class Driver:
         return replies, rounds
 
 
-def prompts_of(arrays: dict[str, np.ndarray]) -> list[list[int]]:
-    return [arrays[f"p{i}_ids"].tolist() for i in range(6)]
+def prompts_of(name: str) -> list[list[int]]:
+    return [golden(name)[f"p{i}_ids"].tolist() for i in PROMPTS]
 
 
-@pytest.mark.parametrize(
-    "depths", [(0,) * 6, (1,) * 6, (3,) * 6, (7,) * 6, (0, 1, 2, 3, 5, 8)], ids=str
-)
+def replies_of(name: str) -> list[list[int]]:
+    return [golden(name)[f"p{i}_greedy"].tolist() for i in PROMPTS]
+
+
+@pytest.mark.parametrize("depths", [(0,) * 6, (0, 1, 2, 3, 5, 8)], ids=str)
 def test_greedy_text_is_the_references_at_any_depth_and_place(
-    golden: tuple[str, dict[str, np.ndarray]], runner: Runner, depths: tuple[int, ...]
+    name: str, runner: Runner, depths: tuple[int, ...]
 ) -> None:
     """S1: token for token; six sessions together, in slots with holes, slices past the window."""
-    arrays = golden[1]
-    expected = [arrays[f"p{i}_greedy"].tolist() for i in range(6)]
-    replies, rounds = Driver(runner).generate(prompts_of(arrays), depths, (3, 0, 7, 1, 2, 11))
-    assert replies == expected
-    if len(set(depths)) == 1 and depths[0]:
-        recorded = [arrays[f"p{i}_rounds_hf_k{depths[0]}"].tolist() for i in range(6)]
-        assert rounds == recorded
+    replies, _ = Driver(runner).generate(prompts_of(name), depths, (3, 0, 7, 1, 2, 11))
+    assert replies == replies_of(name)
+
+
+@pytest.mark.parametrize(("variant", "position"), [("hf", "bonus"), ("pm1", "last")])
+def test_text_and_accepted_drafts_of_every_round_are_the_references(
+    name: str, pair: Pair, variant: str, position: DraftPosition
+) -> None:
+    """Every prompt at depths 1, 3 and 7, all in one batch, for both readings of the position."""
+    runner, depths = Runner(pair, 32, 8, position), [d for d in (1, 3, 7) for _ in PROMPTS]
+    replies, rounds = Driver(runner).generate(prompts_of(name) * 3, depths, range(18))
+    runner.close()
+    assert replies == replies_of(name) * 3
+    names = [f"p{p}_rounds_{variant}_k{d}" for d in (1, 3, 7) for p in PROMPTS]
+    assert rounds == [golden(name)[key].tolist() for key in names]
 
 
 def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
-    golden: tuple[str, dict[str, np.ndarray]], runner: Runner
+    name: str, runner: Runner
 ) -> None:
     """S5: shared noise, so depth, drafter and company cannot matter."""
-    prompts, driver = prompts_of(golden[1]), Driver(runner)
+    prompts, driver = prompts_of(name), Driver(runner)
     sampling = Sampling(temperature=0.9, top_k=40, top_p=0.97, seeded=True, noise_key=99)
     plain, _ = driver.generate(prompts, (0,) * 6, range(6), sampling=sampling)
     drafted, rounds = driver.generate(prompts, (5, 4, 3, 2, 1, 8), (9, 2, 4, 0, 1, 7), 13, sampling)
@@ -127,11 +133,9 @@ def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     assert other[0] != plain[0]
 
 
-def test_a_prefix_restored_at_any_offset_changes_nothing(
-    golden: tuple[str, dict[str, np.ndarray]], runner: Runner
-) -> None:
+def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runner) -> None:
     """T9, C6: captured in slices, restored before, inside and beyond the window."""
-    arrays, driver = golden[1], Driver(runner)
+    arrays, driver = golden(name), Driver(runner)
     prompt, expected = arrays["p3_ids"].tolist(), arrays["p3_greedy"].tolist()
     window = runner.caches.window
     driver.step(admits=(Admit(0, 0, (), Sampling(), len(prompt) + REPLY),))

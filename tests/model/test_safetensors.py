@@ -166,14 +166,24 @@ def test_a_symlink_out_of_the_directory_is_refused(tmp_path: Path) -> None:
         weight_files(ModelDirectory(inside))
 
 
-def test_a_snapshot_of_the_hub_cache_links_to_its_own_blobs(tmp_path: Path) -> None:
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123"
-    blobs.mkdir()
-    snapshot.mkdir(parents=True)
-    _write(blobs / "abcd", _GOOD)
-    (snapshot / "model.safetensors").symlink_to(Path("../../blobs/abcd"))
+@pytest.mark.parametrize("part", ["", "target"])
+def test_a_snapshot_of_the_hub_cache_links_to_the_caches_blobs(part: str, tmp_path: Path) -> None:
+    """Its repository's own, which are links too where repositories share a file."""
+    repository = tmp_path / "models--a--b"
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / "0123" / part
+    shared = tmp_path / "blobs" / "ab"
+    for place in (blobs, snapshot, shared):
+        place.mkdir(parents=True)
+    _write(shared / "abcd", _GOOD)
+    (blobs / "abcd").symlink_to(shared / "abcd")
+    (snapshot / "model.safetensors").symlink_to(blobs / "abcd")
     (file,) = weight_files(ModelDirectory(snapshot))
     assert file.name == "model.safetensors"
+    (snapshot / "model.safetensors").unlink()
+    _write(tmp_path / "models--other", _GOOD)
+    (snapshot / "model.safetensors").symlink_to(tmp_path / "models--other")
+    with pytest.raises(ModelRefused, match="leads out of its directory"):
+        weight_files(ModelDirectory(snapshot))
 
 
 def test_a_fifo_or_directory_is_no_weight_file(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from model.proposals import DraftLogits, draft
 from model.sampling import (
     GREEDY,
     NUCLEUS,
     WHOLE,
-    DraftLogits,
     DrawRows,
     Filters,
-    draft,
     join_rows,
     law_of,
     ranked,

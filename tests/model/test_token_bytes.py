@@ -14,6 +14,7 @@ from model.files import ModelDirectory, ModelRefused
 from model.locate import DEMO
 from model.token_bytes import byte_table
 from model.tokenizer import Tokenizer, load_tokenizer
+from scheduler.text import ReplyText
 from tests.model.reference import checkpoint
 
 
@@ -99,3 +100,49 @@ def test_an_added_token_outside_the_byte_alphabet_stands_for_itself() -> None:
 def test_another_decoder_is_refused(decoder: Any) -> None:
     with pytest.raises(ModelRefused, match=r"^here: decoder"):
         byte_table(decoder, {}, set(), 0, "here")
+
+
+_FAMILY = "\U0001f469\u200d\U0001f469\u200d\U0001f466"  # one picture of five code points
+_TEXTS = st.lists(
+    st.one_of(
+        st.text(st.characters(codec="utf-8"), max_size=10),
+        st.sampled_from([_FAMILY, " a", "  ", "<turn|>", "日本"]),
+    ),
+    max_size=6,
+).map("".join)
+
+
+_PLACES = {"gemma": checkpoint("e2b-tiny"), "demo": ModelDirectory(DEMO / "target")}
+
+
+@cache
+def _loaded(place: str) -> Tokenizer:
+    words = Encoder.from_file(str(_PLACES[place].path / "tokenizer.json")).get_vocab()
+    return load_tokenizer(_PLACES[place], max(words.values()) + 1, (1,))
+
+
+@pytest.mark.parametrize("place", _PLACES)
+@given(data=st.data())
+def test_streamed_pieces_join_to_the_decoded_whole(place: str, data: st.DataObject) -> None:
+    """R3: of a text's own ids and of any ids, control tokens and half characters among them."""
+    tokenizer = _loaded(place)
+    text = data.draw(_TEXTS)
+    ids = tokenizer.encode_messages([{"role": "user", "content": text}])
+    for stray in data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=8)):
+        ids.insert(data.draw(st.integers(0, len(ids))), stray)
+    reply = ReplyText(tokenizer.token_bytes)
+    pieces = []
+    for token in ids:
+        reply.push(token)
+        pieces.append(reply.take())
+    reply.finish()
+    assert "".join(pieces) + reply.take() == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("place", _PLACES)
+@given(text=_TEXTS)
+def test_what_is_encoded_decodes_to_itself(place: str, text: str) -> None:
+    """Leading and doubled spaces included; Gemma alone cannot tell its "▁" from a space."""
+    tokenizer = _loaded(place)
+    plain = text.replace("▁", "").replace("<turn|>", "")
+    assert tokenizer.decode(tokenizer.encode_text(plain)) == plain

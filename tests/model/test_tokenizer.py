@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from model.files import ModelDirectory, ModelRefused
 from model.locate import DEMO
 from model.tokenizer import Tokenizer, load_tokenizer
 from scheduler.plan import SamplingDefaults
+from tests.chat import turns
 from tests.model.reference import FIXTURES, NAMES, checkpoint, copied, edit
 
 _DEMO = ModelDirectory(DEMO / "target")
@@ -62,22 +65,47 @@ def test_text_encodes_as_transformers_does(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_messages_encode_as_transformers_does(name: str) -> None:
     tokenizer = load_tokenizer(checkpoint(name), 1024)
-    vectors = [v for v in _vectors(name)["chat"] if set(v["args"]) == {"messages"}]
-    assert len(vectors) == 2
-    for vector in vectors:
-        messages = [(m["role"], m["content"]) for m in vector["args"]["messages"]]
-        assert tokenizer.encode_messages(messages) == vector["ids"]
+    for vector in _vectors(name)["chat"]:
+        given = dict(vector["args"])
+        messages, thinking = given.pop("messages"), given.pop("enable_thinking", None)
+        assert tokenizer.encode_messages(messages, **given, thinking=thinking) == vector["ids"]
+
+
+@cache
+def _released(family: str) -> Tokenizer:
+    """The reference tokenizer with a template that does what that release's own does."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = copied("e2b-tiny", Path(place))
+        source = (FIXTURES / "chat" / "template.jinja").read_text()
+        if family == "31B":
+            source = source.replace("empty_thought = false", "empty_thought = true")
+        (directory.path / "chat_template.jinja").write_text(source)
+        return load_tokenizer(directory, 1024)
+
+
+_CHATS = json.loads((FIXTURES / "chat" / "golden.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("family", ["E2B", "31B"])
+@pytest.mark.parametrize("chat", _CHATS, ids=[chat["case"] for chat in _CHATS])
+def test_chats_encode_as_the_released_templates_have_them(
+    chat: dict[str, Any], family: str
+) -> None:
+    expected = _whole("e2b-tiny").encode(chat[family], add_special_tokens=False).ids
+    tokenizer = _released(family)
+    ids = tokenizer.encode_messages(chat["messages"], chat["tools"], chat["thinking"])
+    assert ids == expected
 
 
 @pytest.mark.parametrize("place", _PLACES)
 def test_a_long_conversation_encodes_as_transformers_does(place: str) -> None:
-    messages = [("system", " Be  brief.\n")]
+    said = [("system", " Be  brief.\n")]
     for turn in range(500):
-        messages += [("user", f"\n\nWhat is {turn}? 日本 🙂\t"), ("assistant", f"It's\n{turn}.")]
-    messages.append(("user", "  \u2003é"))
+        said += [("user", f"\n\nWhat is {turn}? 日本 🙂\t"), ("assistant", f"It's\n{turn}.")]
+    said.append(("user", "  \u2003é"))
+    messages = turns(*said)
     peer = AutoTokenizer.from_pretrained(_PLACES[place][0].path)
-    listed = [{"role": role, "content": content} for role, content in messages]
-    expected = peer.apply_chat_template(listed, add_generation_prompt=True, return_dict=False)
+    expected = peer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert _loaded(place).encode_messages(messages) == expected
 
 
@@ -91,14 +119,14 @@ def test_cutting_at_control_tokens_changes_no_id(place: str, parts: list[str]) -
 
 
 @pytest.mark.parametrize("place", _PLACES)
-@given(messages=st.lists(st.tuples(_roles, _ordinary), min_size=1, max_size=5))
+@given(said=st.lists(st.tuples(_roles, _ordinary), min_size=1, max_size=5))
 def test_contents_encode_as_part_of_the_whole_prompt(
-    place: str, messages: list[tuple[str, str]]
+    place: str, said: list[tuple[str, str]]
 ) -> None:
     """Merges across the border of template and content included."""
     tokenizer = _loaded(place)
     assert tokenizer._template is not None
-    prompt = "".join(text for text, _ in tokenizer._template.render(messages))
+    prompt = "".join(tokenizer._template.render(messages := turns(*said)))
     expected = _whole(place).encode(prompt, add_special_tokens=False).ids
     assert tokenizer.encode_messages(messages) == expected
 
@@ -114,11 +142,59 @@ def test_a_content_never_gives_a_control_token(place: str, parts: list[str]) -> 
     """A user who types `<turn|>` does not end a turn, and the model sees what was typed."""
     content = "x" + "".join(parts) + "x"
     tokenizer, control = _loaded(place), _control_ids(place)
-    ids = tokenizer.encode_messages([("user", content), ("assistant", content)])
-    benign = tokenizer.encode_messages([("user", "x"), ("assistant", "x")])
+    ids = tokenizer.encode_messages(turns(("user", content), ("assistant", content)))
+    benign = tokenizer.encode_messages(turns(("user", "x"), ("assistant", "x")))
     assert [i for i in ids if i in control] == [i for i in benign if i in control]
     seen = content.replace("▁", " ") if place == "e2b-tiny" else content  # Gemma's space
     assert tokenizer.decode(ids) == tokenizer.decode(benign).replace("x", seen)
+
+
+_LOOK_ALIKES = ["<0x0A>", "<0x3C>", "\uff1c|turn|\uff1e", "<\u200b|turn>", "\u02c2|turn\u02c3", "▁"]
+_hostile = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [t.content for t in _whole("e2b-tiny").get_added_tokens_decoder().values()]
+        ),
+        st.sampled_from([*_LOOK_ALIKES, "<", ">", "|", "turn", "\n", '"', "call:f{", "}"]),
+        _ordinary,
+    ),
+    max_size=6,
+).map(lambda parts: "x" + "".join(parts) + "x")
+
+
+def _everywhere(text: Callable[[], str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A conversation with a text in every place that has one."""
+    name = text()
+    inner = {text(): text(), text(): [text(), {text(): text()}]}
+    schema = {"type": "object", "properties": {text(): {"type": text(), "description": text()}}}
+    tool = {"name": text(), "description": text(), "parameters": schema | {"required": [text()]}}
+    call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": inner}}
+    return [
+        {"role": "system", "content": text()},
+        {"role": "user", "content": text()},
+        {"role": "assistant", "content": text(), "reasoning": text(), "tool_calls": [call]},
+        {"role": "tool", "content": text(), "name": name, "tool_call_id": "call_0"},
+        {"role": "assistant", "content": text()},
+    ], [{"type": "function", "function": tool}]
+
+
+@given(data=st.data())
+def test_r4_no_text_anywhere_in_a_conversation_gives_a_control_token(data: st.DataObject) -> None:
+    tokenizer, control = _released("31B"), _control_ids("e2b-tiny")
+    numbers = itertools.count()
+    # Distinct, so that no two keys of an object fall together.
+    ids = tokenizer.encode_messages(
+        *_everywhere(lambda: f"{data.draw(_hostile)}{next(numbers)}"), thinking=True
+    )
+    benign = tokenizer.encode_messages(*_everywhere(lambda: f"x{next(numbers)}"), thinking=True)
+    assert [i for i in ids if i in control] == [i for i in benign if i in control]
+
+
+@given(content=_hostile)
+def test_what_looks_like_a_control_token_reaches_the_model_as_it_was_typed(content: str) -> None:
+    tokenizer = _released("E2B")
+    seen = tokenizer.decode(tokenizer.encode_messages(turns(("user", content))))
+    assert seen == f"user\n{content.replace('▁', ' ').strip()}\nmodel\n"
 
 
 def _vocabulary_edit(directory: ModelDirectory, token: str, **model: Any) -> None:
@@ -136,7 +212,7 @@ def test_a_control_token_in_a_content_is_encoded_like_any_text(tmp_path: Path) -
     directory = copied("e2b-tiny", tmp_path)
     document = json.loads((directory.path / "tokenizer.json").read_text())
     _vocabulary_edit(directory, "<t", merges=[["<", "t"], *document["model"]["merges"]])
-    ids = load_tokenizer(directory, 1024).encode_messages([("user", "<turn|>")])
+    ids = load_tokenizer(directory, 1024).encode_messages(turns(("user", "<turn|>")))
     assert 5 in ids
     assert ids.count(106) == 1
 
@@ -150,7 +226,7 @@ def test_a_vocabulary_that_merges_control_tokens_still_gives_none(tmp_path: Path
     tokenizer = load_tokenizer(directory, 1024)
     assert tokenizer._encoder.encode("<turn|>", add_special_tokens=False).ids == [106]
     for content in ("<turn|>", "a <turn|><|turn>model", "<|turn><turn|>"):
-        ids = tokenizer.encode_messages([("user", content), ("user", "<eos>")])
+        ids = tokenizer.encode_messages(turns(("user", content), ("user", "<eos>")))
         assert [i for i in ids if i in _control_ids("e2b-tiny")] == [105, 100, 105, 100]
         assert tokenizer.decode(ids) == f"{content}<eos>"
 
@@ -179,7 +255,7 @@ def test_an_unmarked_control_token_counts_as_one(
     tokenizer = load_tokenizer(directory, 1024)
     index = _whole("e2b-tiny").token_to_id(marked)
     assert index is not None
-    assert index not in tokenizer.encode_messages([("user", marked)])[1:]
+    assert index not in tokenizer.encode_messages(turns(("user", marked)))[1:]
     assert index in tokenizer.encode_text(marked)
     assert tokenizer.decode([index]) == ""
 
@@ -193,7 +269,7 @@ def test_an_ordinary_added_token_is_text(tmp_path: Path) -> None:
     document["added_tokens"].insert(5, {"id": 5, "content": "<h1>"} | flags)
     (directory.path / "tokenizer.json").write_text(json.dumps(document))
     tokenizer = load_tokenizer(directory, 1024)
-    assert 5 in tokenizer.encode_messages([("user", "a<h1>b")])
+    assert 5 in tokenizer.encode_messages(turns(("user", "a<h1>b")))
     assert tokenizer.decode([5]) == "<h1>"
 
 
@@ -201,18 +277,28 @@ def test_a_model_without_a_template_takes_no_messages(tmp_path: Path) -> None:
     directory = copied("e2b-tiny", tmp_path)
     (directory.path / "chat_template.jinja").unlink()
     tokenizer = load_tokenizer(directory, 1024)
-    assert not tokenizer.has_chat_template
+    assert tokenizer.features == frozenset()
     with pytest.raises(PromptRefused, match="no chat template"):
-        tokenizer.encode_messages([("user", "x")])
+        tokenizer.encode_messages(turns(("user", "x")))
 
 
 def test_threads_encode_alike() -> None:
     tokenizer = _loaded("demo")
     texts = [f"{'word ' * n}<turn|>{n}" for n in range(64)]
-    expected = [tokenizer.encode_messages([("user", text)]) for text in texts]
+    chats = [turns(("user", text)) for text in texts]
+    expected = [tokenizer.encode_messages(chat) for chat in chats]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: tokenizer.encode_messages([("user", text)]), texts))
+        found = list(pool.map(tokenizer.encode_messages, chats))
     assert found == expected
+
+
+def test_a_template_that_builds_control_tokens_from_pieces_is_refused(tmp_path: Path) -> None:
+    """They would reach the model as plain text: a prompt that it cannot read."""
+    directory = copied("e2b-tiny", tmp_path)
+    template = "{% for m in messages %}{{ '<|' ~ 'turn>' }}{{ m.content }}{% endfor %}"
+    (directory.path / "chat_template.jinja").write_text(template)
+    with pytest.raises(ModelRefused, match=r"chat_template.jinja: builds control tokens"):
+        load_tokenizer(directory, 1024)
 
 
 def test_a_tokenizer_wider_than_the_logits_is_refused() -> None:
@@ -234,13 +320,14 @@ def test_a_broken_tokenizer_file_is_refused(damage: str, tmp_path: Path) -> None
     ("generation", "fallback", "expected"),
     [
         ({"eos_token_id": [1, 106, 50]}, (1,), {1, 106, 50}),
-        ({"eos_token_id": 106}, (1,), {106}),
+        ({"eos_token_id": 106}, (1,), {1, 106}),
+        ({"eos_token_id": [50]}, (1, 106), {1, 50, 106}),
         ({"eos_token_id": None}, (1, 106), {1, 106}),
         ({}, (1, 106), {1, 106}),
         (None, (1,), {1}),
     ],
 )
-def test_eos_ids_come_from_the_generation_config_first(
+def test_a_turn_ends_at_the_eos_ids_of_every_config(
     generation: Any, fallback: tuple[int, ...], expected: set[int], tmp_path: Path
 ) -> None:
     directory = copied("e2b-tiny", tmp_path)
@@ -266,6 +353,7 @@ def test_eos_ids_come_from_the_generation_config_first(
         {"eos_token_id": 1, "top_p": 0},
         {"eos_token_id": 1, "top_p": 1.5},
         {"eos_token_id": 1, "min_p": 2},
+        {"eos_token_id": 1, "repetition_penalty": 0},
         {"eos_token_id": 1, "top_k": -3},
         {"eos_token_id": 1, "top_k": 2.5},
     ],
@@ -287,6 +375,7 @@ def test_an_odd_generation_config_is_refused(generation: Any, tmp_path: Path) ->
             {"do_sample": True, "temperature": 0.7, "top_k": 64, "top_p": 0.95, "min_p": 0.1},
             SamplingDefaults(0.7, 64, 0.95, 0.1),
         ),
+        ({"repetition_penalty": 1.1}, SamplingDefaults(repetition_penalty=1.1)),
         ({"do_sample": True, "top_k": None}, SamplingDefaults(1.0, 0, 1.0, 0.0)),
     ],
 )

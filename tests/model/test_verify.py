@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
-from scipy import stats
 
 from model import verify as product
-from model.sampling import DraftLaw, DraftLogits, DrawRows, Filters, draft, law_of
+from model.proposals import DraftLaw, DraftLogits, draft
+from model.sampling import DrawRows, Filters, law_of
 from model.verify import verify
 from scheduler.plan import Sampling
+from tests.model import markov
 from tests.model.markov import (
     Drafter,
     filtered_probs,
@@ -47,45 +50,14 @@ DRAFTERS: dict[str, Drafter] = {
 
 def requests(sampling: Sampling, count: int, *, seeded: bool, salt: int = 0) -> list[Sampling]:
     """`count` requests with one sampler and neighbouring noise keys."""
-    s = sampling
-    return [
-        Sampling(s.temperature, s.top_k, s.top_p, s.min_p, seeded, salt * 2**32 + key)
-        for key in range(count)
-    ]
-
-
-def p_value(tokens: np.ndarray, sampling: Sampling) -> float:
-    """Chi-square of the joint of three tokens [n, 3] against the target's; rare cells pooled."""
-    laws = np.array([filtered_probs(row, sampling) for row in TABLE])
-    joint = laws[FIRST][:, None, None] * laws[:, :, None] * laws[None, :, :]
-    expected = joint.ravel() * len(tokens)
-    cells = np.ravel_multi_index(tuple(tokens.T), joint.shape)
-    seen = np.bincount(cells, minlength=joint.size)
-    if seen[expected == 0].any():
-        return 0.0
-    rare = expected < 5
-    seen = np.append(seen[~rare], seen[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    filled = expected > 0
-    return float(stats.chisquare(seen[filled], expected[filled], sum_check=False).pvalue)
+    return [replace(sampling, seeded=seeded, noise_key=salt * 2**32 + key) for key in range(count)]
 
 
 def joint_p_value(
     sampling: Sampling, drafter: str, depth: int, *, seeded: bool, rows: int = 100_000
 ) -> float:
-    """Draw `rows` replies of three tokens, in parts that fit a small machine's memory."""
-    parts = [
-        generate(
-            TABLE,
-            requests(sampling, 20_000, seeded=seeded, salt=salt),
-            lambda row, length: depth,
-            DRAFTERS[drafter],
-            3,
-            FIRST,
-        )[0]
-        for salt in range(rows // 20_000)
-    ]
-    return p_value(np.concatenate(parts), sampling)
+    drawn = requests(sampling, rows, seeded=seeded)
+    return markov.joint_p_value(TABLE, drawn, DRAFTERS[drafter], depth, FIRST)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from model.files import ModelDirectory, ModelRefused
 from model.safetensors import weight_files
 from model.weights import DTYPE_NAMES, arrays, load_target, resolve_dtype, weight_bytes
 from tests.model.reference import (
+    FAMILIES,
     NAMES,
     PROMPTS,
     checkpoint,
@@ -52,7 +54,7 @@ def _with(name: str, place: Path, change: Callable[[_Tensors], _Tensors]) -> Mod
     return directory
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_logits_equal_the_reference(name: str, prompt: int) -> None:
     expected = golden(name)[f"p{prompt}_logits"]
@@ -63,10 +65,10 @@ def test_logits_equal_the_reference(name: str, prompt: int) -> None:
 
 def test_k_v_weights_of_borrowing_layers_are_dropped() -> None:
     held = parameters(target("e2b-tiny"))
-    inner = "layers.9.self_attn.k_proj.weight"
+    inner = "layers.4.self_attn.k_proj.weight"
     assert f"model.language_model.{inner}" in _tensors("e2b-tiny")
     assert f"model.{inner}" not in held
-    assert "model.layers.4.self_attn.k_proj.weight" in held
+    assert "model.layers.2.self_attn.k_proj.weight" in held
 
 
 def _bare(tensors: _Tensors) -> _Tensors:
@@ -92,7 +94,7 @@ def _mlx_community(tensors: _Tensors) -> _Tensors:
 
 
 @pytest.mark.parametrize("layout", [_bare, _mlx_community])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_layout_gives_the_same_parameters(
     name: str, layout: Callable[[_Tensors], _Tensors], tmp_path: Path
 ) -> None:
@@ -120,17 +122,47 @@ def test_shards_give_the_same_parameters(tmp_path: Path) -> None:
     _assert_same(_load(directory), target("e2b-tiny"))
 
 
-def test_towers_are_left_out_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    towers = {
-        "model.vision_tower.encoder.layers.0.self_attn.k_proj.linear.weight": mx.zeros((2, 2)),
-        "model.audio_tower.layers.0.input_max": mx.zeros((1,)),
-        "vision_tower.patch.weight": mx.zeros((2, 2)),
-        "model.embed_vision.embedding_projection.weight": mx.zeros((2, 2)),
-    }
-    with caplog.at_level(logging.INFO):
-        loaded = _load(_with("e2b-tiny", tmp_path, lambda t: t | towers))
+_TOWERS = {
+    "e2b-tiny": {"audio_tower", "embed_audio", "embed_vision", "vision_tower"},
+    "e4b-tiny": {"audio_tower", "embed_audio", "embed_vision", "vision_tower"},
+    "12b-tiny": {"embed_audio", "embed_vision", "vision_embedder"},
+    "a4b-tiny": {"embed_vision", "vision_tower"},
+    "31b-tiny": {"embed_vision", "vision_tower"},
+}
+
+
+@pytest.mark.parametrize("layout", [None, _mlx_community])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_towers_are_left_out_with_one_line_that_names_them(
+    name: str,
+    layout: Callable[[_Tensors], _Tensors] | None,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the names that transformers saved, and in those of mlx's conversions."""
+    directory = checkpoint(name) if layout is None else _with(name, tmp_path, layout)
+    with caplog.at_level(logging.INFO, logger="model.weights"):
+        loaded = _load(directory)
+    (record,) = caplog.records
+    inner = [tensor.removeprefix("model.") for tensor in _tensors(name)]
+    towers = Counter(tensor.partition(".")[0] for tensor in inner)
+    del towers["language_model"]
+    assert set(towers) == _TOWERS[name]
+    listed = ", ".join(f"{tower} {count}" for tower, count in sorted(towers.items()))
+    assert record.getMessage() == f"left out {sum(towers.values())} tensors of media: {listed}"
+    assert not [held for held in parameters(loaded) if any(t in held for t in towers)]
+
+
+def test_a_text_only_checkpoint_leaves_nothing_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = _with(
+        "e2b-tiny", tmp_path, lambda t: {k: v for k, v in t.items() if "language_model" in k}
+    )
+    with caplog.at_level(logging.INFO, logger="model.weights"):
+        loaded = _load(text)
+    assert not caplog.records
     _assert_same(loaded, target("e2b-tiny"))
-    assert "left out 4 tensors" in caplog.text
 
 
 _UP = "model.language_model.layers.3.mlp.up_proj.weight"
@@ -143,16 +175,16 @@ _GATE_UP = "model.language_model.layers.0.experts.gate_up_proj"
         (
             "e2b-tiny",
             lambda t: {k: v for k, v in t.items() if k != _UP},
-            r"model\.safetensors: model\.layers\.3\.\S+ is missing, .*\[256, 128\], found none",
+            r"model\.safetensors: model\.layers\.3\.\S+ is missing, .*\[128, 128\], found none",
         ),
         (
             "e2b-tiny",
-            lambda t: t | {_UP: mx.zeros((128, 256))},
-            r"model\.safetensors: \S+up_proj\.weight .* is \[256, 128\], found \[128, 256\]",
+            lambda t: t | {_UP: mx.zeros((128, 64))},
+            r"model\.safetensors: \S+up_proj\.weight .* is \[128, 128\], found \[128, 64\]",
         ),
         (
             "e2b-tiny",
-            lambda t: t | {_UP: mx.zeros((256, 128), mx.int32)},
+            lambda t: t | {_UP: mx.zeros((128, 128), mx.int32)},
             r"model\.safetensors: .*up_proj\.weight .*float32, found .*int32",
         ),
         (
@@ -167,13 +199,13 @@ _GATE_UP = "model.language_model.layers.0.experts.gate_up_proj"
         ),
         (
             "a4b-tiny",
-            lambda t: t | {_GATE_UP: mx.zeros((8, 127, 128))},
-            r"gate_up_proj of shape \[8, 127, 128\] cannot be split",
+            lambda t: t | {_GATE_UP: mx.zeros((4, 127, 64))},
+            r"gate_up_proj of shape \[4, 127, 64\] cannot be split",
         ),
         (
             "a4b-tiny",
-            lambda t: t | {_GATE_UP: mx.zeros((8, 64, 128))},
-            r"gate_up_proj .*\[8, 64, 128\], found \[8, 32, 128\]",
+            lambda t: t | {_GATE_UP: mx.zeros((4, 64, 64))},
+            r"gate_up_proj .*\[4, 64, 64\], found \[4, 32, 64\]",
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import threading
 from contextlib import asynccontextmanager
 
@@ -128,6 +129,26 @@ async def test_collect_includes_what_was_read_before(connect, address):
     assert reply.finish.usage.accepted_tokens == 1
 
 
+async def test_logprobs_arrive_with_their_tokens(connect, daemon, address):
+    def reply(request, context):
+        yield prefill(4, 9, 9)
+        for token in (10, 11):
+            event = delta("x", token)
+            told = event.delta.logprobs.add(logprob=-token / 2)
+            told.alternatives.add(token_id=token + 1, logprob=-0.25)
+            yield event
+        yield finish(**USAGE)
+
+    daemon.reply = reply
+    async with connect(address) as client:
+        whole = await done(client.generate("hello", top_logprobs=1).collect())
+    assert whole.token_ids == (10, 11)
+    assert whole.logprobs == tuple(
+        rootstock.TokenLogprobs(-token / 2, (rootstock.Alternative(token + 1, -0.25),))
+        for token in whole.token_ids
+    )
+
+
 async def test_stream_that_ends_without_finish_is_no_reply(connect, daemon, address):
     daemon.reply = lambda request, context: iter([prefill(0, 1, 1), delta("x", 1)])
     async with connect(address) as client:
@@ -156,6 +177,11 @@ async def test_every_option_reaches_the_daemon(connect, daemon, address):
             top_p=0.5,
             min_p=0.25,
             seed=2**64 - 1,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias={7: 2.0, 8: -100.0},
+            top_logprobs=4,
             stop="\n\n",
             stop_token_ids=[8, 9],
             ignore_eos=True,
@@ -169,8 +195,17 @@ async def test_every_option_reaches_the_daemon(connect, daemon, address):
         token_ids=prompt_pb2.TokenIds(ids=[5, 6]),
         max_tokens=7,
         sampling=generation_pb2.Sampling(
-            temperature=0.0, top_k=0, top_p=0.5, min_p=0.25, seed=2**64 - 1
+            temperature=0.0,
+            top_k=0,
+            top_p=0.5,
+            min_p=0.25,
+            seed=2**64 - 1,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias={7: 2.0, 8: -100.0},
         ),
+        top_logprobs=4,
         stop=["\n\n"],
         stop_token_ids=[8, 9],
         ignore_eos=True,
@@ -193,6 +228,59 @@ async def test_messages_may_be_values_or_mappings(connect, daemon, address):
         ("system", "Be brief."),
         ("user", "<turn|>"),
     ]
+
+
+WEATHER = rootstock.Tool(
+    "weather", "Weather of a place", {"type": "object", "properties": {"city": {"type": "string"}}}
+)
+
+
+async def test_a_conversation_carries_tools_thinking_and_calls(connect, daemon, address):
+    call = rootstock.ToolCall("weather", {"city": "Paris", "days": [1, None]})
+    messages = [
+        {"role": "user", "content": "hi"},
+        rootstock.Message("assistant", "", thinking="hm", tool_calls=[call]),
+        rootstock.Message("tool", "rain", tool_name="weather"),
+    ]
+    async with connect(address) as client:
+        tools = [WEATHER, rootstock.Tool("now")]
+        talk = rootstock.Conversation(messages, tools, thinking=False)
+        await done(client.generate(talk).collect())
+        await done(client.tokenize(rootstock.Conversation(messages[:1])))
+        with pytest.raises(TypeError):
+            client.generate([{"role": "user", "content": "x", "image": "y"}])
+    sent, plain = (request.messages for request in daemon.requests)
+    assert [tool.name for tool in sent.tools] == ["weather", "now"]
+    assert json.loads(sent.tools[0].parameters) == WEATHER.parameters
+    assert (sent.tools[1].parameters, sent.tools[1].description) == ("", "")
+    assert (sent.HasField("thinking"), sent.thinking) == (True, False)
+    _, asked, answer = sent.messages
+    assert (asked.thinking, asked.tool_calls[0].name) == ("hm", "weather")
+    assert json.loads(asked.tool_calls[0].arguments) == call.arguments
+    assert (answer.role, answer.tool_name, answer.content) == ("tool", "weather", "rain")
+    assert not plain.HasField("thinking") and not plain.tools
+
+
+async def test_a_reply_is_the_next_prompts_message(connect, daemon, address):
+    """What the model thought and called comes apart from its text, and goes back as it came."""
+
+    def reply(request, context):
+        yield prefill(0, 3, 3)
+        yield part(thinking="so ")
+        yield part(thinking="so\n", text="Let me see. ")
+        yield part(tool_calls=[{"name": "weather", "arguments": '{"city": "Paris"}'}])
+        yield finish()
+
+    daemon.reply = reply
+    async with connect(address) as client:
+        got = await done(client.generate("hello").collect())
+    call = rootstock.ToolCall("weather", {"city": "Paris"})
+    assert (got.text, got.thinking, got.tool_calls) == ("Let me see. ", "so so\n", (call,))
+    assert got.message() == rootstock.Message("assistant", got.text, got.thinking, (call,))
+
+
+def part(**fields):
+    return generation_pb2.GenerateResponse(delta=generation_pb2.Delta(**fields))
 
 
 async def test_token_ids_may_be_any_sequence_or_array(connect, daemon, address):

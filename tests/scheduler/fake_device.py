@@ -25,7 +25,7 @@ from scheduler.plan import (
     StepPlan,
     StepResult,
 )
-from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
+from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker, toy_logprobs
 
 VOCABULARY = 48
 EOS = 1
@@ -71,6 +71,7 @@ class Slot:
 
     sampling: Sampling
     tokens_max: int
+    top_logprobs: int
     log: list[int] = field(default_factory=list)
     states: list[int] = field(default_factory=lambda: [0])  # states[n] hashes log[:n]
     bonus: int | None = None
@@ -133,8 +134,9 @@ class FakeDevice:
 
     def _admit(self, admit: Admit) -> None:
         assert admit.slot not in self.slots, f"slot {admit.slot} has an owner"
+        assert admit.target < len(admit.prompt) < admit.tokens_max, f"{admit}: a whole prompt"
         assert 0 <= admit.slot < self.limits.slots_max
-        slot = self.slots[admit.slot] = Slot(admit.sampling, admit.tokens_max)
+        slot = self.slots[admit.slot] = Slot(admit.sampling, admit.tokens_max, admit.top_logprobs)
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
         for payload in admit.path:
@@ -161,7 +163,7 @@ class FakeDevice:
         if not piece.draws:
             return Prefilled(None, payload)
         slot.bonus, slot.drawn = slot.draw(), 1
-        return Prefilled(slot.bonus, payload)
+        return Prefilled(slot.bonus, payload, toy_logprobs([slot.bonus], slot.top_logprobs))
 
     def _decode(self, row: Decode) -> Decoded:
         slot = self.slots[row.slot]
@@ -177,7 +179,8 @@ class FakeDevice:
             slot.append(accepted[-1])
         slot.bonus = slot.draw()
         slot.drawn += len(accepted) + 1
-        return Decoded((*accepted, slot.bonus), row.depth)
+        tokens = (*accepted, slot.bonus)
+        return Decoded(tokens, row.depth, toy_logprobs(tokens, slot.top_logprobs))
 
     def _agrees(self, state: int) -> bool:
         return (mix(state, 9999) >> 13) % 1000 < 1000 * self.quality

@@ -27,6 +27,7 @@ from scheduler.events import (
 )
 from scheduler.limits import Limits
 from scheduler.plan import ModelFacts, Sampling, StepPlan
+from tests.fakes import toy_logprobs
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
 from tests.scheduler.reference import expected_reply
 
@@ -56,6 +57,8 @@ class Stream:
             self.deltas_by_step[step] += 1
             self.tokens += effect.token_ids
             self.text += effect.text
+            told = toy_logprobs(effect.token_ids, self.request.top_logprobs)
+            assert effect.logprobs == told, "each id's own, in its own delta"
             assert len(self.tokens) <= self.request.max_tokens, "S3"
         else:
             self.end = effect

@@ -17,7 +17,7 @@ def reply(**options: object) -> Reply:
     request = Request(id=1, root=b"", prompt=(4,), sampling=Sampling(), **options)  # type: ignore[arg-type]
     made = Reply(request, toy_facts(), BYTES)
     made.push_first(4)
-    made.take_text()
+    made.parts.take_text()
     return made
 
 
@@ -48,7 +48,7 @@ def test_a_round_is_cut_where_the_reply_ends(
     """S3, S4: two accepted drafts and a bonus; nothing after the end counts or shows."""
     made = reply(**options)
     assert made.push_round(Decoded(tokens, drafted=4)) == emitted
-    assert (made.reason, made.take_text()) == (reason, text)
+    assert (made.reason, made.parts.take_text()) == (reason, text)
     assert made.tokens == [4, *tokens[:emitted]]
     assert (made.draft_tokens, made.accepted_tokens) == (4, accepted)
     bonus_cut = emitted <= 2
@@ -65,7 +65,7 @@ def test_the_stop_sequence_is_named_only_where_it_ended_the_reply() -> None:
     """An unfinished character that becomes the stop string at the end is cut, not a reason."""
     made = reply(stop=("\ufffd",), max_tokens=2)
     made.push_round(Decoded((7,), drafted=0))
-    assert (made.reason, made.stop_sequence, made.take_text()) == ("length", "", "")
+    assert (made.reason, made.stop_sequence, made.parts.take_text()) == ("length", "", "")
 
 
 def test_nothing_may_follow_the_end() -> None:

@@ -66,6 +66,7 @@ def submit(random: Random, house: House) -> Stream:
         ignore_eos=random.random() < 0.3,
         root=random.choice((b"root", b"other")),
         depth=depth,
+        top_logprobs=random.choice((0, 0, 3)),
         cache_bypass=random.random() < 0.1,
         store_reply=random.random() < 0.8,
         deadline=deadline,

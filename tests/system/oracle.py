@@ -3,14 +3,15 @@
 - Nothing of ours runs in that forward: no packing, no cache, no drafter. If every token is what the
   law draws after the tokens before it, the reply is the one that plain decoding gives.
 - Greedy: the maximum. Seeded: the shared noise of the token's index added to the plain law.
+- Bias and penalties are applied in NumPy, each place with the prompt and the reply up to there.
 - Text and end are computed the naive way, every beginning of the reply afresh.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -20,10 +21,17 @@ from model.sampling import DrawRows
 from model.verify import verify
 from scheduler.events import Request
 from scheduler.plan import Sampling
+from tests.model.markov import adjusted_logits
 from tests.model.reference import Array
 from tests.scheduler.reference import first_stop, whole_characters
 
 NEAR_TIE = 1e-3
+NOT_ADJUSTED: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": (),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Oracle:
         wrong = [i for i, (a, b) in enumerate(zip(reply, due, strict=False)) if a != b]
         if not wrong:
             return Verdict()
-        logits = self.logits([*prompt, *reply])[len(prompt) - 1 :]
+        logits = self._adjusted(tuple(prompt), list(reply), sampling)
         gaps = {i: float(logits[i].max() - logits[i, reply[i]]) for i in wrong}
         near = tuple(i for i in wrong if sampling.greedy and gaps[i] < NEAR_TIE)
         return Verdict(tuple(i for i in wrong if i not in near), near)
@@ -64,13 +72,21 @@ class Oracle:
         known = self._known.get((prompt, sampling), [])
         if reply == known[: len(reply)]:
             return known
-        logits = self._pair.target(mx.array([*prompt, *reply[:-1]])[None])[0, len(prompt) - 1 :]
-        count = len(reply)
-        rows = DrawRows((sampling,) * count, (0,) * count, tuple(range(count)))
-        due: list[int] = np.array(verify(logits, rows))[:, 0].tolist()
+        count, logits = len(reply), self._adjusted(prompt, reply, sampling)
+        plain = replace(sampling, **NOT_ADJUSTED)
+        rows = DrawRows((plain,) * count, (0,) * count, tuple(range(count)))
+        due: list[int] = np.array(verify(mx.array(logits), rows))[:, 0].tolist()
         if due == reply:
             self._known[prompt, sampling] = reply
         return due
+
+    def _adjusted(self, prompt: tuple[int, ...], reply: list[int], sampling: Sampling) -> Array:
+        """[len(reply), V]: the logits that each token of a reply was drawn from."""
+        logits = self.logits([*prompt, *reply[:-1]])[len(prompt) - 1 :]
+        if not sampling.adjusted:
+            return logits
+        rows = [adjusted_logits(row, sampling, prompt, reply[:i]) for i, row in enumerate(logits)]
+        return np.array(rows, np.float32)
 
 
 @dataclass(frozen=True)

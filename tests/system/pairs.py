@@ -12,6 +12,7 @@ from mlx_lm.generate import generate_step
 from daemon.demo.cast import CAST, SYSTEM
 from model.locate import locate
 from model.pair import Pair, load_pair
+from tests.chat import turns
 from tests.model.reference import NAMES, PROMPTS, checkpoint, golden
 from tests.system.oracle import Oracle
 
@@ -44,7 +45,7 @@ def prompts(name: str) -> tuple[tuple[int, ...], ...]:
     return tuple(
         tuple(
             pair(name).tokenizer.encode_messages(
-                [("system", system), ("user", part.question)][not system :]
+                turns(*[("system", system), ("user", part.question)][not system :])
             )
         )
         for system, part in zip(systems, CAST, strict=False)

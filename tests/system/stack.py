@@ -29,7 +29,7 @@ from scheduler.events import (
     Submit,
 )
 from scheduler.limits import Limits
-from scheduler.plan import Sampling, StepPlan
+from scheduler.plan import Marks, Sampling, StepPlan, TokenLogprobs
 from tests.system.oracle import Oracle, Verdict, check_usage, end_of
 
 GIB = 1 << 30
@@ -54,6 +54,7 @@ class Stream:
 
     request: Request
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     progress: list[Progress] = field(default_factory=list)
     end: Finished | Failed | None = None
@@ -77,6 +78,9 @@ class Stream:
             case Delta():
                 assert self.progress[-1].processed == len(self.request.prompt)
                 self.tokens += effect.token_ids
+                self.logprobs += effect.logprobs
+                asked = bool(self.request.top_logprobs)
+                assert len(effect.logprobs) == asked * len(effect.token_ids), "one for each id"
                 self.text += effect.text
             case _:
                 self.end = effect
@@ -94,7 +98,8 @@ class Stack:
         check_steps: bool = True,
     ) -> None:
         self.pair, self.limits = pair, limits
-        self.facts = facts(pair, limits.draft_depth_max)
+        # The oracle knows text only, and a random model opens channels as it likes.
+        self.facts = replace(facts(pair, limits.draft_depth_max), marks=Marks())
         self.tree = Tree(self.facts.window_tokens, limits.tree_nodes_max)
         self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
         depth_max = limits.draft_depth_max if self.facts.has_drafter else 0

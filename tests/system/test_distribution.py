@@ -1,4 +1,4 @@
-"""S2 end to end: 2e4 replies drawn through core and runner with drafts have the target's own law.
+"""S2 end to end: replies drawn through core and runner with drafts have the target's own law.
 
 The target is tiny and random, its law exact: plain forwards over every beginning of three tokens.
 The drafter is random and scores half of the vocabulary only. Noise keys are fixed: no run differs.
@@ -7,25 +7,31 @@ The drafter is random and scores half of the vocabulary only. Noise keys are fix
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from scipy import stats
 
 from model.pair import Pair
 from scheduler.limits import Limits
 from scheduler.plan import Sampling
-from tests.model.markov import filtered_probs
+from tests.model.markov import adjusted_logits, filtered_probs, p_value
 from tests.model.reference import Array
 from tests.system.stack import Stack
 from tests.system.tiny import random_pair
 
-VOCABULARY, DRAWS, DEPTH = 16, 20_000, 2
+VOCABULARY, DEPTH = 16, 2
 PROMPT = (2, 9, 5)
-SAMPLING = Sampling(temperature=1.3, top_k=13, top_p=0.95, min_p=0.01)
+FILTERS = Sampling(temperature=1.3, top_k=13, top_p=0.95, min_p=0.01)
+PENALTIES = replace(
+    FILTERS,
+    repetition_penalty=1.4,
+    presence_penalty=0.8,
+    frequency_penalty=-0.9,
+    logit_bias=((4, 1.5), (9, -2.0)),
+)
 SLOTS = 128
 LIMITS = Limits(
     slots_max=SLOTS, queued_max=SLOTS, prefill_slices_max=SLOTS, prefill_tokens_max=4 * SLOTS
@@ -37,53 +43,53 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return random_pair("e2b-tiny", tmp_path_factory.mktemp("tiny"), VOCABULARY, seed=5)
 
 
-@pytest.fixture(scope="module")
-def law(tiny: Pair) -> Array:
+def law(tiny: Pair, sampling: Sampling) -> Array:
     """[V, V, V]: the joint probability of a reply's first three tokens."""
     joint = np.ones((VOCABULARY,) * 3)
     for count in range(3):
         beginnings = list(product(range(VOCABULARY), repeat=count))
         prompts = mx.array([(*PROMPT, *beginning) for beginning in beginnings])
         logits = np.array(tiny.target(prompts)[:, -1])
-        laws = np.array([filtered_probs(row, SAMPLING) for row in logits])
+        scores = [
+            adjusted_logits(row, sampling, PROMPT, beginning)
+            for row, beginning in zip(logits, beginnings, strict=True)
+        ]
+        laws = np.array([filtered_probs(row, sampling) for row in scores])
         joint *= laws.reshape(*(VOCABULARY,) * (count + 1), *(1,) * (2 - count))
     return joint
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seeded", [False, True], ids=["rejection", "shared-noise"])
+@pytest.mark.parametrize(
+    ("sampling", "seeded", "draws"),
+    [
+        pytest.param(FILTERS, False, 20_000, id="rejection"),
+        pytest.param(FILTERS, True, 20_000, id="shared-noise"),
+        pytest.param(PENALTIES, False, 5_000, id="rejection-penalties"),
+        pytest.param(PENALTIES, True, 5_000, id="shared-noise-penalties", marks=pytest.mark.long),
+    ],
+)
 def test_replies_drawn_with_drafts_have_the_targets_law(
-    tiny: Pair, law: Array, seeded: bool
+    tiny: Pair, sampling: Sampling, seeded: bool, draws: int
 ) -> None:
     """The first three tokens jointly; two of them are drafted in one round."""
     stack = Stack(tiny, LIMITS, check_steps=False)
-    todo = deque(range(DRAWS))
+    todo = deque(range(draws))
     while todo or stack.core.has_work:
         while todo and stack.core.stats().requests_waiting < SLOTS:
-            law_of = sampling(todo.popleft(), seeded)
-            stack.submit(PROMPT, DEPTH + 2, sampling=law_of, depth=DEPTH, cache_bypass=True)
+            own = replace(sampling, seeded=seeded, noise_key=todo.popleft())
+            stack.submit(PROMPT, DEPTH + 2, sampling=own, depth=DEPTH, cache_bypass=True)
         stack.step()
     usages = [stream.finished.usage for stream in stack.streams]
     accepted, drafted = (
         sum(getattr(u, f"{n}_tokens") for u in usages) for n in ("accepted", "draft")
     )
     assert 0.05 < accepted / drafted < 0.95, "both ends of a draft must occur"
-    assert p_value([stream.tokens for stream in stack.streams], law) > 1e-4
+    replies = np.array([stream.tokens[:3] for stream in stack.streams])
+    joint = law(tiny, sampling)
+    assert (joint * draws >= 5).sum() > 100, "too few cells to say anything"
+    assert p_value(replies, joint) > 1e-4
+    if sampling is PENALTIES:  # the inverse
+        without = law(tiny, replace(sampling, frequency_penalty=0.0))
+        assert p_value(replies, without) < 1e-4
     stack.close()
-
-
-def sampling(key: int, seeded: bool) -> Sampling:
-    s = SAMPLING
-    return Sampling(s.temperature, s.top_k, s.top_p, s.min_p, seeded, key)
-
-
-def p_value(replies: Sequence[Sequence[int]], law: Array) -> float:
-    """Chi-square of the first three tokens against their law; cells that are rare are pooled."""
-    at = np.array([reply[:3] for reply in replies]) @ (VOCABULARY**2, VOCABULARY, 1)
-    seen = np.bincount(at, minlength=VOCABULARY**3)
-    expected = law.ravel() * len(replies)
-    assert not seen[expected == 0].any(), "a token that the filters removed"
-    often = expected >= 5
-    seen, expected = (np.append(counts[often], counts[~often].sum()) for counts in (seen, expected))
-    assert len(seen) > 100, "too few cells to say anything"
-    return float(stats.chisquare(seen, expected, sum_check=False).pvalue)

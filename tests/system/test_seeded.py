@@ -5,6 +5,7 @@ The oracle knows neither drafts nor company: it adds each index's noise to a pla
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -18,13 +19,22 @@ REPLY = 24
 
 
 def sampler(random: Random) -> Sampling:
-    return Sampling(
+    plain = Sampling(
         temperature=random.choice((0.3, 0.8, 1.2)),
         top_k=random.choice((0, 0, 5, 64, 100)),
         top_p=random.choice((1.0, 0.9)),
         min_p=random.choice((0.0, 0.05)),
         seeded=True,
         noise_key=random.getrandbits(64),
+    )
+    if random.random() < 0.4:
+        return plain
+    return replace(
+        plain,
+        repetition_penalty=random.choice((1.0, 1.2)),
+        presence_penalty=random.choice((0.0, 0.8)),
+        frequency_penalty=random.choice((0.0, 0.4)),
+        logit_bias=random.choice(((), ((7, 3.0), (300, -100.0)))),
     )
 
 
@@ -54,3 +64,4 @@ def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
     assert undrafted == replies[0][1::5]
     assert sum(u.accepted_tokens for u in usages) > 0 and sum(u.cached_tokens for u in usages) > 0
     assert len({tuple(reply) for reply in replies[0]}) > len(asked) // 2, "seeds must differ"
+    assert 0 < sum(sampling.adjusted for _, sampling in asked) < len(asked)

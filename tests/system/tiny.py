@@ -44,23 +44,25 @@ def random_pair(
     *,
     borrowing: int = 0,
     twins: bool = False,
+    sizes: Mapping[str, Any] = {},
 ) -> Pair:
     """A pair in the manner of `base`, written below `place` and loaded.
 
-    Two layers with K/V of their own, and `borrowing` that have none.
+    Two layers with K/V of their own, and `borrowing` that have none. sizes: of both configs' keys
+    where not the usual ones.
     """
     rng = np.random.default_rng(seed)
     target, drafter = copied(base, place), copied(f"{base}-assistant", place)
     layers = (_LAYERS * 3)[: len(_LAYERS) + borrowing]
     per_layer = 8 if base.startswith("e2b") else 0
+    sizes = _SIZES | dict(sizes)
     vocabularies = {
         "text_config.vocab_size": vocabulary,
         "text_config.vocab_size_per_layer_input": vocabulary,
     }
     eos: dict[str, Any] = {"eos_token_id": [1]}
     change = (
-        _SIZES
-        | vocabularies
+        vocabularies
         | eos
         | {
             "text_config.layer_types": layers,
@@ -68,20 +70,22 @@ def random_pair(
             "text_config.num_kv_shared_layers": borrowing,
             "text_config.hidden_size_per_layer_input": per_layer,
         }
+        | sizes
     )
     edit(target, "config.json", change)
     edit(target, "generation_config.json", eos)
     change = (
-        _SIZES
-        | vocabularies
+        vocabularies
+        | sizes
         | {
-            "backbone_hidden_size": _SIZES["text_config.hidden_size"],
+            "backbone_hidden_size": sizes["text_config.hidden_size"],
             "num_centroids": 4,
             "centroid_intermediate_top_k": 2,
             "text_config.layer_types": _LAYERS,
             "text_config.num_hidden_layers": len(_LAYERS),
             "text_config.num_kv_shared_layers": len(_LAYERS),
             "text_config.vocab_size_per_layer_input": 0,
+            "text_config.hidden_size_per_layer_input": 0,
         }
     )
     edit(drafter, "config.json", change)

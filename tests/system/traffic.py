@@ -29,6 +29,7 @@ class Traffic:
             "stop_token_ids": frozenset(random.sample(range(2, 900), random.choice((0, 0, 40)))),
             "ignore_eos": random.random() < 0.8,
             "root": random.choice((b"root", b"root", b"other")),
+            "top_logprobs": random.choice((0, 0, 0, 1, 5)),
             "cache_bypass": random.random() < 0.1,
             "store_reply": random.random() < 0.8,
         }
@@ -49,8 +50,11 @@ class Traffic:
 
     def _sampling(self) -> Sampling:
         random = self.random
+        penalties = (1.0, 0.0, 0.0, ())
+        if random.random() < 0.3:
+            penalties = (random.choice((1.0, 1.3)), random.choice((0.0, 0.5)), 0.3, ((9, 2.0),))
         if random.random() < 0.6:
-            return Sampling()
+            return Sampling(0.0, 0, 1.0, 0.0, False, 0, *penalties)
         top_k, top_p = random.choice((0, 7, 40)), random.choice((1.0, 0.9))
         seeded = random.random() < 0.8
-        return Sampling(0.9, top_k, top_p, 0.02, seeded, random.getrandbits(64))
+        return Sampling(0.9, top_k, top_p, 0.02, seeded, random.getrandbits(64), *penalties)

@@ -13,6 +13,7 @@ from model.files import ModelDirectory
 from model.locate import DEMO
 from model.tokenizer import Tokenizer, load_tokenizer
 from rootstock import Message
+from tests.chat import turns
 from tests.daemon.demo.told import told, usage
 
 FOX, BOAT = CAST[1], CAST[4]
@@ -24,7 +25,7 @@ def tokenizer() -> Tokenizer:
 
 
 def encoded(tokenizer: Tokenizer, conversation: list[Message]) -> list[int]:
-    return tokenizer.encode_messages([(m.role, m.content) for m in conversation])
+    return tokenizer.encode_messages(turns(*((m.role, m.content) for m in conversation)))
 
 
 def test_the_cast_is_the_one_that_the_demo_promises() -> None:

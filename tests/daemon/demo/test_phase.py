@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -33,8 +34,10 @@ class PacedDevice(FakeDevice):
 class TurnTokenizer(ByteTokenizer):
     """Closes every turn with EOS, as a template does."""
 
-    def encode_messages(self, messages: Sequence[tuple[str, str]]) -> list[int]:
-        turns = [[*self._bytes(f"{role}:{content}"), EOS] for role, content in messages]
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], *_args: Any, **_options: Any
+    ) -> list[int]:
+        turns = [[*self._bytes(f"{m['role']}:{m['content']}"), EOS] for m in messages]
         return [BOS, *(id for turn in turns for id in turn), *self._bytes("model:")]
 
     @staticmethod
