@@ -80,7 +80,7 @@ class Part:
 
 CAST = (
     Part("river", "What is a river?"),
-    Part("fox", "Tell me a short story about a fox.", "What was the name of the fox?", seed=1),
+    Part("fox", "Tell me a short story about a fox.", "What was the fox called?", seed=1),
     Part("bread", "What is bread?"),
     Part("clara", "My name is Clara.", "What is my name?"),
     Part("boat", "Tell me a long story about a little boat.", seed=2, cancels_at=48),

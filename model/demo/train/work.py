@@ -26,7 +26,7 @@ Loss = Callable[[nn.Module, int, int], Tensor]
 
 def together(function: Callable[..., None], folder: Path, *rest: object) -> None:
     """function(rank, folder, *rest) in every process; they meet through a file."""
-    meeting = folder / "meeting"
+    meeting = (folder / "meeting").resolve()  # its URL knows no relative paths
     meeting.unlink(missing_ok=True)
     processes.spawn(enter, (function, str(meeting), folder, *rest), PROCESSES)
     meeting.unlink(missing_ok=True)
