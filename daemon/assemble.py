@@ -22,7 +22,7 @@ from model.locate import locate
 from model.pair import Pair, facts, load_pair, try_out
 from model.runner import Runner
 from scheduler.core import Core
-from scheduler.memory import REQUEST_TOKENS_MIN, alone_bytes
+from scheduler.memory import DEMAND_MIN, alone_bytes
 from scheduler.plan import ModelFacts
 
 DEMO_NAME = "rootstock-demo"
@@ -64,7 +64,7 @@ def _ledger(config: Config, model_facts: ModelFacts) -> Ledger:
     """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
     budget = config.memory_bytes or device.memory_budget_bytes()
     weights = model_facts.weights_bytes
-    request = alone_bytes(model_facts, config.limits, REQUEST_TOKENS_MIN)
+    request = alone_bytes(model_facts, config.limits, DEMAND_MIN)
     if budget < weights + request:
         raise StartError(
             f"the weights need {format_bytes(weights)} and the smallest request "

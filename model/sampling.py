@@ -22,13 +22,13 @@ import numpy as np
 from model import noise
 from model.noise import Stream
 from model.penalties import Penalties, Tally
-from scheduler.plan import Sampling
+from scheduler.plan import CANDIDATES_FEW, CANDIDATES_MAX, Sampling
 
 # A row's reach: how many candidates its law needs. Positive values are ranked candidates.
 GREEDY = 0
 WHOLE = -1  # the vocabulary in id order
 NUCLEUS = -2  # the vocabulary, ranked once to cut it at top_p
-RANKED = (64, 1024)  # top_k rounds up to one of these
+RANKED = (CANDIDATES_FEW, CANDIDATES_MAX)
 
 BLOCK_TOKENS = 64
 # What (logit - max) / temperature survives in float32; the ends are greedy and uniform in effect.

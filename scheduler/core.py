@@ -172,7 +172,7 @@ class Core:
             return
         if self._draining:
             self._refuse(request.id, "DRAINING", "the daemon is shutting down")
-        elif not self._memory.servable(len(request.prompt) + request.max_tokens):
+        elif not self._memory.servable(request):
             message = "prompt and max_tokens need more memory than there is"
             self._refuse(request.id, "OUT_OF_MEMORY", message)
         elif waiting.full:

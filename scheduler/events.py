@@ -30,6 +30,11 @@ class Request:
     store_reply: bool = True
     deadline: float | None = None  # in the engine's clock
 
+    @property
+    def tokens_max(self) -> int:
+        """What its session may grow to."""
+        return len(self.prompt) + self.max_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Submit:

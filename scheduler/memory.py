@@ -13,31 +13,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cache.lease import Lease
 from cache.ledger import Ledger
 from cache.snapshot import Payload
 from cache.tree import Match, Tree
+from scheduler.events import Request
 from scheduler.limits import Limits
 from scheduler.plan import ModelFacts
 from scheduler.session import Session
 
 NOTHING = Match(tokens=0, matched=0, evicted=False)
-REQUEST_TOKENS_MIN = 2  # a prompt of one token and a reply of one
 
 
-def alone_bytes(facts: ModelFacts, limits: Limits, tokens_max: int) -> int:
-    """L5: what a session of `tokens_max` tokens needs beside the weights, were it alone."""
-    return facts.live_bytes(tokens_max) + _workspace(facts, limits, [tokens_max])
+class Demand(NamedTuple):
+    """What a slot's bytes follow from: the tokens it may grow to, and how it draws."""
+
+    tokens_max: int
+    law_bytes_per_row: int = 0
+
+    @classmethod
+    def of(cls, request: Request, facts: ModelFacts) -> Demand:
+        return cls(request.tokens_max, facts.law_bytes_per_row(request.sampling))
 
 
-def _workspace(facts: ModelFacts, limits: Limits, tokens: Sequence[int]) -> int:
-    """Transient of the largest step with slots that may grow to `tokens` each."""
-    if not tokens:
+# A prompt of one token, a reply of one, greedy: no request asks for less.
+DEMAND_MIN = Demand(tokens_max=2)
+
+
+def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
+    """L5: what a session needs beside the weights, were it alone."""
+    return facts.live_bytes(demand.tokens_max) + _workspace(facts, limits, [demand])
+
+
+def _workspace(facts: ModelFacts, limits: Limits, slots: Sequence[Demand]) -> int:
+    """Transient of the largest step with these slots."""
+    if not slots:
         return 0
     rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-    rounds = sum(facts.round_bytes(rows, held) for held in tokens)
-    return rounds + facts.prefill_bytes(limits.prefill_tokens_max, max(tokens))
+    rounds = sum(facts.round_bytes(rows, *slot) for slot in slots)
+    longest = max(slot.tokens_max for slot in slots)
+    return rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
 
 
 class Memory:
@@ -49,13 +66,13 @@ class Memory:
         self._tree = tree
         self._ledger = ledger
         self._promised = 0
-        self._tokens: list[int] = []  # what each slot may grow to
+        self._slots: list[Demand] = []
         self._due: list[Lease] = []  # of sessions that the plan in the making restores
         self._version = 0  # of what the tree can match
 
-    def servable(self, tokens_max: int) -> bool:
-        """L5: whether a session of `tokens_max` tokens would fit were it alone."""
-        wanted = alone_bytes(self._facts, self._limits, tokens_max)
+    def servable(self, request: Request) -> bool:
+        """L5: whether it would fit were it alone."""
+        wanted = alone_bytes(self._facts, self._limits, Demand.of(request, self._facts))
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, session: Session) -> Match:
@@ -70,7 +87,7 @@ class Memory:
 
     def may_fit(self, session: Session) -> bool:
         """Whether admit() is worth trying; cheap, so that it can be asked before match()."""
-        if self._tokens and session.refused_room == self._room():
+        if self._slots and session.refused_room == self._room():
             return False
         return sum(self._slot_bytes(session)) <= sum(self._room())
 
@@ -80,7 +97,7 @@ class Memory:
         False, with nothing evicted, where it does not fit beside what is leased. A session that is
         alone always fits: where its own prefix is in the way it goes without.
         """
-        alone = not self._tokens and not self._promised
+        alone = not self._slots and not self._promised
         self._lease(session, self.match(session).tokens, step)
         live, workspace = self._slot_bytes(session)
         fits = self._make_room(live + workspace, step)
@@ -93,7 +110,7 @@ class Memory:
             self.forget(session, step)
             session.refused_room = self._room()
             return False
-        self._tokens.append(session.tokens_max)
+        self._slots.append(Demand.of(session.request, self._facts))
         self._ledger.reserve("live", live)
         self._ledger.reserve("workspace", workspace)
         return True
@@ -152,7 +169,7 @@ class Memory:
 
     def free_slot(self, session: Session) -> None:
         """The plan releases the session's slot."""
-        self._tokens.remove(session.tokens_max)
+        self._slots.remove(Demand.of(session.request, self._facts))
         live, workspace = self._slot_bytes(session)
         self._ledger.give_back("live", live)
         self._ledger.give_back("workspace", workspace)
@@ -169,20 +186,20 @@ class Memory:
     def check(self, slots: int) -> None:
         self._tree.check()
         self._ledger.check()
-        assert slots == len(self._tokens), f"{len(self._tokens)} slots reserved, {slots} taken"
+        assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
         workspace = self._ledger.held("workspace")
-        assert workspace == self._workspace(self._tokens), f"M1: {workspace} bytes of workspace"
+        assert workspace == self._workspace(self._slots), f"M1: {workspace} bytes of workspace"
         held, stored = self._ledger.held("snapshots"), self._tree.bytes
         assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
 
     def _slot_bytes(self, session: Session) -> tuple[int, int]:
         """Live K/V of a slot, and what workspace grows by when it joins those that there are."""
-        joined = self._workspace([*self._tokens, session.tokens_max])
-        live = self._facts.live_bytes(session.tokens_max)
-        return live, joined - self._workspace(self._tokens)
+        demand = Demand.of(session.request, self._facts)
+        joined = self._workspace([*self._slots, demand])
+        return self._facts.live_bytes(demand.tokens_max), joined - self._workspace(self._slots)
 
-    def _workspace(self, tokens: Sequence[int]) -> int:
-        return _workspace(self._facts, self._limits, tokens)
+    def _workspace(self, slots: Sequence[Demand]) -> int:
+        return _workspace(self._facts, self._limits, slots)
 
     def _room(self) -> tuple[int, int]:
         return self._ledger.free, self._tree.evictable_bytes()

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 from cache.snapshot import Payload
 
+# top_k rounds up to one of these; a larger one is cut out of the whole vocabulary.
+CANDIDATES_FEW, CANDIDATES_MAX = 64, 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -38,6 +41,16 @@ class Sampling:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a draw weighs the whole vocabulary, not its best candidates alone."""
+        return not self.greedy and not 0 < self.top_k <= CANDIDATES_MAX
+
+    @property
+    def wide(self) -> bool:
+        """Whether a draw needs the logits once more, changed, or a thousand candidates of them."""
+        return self.adjusted or (not self.greedy and self.top_k > CANDIDATES_FEW)
 
     @property
     def penalised(self) -> bool:
@@ -99,6 +112,8 @@ class ModelFacts:
     ring_bytes: int  # live sliding K/V of one slot, all layers
     workspace_bytes_per_token: int  # transient of a step per packed token
     logits_bytes_per_row: int = 0  # and per row whose logits are needed
+    wide_bytes_per_row: int = 0  # and per such row of a wide sampler
+    whole_bytes_per_row: int = 0  # or of one that weighs the whole vocabulary
     score_bytes_per_key: int = 0  # and per decode row and key of its context
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
@@ -112,9 +127,15 @@ class ModelFacts:
             capacity *= 2
         return self.ring_bytes + self.tail_bytes + capacity * self.full_bytes_per_token
 
-    def round_bytes(self, rows: int, tokens: int) -> int:
+    def law_bytes_per_row(self, sampling: Sampling) -> int:
+        """What a draw takes beside the logits that all rows have."""
+        if sampling.whole:
+            return self.whole_bytes_per_row
+        return self.wide_bytes_per_row if sampling.wide else 0
+
+    def round_bytes(self, rows: int, tokens: int, law_bytes_per_row: int = 0) -> int:
         """Transient of verifying `rows` rows of one session that holds up to `tokens` tokens."""
-        per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row
+        per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row + law_bytes_per_row
         return rows * (per_row + tokens * self.score_bytes_per_key)
 
     def prefill_bytes(self, tokens: int, context_tokens: int) -> int:

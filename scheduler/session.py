@@ -124,7 +124,7 @@ class Session:
 
     @property
     def tokens_max(self) -> int:
-        return len(self.request.prompt) + self.request.max_tokens
+        return self.request.tokens_max
 
     @property
     def emitted(self) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 from transformers import AutoTokenizer
@@ -125,10 +125,18 @@ def test_contents_encode_as_part_of_the_whole_prompt(
 ) -> None:
     """Merges across the border of template and content included."""
     tokenizer = _loaded(place)
+    # Hypothesis draws strings of this file too, and the peer would read a control token in them.
+    assume(not any(token in content for token in _specials(place) for _, content in said))
     assert tokenizer._template is not None
     prompt = "".join(tokenizer._template.render(messages := turns(*said)))
     expected = _whole(place).encode(prompt, add_special_tokens=False).ids
     assert tokenizer.encode_messages(messages) == expected
+
+
+@cache
+def _specials(place: str) -> frozenset[str]:
+    added = _whole(place).get_added_tokens_decoder()
+    return frozenset(token.content for token in added.values() if token.special)
 
 
 def _control_ids(place: str) -> frozenset[int]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from scheduler.events import Failed, Finished
 from scheduler.limits import Limits
+from scheduler.plan import Sampling
 from tests.fakes import FULL_BYTES, SLIDING_BYTES
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, prompt
@@ -69,6 +70,29 @@ def test_what_slices_need_shrinks_when_the_longest_session_leaves() -> None:
     house.run()
     assert house.ledger.view().workspace == 0
     house.close()
+
+
+def test_a_slot_reserves_what_its_own_sampler_takes() -> None:
+    """M2: a greedy row and one with a small top_k need next to nothing for it."""
+    facts = replace(FACTS, wide_bytes_per_row=10, whole_bytes_per_row=100)
+    light = ONE_WORKSPACE + facts.weights_bytes + facts.live_bytes(32)
+    for sampling in (Sampling(), Sampling(1.0, top_k=64)):
+        house = House(limits=LIMITS, facts=facts, budget_bytes=light)
+        assert isinstance(_run(house, sampling), Finished)
+        house.close()
+    wide = (Sampling(1.0, top_k=65), Sampling(1.0, top_k=1024), Sampling(repetition_penalty=1.1))
+    whole = (Sampling(1.0), Sampling(1.0, top_p=0.5), Sampling(1.0, top_k=1025))
+    for sampling, needed in [(s, 9 * 10) for s in wide] + [(s, 9 * 100) for s in whole]:
+        for spare, end in ((needed, Finished), (needed - 1, Failed)):
+            house = House(limits=LIMITS, facts=facts, budget_bytes=light + spare)
+            assert isinstance(_run(house, sampling), end)
+            house.close()
+
+
+def _run(house: House, sampling: Sampling) -> Finished | Failed | None:
+    stream = house.submit(prompt(20), 12, sampling=sampling)
+    house.run()
+    return stream.end
 
 
 def test_snapshots_give_way_to_a_request() -> None:

@@ -132,7 +132,8 @@ def ask(prompt: tuple[int, ...], max_tokens: int, **options: Any) -> Asked:
 def anything(random: Random) -> Asked:
     """A known beginning and a tail, and every kind of end."""
     beginning = random.choice(prompts(NAME))
-    tail = tuple(random.randrange(5, 900) for _ in range(random.randint(0, 12)))
+    # From 100: the ids below hold those of media, which are refused.
+    tail = tuple(random.randrange(100, 900) for _ in range(random.randint(0, 12)))
     options: dict[str, Any] = {}
     if random.random() < 0.4:
         options["seed"] = random.getrandbits(64)
@@ -202,7 +203,7 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: Daemon) -
     random, address = Random(7), daemon.address
     staying = [ask(prompts(NAME)[i % 6], 48, draft_tokens=i % 9) for i in range(8)]
     leaving = [
-        ask(tuple(random.randrange(5, 900) for _ in range(random.randint(30, 300))), ENDLESS)
+        ask(tuple(random.randrange(100, 900) for _ in range(random.randint(30, 300))), ENDLESS)
         for _ in range(18)
     ]
 
