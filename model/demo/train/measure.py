@@ -60,11 +60,15 @@ def held_out_chats(count: int) -> list[Chat]:
     return list(found.values())
 
 
-def messages(chat: Chat, turns: int) -> list[tuple[str, str]]:
-    said = [("system", chat.system)] if chat.system else []
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def messages(chat: Chat, turns: int) -> list[dict[str, str]]:
+    said = [message("system", chat.system)] if chat.system else []
     for question, reply in chat.turns[: turns - 1]:
-        said += [("user", question), ("assistant", reply)]
-    return [*said, ("user", chat.turns[turns - 1][0])]
+        said += [message("user", question), message("assistant", reply)]
+    return [*said, message("user", chat.turns[turns - 1][0])]
 
 
 def answer(
@@ -132,7 +136,7 @@ def held_out_loss(pair: Pair, chats: Sequence[Chat]) -> dict[str, float]:
         asked = messages(chat, 1)
         head = pair.tokenizer.encode_messages(asked)
         # A question after the reply, so that the template closes it.
-        whole = [*asked, ("assistant", chat.turns[0][1]), ("user", "?")]
+        whole = [*asked, message("assistant", chat.turns[0][1]), message("user", "?")]
         after = pair.tokenizer.encode_messages(whole)[len(head) :]
         end = next(at for at, id in enumerate(after) if id in pair.tokenizer.eos_token_ids) + 1
         wanted = mx.array(after[:end])
