@@ -42,9 +42,7 @@ def budget_bytes(
     """Room for `slots` live sessions of up to `tokens_max` tokens, and for as many stored."""
     model = facts(pair, limits.draft_depth_max)
     rows = 1 + (limits.draft_depth_max if model.has_drafter else 0)
-    slot = model.live_bytes(tokens_max) + model.round_bytes(
-        rows, tokens_max, model.whole_bytes_per_row
-    )
+    slot = model.live_bytes(tokens_max) + model.round_bytes(rows, tokens_max)
     stored = snapshot_tokens * (model.full_bytes_per_token + model.sliding_bytes_per_token)
     prefill = model.prefill_bytes(limits.prefill_tokens_max, tokens_max)
     return model.weights_bytes + slots * slot + prefill + stored
