@@ -27,7 +27,7 @@ QUESTIONS = (
     "What is bread made of?",
     "Tell me a long story about a boat and the sea.",
     "What is the moon?",
-    "Write a story about a girl and her dog.",
+    "Tell me a story about a dog.",
     "What is a bicycle?",
     "Tell me a short story about a mouse.",
     "List five animals.",
@@ -36,7 +36,7 @@ QUESTIONS = (
     "Write a story about an old tree.",
     "What is honey?",
     "Tell me a story about two friends.",
-    "What does len do in Python?",
+    "What is a lighthouse?",
     "Tell me a story about a bird.",
 )
 COMPANIES = (1, 8, 16)
