@@ -132,8 +132,8 @@ def ask(prompt: tuple[int, ...], max_tokens: int, **options: Any) -> Asked:
 def anything(random: Random) -> Asked:
     """A known beginning and a tail, and every kind of end."""
     beginning = random.choice(prompts(NAME))
-    # From 100: the ids below hold those of media, which are refused.
-    tail = tuple(random.randrange(100, 900) for _ in range(random.randint(0, 12)))
+    # From 110: below are control tokens, which are refused (media) or divide the reply.
+    tail = tuple(random.randrange(110, 900) for _ in range(random.randint(0, 12)))
     options: dict[str, Any] = {}
     if random.random() < 0.4:
         options["seed"] = random.getrandbits(64)
@@ -142,7 +142,7 @@ def anything(random: Random) -> Asked:
     if random.random() < 0.3:
         options["stop"] = random.choice((["e"], ["th", "a"], ["zq", "in"]))
     if random.random() < 0.3:
-        options["stop_token_ids"] = random.sample(range(5, 1000), 40)
+        options["stop_token_ids"] = random.sample(range(110, 1000), 64)
     options["ignore_eos"] = random.random() < 0.7
     return ask(beginning + tail, random.choice((1, 2, 17, 40)), **options)
 
@@ -203,7 +203,7 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: Daemon) -
     random, address = Random(7), daemon.address
     staying = [ask(prompts(NAME)[i % 6], 48, draft_tokens=i % 9) for i in range(8)]
     leaving = [
-        ask(tuple(random.randrange(100, 900) for _ in range(random.randint(30, 300))), ENDLESS)
+        ask(tuple(random.randrange(110, 900) for _ in range(random.randint(30, 300))), ENDLESS)
         for _ in range(18)
     ]
 
