@@ -16,7 +16,7 @@ from tests.system.pairs import oracle, pair, prompts
 from tests.system.stack import Stack, Stream
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=16)
-VICTIMS = 28
+VICTIMS = 40
 
 
 def phase(stream: Stream) -> str:
