@@ -185,9 +185,8 @@ class Conversation:
         return sum((turn.counts(self.depth) for turn in self.turns), Counts())
 
     def tokens_per_s(self, now: float) -> float | None:
-        """Pace of the newest turn after its first token."""
-        turn = self.turns[-1] if self.turns else None
-        if turn is None or turn.first_token is None or len(turn.token_ids) < 2:
-            return None
-        spent = (turn.ended or now) - turn.first_token
-        return (len(turn.token_ids) - 1) / spent if spent > 0 else None
+        """Pace after the first tokens, of all turns: a short one alone arrives in one step."""
+        begun = [(turn, turn.first_token) for turn in self.turns if turn.first_token is not None]
+        tokens = sum(len(turn.token_ids) - 1 for turn, _ in begun)
+        spent = sum((turn.ended or now) - first for turn, first in begun)
+        return tokens / spent if tokens > 0 and spent > 0 else None

@@ -112,3 +112,9 @@ def test_without_a_drafter_a_cancelled_client_counts_no_rounds() -> None:
 def test_the_pace_leaves_out_the_wait_for_the_first_token() -> None:
     conversation = told(FOX, [[30], [31, 32], [33, 6]])
     assert conversation.tokens_per_s(now=100.0) == 4 / 2.0
+
+
+def test_the_pace_is_that_of_all_turns() -> None:
+    """A short second turn may come in one step, in no time."""
+    conversation = told(FOX, [[30], [31, 32], [33, 6]], [[40, 41, 42, 43, 6]], cached=(0, 8))
+    assert conversation.tokens_per_s(now=100.0) == (4 + 4) / 2.0
