@@ -333,7 +333,8 @@ async def test_request_s_max_is_the_deadline_of_those_who_have_none() -> None:
 @asynccontextmanager
 async def slow_stub(run: Running) -> AsyncIterator[Any]:
     """A client whose receive window never grows, however slow the machine makes it look."""
-    options = [("grpc.http2.bdp_probe", 0)]
+    # What waits for it comes as one message, of whatever size these tests' limits allow.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(run.address, options) as channel:
         yield generation_pb2_grpc.GenerationServiceStub(channel)
 
