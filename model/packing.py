@@ -24,6 +24,7 @@ from mlx_lm.utils import infer_quant_config
 
 from model.config import PACKINGS, Quantization
 from model.files import ModelRefused
+from model.safetensors import TensorEntry
 
 _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 _CHOOSERS = ("router.proj", "masked_embedding.centroids")
@@ -70,36 +71,40 @@ def _chosen(path: str, inner: Any, wanted: Quantization | None) -> Quantization 
     return packing
 
 
-def quantize(module: nn.Module, weights: Mapping[str, mx.array]) -> None:
+def quantize(
+    module: nn.Module, weights: Mapping[str, mx.array], origins: Mapping[str, TensorEntry]
+) -> None:
     """Replace modules by quantised ones where the files hold packed weights. Raises ModelRefused.
 
-    The new modules hold nothing yet that was evaluated.
+    origins: the tensor that each weight comes from. The new modules hold nothing yet that was
+    evaluated.
     """
 
     def packing(path: str, inner: Any) -> dict[str, Any] | bool:
         if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
             return False
+        where = f"{origins[f'{path}.scales'].file}: {path}"
         if f"{path}.global_scale" in weights:
-            raise ModelRefused(f"{path}: nvfp4 with a global scale is not supported")
-        return _read_off(path, inner, weights)
+            raise ModelRefused(f"{where}: nvfp4 with a global scale is not supported")
+        return _read_off(where, path, inner, weights)
 
     nn.quantize(module, class_predicate=packing)
 
 
-def _read_off(path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
+def _read_off(where: str, path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
     try:
         found = infer_quant_config(path, inner, dict(weights))
     except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        raise ModelRefused(f"{path}: cannot tell how it is packed: {error}") from None
+        raise ModelRefused(f"{where}: cannot tell how it is packed: {error}") from None
     bits, groups = PACKINGS[found["mode"]]
     if found["bits"] not in bits or found["group_size"] not in groups:
         raise ModelRefused(
-            f"{path}: found {found['bits']}-bit {found['mode']} in groups of "
+            f"{where}: found {found['bits']}-bit {found['mode']} in groups of "
             f"{found['group_size']}, expected are {SPELLINGS} in groups of {groups}"
         )
     if inner.weight.shape[-1] % found["group_size"]:
         raise ModelRefused(
-            f"{path}: rows of {inner.weight.shape[-1]} do not divide into "
+            f"{where}: rows of {inner.weight.shape[-1]} do not divide into "
             f"groups of {found['group_size']}"
         )
     return dict(found)

@@ -120,7 +120,7 @@ def fit(
     """
     weights, origins = _lazy(files, rename, sanitize)
     if quantized:
-        quantize(module, weights)
+        quantize(module, weights, origins)
     _check(module, weights, origins, files)
     return Fitted(module, weights, origins)
 
