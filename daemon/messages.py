@@ -35,9 +35,10 @@ def conversation_of(given: pb.Messages, features: frozenset[str], limits: Limits
         _bad(f"at most {limits.messages_max} messages", "messages.messages")
     if len(given.tools) > limits.tools_max:
         _bad(f"at most {limits.tools_max} tools", "messages.tools")
-    for name, is_used in (("tools", bool(given.tools)), ("enable_thinking", given.thinking)):
-        field = "messages.thinking" if name == "enable_thinking" else "messages.tools"
-        _check_feature(name, is_used, features, field)
+    if given.tools:
+        _check_feature("tools", features, "messages.tools")
+    if given.thinking:
+        _check_feature("enable_thinking", features, "messages.thinking")
     return Conversation(
         messages=_Turns(features, limits).turned(given.messages),
         tools=[_tool(tool, f"messages.tools[{i}]") for i, tool in enumerate(given.tools)],
@@ -70,7 +71,7 @@ class _Turns:
             return turn | self._answer(message.tool_name, f"{field}.tool_name")
         self._unanswered = []
         if message.thinking:
-            _check_feature("reasoning", True, self._features, f"{field}.thinking")
+            _check_feature("reasoning", self._features, f"{field}.thinking")
             # Templates know it by either name, and end it with the line break that replies have.
             thought = message.thinking.strip("\n")
             turn |= {"reasoning": thought, "reasoning_content": thought}
@@ -79,7 +80,7 @@ class _Turns:
         return turn
 
     def _calls(self, calls: Sequence[pb.ToolCall], field: str) -> list[dict[str, Any]]:
-        _check_feature("tool_calls", True, self._features, field)
+        _check_feature("tool_calls", self._features, field)
         if len(calls) > self._calls_max:
             _bad(f"at most {self._calls_max} calls", field)
         for index, call in enumerate(calls):
@@ -125,8 +126,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)  # NaN and Infinity, which are no JSON
 
 
-def _check_feature(name: str, is_used: bool, features: frozenset[str], field: str) -> None:
-    if is_used and name not in features:
+def _check_feature(name: str, features: frozenset[str], field: str) -> None:
+    if name not in features:
         problem = f"the model's chat template has no place for {field.rpartition('.')[2]}"
         raise Precondition("UNSUPPORTED", problem, field=field)
 

@@ -17,10 +17,10 @@ from typing import BinaryIO
 from model.bundle import MANIFEST, FileRecord, Manifest
 from model.files import ModelRefused
 from model.recipe import PartRecipe, Settings, Source, digest_of, recipes
+from model.safetensors import INDEX
 from model.shards import Shard, write_shard
 from model.workshop import Workshop, open_workshop
 
-_INDEX = "model.safetensors.index.json"
 _COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -84,7 +84,7 @@ def _write_texts(shop: Workshop, part: str, recipe: PartRecipe) -> dict[str, Fil
         with directory.file(name).open("rb") as source:
             made[name] = shop.write(f"{part}/{name}", _copying(source))
     if len(recipe.shards) > 1:
-        made[_INDEX] = _write_text(shop, f"{part}/{_INDEX}", _index(recipe))
+        made[INDEX] = _write_text(shop, f"{part}/{INDEX}", _index(recipe))
     made["config.json"] = _write_text(shop, f"{part}/config.json", recipe.config)
     return {f"{part}/{name}": record for name, record in made.items()}
 

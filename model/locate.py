@@ -16,12 +16,12 @@ from pathlib import Path
 
 from model.bundle import Manifest, check_sizes, read_manifest
 from model.files import ModelDirectory, ModelRefused
+from model.safetensors import INDEX, SINGLE
 
 DEMO = Path(__file__).parent / "demo"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 _REVISION = r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,95}"
 _HUB_ID = re.compile(f"({_NAME}/{_NAME})(?:@({_REVISION}))?", re.ASCII)
-_INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ def _lacking(path: Path) -> str | None:
     if (path / "target").is_dir():  # a bundle: its manifest tells
         return None
     home = ModelDirectory(path)
-    needed = ["config.json", "model.safetensors"]
-    if home.has(_INDEX):
-        placed = home.json(_INDEX).get("weight_map")
+    needed = ["config.json", SINGLE]
+    if home.has(INDEX):
+        placed = home.json(INDEX).get("weight_map")
         shards = set(placed.values()) if isinstance(placed, dict) else set()
         needed[1:] = sorted(s for s in shards if isinstance(s, str))
     # Through its link: a blob may be gone.

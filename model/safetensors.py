@@ -24,8 +24,8 @@ _DIMENSIONS_MAX = 8
 _SIZE_MAX = (1 << 31) - 1  # mlx counts in 32 bits
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8": 1}
 _LENGTH_BYTES = 8
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class WeightFile:
 
 def weight_files(directory: ModelDirectory) -> tuple[WeightFile, ...]:
     """Every weight file of a model, headers checked. Raises ModelRefused."""
-    if not directory.has(_INDEX):
-        return (read_header(directory, _SINGLE),)
-    where = directory.path / _INDEX
-    placed = directory.json(_INDEX).get("weight_map")
+    if not directory.has(INDEX):
+        return (read_header(directory, SINGLE),)
+    where = directory.path / INDEX
+    placed = directory.json(INDEX).get("weight_map")
     if not isinstance(placed, dict) or not placed:
         raise ModelRefused(f"{where}: weight_map is {shown(placed)}, expected tensors and files")
     for name, file in placed.items():

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from model.config import Quantization
 from model.files import ModelRefused
-from model.safetensors import TensorEntry
+from model.safetensors import SINGLE, TensorEntry
 
 CHUNK_BYTES = 64 << 20
 _STORED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
@@ -119,7 +119,7 @@ def lay_out(pieces: Iterable[Piece], bytes_max: int) -> tuple[Shard, ...]:
         groups[-1].append(piece)
         size += own
     if len(groups) == 1:
-        return (Shard("model.safetensors", tuple(groups[0])),)
+        return (Shard(SINGLE, tuple(groups[0])),)
     return tuple(
         Shard(f"model-{index:05}-of-{len(groups):05}.safetensors", tuple(group))
         for index, group in enumerate(groups, start=1)
