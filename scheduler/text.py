@@ -97,7 +97,11 @@ class ReplyText:
 
     def push_bytes(self, data: bytes) -> bool:
         """Append bytes that are no one token's."""
-        return self._append(self._decoder.decode(data))
+        text = self._decoder.decode(data)
+        if b"\xed\xa0" <= self._decoder.getstate()[0] < b"\xee":
+            # Python holds these two bytes back as if they began a character; none begins so.
+            text += self._decoder.decode(b"", True)
+        return self._append(text)
 
     def finish(self) -> None:
         """Let go of everything held back: the reply ended otherwise than by a stop string.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scheduler.text import ReplyText, StopAutomaton
@@ -28,6 +28,8 @@ def feed(pieces: list[bytes], stops: tuple[str, ...] = ()) -> tuple[str, int, li
 
 
 @given(PIECES)
+@example([b"\xed\xa0"])
+@example([b"\xed", b"\xbf", b"\x80a"])
 def test_without_stop_strings_text_is_the_bytes_decoded(pieces: list[bytes]) -> None:
     """R3: any bytes, in any portions, invalid ones included."""
     text, _, left = feed(pieces)
