@@ -47,7 +47,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(WITH_BLAS) $(BIN)/rootstock demo $(ARGS)
+	$(WITH_BLAS) $(BIN)/sapwood demo $(ARGS)
 
 bench: $(STAMP)
 	$(WITH_BLAS) $(BIN)/python -m bench $(ARGS)
@@ -93,4 +93,4 @@ lock:
 
 clean:
 	rm -rf .venv .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
-	find cache daemon model rootstock scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +
+	find cache daemon model sapwood scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +

@@ -56,7 +56,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> Report:
     """Raises BenchError."""
     began, clock, where = datetime.now(UTC), time.monotonic(), machine()
     measured = commit()
-    with tempfile.TemporaryDirectory(prefix="rootstock-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
         target, drafter = write_pair(Path(folder))
         setup = Setup(target, drafter, arguments.quick, arguments.seed)
         figures: list[Figure] = []

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import anyio
 
 from bench.measure import BenchError, Side
-from rootstock import AsyncClient, Delta, Finish, Prefill, Prompt
-from rootstock.values import GenerateOptions, Usage
+from sapwood import AsyncClient, Delta, Finish, Prefill, Prompt
+from sapwood.values import GenerateOptions, Usage
 
 _clock = time.perf_counter
 
@@ -60,7 +60,7 @@ class Served:
 
 
 async def ask(client: AsyncClient, prompt: Prompt, options: GenerateOptions) -> Reply:
-    """Raises BenchError for a reply without a token or an end, RootstockError for a refusal."""
+    """Raises BenchError for a reply without a token or an end, SapwoodError for a refusal."""
     asked, first_token, tokens = _clock(), 0.0, 0
     usage: Usage | None = None
     async with client.generate(prompt, **options) as stream:

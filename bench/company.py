@@ -17,8 +17,8 @@ import anyio
 from bench.clients import Group, Served, connected
 from bench.measure import Figure, Target, alternated, at_least
 from bench.setup import Setup
-from rootstock import AsyncClient
-from rootstock.values import GenerateOptions
+from sapwood import AsyncClient
+from sapwood.values import GenerateOptions
 
 CLIENTS, PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS, WARM_TOKENS = 16, 64, 128, 16, 24
 ALONE_WITH_MTP = 4

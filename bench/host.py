@@ -22,7 +22,7 @@ from bench.clients import Group, connected
 from bench.measure import BenchError, Figure, Side, alternated, at_most
 from bench.setup import Setup
 from bench.stopwatch import Step
-from rootstock.values import GenerateOptions
+from sapwood.values import GenerateOptions
 
 ROWS, PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS = 32, 64, 64, 32
 STEPS_MIN = 8

@@ -18,8 +18,8 @@ from bench.clients import Reply, ask, connected
 from bench.measure import BenchError, Figure, Side, at_most
 from bench.peer import MlxLm
 from bench.setup import Setup
-from rootstock import AsyncClient
-from rootstock.values import GenerateOptions
+from sapwood import AsyncClient
+from sapwood.values import GenerateOptions
 
 CACHED_TOKENS, NEW_TOKENS = 2000, 32
 OPTIONS = GenerateOptions(max_tokens=1, temperature=0.0, draft_tokens=0, ignore_eos=True)

@@ -87,7 +87,7 @@ def plot(report: Report, path: Path) -> None:
 
     matplotlib.use("agg")
     # A fixed salt and no date: the same figures give the same file. Text stays text.
-    matplotlib.rcParams.update({"svg.hashsalt": "rootstock", "svg.fonttype": "none"})
+    matplotlib.rcParams.update({"svg.hashsalt": "sapwood", "svg.fonttype": "none"})
     from matplotlib import pyplot
 
     count = len(report.figures)

@@ -21,7 +21,7 @@ from daemon.demo.errors import DemoError
 from daemon.demo.process import Daemon, running, serve_command
 from model.locate import locate
 from model.pair import Pair, load_pair
-from rootstock import RootstockError
+from sapwood import SapwoodError
 
 START_S_MAX = 120.0
 # Plain tokens of the bundled tokenizer, which the synthetic pair shares: past the control tokens.
@@ -71,7 +71,7 @@ class Setup:
                 self.blas.add(blas.loaded(daemon.pid))
         except DemoError as error:
             cause = _first(error)
-            if not isinstance(cause, BenchError | DemoError | RootstockError):
+            if not isinstance(cause, BenchError | DemoError | SapwoodError):
                 raise  # our own mistake, with its traceback
             said = str(error)
             raise BenchError(said if str(cause) in said else f"{cause}\n{said}") from error

@@ -17,8 +17,8 @@ from bench.clients import Group, Served, connected
 from bench.measure import BenchError, Figure, alternated
 from bench.setup import Setup
 from daemon.demo.process import serve_command
-from rootstock import AsyncClient, Message
-from rootstock.values import GenerateOptions
+from sapwood import AsyncClient, Message
+from sapwood.values import GenerateOptions
 
 OPTIONS = GenerateOptions(max_tokens=160)
 QUESTIONS = (

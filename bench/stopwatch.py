@@ -1,4 +1,4 @@
-"""The daemon itself, `rootstock serve`, with a clock at every hand-over of its engine loop.
+"""The daemon itself, `sapwood serve`, with a clock at every hand-over of its engine loop.
 
 - `python -m bench.stopwatch FILE serve-flags...`: the same process in all but the loader, which
   wraps core and runner; no line of the daemon knows of it. What is timed is the real engine thread

@@ -1,4 +1,4 @@
-"""`rootstock …` and `python -m daemon`."""
+"""`sapwood …` and `python -m daemon`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.errors import StartError, UsageError
-from rootstock.address import DEFAULT_TCP, default_socket
+from sapwood.address import DEFAULT_TCP, default_socket
 
 SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
 

@@ -22,8 +22,8 @@ from typing import TypeVar
 from daemon.card import ModelCard
 from daemon.messages import conversation_of
 from model.prompt_errors import PromptTooLong
-from rootstock.v1 import generation_pb2 as pb
-from rootstock.v1 import prompt_pb2
+from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
 from scheduler.errors import InvalidRequest, Precondition
 from scheduler.events import Request
 from scheduler.limits import Limits

@@ -25,7 +25,7 @@ from scheduler.core import Core
 from scheduler.memory import DEMAND_MIN, alone_bytes
 from scheduler.plan import ModelFacts
 
-DEMO_NAME = "rootstock-demo"
+DEMO_NAME = "sapwood-demo"
 
 
 def load(config: Config) -> Loaded:

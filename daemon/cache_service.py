@@ -15,7 +15,7 @@ from daemon.boundary import Behaviour, Context
 from daemon.engine import Loaded
 from daemon.front import Front
 from daemon.service import write_in_time
-from rootstock.v1 import cache_pb2 as pb
+from sapwood.v1 import cache_pb2 as pb
 
 
 class CacheService:

@@ -1,4 +1,4 @@
-"""`rootstock check`: is this bundle whole, does its pair fit, and does it compute what it should.
+"""`sapwood check`: is this bundle whole, does its pair fit, and does it compute what it should.
 
 - Every step that `serve` takes with a model, and then what it has no time for: all digests, and a
   few prompts through the real core and runner, drafts included, each emitted token held against

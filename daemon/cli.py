@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from daemon import commands
 from daemon.config import DEFAULT_METRICS, DTYPES, load_config
 from daemon.errors import StartError, UsageError
-from rootstock.errors import RootstockError
+from sapwood.errors import SapwoodError
 
 if TYPE_CHECKING:
     from daemon.engine import Loaded
@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8
         return _fail(UsageError("the text is not UTF-8"), 2)
-    except (RootstockError, StartError) as error:
+    except (SapwoodError, StartError) as error:
         return _fail(error, 1)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
 
 
 def _fail(error: Exception, code: int) -> int:
-    print(f"rootstock: {error}", file=sys.stderr)
+    print(f"sapwood: {error}", file=sys.stderr)
     return code
 
 
@@ -84,7 +84,7 @@ def _log_to_stderr() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rootstock",
+        prog="sapwood",
         description="Serves Gemma 4 with speculative decoding to many clients on one device.",
         allow_abbrev=False,
     )
@@ -175,7 +175,7 @@ def _add_client(
     parser.add_argument(
         "--connect",
         metavar="ADDR",
-        help="unix:PATH or HOST:PORT (default: $ROOTSTOCK_ADDRESS, the socket, 127.0.0.1:50551)",
+        help="unix:PATH or HOST:PORT (default: $SAPWOOD_ADDRESS, the socket, 127.0.0.1:50551)",
     )
     return parser
 

@@ -1,6 +1,6 @@
-"""The commands that talk to a running daemon, each over rootstock.Client.
+"""The commands that talk to a running daemon, each over sapwood.Client.
 
-- They print to stdout what was asked for and nothing else; errors go up as RootstockError.
+- They print to stdout what was asked for and nothing else; errors go up as SapwoodError.
 - Ctrl-C in `chat` cancels the reply, not the conversation.
 - None of them imports a model.
 """
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from daemon.draw import draw_tree, format_bytes
 from daemon.errors import UsageError
-from rootstock import Client, Conversation, Delta, Finish, GenerateOptions, Message, Prompt, Reply
+from sapwood import Client, Conversation, Delta, Finish, GenerateOptions, Message, Prompt, Reply
 
 PROMPT_CHARS_MAX = 4 * 1024 * 1024
 

@@ -34,7 +34,7 @@ _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that `rootstock serve` can be told."""
+    """Everything that `sapwood serve` can be told."""
 
     model: str | None  # a directory or hub id; None: the bundled demo pair
     draft: str | None  # a directory, hub id or "none"; None: the bundle's own

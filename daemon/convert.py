@@ -1,4 +1,4 @@
-"""`rootstock convert`: a target and its drafter, quantised or as they are, into one bundle.
+"""`sapwood convert`: a target and its drafter, quantised or as they are, into one bundle.
 
 - On stderr: a bar on a terminal, a line per file otherwise. On stdout: what was made.
 - Imported by the command line only when it is asked for: it loads mlx.
@@ -72,7 +72,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         size = parse_size(arguments.shard_size) or SHARD_BYTES_MAX
     except UsageError as error:
         raise UsageError(f"--shard-size: {error}") from None
-    return Settings(f"rootstock {version('rootstock')}", dtype, size)
+    return Settings(f"sapwood {version('sapwood')}", dtype, size)
 
 
 def _sources(
@@ -121,4 +121,4 @@ def _say(destination: Path, manifest: Manifest) -> None:
     print(f"{destination}  {len(manifest.files)} files, {format_bytes(manifest.bytes)}")
     for name, part in manifest.parts.items():
         print(f"  {name:10} {part.source}: {part.quantization or 'not quantised'}, {part.dtype}")
-    print(f"try it: rootstock check {destination}")
+    print(f"try it: sapwood check {destination}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 from rich.tree import Tree
 
-from rootstock import TreeNode
+from sapwood import TreeNode
 
 ROWS_MAX = 500
 _KIB = 1024

@@ -23,7 +23,7 @@ from scheduler.errors import (
 from scheduler.events import Failed
 from scheduler.limits import Limits
 
-DOMAIN = "rootstock"
+DOMAIN = "sapwood"
 RETRY_AFTER_S = 1.0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rootstock.v1 import prompt_pb2 as pb
+from sapwood.v1 import prompt_pb2 as pb
 from scheduler.errors import InvalidRequest, Precondition
 from scheduler.limits import Limits
 

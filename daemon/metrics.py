@@ -26,7 +26,7 @@ from daemon.front import Front
 from scheduler.limits import Limits
 from scheduler.stats import HistogramView, Stats
 
-PREFIX = "rootstock_"
+PREFIX = "sapwood_"
 
 
 def registry(engine: Engine, front: Front) -> CollectorRegistry:

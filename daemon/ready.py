@@ -18,7 +18,7 @@ from daemon.errors import StartError
 
 def ready_line(listeners: Sequence[Address], metrics: TcpAddress) -> str:
     joined = " ".join(str(address) for address in listeners)
-    return f"rootstock ready: grpc {joined} metrics http://{metrics}/metrics"
+    return f"sapwood ready: grpc {joined} metrics http://{metrics}/metrics"
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from daemon.metrics import registry
 from daemon.ready import ready_file, ready_line
 from daemon.scrape import ScrapeEndpoint
 from daemon.service import GenerationService
-from rootstock.v1 import cache_pb2, generation_pb2, session_pb2
+from sapwood.v1 import cache_pb2, generation_pb2, session_pb2
 from scheduler.events import Drain, Effect
 from scheduler.limits import Limits
 
@@ -323,8 +323,8 @@ async def _run(daemon: Daemon, config: Config) -> int:
         code = await daemon.stop()
     except StartError as error:
         await daemon.stop()
-        print(f"rootstock: {error}", file=sys.stderr)
+        print(f"sapwood: {error}", file=sys.stderr)
         return 1
     if daemon.fault is not None:
-        print(f"rootstock: {daemon.fault.message}", file=sys.stderr)
+        print(f"sapwood: {daemon.fault.message}", file=sys.stderr)
     return code

@@ -17,8 +17,8 @@ from daemon.boundary import Behaviour, Context
 from daemon.errors import slow_reader
 from daemon.front import Front
 from daemon.mailbox import Event, Mailbox
-from rootstock.v1 import generation_pb2 as pb
-from rootstock.v1 import prompt_pb2
+from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
 from scheduler.errors import Refused
 from scheduler.events import Cancel, Delta, Finished, Progress, Request, Submit, Usage
 from scheduler.plan import TokenLogprobs

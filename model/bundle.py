@@ -1,7 +1,7 @@
 """A bundle: one directory with a target, its drafter, and a manifest of every file.
 
 - `target/` and, where there is a drafter, `assistant/`, each in Hugging Face layout, and
-  `rootstock.json` beside them. A bundle without a manifest (laid out by hand) is taken as it is.
+  `sapwood.json` beside them. A bundle without a manifest (laid out by hand) is taken as it is.
 - Sizes are checked whenever a bundle is used, digests only by `check`: 16 GB take minutes to read.
 - A file that the manifest does not name is refused too: it could be read instead of a named one.
 - Names in a manifest are `part/plain-name`; nothing in it can lead elsewhere.
@@ -18,7 +18,7 @@ from typing import Any
 
 from model.files import ModelDirectory, ModelRefused
 
-MANIFEST = "rootstock.json"
+MANIFEST = "sapwood.json"
 PARTS = ("target", "assistant")
 _FORMAT = 1
 _READ_BYTES = 1 << 20

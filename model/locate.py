@@ -59,7 +59,7 @@ def find(model: str | None, draft: str | None) -> Located:
 def source_name(value: str | None, directory: ModelDirectory) -> str:
     """A name for where a model came from, that tells nothing of this machine's folders."""
     if value is None:
-        return "rootstock-demo"
+        return "sapwood-demo"
     real = directory.path.resolve()
     snapshot = next((p for p in (real, real.parent) if p.parent.name == "snapshots"), None)
     if snapshot is None:

@@ -1,4 +1,4 @@
-"""Generates rootstock/v1 from the contract, or with --check says which stubs have drifted from it.
+"""Generates sapwood/v1 from the contract, or with --check says which stubs have drifted from it.
 
 - The compiler and its plugins are those of the running interpreter's environment, so of the lock.
 - The proto path is the Python path: stubs import each other by it.
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = Path("rootstock", "v1")
+PACKAGE = Path("sapwood", "v1")
 
 
 def generate(protos: Path, out: Path) -> None:

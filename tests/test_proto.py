@@ -26,6 +26,6 @@ def test_committed_stubs_are_those_of_the_contract(tool):
 def test_a_changed_contract_is_noticed(tool, tmp_path):
     protos = tmp_path / "proto"
     shutil.copytree(ROOT / "proto", protos)
-    with (protos / "rootstock" / "v1" / "prompt.proto").open("a") as contract:
+    with (protos / "sapwood" / "v1" / "prompt.proto").open("a") as contract:
         contract.write("// One more.\nmessage Extra {}\n")
     assert tool.drifted(protos, ROOT) == ["prompt_pb2.py", "prompt_pb2.pyi"]

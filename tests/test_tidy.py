@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("cache", "daemon", "model", "rootstock", "scheduler")
+FOLDERS = ("cache", "daemon", "model", "sapwood", "scheduler")
 FILES = sorted(
     path.relative_to(ROOT)
     for folder in FOLDERS
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "cache": {"cache"},
     "daemon": {*FOLDERS},
     "model": {"cache", "model", "scheduler.plan"},
-    "rootstock": {"rootstock"},
+    "sapwood": {"sapwood"},
     "scheduler": {"cache", "scheduler"},  # the pure parts: see PURE
 }
 SHELL = {"anyio", "asyncio", "grpc", "prometheus_client"}
@@ -79,7 +79,7 @@ def test_imports_follow_the_edges_of_the_house(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_libraries_stay_in_their_folders(name):
     folder = name.split("/")[0]
-    banned = set() if folder in ("daemon", "rootstock") else SHELL
+    banned = set() if folder in ("daemon", "sapwood") else SHELL
     if folder not in ("cache", "model"):
         banned = banned | ARRAYS
     assert libraries(name) & banned == set()

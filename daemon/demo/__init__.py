@@ -1,4 +1,4 @@
-"""`rootstock demo`: eight clients, one model, over real gRPC, and a report of what was measured."""
+"""`sapwood demo`: eight clients, one model, over real gRPC, and a report of what was measured."""
 
 from daemon.demo.command import main
 

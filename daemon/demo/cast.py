@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rootstock import GenerateOptions
+from sapwood import GenerateOptions
 
 SHARED_TOKENS_MIN = 500
 REPLY_TOKENS_MAX = 160
 PINNED_DEPTH = 8
 
 SYSTEM = """\
-You are Rootstock, a small and friendly language model that runs on one machine and talks to many \
+You are Sapwood, a small and friendly language model that runs on one machine and talks to many \
 people at once. The person you talk to sees your words while you write them, so begin with the \
 answer and explain it afterwards.
 

@@ -1,4 +1,4 @@
-"""The command `rootstock demo`: two phases, one report, one exit code.
+"""The command `sapwood demo`: two phases, one report, one exit code.
 
 - 0: played to its end and every claim held. 1: anything else, said in one message. 2: bad usage.
 - It ends by itself: LIMIT_S bounds everything but the last seconds of killing what runs.
@@ -29,7 +29,7 @@ from daemon.demo.process import running, serve_command
 from daemon.demo.report import Report, report
 from daemon.demo.tables import report_tables
 from daemon.demo.view import LiveView, PlainView, View, panels
-from rootstock import RootstockError
+from sapwood import SapwoodError
 
 LIMIT_S = 110.0
 _WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(report_tables(found))
         _write(found, arguments)
     except (DemoError, OSError) as error:
-        print(f"rootstock demo: {error}", file=sys.stderr)
+        print(f"sapwood demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("rootstock demo: interrupted", file=sys.stderr)
+        print("sapwood demo: interrupted", file=sys.stderr)
         return 1
     return 0 if all(claim.holds for claim in found.claims) else 1
 
@@ -89,7 +89,7 @@ def _first_message(group: ExceptionGroup[Exception]) -> str:
     leaf: Exception = group
     while isinstance(leaf, ExceptionGroup):
         leaf = leaf.exceptions[0]
-    return str(leaf) if isinstance(leaf, DemoError | RootstockError) else repr(leaf)
+    return str(leaf) if isinstance(leaf, DemoError | SapwoodError) else repr(leaf)
 
 
 def _write(found: Report, arguments: argparse.Namespace) -> None:
@@ -107,7 +107,7 @@ def picture(found: Report) -> str:
     console.print(panels("together", found.together.conversations))
     console.print(report_tables(found))
     # Without rich's web font: a picture in a README loads nothing from elsewhere.
-    return _WEB_FONT.sub("", console.export_svg(title="rootstock demo"))
+    return _WEB_FONT.sub("", console.export_svg(title="sapwood demo"))
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -122,7 +122,7 @@ def _serve_flags(arguments: argparse.Namespace) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rootstock demo",
+        prog="sapwood demo",
         description="Eight clients talk to one Gemma 4 at once, then one after another.",
         allow_abbrev=False,
     )

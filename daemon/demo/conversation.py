@@ -17,7 +17,7 @@ from enum import StrEnum
 import anyio
 
 from daemon.demo.cast import PINNED_DEPTH, SYSTEM, Part
-from rootstock import Delta, Event, Finish, Message, Prefill
+from sapwood import Delta, Event, Finish, Message, Prefill
 
 
 class State(StrEnum):

@@ -30,7 +30,7 @@ from daemon.demo.errors import DemoError
 from daemon.demo.process import Daemon
 from daemon.demo.scrape import Check, compare, settled
 from daemon.demo.view import View
-from rootstock import AsyncClient, FinishReason, Model, Prompt, TreeNode
+from sapwood import AsyncClient, FinishReason, Model, Prompt, TreeNode
 
 _TICK_S = 0.125
 _clock = time.perf_counter
@@ -62,7 +62,7 @@ class Phase:
 
 
 async def play(daemon: Daemon, cast: Sequence[Part], together: bool, view: View) -> Phase:
-    """Runs all conversations against a fresh daemon. Raises DemoError or a RootstockError."""
+    """Runs all conversations against a fresh daemon. Raises DemoError or a SapwoodError."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(daemon.address)) for _ in cast]
         model = await clients[0].get_model()

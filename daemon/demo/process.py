@@ -42,7 +42,7 @@ def running(
     deadline: of the start, in time.monotonic(). Raises DemoError if the daemon does not come up, or
     does not end as it should after the body ended well.
     """
-    with tempfile.TemporaryDirectory(prefix="rootstock-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sapwood-demo-") as folder:
         ready, log = Path(folder, "ready.json"), Path(folder, "stderr")
         addresses = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
         arguments = [*command, *addresses, "--ready-file", str(ready)]

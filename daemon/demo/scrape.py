@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from daemon.demo.conversation import Conversation, Counts, Turn
 from daemon.demo.errors import DemoError
 
-PREFIX = "rootstock_"
+PREFIX = "sapwood_"
 OUTCOMES = ("stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed")
 CANCEL_STEPS_MAX = 2
 CONFIRMED = {

@@ -19,8 +19,8 @@ from daemon.addresses import TcpAddress
 from daemon.config import Config, load_config
 from daemon.engine import Loaded
 from daemon.server import Daemon
-from rootstock.v1 import cache_pb2_grpc, generation_pb2_grpc
-from rootstock.v1 import generation_pb2 as pb
+from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc
+from sapwood.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
 from scheduler.stats import Stats
 from tests.daemon.fakes import FakeDevice, make_loader
@@ -115,7 +115,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():
         if detail.Unpack(info):
-            assert info.domain == "rootstock"
+            assert info.domain == "sapwood"
     return error.code().name, info.reason
 
 

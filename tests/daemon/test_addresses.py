@@ -13,7 +13,7 @@ import pytest
 from daemon.addresses import UnixAddress, prepare_socket
 from daemon.errors import StartError
 from daemon.server import Daemon
-from rootstock.v1 import generation_pb2_grpc
+from sapwood.v1 import generation_pb2_grpc
 from scheduler.limits import Limits
 from tests.daemon.conftest import collect, config_for, prompt_of, running
 from tests.daemon.fakes import FakeDevice, make_loader

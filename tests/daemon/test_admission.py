@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from daemon.admission import Admission, checked_sampling
 from daemon.card import ModelCard
-from rootstock.v1 import generation_pb2 as pb
+from sapwood.v1 import generation_pb2 as pb
 from scheduler.errors import Refused
 from scheduler.events import Request
 from scheduler.limits import Limits

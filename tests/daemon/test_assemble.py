@@ -13,7 +13,7 @@ from daemon.cli import main
 from daemon.engine import Loaded
 from daemon.errors import StartError, UsageError
 from daemon.server import Daemon
-from rootstock import AsyncClient, Message
+from sapwood import AsyncClient, Message
 from tests.daemon.conftest import config_for
 from tests.model.sound import ONE, sound, write
 
@@ -31,7 +31,7 @@ async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_com
     assert await daemon.wait_loaded()
     async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
         model = await client.get_model()
-        assert (model.name, model.drafter != "", model.numerics) == ("rootstock-demo", True, "fast")
+        assert (model.name, model.drafter != "", model.numerics) == ("sapwood-demo", True, "fast")
         assert await client.tokenize("hello") == await client.tokenize("hello")
         ids = await client.tokenize([Message("user", "What is a tree?")])
         options: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 1, "seed": 7}]
@@ -72,7 +72,7 @@ def test_a_bad_file_is_the_one_line_that_serve_ends_with(
     write(files, tmp_path)
     listen = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     assert main(["serve", "--model", str(tmp_path), *listen]) == 1
-    line = f"rootstock: {tmp_path}/target/{ONE}: has 0 bytes, too few for a safetensors header\n"
+    line = f"sapwood: {tmp_path}/target/{ONE}: has 0 bytes, too few for a safetensors header\n"
     assert capsys.readouterr() == ("", line)
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from daemon.cli import _log_to_stderr, main
 from daemon.server import Daemon
-from rootstock import Conversation, Delta, Message
+from sapwood import Conversation, Delta, Message
 from scheduler.limits import Limits
 from tests.chat import turns
 from tests.daemon.conftest import config_for
@@ -170,7 +170,7 @@ def test_status_and_tree(address: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_the_environment_names_the_daemon(
     address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ROOTSTOCK_ADDRESS", address)
+    monkeypatch.setenv("SAPWOOD_ADDRESS", address)
     assert main(["status"]) == 0
     assert address in capsys.readouterr().out
 
@@ -180,7 +180,7 @@ def test_a_refused_request_is_1_with_one_line(
 ) -> None:
     assert main(["generate", "x", "--connect", address, "--temperature", "-1"]) == 1
     err = capsys.readouterr().err
-    assert err == "rootstock: BAD_SAMPLING: temperature must be finite and at least 0\n"
+    assert err == "sapwood: BAD_SAMPLING: temperature must be finite and at least 0\n"
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
@@ -191,12 +191,12 @@ def test_text_that_is_not_utf8_is_2_with_one_line(
     for argv in (["generate", "a\udcff"], ["generate"], ["chat"]):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8", errors))
         assert main([*argv, "--connect", address]) == 2
-        assert capsys.readouterr().err == "rootstock: the text is not UTF-8\n"
+        assert capsys.readouterr().err == "sapwood: the text is not UTF-8\n"
 
 
 def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--connect", "127.0.0.1:1"]) == 1
-    assert capsys.readouterr().err.startswith("rootstock: UNAVAILABLE: ")
+    assert capsys.readouterr().err.startswith("sapwood: UNAVAILABLE: ")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_values_that_cannot_be_used_are_2(
 ) -> None:
     assert main(argv) == 2
     err = capsys.readouterr().err
-    assert err.startswith("rootstock: ")
+    assert err.startswith("sapwood: ")
     assert says in err
     assert err.count("\n") == 1
 

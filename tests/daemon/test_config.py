@@ -17,7 +17,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     config = load_config({"model": None, "config": None})
     assert config.listen == (
-        UnixAddress(tmp_path / "rootstock.sock"),
+        UnixAddress(tmp_path / "sapwood.sock"),
         TcpAddress("127.0.0.1", 50551),
     )
     assert config.metrics == TcpAddress("127.0.0.1", 9464)
@@ -31,12 +31,12 @@ def test_without_a_runtime_folder_the_socket_lies_in_the_home(
 ) -> None:
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("HOME", "/home/somebody")
-    path = Path("/home/somebody/.rootstock/rootstock.sock")
+    path = Path("/home/somebody/.sapwood/sapwood.sock")
     assert load_config({}).listen[0] == UnixAddress(path)
 
 
 def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "rootstock.toml"
+    file = tmp_path / "sapwood.toml"
     file.write_text(
         'model = "from/file"\ndraft_depth = 3\nmemory = "2GiB"\nreflection = false\n'
         'listen = ["127.0.0.1:1", "[::1]:2"]\n[limits]\nslots_max = 4\ndrain_s_max = 3\n'

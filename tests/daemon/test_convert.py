@@ -1,4 +1,4 @@
-"""`rootstock convert`: a bundle that `serve` takes whole, or one sentence for what went wrong."""
+"""`sapwood convert`: a bundle that `serve` takes whole, or one sentence for what went wrong."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_flags_that_cannot_be_used_are_2(
 ) -> None:
     assert convert(tmp_path / "made", *flags) == 2
     err = capsys.readouterr().err
-    assert err.startswith("rootstock: ") and says in err and err.count("\n") == 1
+    assert err.startswith("sapwood: ") and says in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_converted_is_1_with_one_line(
     ):
         assert main(["convert", source, str(place)]) == 1
         err = capsys.readouterr().err
-        assert err.startswith("rootstock: ") and says in err and err.count("\n") == 1
+        assert err.startswith("sapwood: ") and says in err and err.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -120,4 +120,4 @@ def test_what_the_system_does_to_a_conversion_is_1_with_one_line(
     monkeypatch.setattr("daemon.convert.convert", fail)
     assert convert(tmp_path / "made") == 1
     err = capsys.readouterr().err
-    assert err.startswith("rootstock: ") and says in err and err.count("\n") == 1
+    assert err.startswith("sapwood: ") and says in err and err.count("\n") == 1

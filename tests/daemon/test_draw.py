@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from daemon.draw import draw_tree, format_bytes
-from rootstock import LayerKind, Tier, TreeNode
+from sapwood import LayerKind, Tier, TreeNode
 
 
 def node(id: int, parent: int | None, start: int, end: int, size: int, leases: int = 0) -> TreeNode:

@@ -14,8 +14,8 @@ from google.rpc import error_details_pb2
 
 from daemon.boundary import serve
 from daemon.server import CACHE, GENERATION, HEALTH, REFLECTION, SESSION
-from rootstock.v1 import cache_pb2
-from rootstock.v1 import generation_pb2 as pb
+from sapwood.v1 import cache_pb2
+from sapwood.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
 from tests.daemon.conftest import (
     Running,
@@ -267,7 +267,7 @@ async def test_r4_malformed_bytes_on_every_method_are_bad_request(run: Running) 
         method for service in (GENERATION, CACHE, SESSION, HEALTH) for method in service.methods
     ]
     served = {method.full_name for method in methods}
-    assert {"rootstock.v1.GenerationService.Generate", "grpc.health.v1.Health.Watch"} <= served
+    assert {"sapwood.v1.GenerationService.Generate", "grpc.health.v1.Health.Watch"} <= served
     for method in methods:
         path = f"/{method.containing_service.full_name}/{method.name}"
         for junk in (b"\xff\xff\xff", b"\x0a\x05ab"):

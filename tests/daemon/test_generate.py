@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from rootstock.v1 import generation_pb2 as pb
-from rootstock.v1 import generation_pb2_grpc
+from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import generation_pb2_grpc
 from scheduler.limits import Limits
 from scheduler.plan import Marks
 from tests.chat import turns
@@ -274,7 +274,7 @@ async def test_r2_cancel_in_decode_frees_the_slot_and_disturbs_nobody() -> None:
 
 async def test_r2_a_channel_that_closes_cancels_its_requests(gated: Running) -> None:
     channel = grpc.aio.insecure_channel(gated.address)
-    method = "/rootstock.v1.GenerationService/Generate"
+    method = "/sapwood.v1.GenerationService/Generate"
     call = channel.unary_stream(
         method, pb.GenerateRequest.SerializeToString, pb.GenerateResponse.FromString
     )(prompt_of(*PROMPT))

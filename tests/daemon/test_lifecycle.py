@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from daemon.engine import Loaded
 from daemon.errors import StartError, UsageError
 from daemon.server import HEALTH, Daemon
-from rootstock.v1 import generation_pb2 as pb
+from sapwood.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
 from tests.daemon.conftest import (
     collect,
@@ -30,7 +30,7 @@ from tests.daemon.fakes import FakeDevice, make_loader, reply_to
 
 pytestmark = pytest.mark.anyio
 
-GENERATE = "/rootstock.v1.GenerationService/Generate"
+GENERATE = "/sapwood.v1.GenerationService/Generate"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -49,7 +49,7 @@ def watch(channel: grpc.aio.Channel) -> Any:
         f"/{HEALTH.full_name}/Watch",
         health_pb2.HealthCheckRequest.SerializeToString,
         health_pb2.HealthCheckResponse.FromString,
-    )(health_pb2.HealthCheckRequest(service="rootstock.v1.GenerationService"))
+    )(health_pb2.HealthCheckRequest(service="sapwood.v1.GenerationService"))
 
 
 def generate(channel: grpc.aio.Channel, request: pb.GenerateRequest) -> Any:
@@ -78,7 +78,7 @@ async def test_while_the_model_loads_requests_get_model_loading() -> None:
         may_load.set()
         assert await daemon.wait_loaded()
         assert (await anext(statuses)).status == SERVING
-        assert await health_of(channel, "rootstock.v1.CacheService") == SERVING
+        assert await health_of(channel, "sapwood.v1.CacheService") == SERVING
         ids, _, _ = await collect(generate(channel, prompt_of(5, max_tokens=2)))
         assert len(ids) == 2
         with pytest.raises(grpc.aio.AioRpcError) as caught:

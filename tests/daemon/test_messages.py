@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.messages import conversation_of
-from rootstock.v1 import prompt_pb2 as pb
+from sapwood.v1 import prompt_pb2 as pb
 from scheduler.errors import Refused
 from scheduler.limits import Limits
 

@@ -12,8 +12,8 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rootstock.v1 import cache_pb2
-from rootstock.v1 import generation_pb2 as pb
+from sapwood.v1 import cache_pb2
+from sapwood.v1 import generation_pb2 as pb
 from scheduler.limits import Limits
 from scheduler.stats import Stats
 from tests.daemon.conftest import Running, collect, open_rpcs, prompt_of, running, stats, until
@@ -102,19 +102,19 @@ async def test_counters_equal_what_the_clients_saw() -> None:
     usages = [events[-1].finish.usage for _, _, events in replies]
     prompt_tokens = sum(usage.prompt_tokens for usage in usages)
     cached_tokens = sum(usage.cached_tokens for usage in usages)
-    assert measured["rootstock_requests_total{length}"] == 6
-    assert measured["rootstock_requests_total{rejected}"] == 1
-    assert measured["rootstock_prompt_tokens_total"] == prompt_tokens
-    assert measured["rootstock_prefix_cached_tokens_total"] == cached_tokens > 0
-    assert measured["rootstock_generated_tokens_total"] == 180
-    assert measured["rootstock_draft_rounds_total"] == sum(usage.rounds for usage in usages)
+    assert measured["sapwood_requests_total{length}"] == 6
+    assert measured["sapwood_requests_total{rejected}"] == 1
+    assert measured["sapwood_prompt_tokens_total"] == prompt_tokens
+    assert measured["sapwood_prefix_cached_tokens_total"] == cached_tokens > 0
+    assert measured["sapwood_generated_tokens_total"] == 180
+    assert measured["sapwood_draft_rounds_total"] == sum(usage.rounds for usage in usages)
     for name in ("draft_tokens", "accepted_tokens"):
-        by_position = [measured[f"rootstock_{name}_total{{{n}}}"] for n in range(1, 9)]
+        by_position = [measured[f"sapwood_{name}_total{{{n}}}"] for n in range(1, 9)]
         assert sum(by_position) == sum(getattr(usage, name) for usage in usages)
-    assert measured["rootstock_time_to_first_token_seconds_count"] == 6
-    phases = {measured[f"rootstock_step_duration_seconds_count{{{p}}}"] for p in LABELS["phase"]}
+    assert measured["sapwood_time_to_first_token_seconds_count"] == 6
+    phases = {measured[f"sapwood_step_duration_seconds_count{{{p}}}"] for p in LABELS["phase"]}
     assert len(phases) == 1
-    recomputed = sum(v for k, v in measured.items() if k.startswith("rootstock_prefix_recomputed"))
+    recomputed = sum(v for k, v in measured.items() if k.startswith("sapwood_prefix_recomputed"))
     assert recomputed == prompt_tokens - cached_tokens
 
 
@@ -126,14 +126,14 @@ async def test_counters_move_before_the_message_is_written() -> None:
             run.device.step()
             event = await anext(events)
             seen += len(event.delta.token_ids)
-            assert values(await scrape(run))["rootstock_generated_tokens_total"] >= seen
+            assert values(await scrape(run))["sapwood_generated_tokens_total"] >= seen
 
 
 async def test_the_names_and_label_values_are_those_of_the_contract() -> None:
     """All of them from the first scrape on, and no `_created` series."""
     async with running() as run:
         text = await scrape(run)
-    families = {f.name.removeprefix("rootstock_"): f for f in text_string_to_metric_families(text)}
+    families = {f.name.removeprefix("sapwood_"): f for f in text_string_to_metric_families(text)}
     kinds = Counter(family.type for family in families.values())
     assert families.keys() == HISTOGRAMS | COUNTERS | GAUGES
     assert kinds == {
@@ -146,8 +146,8 @@ async def test_the_names_and_label_values_are_those_of_the_contract() -> None:
     for family in families.values():
         assert family.documentation
         for sample in family.samples:
-            assert re.fullmatch(r"rootstock_[a-z_]+", sample.name)
-            assert not sample.name.startswith("rootstock_rootstock")
+            assert re.fullmatch(r"sapwood_[a-z_]+", sample.name)
+            assert not sample.name.startswith("sapwood_sapwood")
             for label, value in sample.labels.items():
                 seen.setdefault(label, set()).add(value)
     assert {label: seen[label] for label in LABELS} == LABELS
@@ -209,9 +209,9 @@ async def test_cache_stats_tell_the_same_story() -> None:
         await until(lambda: settled(stats(run)))
         reply = await run.cache.GetCacheStats(cache_pb2.GetCacheStatsRequest())
         measured = values(await scrape(run))
-    assert reply.hit_tokens == measured["rootstock_prefix_cached_tokens_total"] == 54
+    assert reply.hit_tokens == measured["sapwood_prefix_cached_tokens_total"] == 54
     assert reply.hit_tokens + reply.miss_tokens == 110
-    assert reply.nodes == measured["rootstock_tree_nodes"] > 0
+    assert reply.nodes == measured["sapwood_tree_nodes"] > 0
     memory = reply.memory
     parts = (memory.weights_bytes, memory.live_bytes, memory.snapshots_bytes)
     assert sum(parts) + memory.workspace_bytes + memory.free_bytes == memory.budget_bytes
@@ -234,8 +234,8 @@ async def test_metrics_of_the_last_step_are_there_before_the_engine_sleeps() -> 
         with anyio.fail_after(5):
             await until(lambda: settled(stats(run)))
         measured = values(await scrape(run))
-    assert measured["rootstock_tree_depth_tokens"] == 40 + 511
-    assert measured["rootstock_tree_leased_bytes"] == 0
+    assert measured["sapwood_tree_depth_tokens"] == 40 + 511
+    assert measured["sapwood_tree_leased_bytes"] == 0
 
 
 def settled(now: Stats) -> bool:

@@ -1,4 +1,4 @@
-"""`rootstock serve` as a process: ready file, signals, exit codes (D1, D3, D4)."""
+"""`sapwood serve` as a process: ready file, signals, exit codes (D1, D3, D4)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import grpc
 import pytest
 
-from rootstock import Client, Delta, Unavailable
-from rootstock.v1 import generation_pb2_grpc
+from sapwood import Client, Delta, Unavailable
+from sapwood.v1 import generation_pb2_grpc
 from tests.daemon.conftest import prompt_of, reason_of
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_the_ready_file_names_every_listener_and_goes_at_exit(folder: Path) -> N
         code, out, err = ended(process, folder)
     assert (code, err) == (0, "")
     assert out == (
-        f"rootstock ready: grpc {' '.join(ready['grpc'])} metrics http://{ready['metrics']}/metrics\n"
+        f"sapwood ready: grpc {' '.join(ready['grpc'])} metrics http://{ready['metrics']}/metrics\n"
     )
 
 

@@ -23,9 +23,9 @@ async def listed(run: Running) -> set[str]:
 async def test_reflection_lists_every_service() -> None:
     async with running() as run:
         assert await listed(run) == {
-            "rootstock.v1.GenerationService",
-            "rootstock.v1.CacheService",
-            "rootstock.v1.SessionService",
+            "sapwood.v1.GenerationService",
+            "sapwood.v1.CacheService",
+            "sapwood.v1.SessionService",
             "grpc.health.v1.Health",
             "grpc.reflection.v1alpha.ServerReflection",
         }

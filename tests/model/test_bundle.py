@@ -40,7 +40,7 @@ def bundle(tmp_path: Path) -> Path:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
     records = {name: FileRecord(len(c), digest(path / name)) for name, c in FILES.items()}
-    (path / MANIFEST).write_text(Manifest("rootstock 1", PARTS, records).text())
+    (path / MANIFEST).write_text(Manifest("sapwood 1", PARTS, records).text())
     return path
 
 
@@ -57,7 +57,7 @@ def test_a_whole_bundle_is_located_with_its_manifest(bundle: Path) -> None:
         ModelDirectory(bundle / "assistant"),
     )
     assert found.manifest is not None
-    assert (found.manifest.tool, found.manifest.parts) == ("rootstock 1", PARTS)
+    assert (found.manifest.tool, found.manifest.parts) == ("sapwood 1", PARTS)
     read: list[int] = []
     check_digests(bundle, found.manifest, read.append)
     assert sum(read) == found.manifest.bytes == sum(map(len, FILES.values()))

@@ -166,4 +166,4 @@ def test_the_hubs_own_environment_says_where_its_cache_lies(tmp_path: Path) -> N
 def test_a_source_is_named_without_its_folders(tmp_path: Path) -> None:
     plain = _config(tmp_path / "secret" / "plain")
     assert source_name(str(plain), ModelDirectory(plain)) == "plain"
-    assert source_name(None, ModelDirectory(DEMO / "target")) == "rootstock-demo"
+    assert source_name(None, ModelDirectory(DEMO / "target")) == "sapwood-demo"

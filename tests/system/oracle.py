@@ -97,7 +97,7 @@ class End:
 
 
 class Usage(Protocol):
-    """The counts that scheduler.events and rootstock both call so."""
+    """The counts that scheduler.events and sapwood both call so."""
 
     @property
     def prompt_tokens(self) -> int: ...

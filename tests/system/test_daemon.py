@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from daemon.demo.process import Daemon, running, serve_command
-from rootstock import (
+from sapwood import (
     AsyncClient,
     CacheStats,
     Cancelled,
@@ -28,7 +28,7 @@ from rootstock import (
     Finish,
     Prefill,
     ResourceExhausted,
-    RootstockError,
+    SapwoodError,
 )
 from scheduler.events import Request
 from scheduler.limits import Limits
@@ -268,7 +268,7 @@ def test_a_stream_that_was_cancelled_ends_as_cancelled(daemon: Daemon) -> None:
     async def cancelled() -> None:
         async with AsyncClient(daemon.address) as client:
             stream = client.generate((2, 5, 9), max_tokens=500, ignore_eos=True, temperature=0.0)
-            error: RootstockError | None = None
+            error: SapwoodError | None = None
             try:
                 async for event in stream:
                     if isinstance(event, Delta):

@@ -1,4 +1,4 @@
-"""`rootstock demo` as people run it: a process of its own, the bundled pair, an exit code."""
+"""`sapwood demo` as people run it: a process of its own, the bundled pair, an exit code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_signal_in_the_middle_leaves_no_daemon_behind(number: signal.Signals) 
     demo.send_signal(number)
     _, complaint = demo.communicate()
     assert demo.returncode == 1
-    assert complaint.strip() == "rootstock demo: interrupted"
+    assert complaint.strip() == "sapwood demo: interrupted"
     with pytest.raises(ProcessLookupError):
         os.killpg(demo.pid, 0)
 
@@ -70,5 +70,5 @@ def test_a_model_that_does_not_load_fails_with_the_daemon_s_message(tmp_path: Pa
         [*COMMAND, "--model", str(model)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "rootstock demo: the daemon ended before it served" in done.stderr
+    assert "sapwood demo: the daemon ended before it served" in done.stderr
     assert "Traceback" not in done.stderr

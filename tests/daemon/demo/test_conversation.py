@@ -12,7 +12,7 @@ from daemon.demo.report import shared_tokens
 from model.files import ModelDirectory
 from model.locate import DEMO
 from model.tokenizer import Tokenizer, load_tokenizer
-from rootstock import Message
+from sapwood import Message
 from tests.chat import turns
 from tests.daemon.demo.told import told, usage
 

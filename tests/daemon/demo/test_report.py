@@ -15,7 +15,7 @@ from daemon.demo.phase import Phase
 from daemon.demo.report import Report, claims, report, shared_tokens
 from daemon.demo.scrape import Check
 from daemon.demo.tables import report_tables
-from rootstock import LayerKind, Model, Tier, TreeNode
+from sapwood import LayerKind, Model, Tier, TreeNode
 from tests.daemon.demo.told import told, usage
 
 RIVER, FOX, BREAD, CLARA, BOAT, VOLCANO, BICYCLE, MOON = CAST

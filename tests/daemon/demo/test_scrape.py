@@ -19,17 +19,17 @@ CANCELLED = told(BOAT, [[30], [31, 32, 33]], cached=(2,))
 EXTRA = 2 * (PINNED_DEPTH + 1)
 
 TEXT = """\
-# HELP rootstock_requests_total Requests by how they ended.
-# TYPE rootstock_requests_total counter
-rootstock_requests_total{outcome="stop"} 3.0
-rootstock_requests_total{outcome="cancelled"} 1.0
-# HELP rootstock_draft_tokens_total Drafts verified, by position in their round.
-# TYPE rootstock_draft_tokens_total counter
-rootstock_draft_tokens_total{position="1"} 7.0
-rootstock_draft_tokens_total{position="2"} 5.0
-# HELP rootstock_requests_running Requests in prefill or decode.
-# TYPE rootstock_requests_running gauge
-rootstock_requests_running 2.0
+# HELP sapwood_requests_total Requests by how they ended.
+# TYPE sapwood_requests_total counter
+sapwood_requests_total{outcome="stop"} 3.0
+sapwood_requests_total{outcome="cancelled"} 1.0
+# HELP sapwood_draft_tokens_total Drafts verified, by position in their round.
+# TYPE sapwood_draft_tokens_total counter
+sapwood_draft_tokens_total{position="1"} 7.0
+sapwood_draft_tokens_total{position="2"} 5.0
+# HELP sapwood_requests_running Requests in prefill or decode.
+# TYPE sapwood_requests_running gauge
+sapwood_requests_running 2.0
 # HELP python_info Not ours.
 # TYPE python_info gauge
 python_info{version="3"} 1.0

@@ -10,7 +10,7 @@ from rich.console import Console
 from daemon.demo.cast import CAST
 from daemon.demo.conversation import Conversation, Prompts
 from daemon.demo.view import LiveView, PlainView, View, panels
-from rootstock import Delta, Prefill
+from sapwood import Delta, Prefill
 from tests.daemon.demo.told import told
 
 RIVER, FOX, BOAT = CAST[0], CAST[1], CAST[4]

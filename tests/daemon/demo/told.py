@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from daemon.demo.cast import Part
 from daemon.demo.conversation import Conversation, Prompts, State
-from rootstock import Delta, Finish, FinishReason, Prefill, Usage
+from sapwood import Delta, Finish, FinishReason, Prefill, Usage
 
 TURN_END = 6
 

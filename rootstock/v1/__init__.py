@@ -1,1 +1,0 @@
-"""Stubs generated from proto/rootstock/v1 by `make proto`. Never edited; a test checks for drift."""

@@ -1,0 +1,147 @@
+"""Errors of an RPC as exceptions, one class per gRPC status.
+
+    SapwoodError
+    ├── InvalidArgument      ├── PermissionDenied
+    ├── NotFound             ├── Unavailable
+    ├── FailedPrecondition   ├── DeadlineExceeded
+    ├── ResourceExhausted    ├── Cancelled
+    └── Unauthenticated      └── Unimplemented
+
+- A status without a class is a plain SapwoodError: UNKNOWN and INTERNAL are the daemon's bugs.
+- What a peer puts into the details is not trusted: details that do not parse count as none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import cast
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+DOMAIN = "sapwood"
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What google.rpc.Status says beyond status and message.
+
+    reason: upper-case name in the error table of proto/sapwood/v1/generation.proto; empty where
+    the status comes from gRPC itself. fields: what is wrong, by the path of the request's field.
+    retry_after_s: None where a retry makes no sense.
+    """
+
+    reason: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    retry_after_s: float | None = None
+
+
+class SapwoodError(Exception):
+    """An RPC failed with `status`; the rest is as in Details."""
+
+    def __init__(
+        self, status: grpc.StatusCode, message: str, details: Details | None = None
+    ) -> None:
+        details = details or Details()
+        super().__init__(f"{details.reason or status.name}: {message}")
+        self.status = status
+        self.message = message
+        self.reason = details.reason
+        self.fields = details.fields
+        self.retry_after_s = details.retry_after_s
+
+
+class InvalidArgument(SapwoodError):
+    """The request is wrong, whatever the daemon's state."""
+
+
+class NotFound(SapwoodError):
+    """A session, model or pin does not exist."""
+
+
+class FailedPrecondition(SapwoodError):
+    """The loaded model or the session's state does not allow it."""
+
+
+class ResourceExhausted(SapwoodError):
+    """A queue, quota or memory is full, or the stream was read too slowly."""
+
+
+class Unauthenticated(SapwoodError):
+    """The daemon does not know who asks."""
+
+
+class PermissionDenied(SapwoodError):
+    """Who asks may not."""
+
+
+class Unavailable(SapwoodError):
+    """No daemon answers, or it is loading, draining or broken."""
+
+
+class DeadlineExceeded(SapwoodError):
+    """The timeout passed first."""
+
+
+class Cancelled(SapwoodError):
+    """The call was cancelled, usually by this client. A reply so far is not complete."""
+
+
+class Unimplemented(SapwoodError):
+    """The daemon does not have this method."""
+
+
+_CLASSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: Cancelled,
+    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+}
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns what gRPC raises inside into a SapwoodError, for sync and async calls alike."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        status = error.code()
+        raise _CLASSES.get(status, SapwoodError)(
+            status, error.details() or "", _details(error)
+        ) from None
+
+
+def _details(error: grpc.RpcError) -> Details:
+    try:
+        # The errors of both APIs have the three methods of a Call that this reads.
+        status = rpc_status.from_call(cast("grpc.Call", error))
+        return _read(status) if status else Details()
+    except (ValueError, DecodeError):
+        return Details()
+
+
+def _read(status: status_pb2.Status) -> Details:
+    info = error_details_pb2.ErrorInfo()
+    bad_request = error_details_pb2.BadRequest()
+    retry = error_details_pb2.RetryInfo()
+    retry_after_s = None
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+        if detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToTimedelta().total_seconds()
+    return Details(
+        reason=info.reason if info.domain == DOMAIN else "",
+        fields={v.field: v.description for v in bad_request.field_violations},
+        retry_after_s=retry_after_s,
+    )

@@ -1,0 +1,127 @@
+"""A daemon that plays a script over real sockets: what the client is tested against.
+
+- `reply` is called once per Generate with the request and its context, and yields the responses.
+- What the clients sent is kept in `requests`, in order of arrival.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Never
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
+from grpc_status import rpc_status
+
+from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+
+Script = Callable[
+    [generation_pb2.GenerateRequest, grpc.ServicerContext],
+    Iterator[generation_pb2.GenerateResponse],
+]
+
+
+def prefill(cached: int, processed: int, prompt: int) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        prefill=generation_pb2.Prefill(
+            cached_tokens=cached, processed_tokens=processed, prompt_tokens=prompt
+        )
+    )
+
+
+def delta(text: str, *token_ids: int) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        delta=generation_pb2.Delta(text=text, token_ids=token_ids)
+    )
+
+
+def finish(
+    reason: generation_pb2.FinishReason = generation_pb2.FINISH_REASON_STOP,
+    stop_sequence: str = "",
+    **usage: Any,
+) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        finish=generation_pb2.Finish(
+            reason=reason, stop_sequence=stop_sequence, usage=generation_pb2.Usage(**usage)
+        )
+    )
+
+
+def refuse(
+    context: grpc.ServicerContext, status: grpc.StatusCode, message: str, *details: Message
+) -> Never:
+    packed = [AnyMessage() for _ in details]
+    for any_message, detail in zip(packed, details, strict=True):
+        any_message.Pack(detail)
+    rich = status_pb2.Status(code=status.value[0], message=message, details=packed)
+    context.abort_with_status(rpc_status.to_status(rich))
+
+
+class FakeDaemon(
+    generation_pb2_grpc.GenerationServiceServicer, cache_pb2_grpc.CacheServiceServicer
+):
+    def __init__(self, reply: Script) -> None:
+        self.reply = reply
+        self.requests: list[Message] = []
+        self.ended = threading.Event()  # a Generate ended, however it did
+        self.health = HealthServicer()
+        self.nodes: list[cache_pb2.TreeNode] = []
+        self.stats = cache_pb2.GetCacheStatsResponse()
+
+    def Generate(self, request, context):
+        self.requests.append(request)
+        context.add_callback(self.ended.set)
+        yield from self.reply(request, context)
+
+    def Tokenize(self, request, context):
+        self.requests.append(request)
+        return generation_pb2.TokenizeResponse(token_ids=[2, 7, 9])
+
+    def Detokenize(self, request, context):
+        self.requests.append(request)
+        return generation_pb2.DetokenizeResponse(text="seven nine")
+
+    def GetModel(self, request, context):
+        return generation_pb2.GetModelResponse(
+            name="demo",
+            family="gemma4",
+            fingerprint="c0ffee",
+            context_tokens_max=4096,
+            vocabulary_size=1024,
+            eos_token_ids=[1, 106],
+            drafter="demo-assistant",
+            numerics=generation_pb2.NUMERICS_FAST,
+            device="cpu",
+        )
+
+    def GetCacheStats(self, request, context):
+        return self.stats
+
+    def DescribeTree(self, request, context):
+        self.requests.append(request)
+        for node in self.nodes:
+            yield cache_pb2.DescribeTreeResponse(node=node)
+
+
+@contextmanager
+def serving(daemon: FakeDaemon, address: str) -> Iterator[str]:
+    """Serves on `unix:PATH` or HOST:0 and gives the real address."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        server = grpc.server(pool)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(daemon, server)
+        cache_pb2_grpc.add_CacheServiceServicer_to_server(daemon, server)
+        health_pb2_grpc.add_HealthServicer_to_server(daemon.health, server)
+        daemon.health.set("", health_pb2.HealthCheckResponse.SERVING)
+        port = server.add_insecure_port(address)
+        server.start()
+        try:
+            yield address if address.startswith("unix:") else f"127.0.0.1:{port}"
+        finally:
+            server.stop(None).wait()

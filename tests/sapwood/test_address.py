@@ -1,0 +1,64 @@
+"""Where a client looks for its daemon."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from sapwood.address import default_socket, parse, resolve
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["unix:/run/x.sock", "unix:x.sock", "127.0.0.1:0", "localhost:65535", "[::1]:50551"],
+)
+def test_address_is_a_socket_or_host_and_port(address):
+    assert parse(address) == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "unix:", "unix:///x", "localhost", "localhost:", ":1", "h:65536", "http://h:1", "::1:5"],
+)
+def test_anything_else_is_refused_with_its_name(address):
+    with pytest.raises(ValueError, match="neither unix:PATH nor HOST:PORT"):
+        parse(address)
+
+
+def test_default_socket_prefers_the_runtime_directory():
+    assert default_socket({"XDG_RUNTIME_DIR": "/run/u", "HOME": "/h"}) == Path(
+        "/run/u/sapwood.sock"
+    )
+    assert default_socket({"HOME": "/h"}) == Path("/h/.sapwood/sapwood.sock")
+
+
+@pytest.fixture
+def runtime(tmp_path):
+    return {"XDG_RUNTIME_DIR": str(tmp_path)}
+
+
+@pytest.fixture
+def listener(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "sapwood.sock"))
+        listener.listen()
+        yield listener
+
+
+def test_order_is_argument_environment_socket_tcp(runtime, listener, tmp_path):
+    environ = runtime | {"SAPWOOD_ADDRESS": "host:2"}
+    assert resolve("host:1", environ) == "host:1"
+    assert resolve(None, environ) == "host:2"
+    assert resolve(None, runtime) == f"unix:{tmp_path}/sapwood.sock"
+
+
+def test_without_a_socket_it_is_tcp(runtime):
+    assert resolve(None, runtime) == "127.0.0.1:50551"
+
+
+def test_socket_left_by_a_killed_daemon_is_passed_over(runtime, listener, tmp_path):
+    listener.close()
+    assert (tmp_path / "sapwood.sock").exists()
+    assert resolve(None, runtime) == "127.0.0.1:50551"
