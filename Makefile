@@ -3,6 +3,7 @@
 #   make demo             eight clients, one model, one device
 #   make test             all checks and tests
 #   make train            makes the bundled pair anew: about an hour on two cores
+#   make wheel            wheel and sdist, in dist/
 #   make demo ARGS=...    arguments are passed on, also by bench and train
 
 SHELL := /bin/sh
@@ -25,7 +26,7 @@ TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
-.PHONY: .venv demo bench train test test-long check proto lock clean
+.PHONY: .venv demo bench train wheel test test-long check proto lock clean
 
 .venv: $(STAMP)
 
@@ -60,13 +61,17 @@ $(TRAIN_STAMP): model/demo/train/requirements.txt
 
 # Goes on where it was interrupted; `make train ARGS=--smoke` is the whole way in little.
 train: $(STAMP) $(TRAIN_STAMP)
-	$(TRAIN_BIN)/python -m model.demo.train --work $(TRAIN_WORK) $(ARGS)
+	$(TRAIN_BIN)/python -m sapwood.model.demo.train --work $(TRAIN_WORK) $(ARGS)
 ifeq ($(findstring --smoke,$(ARGS)),)
-	$(WITH_BLAS) $(BIN)/python -m model.demo.train.measure --pair $(TRAIN_WORK)/pair \
+	$(WITH_BLAS) $(BIN)/python -m sapwood.model.demo.train.measure --pair $(TRAIN_WORK)/pair \
 		--reference $(TRAIN_WORK)/reference.npz --out $(TRAIN_WORK)/pair/measured.json
-	$(BIN)/python -m model.demo.train.card $(TRAIN_WORK)/pair
+	$(BIN)/python -m sapwood.model.demo.train.card $(TRAIN_WORK)/pair
 	cp -R $(TRAIN_WORK)/pair/. model/demo/
 endif
+
+# The build backend itself, which is in the lock: no network is needed.
+wheel: $(STAMP)
+	$(BIN)/python -m hatchling build -d dist
 
 test: check
 	$(WITH_BLAS) $(BIN)/python -m pytest $(ARGS)
@@ -81,6 +86,7 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python -m pytest -q tests/test_rooms.py
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
@@ -93,4 +99,4 @@ lock:
 
 clean:
 	rm -rf .venv .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
-	find cache daemon model sapwood scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +
+	find cache daemon model proto sapwood scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +

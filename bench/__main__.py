@@ -22,14 +22,14 @@ from rich.console import Console
 
 from bench.machine import ROOT, commit, machine, versions
 from bench.measure import BenchError, Figure
-from bench.report import Report, table, write
+from bench.report import BenchReport, table, write_report
 from bench.setup import Setup
-from bench.synthetic import write_pair
-from daemon.demo import blas
+from bench.synthetic import write_synthetic_pair
+from sapwood.daemon.demo import blas
 
-NAMES = ("prefix", "step", "host", "speculation", "company")
+BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
 # Clients one after another take most of a whole run's time.
-RUNS = {name: 3 if name == "company" else 5 for name in NAMES}
+RUNS = {name: 3 if name == "company" else 5 for name in BENCHMARKS}
 QUICK_RUNS = 2
 
 
@@ -38,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     environ = blas.environment(os.environ)
     if environ != dict(os.environ):
         os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
-    names = tuple(name for name in NAMES if name in (arguments.names or NAMES))
-    whole = names == NAMES and not arguments.quick
+    names = tuple(name for name in BENCHMARKS if name in (arguments.names or BENCHMARKS))
+    whole = names == BENCHMARKS and not arguments.quick
     try:
         report = run(names, arguments)
     except BenchError as error:
@@ -47,17 +47,17 @@ def main(argv: Sequence[str]) -> int:
         return 1
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     console.print(table(report.figures))
-    for path in write(report, ROOT / ("docs/bench" if whole else "build/bench")):
+    for path in write_report(report, ROOT / ("docs/bench" if whole else "build/bench")):
         print(path.relative_to(ROOT))
     return 0
 
 
-def run(names: Sequence[str], arguments: argparse.Namespace) -> Report:
+def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     """Raises BenchError."""
     began, clock, where = datetime.now(UTC), time.monotonic(), machine()
     measured = commit()
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
-        target, drafter = write_pair(Path(folder))
+        target, drafter = write_synthetic_pair(Path(folder))
         setup = Setup(target, drafter, arguments.quick, arguments.seed)
         figures: list[Figure] = []
         for name in names:
@@ -66,7 +66,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> Report:
             figures += import_module(f"bench.{name}").measure(setup)
     if len(setup.blas) != 1:
         raise BenchError(f"the contestants computed with {' and '.join(sorted(setup.blas))}")
-    return Report(
+    return BenchReport(
         commit=measured,
         measured_at=began.isoformat(timespec="seconds"),
         duration_s=round(time.monotonic() - clock, 1),
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure ratios; see docs/bench.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
+    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
     add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")

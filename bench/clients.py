@@ -16,13 +16,13 @@ import anyio
 
 from bench.measure import BenchError, Side
 from sapwood import AsyncClient, Delta, Finish, Prefill, Prompt
-from sapwood.values import GenerateOptions, Usage
+from sapwood.client.values import GenerateOptions, Usage
 
 _clock = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class TimedReply:
     """One request. Times in seconds of one clock."""
 
     asked: float
@@ -40,7 +40,7 @@ class Reply:
 class Served:
     """What a group of clients got."""
 
-    replies: tuple[Reply, ...]
+    replies: tuple[TimedReply, ...]
 
     @property
     def span_s(self) -> float:
@@ -59,7 +59,7 @@ class Served:
         return sum(int(getattr(r.usage, count)) for r in self.replies)
 
 
-async def ask(client: AsyncClient, prompt: Prompt, options: GenerateOptions) -> Reply:
+async def ask(client: AsyncClient, prompt: Prompt, options: GenerateOptions) -> TimedReply:
     """Raises BenchError for a reply without a token or an end, SapwoodError for a refusal."""
     asked, first_token, tokens = _clock(), 0.0, 0
     usage: Usage | None = None
@@ -75,13 +75,13 @@ async def ask(client: AsyncClient, prompt: Prompt, options: GenerateOptions) -> 
                     pass
     if usage is None or not tokens:
         raise BenchError("a reply without a token or without an end")
-    return Reply(asked, first_token, _clock(), tokens, usage)
+    return TimedReply(asked, first_token, _clock(), tokens, usage)
 
 
 async def together(
     clients: Sequence[AsyncClient], prompts: Sequence[Prompt], options: GenerateOptions
 ) -> Served:
-    replies: list[Reply] = []
+    replies: list[TimedReply] = []
 
     async def one(client: AsyncClient, prompt: Prompt) -> None:
         replies.append(await ask(client, prompt, options))

@@ -15,12 +15,12 @@ from functools import partial
 import anyio
 
 from bench.clients import Group, Served, connected
-from bench.measure import Figure, Target, alternated, at_least
+from bench.measure import Figure, Goal, alternated, at_least
 from bench.setup import Setup
 from sapwood import AsyncClient
-from sapwood.values import GenerateOptions
+from sapwood.client.values import GenerateOptions
 
-CLIENTS, PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS, WARM_TOKENS = 16, 64, 128, 16, 24
+CLIENTS, _PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS, WARM_TOKENS = 16, 64, 128, 16, 24
 ALONE_WITH_MTP = 4
 
 
@@ -36,7 +36,7 @@ async def _measure(address: str, setup: Setup) -> list[Figure]:
         Group("one by one, MTP", False, None),
         Group("together, MTP", True, None),
     )
-    tokens = QUICK_TOKENS if setup.quick else NEW_TOKENS
+    tokens = _QUICK_TOKENS if setup.quick else _NEW_TOKENS
     async with connected(address, CLIENTS) as clients:
         for group in groups[1::2]:  # one by one needs nothing that these do not warm
             await _serve(clients, group, setup, WARM_TOKENS)
@@ -51,12 +51,12 @@ async def _measure(address: str, setup: Setup) -> list[Figure]:
 
 
 async def _serve(clients: Sequence[AsyncClient], group: Group, setup: Setup, tokens: int) -> Served:
-    prompts = [setup.prompt(PROMPT_TOKENS) for _ in clients]
+    prompts = [setup.prompt(_PROMPT_TOKENS) for _ in clients]
     return await group.serve(clients, prompts, GenerateOptions(max_tokens=tokens, ignore_eos=True))
 
 
 def _figures(alone: Group, company: Group, alone_mtp: Group, company_mtp: Group) -> list[Figure]:
-    def figure(name: str, title: str, a: Group, b: Group, target: Target | None = None) -> Figure:
+    def figure(name: str, title: str, a: Group, b: Group, target: Goal | None = None) -> Figure:
         details = {} if a.draft_tokens == 0 else a.acceptance()
         return Figure(f"company/{name}", title, a.side, b.side, target, details)
 

@@ -21,10 +21,10 @@ import anyio
 from bench.clients import Group, connected
 from bench.measure import BenchError, Figure, Side, alternated, at_most
 from bench.setup import Setup
-from bench.stopwatch import Step
-from sapwood.values import GenerateOptions
+from bench.stopwatch import TimedStep
+from sapwood.client.values import GenerateOptions
 
-ROWS, PROMPT_TOKENS, NEW_TOKENS, QUICK_TOKENS = 32, 64, 64, 32
+ROWS, _PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS = 32, 64, 64, 32
 STEPS_MIN = 8
 SIDES = (("plain", 0), ("mtp", None))
 
@@ -47,26 +47,26 @@ def measure(setup: Setup) -> list[Figure]:
     ]
 
 
-def _run(setup: Setup, draft_tokens: int | None) -> list[Step]:
+def _run(setup: Setup, draft_tokens: int | None) -> list[TimedStep]:
     """The steps of one burst of clients that were full and nothing but decoding."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "steps.json")
         with setup.synthetic([sys.executable, "-m", "bench.stopwatch", str(file)]) as daemon:
             anyio.run(partial(_burst, daemon.address, setup, draft_tokens))
-        steps = [Step(**step) for step in json.loads(file.read_text())]
+        steps = [TimedStep(**step) for step in json.loads(file.read_text())]
     return full_steps(steps)
 
 
 async def _burst(address: str, setup: Setup, draft_tokens: int | None) -> None:
     options = GenerateOptions(
-        max_tokens=QUICK_TOKENS if setup.quick else NEW_TOKENS, ignore_eos=True
+        max_tokens=_QUICK_TOKENS if setup.quick else _NEW_TOKENS, ignore_eos=True
     )
     async with connected(address, ROWS) as clients:
-        prompts = [setup.prompt(PROMPT_TOKENS) for _ in clients]
+        prompts = [setup.prompt(_PROMPT_TOKENS) for _ in clients]
         await Group("", True, draft_tokens).serve(clients, prompts, options)
 
 
-def full_steps(steps: Sequence[Step]) -> list[Step]:
+def full_steps(steps: Sequence[TimedStep]) -> list[TimedStep]:
     """Raises BenchError where there are too few to say anything."""
     full = [s for s in steps if s.rows == ROWS and not s.prefill_tokens and not s.moves]
     if len(full) < STEPS_MIN:
@@ -74,7 +74,7 @@ def full_steps(steps: Sequence[Step]) -> list[Step]:
     return full
 
 
-def mean_step(steps: Sequence[Step]) -> Account:
+def mean_step(steps: Sequence[TimedStep]) -> Account:
     """Mean seconds of a step's parts, of the whole step, and its mean number of drafts."""
     parts = ("plan", "build", "device", "emit", "commit", "host", "step")
     means = {part: sum(getattr(s, f"{part}_s") for s in steps) / len(steps) for part in parts}

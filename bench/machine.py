@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model import device
+from sapwood.model import device
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf", "anyio", "numpy")

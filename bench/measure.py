@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class BenchError(Exception):
@@ -45,7 +45,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Goal:
     """What the median must not exceed (`at most`) or fall below (`at least`)."""
 
     kind: str
@@ -58,12 +58,12 @@ class Target:
         return f"{'≤' if self.kind == 'at most' else '≥'} {self.bound:g}"
 
 
-def at_most(bound: float) -> Target:
-    return Target("at most", bound)
+def at_most(bound: float) -> Goal:
+    return Goal("at most", bound)
 
 
-def at_least(bound: float) -> Target:
-    return Target("at least", bound)
+def at_least(bound: float) -> Goal:
+    return Goal("at least", bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Figure:
     title: str
     ours: Side
     peer: Side
-    target: Target | None = None
+    target: Goal | None = None
     details: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -119,6 +119,6 @@ class Figure:
         }
 
 
-def alternated(sides: Sequence[T], run: int) -> list[T]:
+def alternated(sides: Sequence[_T], run: int) -> list[_T]:
     """The order in which run number `run` measures its sides: forwards, then backwards."""
     return list(sides) if run % 2 == 0 else list(reversed(sides))

@@ -14,17 +14,17 @@ from functools import partial
 
 import anyio
 
-from bench.clients import Reply, ask, connected
+from bench.clients import TimedReply, ask, connected
 from bench.measure import BenchError, Figure, Side, at_most
 from bench.peer import MlxLm
 from bench.setup import Setup
 from sapwood import AsyncClient
-from sapwood.values import GenerateOptions
+from sapwood.client.values import GenerateOptions
 
-CACHED_TOKENS, NEW_TOKENS = 2000, 32
-OPTIONS = GenerateOptions(max_tokens=1, temperature=0.0, draft_tokens=0, ignore_eos=True)
+CACHED_TOKENS, _NEW_TOKENS = 2000, 32
+PREFIX_OPTIONS = GenerateOptions(max_tokens=1, temperature=0.0, draft_tokens=0, ignore_eos=True)
 
-Prompt = list[int]
+MeasuredPrompt = list[int]
 
 
 def measure(setup: Setup) -> list[Figure]:
@@ -33,11 +33,13 @@ def measure(setup: Setup) -> list[Figure]:
         return anyio.run(partial(_measure, daemon.address, setup, partial(MlxLm, model)))
 
 
-async def _measure(address: str, setup: Setup, peer: Callable[[Prompt], object]) -> list[Figure]:
+async def _measure(
+    address: str, setup: Setup, peer: Callable[[MeasuredPrompt], object]
+) -> list[Figure]:
     hits, colds, peers = [], [], []
     async with connected(address, 1) as (client,):
         await _run(client, *_prompts(setup))  # warms what is made once per shape
-        peer(setup.prompt(NEW_TOKENS))
+        peer(setup.prompt(_NEW_TOKENS))
         for run in range(setup.runs):
             prompt, other = _prompts(setup)
             cold, hit = await _run(client, prompt, other)
@@ -51,18 +53,20 @@ async def _measure(address: str, setup: Setup, peer: Callable[[Prompt], object])
     return _figures(hits, colds, peers)
 
 
-def _prompts(setup: Setup) -> tuple[Prompt, Prompt]:
+def _prompts(setup: Setup) -> tuple[MeasuredPrompt, MeasuredPrompt]:
     """Two that share their first CACHED_TOKENS and not one more."""
-    shared, first = setup.prompt(CACHED_TOKENS), setup.prompt(NEW_TOKENS)
-    second = setup.prompt(NEW_TOKENS)
+    shared, first = setup.prompt(CACHED_TOKENS), setup.prompt(_NEW_TOKENS)
+    second = setup.prompt(_NEW_TOKENS)
     while first[0] == second[0]:
-        second = setup.prompt(NEW_TOKENS)
+        second = setup.prompt(_NEW_TOKENS)
     return shared + first, shared + second
 
 
-async def _run(client: AsyncClient, prompt: Prompt, other: Prompt) -> tuple[Reply, Reply]:
+async def _run(
+    client: AsyncClient, prompt: MeasuredPrompt, other: MeasuredPrompt
+) -> tuple[TimedReply, TimedReply]:
     """The cold one has to come first: it is what the hit finds."""
-    cold, hit = await ask(client, prompt, OPTIONS), await ask(client, other, OPTIONS)
+    cold, hit = await ask(client, prompt, PREFIX_OPTIONS), await ask(client, other, PREFIX_OPTIONS)
     found = cold.usage.cached_tokens, hit.usage.cached_tokens
     if found != (0, CACHED_TOKENS):
         raise BenchError(f"cached tokens were {found}, not {(0, CACHED_TOKENS)}")

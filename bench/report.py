@@ -26,7 +26,7 @@ VERDICTS = {True: "met", False: "missed", None: "-"}
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     """blas: of all contestants, daemons and this process."""
 
     commit: str
@@ -47,7 +47,7 @@ class Report:
         }
 
 
-def write(report: Report, folder: Path) -> list[Path]:
+def write_report(report: BenchReport, folder: Path) -> list[Path]:
     """results.json and results.svg; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     text, image = folder / "results.json", folder / "results.svg"
@@ -81,7 +81,7 @@ def number(value: float) -> str:
     return f"{value:.3f}" if value < 1 else f"{value:.3g}"
 
 
-def plot(report: Report, path: Path) -> None:
+def plot(report: BenchReport, path: Path) -> None:
     """One line per figure: every run, the median, the quartiles, and the target or parity."""
     import matplotlib
 

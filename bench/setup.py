@@ -16,16 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.measure import BenchError
-from daemon.demo import blas
-from daemon.demo.errors import DemoError
-from daemon.demo.process import Daemon, running, serve_command
-from model.locate import locate
-from model.pair import Pair, load_pair
 from sapwood import SapwoodError
+from sapwood.daemon.demo import blas
+from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.pair import Pair, load_pair
 
 START_S_MAX = 120.0
 # Plain tokens of the bundled tokenizer, which the synthetic pair shares: past the control tokens.
-IDS = range(100, 2000)
+PROMPT_IDS = range(100, 2000)
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Setup:
         self.random = random.Random(self.seed)
 
     def prompt(self, tokens: int) -> list[int]:
-        return self.random.choices(IDS, k=tokens)
+        return self.random.choices(PROMPT_IDS, k=tokens)
 
     def load_target(self) -> Pair:
         """The synthetic target in this process, without its drafter."""
@@ -55,14 +55,14 @@ class Setup:
         return load_pair(*locate(str(self.target), "none"))
 
     @contextmanager
-    def synthetic(self, command: Sequence[str] | None = None) -> Iterator[Daemon]:
+    def synthetic(self, command: Sequence[str] | None = None) -> Iterator[DaemonProcess]:
         """A daemon with the synthetic pair. command: of `serve`, without the model."""
         flags = ["--model", str(self.target), "--draft", str(self.drafter)]
         with self.daemon([*(command or serve_command()), *flags]) as daemon:
             yield daemon
 
     @contextmanager
-    def daemon(self, command: Sequence[str]) -> Iterator[Daemon]:
+    def daemon(self, command: Sequence[str]) -> Iterator[DaemonProcess]:
         """Raises BenchError where it does not come up or does not end well."""
         deadline = time.monotonic() + START_S_MAX
         try:

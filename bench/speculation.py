@@ -16,11 +16,11 @@ import anyio
 from bench.clients import Group, Served, connected
 from bench.measure import BenchError, Figure, alternated
 from bench.setup import Setup
-from daemon.demo.process import serve_command
 from sapwood import AsyncClient, Message
-from sapwood.values import GenerateOptions
+from sapwood.client.values import GenerateOptions
+from sapwood.daemon.demo.process import serve_command
 
-OPTIONS = GenerateOptions(max_tokens=160)
+SPECULATION_OPTIONS = GenerateOptions(max_tokens=160)
 QUESTIONS = (
     "What is a river?",
     "Tell me a story about a fox.",
@@ -68,7 +68,7 @@ async def _measure(address: str, setup: Setup) -> list[Figure]:
 
 async def _serve(clients: Sequence[AsyncClient], group: Group) -> Served:
     prompts = [[Message("user", question)] for question in QUESTIONS[: len(clients)]]
-    return await group.serve(clients, prompts, OPTIONS)
+    return await group.serve(clients, prompts, SPECULATION_OPTIONS)
 
 
 def _story(clients: int, plain: Served, mtp: Served) -> str:

@@ -19,13 +19,14 @@ import mlx.core as mx
 from bench.measure import Figure, Side, alternated, at_most
 from bench.peer import MlxLm
 from bench.setup import Setup
-from cache.batch import Batch, Span
-from cache.caches import Caches
-from model.gemma4 import PackedGemma4
-from model.pair import Pair
-from model.runner import Runner
-from scheduler.limits import Limits
-from scheduler.plan import Admit, Decode, Prefill, Sampling, StepPlan
+from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.live_caches import LiveCaches
+from sapwood.model.gemma4 import PackedGemma4
+from sapwood.model.pair import Pair
+from sapwood.model.runner import Runner
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.sampling import Sampling
 
 CONTEXT_TOKENS, STEPS, QUICK_STEPS, WARM_STEPS = 512, 64, 16, 4
 
@@ -72,10 +73,10 @@ def _run(pair: Pair, setup: Setup) -> dict[str, float]:
 
 def _packed(target: PackedGemma4, prompt: list[int]) -> Step:
     """Our forward over caches of its own, as the runner calls it, without runner and sampler."""
-    caches = Caches(
+    caches = LiveCaches(
         target.shapes, target.text.window_size, Limits().draft_depth_max + 1, mx.float32
     )
-    caches.admit(0, (), 0)
+    caches.restore(0, (), 0)
 
     def forward(batch: Batch, tokens: mx.array) -> mx.array:
         caches.prepare(batch)
@@ -99,7 +100,7 @@ def _round(pair: Pair, prompt: list[int]) -> Step:
     """A decode row of depth 0 through the runner: submit, wait, verification included."""
     runner = Runner(pair, 1, Limits().draft_depth_max)
     admit = Admit(0, 0, (), Sampling(), len(prompt) + WARM_STEPS + STEPS + 1)
-    first = Prefill(0, 0, tuple(prompt), draws=True, capture=False)
+    first = PrefillSlice(0, 0, tuple(prompt), draws=True, capture=False)
     prefilled = runner.wait(runner.submit(StepPlan(1, admits=(admit,), prefills=(first,))))
     token = prefilled.prefilled[0].token
     drawn = 1
@@ -107,7 +108,7 @@ def _round(pair: Pair, prompt: list[int]) -> Step:
     def step() -> None:
         nonlocal token, drawn
         assert token is not None
-        row = Decode(0, len(prompt) + drawn - 1, token, 0, drawn)
+        row = DecodeRow(0, len(prompt) + drawn - 1, token, 0, drawn)
         (decoded,) = runner.wait(runner.submit(StepPlan(1 + drawn, decodes=(row,)))).decoded
         token, drawn = decoded.tokens[-1], drawn + 1
 

@@ -20,16 +20,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from daemon import assemble, cli
-from daemon.config import Config
-from daemon.engine import Core, Loaded, Runner
-from scheduler.plan import StepPlan, StepResult
+from sapwood.daemon.cli import main as cli
+from sapwood.daemon.engine.loaded import Loaded, StepCore, StepRunner
+from sapwood.daemon.process import assemble
+from sapwood.daemon.settings.config import Config
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.result import StepResult
 
 _clock = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TimedStep:
     """Seconds of one step of the engine loop, and what it carried.
 
     plan, commit: the core's calls. build: submit before the graph is handed over; device: the rest
@@ -60,10 +62,10 @@ class Stopwatch:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._steps: list[Step] = []
+        self._steps: list[TimedStep] = []
         self._marks: dict[str, float] = {}
 
-    def timed(self, core: Core, runner: Runner) -> tuple[_TimedCore, _TimedRunner]:
+    def timed(self, core: StepCore, runner: StepRunner) -> tuple[_TimedCore, _TimedRunner]:
         """Both, to be used in the place of the originals; also MLX's async_eval, from now on."""
         _time_async_eval(self)
         return _TimedCore(core, self), _TimedRunner(runner, self)
@@ -75,7 +77,7 @@ class Stopwatch:
         """Close a step: every mark of it is set."""
         at = self._marks
         self._steps.append(
-            Step(
+            TimedStep(
                 rows=len(plan.decodes),
                 drafted=sum(d.depth for d in plan.decodes),
                 prefill_tokens=sum(len(p.tokens) for p in plan.prefills),
@@ -95,7 +97,7 @@ class Stopwatch:
 class _TimedCore:
     """A Core whose plan and commit are marked; the rest is the core's own."""
 
-    def __init__(self, core: Core, watch: Stopwatch) -> None:
+    def __init__(self, core: StepCore, watch: Stopwatch) -> None:
         self._core, self._watch = core, watch
 
     def __getattr__(self, name: str) -> Any:
@@ -117,7 +119,7 @@ class _TimedCore:
 class _TimedRunner:
     """A Runner whose submit and wait are marked."""
 
-    def __init__(self, runner: Runner, watch: Stopwatch) -> None:
+    def __init__(self, runner: StepRunner, watch: Stopwatch) -> None:
         self._runner, self._watch = runner, watch
 
     def submit(self, plan: StepPlan) -> Any:

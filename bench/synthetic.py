@@ -16,9 +16,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-DEMO = Path(__file__).parents[1] / "model" / "demo"
+from sapwood.model.checkpoint.locate import DEMO
+
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD, GLOBAL_HEAD = 512, 2048, 8, 2, 64, 128
-VOCABULARY, WINDOW = 8192, 512
+VOCABULARY, _WINDOW = 8192, 512
 LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 2
 
 
@@ -37,7 +38,7 @@ def text_config(
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD,
         "global_head_dim": GLOBAL_HEAD,
-        "sliding_window": WINDOW,
+        "sliding_window": _WINDOW,
         "layer_types": layers,
         "hidden_size_per_layer_input": 0,
         "num_kv_shared_layers": shared,
@@ -88,7 +89,7 @@ def draw(shape: list[int], rng: np.random.Generator) -> mx.array:
     return mx.array(rng.standard_normal(shape, np.float32) * np.float32(shape[-1] ** -0.5))
 
 
-def save(directory: Path, config: dict[str, object], tensors: dict[str, mx.array]) -> None:
+def save_model(directory: Path, config: dict[str, object], tensors: dict[str, mx.array]) -> None:
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config, indent=1))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors, {"format": "pt"})
@@ -97,11 +98,11 @@ def save(directory: Path, config: dict[str, object], tensors: dict[str, mx.array
     (directory / "generation_config.json").write_text('{"eos_token_id": [1, 6]}')
 
 
-def write_pair(root: Path, seed: int = 0) -> tuple[Path, Path]:
+def write_synthetic_pair(root: Path, seed: int = 0) -> tuple[Path, Path]:
     """Write the pair below `root`, where it must not be yet: (target directory, drafter's)."""
     target, drafter = root / "target", root / "assistant"
     rng = np.random.default_rng(seed)
-    save(
+    save_model(
         target,
         text_config(LAYERS, HIDDEN, INTERMEDIATE, 0),
         weights(LAYERS, HIDDEN, INTERMEDIATE, True, rng),
@@ -117,5 +118,5 @@ def write_pair(root: Path, seed: int = 0) -> tuple[Path, Path]:
         "text_config": text_config(layers, small, 2 * small, len(layers))
         | {"final_logit_softcapping": None, "vocab_size_per_layer_input": 0},
     }
-    save(drafter, config, tensors)
+    save_model(drafter, config, tensors)
     return target, drafter

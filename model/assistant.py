@@ -18,17 +18,17 @@ from mlx import nn
 from mlx_lm.models.gemma4_text import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
-from model.config import AssistantConfig, Kind, OrderedHead, TextConfig
-from model.files import ModelRefused
-from model.proposals import DraftLogits
-from model.safetensors import TensorEntry, WeightFile
-from model.weights import Fitted, fit
+from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, OrderedHead, TextConfig
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
+from sapwood.model.checkpoint.weights import Fitted, fit
+from sapwood.model.sampling.proposals import DraftLogits
 
-Attend = Callable[[Kind, mx.array], mx.array]
+Attend = Callable[[AttentionKind, mx.array], mx.array]
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: TextConfig, kind: Kind) -> None:
+    def __init__(self, config: TextConfig, kind: AttentionKind) -> None:
         super().__init__()
         self.kind, self.heads = kind, config.heads
         _, self.head_dim = config.shape(kind)
@@ -53,7 +53,7 @@ class _Attention(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: TextConfig, kind: Kind) -> None:
+    def __init__(self, config: TextConfig, kind: AttentionKind) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.self_attn = _Attention(config, kind)

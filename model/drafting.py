@@ -20,16 +20,16 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from cache.attend import History
-from cache.batch import Batch, Span
-from cache.caches import Caches
-from cache.full import FullStore
-from cache.window import WindowStore
-from model.assistant import Assistant
-from model.gemma4 import PackedGemma4
-from model.proposals import DraftLaw, draft
-from model.sampling import DrawRows
-from scheduler.plan import Decode
+from sapwood.cache.arrays.attention import History
+from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.full import FullStore
+from sapwood.cache.arrays.live_caches import LiveCaches
+from sapwood.cache.arrays.window import WindowStore
+from sapwood.model.assistant import Assistant
+from sapwood.model.gemma4 import PackedGemma4
+from sapwood.model.sampling.distribution import DrawRows
+from sapwood.model.sampling.proposals import DraftDistribution, draft
+from sapwood.scheduler.plan import DecodeRow
 
 DraftPosition = Literal["bonus", "last"]
 
@@ -43,7 +43,7 @@ class Drafts:
 
     tokens: mx.array
     at: npt.NDArray[np.int32]
-    laws: tuple[DraftLaw | None, ...]
+    distributions: tuple[DraftDistribution | None, ...]
 
     def table(self, rows: int) -> mx.array:
         """[rows, deepest] draft ids; anything past a row's depth and in rows past the decodes."""
@@ -59,7 +59,7 @@ class Drafter:
         self,
         assistant: Assistant,
         target: PackedGemma4,
-        caches: Caches,
+        caches: LiveCaches,
         position: DraftPosition = "bonus",
     ) -> None:
         self.assistant, self.target = assistant, target
@@ -69,7 +69,7 @@ class Drafter:
         self.sliding, self.full = sliding, full
         self.keep = caches.window + 1 - self.back
 
-    def run(self, decodes: Sequence[Decode], frontier: mx.array, rows: DrawRows) -> Drafts:
+    def run(self, decodes: Sequence[DecodeRow], frontier: mx.array, rows: DrawRows) -> Drafts:
         """Draft for `decodes`, at least one deeper than 0; `rows` describes the same rows first.
 
         frontier [slots, hidden]: the target's final-norm hidden row at each slot's last position.
@@ -78,7 +78,7 @@ class Drafter:
         deepest = decodes[order[0]].depth
         at = np.zeros((len(decodes), deepest), np.int32)
         drawn: list[mx.array] = []
-        laws: list[DraftLaw | None] = []
+        distributions: list[DraftDistribution | None] = []
         live: list[int] = []
         for depth in range(deepest):
             remaining = [i for i in order if decodes[i].depth > depth]
@@ -91,18 +91,20 @@ class Drafter:
             logits, hidden = self.assistant.step(
                 self.target.embed(tokens), hidden, positions, attend
             )
-            tokens, law = draft(logits, rows, tuple(live), depth, drawn)
+            tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
-            laws.append(law)
-        return Drafts(mx.concatenate(drawn), at, tuple(laws))
+            distributions.append(distribution)
+        return Drafts(mx.concatenate(drawn), at, tuple(distributions))
 
-    def _inputs(self, decodes: Sequence[Decode], frontier: mx.array) -> tuple[mx.array, mx.array]:
+    def _inputs(
+        self, decodes: Sequence[DecodeRow], frontier: mx.array
+    ) -> tuple[mx.array, mx.array]:
         tokens = mx.array(np.array([d.token for d in decodes], np.int32))
         return tokens, frontier[mx.array(np.array([d.slot for d in decodes], np.int32))]
 
     def _view(
-        self, decodes: Sequence[Decode]
+        self, decodes: Sequence[DecodeRow]
     ) -> tuple[Callable[[str, mx.array], mx.array], mx.array]:
         """Attention over what each row has committed, and the rows' RoPE positions [n]."""
         batch = Batch([Span(d.slot, d.start - 1, 1) for d in decodes])

@@ -1,10 +1,10 @@
 """Gemma 4 text models over packed tokens: mlx-lm's modules, our attention.
 
-- One forward serves every session of a step: linear layers, MLPs and experts see one [T, hidden]
+- One forward serves every sequence of a step: linear layers, MLPs and experts see one [T, hidden]
   matrix and read each weight once; only attention knows who owns which row.
 - The modules are mlx-lm's, untouched: DecoderLayer is spelled out because attention sits in its
   middle.
-- Past the last layer that owns K/V only kept rows continue (cache.batch), which is exact and saves
+- Past the last layer that owns K/V only kept rows continue (arrays/batch), which is exact and saves
   most of a prompt's cost on E2B and E4B.
 - Nothing is evaluated here: the caller owns the step's one host sync.
 """
@@ -17,11 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.gemma4_text import Attention, DecoderLayer, Gemma4TextModel, Model, logit_softcap
 
-from cache.attend import History, Layers
-from cache.batch import Batch
-from cache.caches import LayerShape
-
-KeysValues = tuple[mx.array, mx.array]
+from sapwood.cache.arrays.attention import History, Layers
+from sapwood.cache.arrays.batch import Batch
+from sapwood.cache.arrays.live_caches import LayerShape
+from sapwood.cache.arrays.pools import KeysValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class PackedGemma4:
 
     @property
     def shapes(self) -> list[LayerShape]:
-        """The K/V-owning layers, as Caches wants them."""
+        """The K/V-owning layers, as LiveCaches wants them."""
         attentions = [self.text.layers[i].self_attn for i in self.owners]
         return [LayerShape(a.is_sliding, a.n_kv_heads, a.head_dim) for a in attentions]
 

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
-from cache.attend import SLICE_SCORES_MAX
-from model.assistant import Assistant, fill_assistant, fit_assistant
-from model.config import AssistantConfig, TargetConfig
-from model.config_file import read_assistant_config, read_target_config
-from model.files import ModelDirectory, ModelRefused
-from model.packing import packing_of
-from model.safetensors import WeightFile, weight_files
-from model.tokenizer import Tokenizer, load_tokenizer
-from model.weights import fit_target, resolve_dtype, weight_bytes
-from scheduler.plan import ModelFacts
+from sapwood.cache.arrays.attention import SLICE_SCORES_MAX
+from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
+from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
+from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
+from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.packing import packing_of
+from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
+from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
+from sapwood.model.prompt.tokenizer import Tokenizer
+from sapwood.model.prompt.tokenizer_file import load_tokenizer
+from sapwood.scheduler.model_facts import ModelFacts
 
 # What a draw takes for each token of the vocabulary: with changed logits or a thousand candidates,
 # and where it weighs all of them (sorted, scaled, filtered, with two words of noise). Measured;
-# tests/model/test_law_bytes.py holds both.
+# tests/model/sampling/test_draw_bytes.py holds both.
 WIDE_LAW_BYTES, WHOLE_LAW_BYTES = 16, 72
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
 _SAMPLE_BYTES = 4096
@@ -142,7 +143,7 @@ def _compared(target: TargetConfig, draft: AssistantConfig) -> Iterator[tuple[st
         yield "sliding window", theirs.window, ours.window
 
 
-def facts(pair: Pair, depth_max: int) -> ModelFacts:
+def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     """The model as the core sees it, in bytes of the real shapes and dtype.
 
     A sliding layer's ring holds window + depth_max + 2 positions: the drafter's window + 1 and the
@@ -172,7 +173,7 @@ def facts(pair: Pair, depth_max: int) -> ModelFacts:
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
-        marks=pair.tokenizer.marks,
+        control_tokens=pair.tokenizer.control_tokens,
     )
 
 

@@ -17,30 +17,21 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from cache.batch import Batch, Span, run
-from cache.caches import Caches
-from cache.full import FullStore
-from cache.ranges import EdgePayload, Range
-from cache.snapshot import Payload
-from model.drafting import Drafter, DraftPosition, Drafts
-from model.gemma4 import Forward, PackedGemma4
-from model.logprobs import Report, report
-from model.pair import Pair
-from model.penalties import Tally
-from model.sampling import DrawRows
-from model.verify import verify
-from scheduler.plan import (
-    Admit,
-    Capture,
-    Decode,
-    Decoded,
-    Prefill,
-    Prefilled,
-    Sampling,
-    StepPlan,
-    StepResult,
-    TokenLogprobs,
-)
+from sapwood.cache.arrays.batch import Batch, Span, indices
+from sapwood.cache.arrays.full import FullStore
+from sapwood.cache.arrays.live_caches import LiveCaches
+from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.model.drafting import Drafter, DraftPosition, Drafts
+from sapwood.model.gemma4 import Forward, PackedGemma4
+from sapwood.model.pair import Pair
+from sapwood.model.sampling.acceptance import verify
+from sapwood.model.sampling.distribution import DrawRows
+from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
+from sapwood.model.sampling.penalties import Tally
+from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +56,9 @@ class Ticket:
     """
 
     plan: StepPlan
-    decodes: tuple[Decode, ...]  # in packed order
+    decodes: tuple[DecodeRow, ...]  # in packed order
     drawn: mx.array | None
-    report: Report | None
+    report: LogprobsReport | None
     payloads: tuple[EdgePayload | None, ...]
     captured: tuple[Payload | None, ...]
     pending: tuple[mx.array, ...]
@@ -82,7 +73,7 @@ class Runner:
         self.target = PackedGemma4(pair.target)
         self.vocabulary = pair.target_config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
-        self.caches = Caches(
+        self.caches = LiveCaches(
             self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
         )
         self.drafter = None
@@ -140,14 +131,14 @@ class Runner:
 
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)
-        self.caches.admit(admit.slot, path, admit.target)
+        self.caches.restore(admit.slot, path, admit.target)
         sampling, tally = admit.sampling, None
         if sampling.adjusted:
             tally = Tally(sampling, admit.prompt, self.vocabulary)
         self._samplers[admit.slot] = Sampler(sampling, tally, admit.top_logprobs)
 
     def _forward(
-        self, plan: StepPlan, decodes: tuple[Decode, ...], captured: tuple[Payload | None, ...]
+        self, plan: StepPlan, decodes: tuple[DecodeRow, ...], captured: tuple[Payload | None, ...]
     ) -> Ticket:
         batch = Batch(
             [Span(d.slot, d.start, d.depth + 1) for d in decodes],
@@ -171,7 +162,9 @@ class Runner:
         mx.async_eval(pending)
         return Ticket(plan, decodes, drawn, reported, payloads, captured, pending)
 
-    def _draw_rows(self, decodes: Sequence[Decode], firsts: Sequence[Prefill]) -> DrawRows | None:
+    def _draw_rows(
+        self, decodes: Sequence[DecodeRow], firsts: Sequence[PrefillSlice]
+    ) -> DrawRows | None:
         """Every row that draws: the decode rows, then the prompts that end in this step."""
         if not decodes and not firsts:
             return None
@@ -185,7 +178,7 @@ class Runner:
             tallies if any(tallies) else (),
         )
 
-    def _drafts(self, decodes: Sequence[Decode], rows: DrawRows | None) -> Drafts | None:
+    def _drafts(self, decodes: Sequence[DecodeRow], rows: DrawRows | None) -> Drafts | None:
         if not any(d.depth for d in decodes):
             return None
         assert self.drafter is not None and rows is not None, "a depth without a drafter"
@@ -193,23 +186,25 @@ class Runner:
 
     def _draw(
         self,
-        decodes: Sequence[Decode],
-        prefills: Sequence[Prefill],
+        decodes: Sequence[DecodeRow],
+        prefills: Sequence[PrefillSlice],
         rows: DrawRows | None,
         drafts: Drafts | None,
         forward: Forward,
-    ) -> tuple[mx.array | None, Report | None]:
+    ) -> tuple[mx.array | None, LogprobsReport | None]:
         """Accept, draw, report, and move the frontier to each row's last committed position."""
         if rows is None:
             return None, None
-        table, laws = (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.laws)
+        table, distributions = (
+            (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.distributions)
+        )
         logits = self.target.logits(forward.hidden)
-        drawn = verify(logits, rows, table, laws)
+        drawn = verify(logits, rows, table, distributions)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
         newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
-        return drawn, report(logits, rows, drawn, asked)
+        return drawn, logprobs_report(logits, rows, drawn, asked)
 
 
 def _drawn(ticket: Ticket) -> list[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]]:
@@ -225,7 +220,7 @@ def _drawn(ticket: Ticket) -> list[tuple[tuple[int, ...], tuple[TokenLogprobs, .
 
 
 def _packed_tokens(
-    decodes: Sequence[Decode], prefills: Sequence[Prefill], drafts: Drafts | None
+    decodes: Sequence[DecodeRow], prefills: Sequence[PrefillSlice], drafts: Drafts | None
 ) -> mx.array:
     """[T] token ids: bonus and drafts of every decode row, then the prompt slices."""
     host: list[int] = []
@@ -246,7 +241,7 @@ def _packed_tokens(
 
 
 def _payloads(
-    prefills: Sequence[Prefill], batch: Batch, forward: Forward, caches: Caches
+    prefills: Sequence[PrefillSlice], batch: Batch, forward: Forward, caches: LiveCaches
 ) -> tuple[EdgePayload | None, ...]:
     """Each captured slice's own K/V, lazily; evaluated with the step."""
     payloads: list[EdgePayload | None] = []
@@ -255,7 +250,7 @@ def _payloads(
             payloads.append(None)
             continue
         # A gather, so that no slice keeps the whole step's K/V alive.
-        rows = mx.array(run(*batch.queries_of(index, trimmed=False)))
+        rows = mx.array(indices(*batch.queries_of(index, trimmed=False)))
         full: list[Range] = []
         sliding: list[Range] = []
         for (keys, values), store in zip(forward.written, caches.stores, strict=True):

@@ -6,49 +6,59 @@
 
 - `Client` and `AsyncClient` take and give plain values; protobuf stays behind them.
 - The generated stubs live in `sapwood.v1`, for what the client does not cover.
-- Importing this needs grpcio and protobuf only: no model, no mlx.
+- Importing this loads nothing: a name brings its module on first use (PEP 562), so that the pure
+  core, which lives below this package too, never pulls in grpc. The client needs grpcio and
+  protobuf only: no model, no mlx.
 """
 
-from sapwood.aio import AsyncClient, AsyncStream
-from sapwood.client import Client, Stream
-from sapwood.errors import (
-    Cancelled,
-    DeadlineExceeded,
-    FailedPrecondition,
-    InvalidArgument,
-    NotFound,
-    PermissionDenied,
-    ResourceExhausted,
-    SapwoodError,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-)
-from sapwood.values import (
-    Alternative,
-    CacheOptions,
-    CacheStats,
-    Conversation,
-    Delta,
-    Event,
-    Finish,
-    FinishReason,
-    GenerateOptions,
-    LayerKind,
-    Memory,
-    Message,
-    Model,
-    Prefill,
-    Prompt,
-    Reply,
-    StoredBytes,
-    Tier,
-    TokenLogprobs,
-    Tool,
-    ToolCall,
-    TreeNode,
-    Usage,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sapwood.client.async_client import AsyncClient, AsyncStream
+    from sapwood.client.errors import (
+        Cancelled,
+        DeadlineExceeded,
+        FailedPrecondition,
+        InvalidArgument,
+        NotFound,
+        PermissionDenied,
+        ResourceExhausted,
+        SapwoodError,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+    )
+    from sapwood.client.sync_client import Client, Stream
+    from sapwood.client.values import (
+        Alternative,
+        CacheOptions,
+        CacheStats,
+        Conversation,
+        Delta,
+        Event,
+        Finish,
+        FinishReason,
+        GenerateOptions,
+        LayerKind,
+        Memory,
+        Message,
+        Model,
+        Prefill,
+        Prompt,
+        Reply,
+        StoredBytes,
+        Tier,
+        TokenLogprobs,
+        Tool,
+        ToolCall,
+        TreeNode,
+        Usage,
+    )
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Alternative",
@@ -89,4 +99,23 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Usage",
+    "__version__",
 ]
+
+# Where to look for a name, the cheapest first: `values` imports nothing.
+_MODULES = ("values", "errors", "sync_client", "async_client")
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from its module; kept here, so that the next use finds it at once."""
+    if name in __all__:
+        for module in _MODULES:
+            found = vars(import_module(f"{__name__}.client.{module}"))
+            if name in found:
+                globals()[name] = found[name]
+                return found[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

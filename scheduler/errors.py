@@ -2,7 +2,7 @@
 
 - Raised for the client's mistakes and the daemon's limits only; our own mistakes are asserts.
 - Messages never carry exception text, paths or another client's data, and stay short.
-- daemon/service.py is the one place that turns one into a gRPC status.
+- daemon/rpc/reasons.py is the one place that turns one into a gRPC status.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class InvalidRequest(Refused):
     status = "INVALID_ARGUMENT"
 
 
-class NotFound(Refused):
+class Missing(Refused):
     """SESSION_NOT_FOUND, MODEL_NOT_FOUND, PIN_NOT_FOUND."""
 
     status = "NOT_FOUND"
@@ -49,7 +49,7 @@ class Exhausted(Refused):
     status = "RESOURCE_EXHAUSTED"
 
 
-class Unavailable(Refused):
+class NotServing(Refused):
     """MODEL_LOADING, DRAINING, ENGINE_FAILED."""
 
     status = "UNAVAILABLE"

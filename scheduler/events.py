@@ -1,15 +1,16 @@
 """What goes into the core and what comes out of it: frozen values, nothing shared.
 
-- Events arrive through the inbox in order; effects leave once per step.
-- A session id is drawn by the daemon and is unique for the process; clients never choose it.
-- Exactly one Finished or Failed per session, and nothing of that session after it.
+- Commands arrive through the inbox in order; effects leave once per step.
+- A sequence id is drawn by the daemon and is unique for the process; clients never choose it.
+- Exactly one Finished or Failed per sequence, and nothing of that sequence after it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.plan import Sampling, TokenLogprobs
+from sapwood.scheduler.result import TokenLogprobs
+from sapwood.scheduler.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Request:
 
     @property
     def tokens_max(self) -> int:
-        """What its session may grow to."""
+        """What its sequence may grow to."""
         return len(self.prompt) + self.max_tokens
 
 
@@ -57,7 +58,7 @@ class Drain:
     """Refuse what is queued and what comes (DRAINING); let what runs finish; then be finished."""
 
 
-Event = Submit | Cancel | Drain
+Command = Submit | Cancel | Drain
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one step committed for one session. Texts are whole characters; ids may come without.
+    """What one step committed for one sequence. Texts are whole characters; ids may come without.
 
     logprobs: one for each id where the request asked, else none. They leave with their ids, however
     long a text is held back.
@@ -120,7 +121,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The session ended by an error of api.md: `reason` is its upper-case name there.
+    """The sequence ended by an error of api.md: `reason` is its upper-case name there.
 
     DEADLINE_EXCEEDED and CANCELLED are statuses without a reason of ours and appear here as such.
     """

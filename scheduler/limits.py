@@ -30,7 +30,7 @@ class Limits:
     top_logprobs_max: int = 20
     error_detail_chars_max: int = 200
 
-    # Sessions and queues.
+    # Sequences and queues.
     slots_max: int = 32
     queued_max: int = 256
     queue_s_max: float = 60.0

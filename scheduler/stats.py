@@ -1,7 +1,7 @@
 """What the core has counted, published whole once per step as one frozen value.
 
 - Counters move at commit, before the effect that tells of them leaves.
-- `generated`, `draft` and `accepted` count exactly what the sessions' usage counts; the prompt
+- `generated`, `draft` and `accepted` count exactly what the sequences' usage counts; the prompt
   counts follow the slices: cached + recomputed == prompt, at every moment.
 - Every label comes from a closed set named here.
 - A histogram nobody touched since the last step is published again as it is, so that a step
@@ -10,63 +10,22 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cache.ledger import Ledger, LedgerView
-from cache.radix import Cause
-from cache.tree import Tree
-from scheduler.plan import StepPlan
-from scheduler.reply import LENGTH, STOP, STOP_SEQUENCE
+from sapwood.cache.prefix.ledger import Ledger, LedgerView
+from sapwood.cache.prefix.node import EvictionCause
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.histogram import Histogram, HistogramView
+from sapwood.scheduler.outcomes import OUTCOMES
+from sapwood.scheduler.plan import StepPlan
 
-CANCELLED, DEADLINE, REJECTED, FAILED = "cancelled", "deadline", "rejected", "failed"
-OUTCOMES = (STOP, LENGTH, STOP_SEQUENCE, CANCELLED, DEADLINE, REJECTED, FAILED)
 DIVERGED, EVICTED, THINNED, COLD = "diverged", "evicted", "thinned", "cold"
-CAUSES = (DIVERGED, EVICTED, THINNED, COLD)
+RECOMPUTE_CAUSES = (DIVERGED, EVICTED, THINNED, COLD)
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
-
-
-@dataclass(frozen=True, slots=True)
-class HistogramView:
-    """counts[i] observations were <= bounds[i] and above the bound before; the last: above all."""
-
-    bounds: tuple[float, ...]
-    counts: tuple[int, ...]
-    total: float
-
-    @property
-    def count(self) -> int:
-        return sum(self.counts)
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.count if self.count else 0.0
-
-
-class Histogram:
-    """Fixed buckets; view() is O(1) while nothing was observed since the last one."""
-
-    __slots__ = ("_bounds", "_counts", "_total", "_view")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._total = 0.0
-        self._view: HistogramView | None = None
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self._counts[bisect_left(self._bounds, value)] += times
-        self._total += value * times
-        self._view = None
-
-    def view(self) -> HistogramView:
-        if self._view is None:
-            self._view = HistogramView(self._bounds, tuple(self._counts), self._total)
-        return self._view
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +58,7 @@ class Stats:
     tree_full_bytes: int
     tree_sliding_bytes: int
     tree_leased_bytes: int
-    tree_evictions: Mapping[Cause, int]
+    tree_evictions: Mapping[EvictionCause, int]
     tree_splits: int
     tree_merges: int
     memory: LedgerView
@@ -122,7 +81,7 @@ class Meters:
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.prefix_cached_tokens = 0
-        self.prefix_recomputed_tokens = dict.fromkeys(CAUSES, 0)
+        self.prefix_recomputed_tokens = dict.fromkeys(RECOMPUTE_CAUSES, 0)
         self.draft_rounds = 0
         self.draft_tokens = [0] * depth_max
         self.accepted_tokens = [0] * depth_max

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cache.snapshot import Payload
-from scheduler.plan import TokenLogprobs
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.scheduler.result import TokenLogprobs
 
 FULL_BYTES = 3  # per token; coprime to SLIDING_BYTES, so that a mixed-up sum shows
 SLIDING_BYTES = 10

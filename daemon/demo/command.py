@@ -21,15 +21,15 @@ from pathlib import Path
 import anyio
 from rich.console import Console
 
-from daemon.demo import blas
-from daemon.demo.cast import CAST
-from daemon.demo.errors import DemoError
-from daemon.demo.phase import Phase, play
-from daemon.demo.process import running, serve_command
-from daemon.demo.report import Report, report
-from daemon.demo.tables import report_tables
-from daemon.demo.view import LiveView, PlainView, View, panels
 from sapwood import SapwoodError
+from sapwood.daemon.demo import blas
+from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.phase import Phase, play
+from sapwood.daemon.demo.process import running, serve_command
+from sapwood.daemon.demo.report import DemoReport, demo_report
+from sapwood.daemon.demo.script import CAST
+from sapwood.daemon.demo.tables import report_tables
+from sapwood.daemon.demo.view import LiveView, PlainView, View, panels
 
 LIMIT_S = 110.0
 _WEB_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        found = run(_serve_flags(arguments), view)
+        found = perform(_serve_flags(arguments), view)
         console.print(report_tables(found))
         _write(found, arguments)
     except (DemoError, OSError) as error:
@@ -56,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(claim.holds for claim in found.claims) else 1
 
 
-def run(serve_flags: Sequence[str], view: View) -> Report:
+def perform(serve_flags: Sequence[str], view: View) -> DemoReport:
     """Both phases, each on a fresh daemon. Raises DemoError."""
     deadline = time.monotonic() + LIMIT_S
     together, library = _phase(serve_flags, True, view, deadline)
     one_by_one, other = _phase(serve_flags, False, view, deadline)
     if library != other:
         raise DemoError(f"one daemon computed with {library}, the other with {other}")
-    return report(together, one_by_one, library)
+    return demo_report(together, one_by_one, library)
 
 
 def _phase(
@@ -92,14 +92,14 @@ def _first_message(group: ExceptionGroup[Exception]) -> str:
     return str(leaf) if isinstance(leaf, DemoError | SapwoodError) else repr(leaf)
 
 
-def _write(found: Report, arguments: argparse.Namespace) -> None:
+def _write(found: DemoReport, arguments: argparse.Namespace) -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found.as_json(), indent=2) + "\n")
     if arguments.svg is not None:
         arguments.svg.write_text(picture(found))
 
 
-def picture(found: Report) -> str:
+def picture(found: DemoReport) -> str:
     """The final view as SVG, for the README."""
     console = Console(
         record=True, file=io.StringIO(), width=_SVG_COLUMNS, force_terminal=True, highlight=False

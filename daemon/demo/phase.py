@@ -18,19 +18,13 @@ from dataclasses import dataclass
 import anyio
 from anyio import to_thread
 
-from daemon.demo.cast import Part
-from daemon.demo.conversation import (
-    Conversation,
-    State,
-    follow_up_messages,
-    messages,
-    prompts,
-)
-from daemon.demo.errors import DemoError
-from daemon.demo.process import Daemon
-from daemon.demo.scrape import Check, compare, settled
-from daemon.demo.view import View
 from sapwood import AsyncClient, FinishReason, Model, Prompt, TreeNode
+from sapwood.daemon.demo.dialogue import Dialogue, TurnState, follow_up_messages, messages, prompts
+from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.process import DaemonProcess
+from sapwood.daemon.demo.scrape import Check, compare, settled
+from sapwood.daemon.demo.script import Role
+from sapwood.daemon.demo.view import View
 
 _TICK_S = 0.125
 _clock = time.perf_counter
@@ -41,14 +35,14 @@ class Seat:
     """A client's connection and what it says there."""
 
     client: AsyncClient
-    conversation: Conversation
+    conversation: Dialogue
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
     """What one phase measured. conversations: in the order of the cast."""
 
-    conversations: tuple[Conversation, ...]
+    conversations: tuple[Dialogue, ...]
     span_s: float
     checks: tuple[Check, ...]
     model: Model
@@ -61,7 +55,7 @@ class Phase:
         return sum(c.tokens for c in self.conversations) / self.span_s
 
 
-async def play(daemon: Daemon, cast: Sequence[Part], together: bool, view: View) -> Phase:
+async def play(daemon: DaemonProcess, cast: Sequence[Role], together: bool, view: View) -> Phase:
     """Runs all conversations against a fresh daemon. Raises DemoError or a SapwoodError."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(daemon.address)) for _ in cast]
@@ -89,18 +83,18 @@ def _groups(seats: Sequence[Seat], together: bool) -> list[list[Seat]]:
     return [[seat for seat in seats if seat not in cancelled], cancelled]
 
 
-async def _seat(client: AsyncClient, part: Part, model: Model) -> Seat:
+async def _seat(client: AsyncClient, part: Role, model: Model) -> Seat:
     await client.is_serving()  # connects
     first = await client.tokenize(messages(part))
     both = await client.tokenize(follow_up_messages(part)) if part.follow_up else ()
-    conversation = Conversation(part, prompts(first, both, model.eos_token_ids))
+    conversation = Dialogue(part, prompts(first, both, model.eos_token_ids))
     if not model.drafter:
         conversation.depth = 0
     return Seat(client, conversation)
 
 
 async def _window(
-    daemon: Daemon, seats: Sequence[Seat], together: bool
+    daemon: DaemonProcess, seats: Sequence[Seat], together: bool
 ) -> tuple[float, list[Check]]:
     """(seconds from the first request to the last end, what the counters say about it)"""
     before = await to_thread.run_sync(settled, daemon.metrics)
@@ -123,11 +117,11 @@ async def _all_at_once(seats: Sequence[Seat]) -> None:
             tasks.start_soon(_join, seat, pacer, seats)
 
 
-async def _join(seat: Seat, pacer: Conversation, seats: Sequence[Seat]) -> None:
+async def _join(seat: Seat, pacer: Dialogue, seats: Sequence[Seat]) -> None:
     while pacer.tokens < seat.conversation.part.joins_at:
         await pacer.moved.wait()
     states = [other.conversation.state for other in seats]
-    seat.conversation.company = states.count(State.STREAMING)
+    seat.conversation.company = states.count(TurnState.STREAMING)
     await _converse(seat)
 
 
@@ -153,13 +147,11 @@ async def _turn(seat: Seat, prompt: Prompt, prompt_ids: tuple[int, ...]) -> None
     hung_up = conversation.wants_to_hang_up
     if turn.finish is None and not hung_up:
         raise DemoError(f"the reply to {conversation.part.id} ended without a finish")
-    conversation.end(State.CANCELLED if hung_up else State.DONE, _clock())
+    conversation.end(TurnState.CANCELLED if hung_up else TurnState.DONE, _clock())
 
 
 @asynccontextmanager
-async def _shown(
-    view: View, title: str, conversations: Sequence[Conversation]
-) -> AsyncIterator[None]:
+async def _shown(view: View, title: str, conversations: Sequence[Dialogue]) -> AsyncIterator[None]:
     """Keeps `view` up to date while the body runs, and once more at its end."""
 
     async def follow() -> None:

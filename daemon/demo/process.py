@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.demo.errors import DemoError
+from sapwood.daemon.demo.errors import DemoError
 
 STOP_S_MAX = 10.0
 _POLL_S = 0.02
@@ -25,7 +25,7 @@ _LOG_LINES_SHOWN = 15
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
+class DaemonProcess:
     """One that serves. address: HOST:PORT of gRPC; metrics: HOST:PORT of the scrape endpoint."""
 
     address: str
@@ -36,7 +36,7 @@ class Daemon:
 @contextmanager
 def running(
     command: Sequence[str], environ: Mapping[str, str], deadline: float
-) -> Iterator[Daemon]:
+) -> Iterator[DaemonProcess]:
     """Starts `command` (of `serve`), gives the daemon once it serves, and ends it.
 
     deadline: of the start, in time.monotonic(). Raises DemoError if the daemon does not come up, or
@@ -62,10 +62,10 @@ def running(
 
 
 def serve_command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "daemon", "serve", *flags]
+    return [sys.executable, "-m", "sapwood", "serve", *flags]
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ready: Path, deadline: float) -> Daemon:
+def _wait_ready(process: subprocess.Popen[bytes], ready: Path, deadline: float) -> DaemonProcess:
     while not ready.exists():
         if process.poll() is not None:
             raise DemoError("the daemon ended before it served")
@@ -73,7 +73,7 @@ def _wait_ready(process: subprocess.Popen[bytes], ready: Path, deadline: float) 
             raise DemoError("the daemon was not ready in time")
         time.sleep(_POLL_S)
     content = json.loads(ready.read_text())
-    return Daemon(content["grpc"][0], content["metrics"], process.pid)
+    return DaemonProcess(content["grpc"][0], content["metrics"], process.pid)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from daemon.demo.cast import SHARED_TOKENS_MIN
-from daemon.demo.conversation import Conversation
-from daemon.demo.phase import Phase
-from daemon.demo.scrape import Check
+from sapwood.daemon.demo.dialogue import Dialogue
+from sapwood.daemon.demo.phase import Phase
+from sapwood.daemon.demo.scrape import Check
+from sapwood.daemon.demo.script import SHARED_TOKENS_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     figures: Figures
     claims: tuple[Claim, ...]
     together: Phase
@@ -77,7 +77,7 @@ class Report:
         return asdict(self.figures)
 
 
-def report(together: Phase, one_by_one: Phase, blas: str) -> Report:
+def demo_report(together: Phase, one_by_one: Phase, blas: str) -> DemoReport:
     agree = all(check.agrees for check in together.checks + one_by_one.checks)
     figures = Figures(
         tuple(client_figures(conversation) for conversation in together.conversations),
@@ -87,10 +87,10 @@ def report(together: Phase, one_by_one: Phase, blas: str) -> Report:
         tree_figures(together),
         agree,
     )
-    return Report(figures, claims(together, agree), together, one_by_one)
+    return DemoReport(figures, claims(together, agree), together, one_by_one)
 
 
-def client_figures(conversation: Conversation) -> ClientFigures:
+def client_figures(conversation: Dialogue) -> ClientFigures:
     """Of a conversation that ended. Every one has at least one token: that is what ends it."""
     counts, first = conversation.counts, conversation.turns[0]
     assert first.first_token is not None, conversation.part.id
@@ -143,13 +143,13 @@ def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
     )
 
 
-def _continued(conversation: Conversation) -> bool:
+def _continued(conversation: Dialogue) -> bool:
     """All but the reply's last token, which no forward has seen, and one to evaluate anew."""
     first, second = conversation.turns
     return (second.cached_tokens or 0) >= len(first.prompt_ids) + len(first.token_ids) - 2
 
 
-def _usage_is_true(conversation: Conversation) -> bool:
+def _usage_is_true(conversation: Dialogue) -> bool:
     return all(
         (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         == (len(turn.prompt_ids), turn.cached_tokens, len(turn.token_ids))
@@ -158,7 +158,7 @@ def _usage_is_true(conversation: Conversation) -> bool:
     )
 
 
-def _same(left: Conversation, right: Conversation) -> bool:
+def _same(left: Dialogue, right: Dialogue) -> bool:
     """A cancelled reply ends wherever the cancel met it: what both clients saw is compared."""
     for one, other in zip(left.turns, right.turns, strict=True):
         seen = min(len(one.token_ids), len(other.token_ids))

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.demo.conversation import Conversation, Counts, Turn
-from daemon.demo.errors import DemoError
+from sapwood.daemon.demo.dialogue import Counts, Dialogue, Turn
+from sapwood.daemon.demo.errors import DemoError
 
-PREFIX = "sapwood_"
-OUTCOMES = ("stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed")
+METRIC_PREFIX = "sapwood_"
+KNOWN_OUTCOMES = ("stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed")
 CANCEL_STEPS_MAX = 2
 CONFIRMED = {
     "prompt_tokens_total": "prompt_tokens",
@@ -52,14 +52,14 @@ class Check:
         return self.low <= self.counted <= self.high
 
 
-def parse(text: str) -> Counters:
+def parse_metrics(text: str) -> Counters:
     """Text exposition to our own samples; each has one label at most, buckets are left out."""
     samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith(PREFIX) and not sample.name.endswith("_bucket"):
+            if sample.name.startswith(METRIC_PREFIX) and not sample.name.endswith("_bucket"):
                 label = ",".join(sample.labels.values())
-                samples[sample.name.removeprefix(PREFIX), label] = sample.value
+                samples[sample.name.removeprefix(METRIC_PREFIX), label] = sample.value
     return samples
 
 
@@ -67,7 +67,7 @@ def scrape(metrics: str) -> Counters:
     """Raises DemoError where nothing answers at HOST:PORT."""
     try:
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=_HTTP_S_MAX) as answer:
-            return parse(answer.read().decode())
+            return parse_metrics(answer.read().decode())
     except OSError as error:
         raise DemoError(f"the metrics endpoint does not answer: {error}") from error
 
@@ -95,9 +95,7 @@ def total(counters: Counters, name: str, label: str | None = None) -> float:
     return sum(found) if found else math.nan
 
 
-def compare(
-    before: Counters, after: Counters, conversations: Sequence[Conversation]
-) -> list[Check]:
+def compare(before: Counters, after: Counters, conversations: Sequence[Dialogue]) -> list[Check]:
     """Every counter that a client can confirm, over the requests of `conversations`."""
     low = high = Counts()
     for conversation in conversations:
@@ -107,7 +105,7 @@ def compare(
     outcomes = [turn.outcome for c in conversations for turn in c.turns]
     checks = [
         Check(f"requests_total {label}", _moved(before, after, "requests_total", label), n, n)
-        for label, n in ((label, outcomes.count(label)) for label in OUTCOMES)
+        for label, n in ((label, outcomes.count(label)) for label in KNOWN_OUTCOMES)
     ]
     return checks + [
         Check(name, _moved(before, after, name), getattr(low, field), getattr(high, field))

@@ -10,13 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from daemon.demo.conversation import Conversation
-from daemon.demo.report import ClientFigures, Report
-from daemon.demo.scrape import Check
-from daemon.draw import draw_tree
+from sapwood.daemon.demo.dialogue import Dialogue
+from sapwood.daemon.demo.report import ClientFigures, DemoReport
+from sapwood.daemon.demo.scrape import Check
+from sapwood.daemon.render import draw_tree
 
 
-def report_tables(report: Report) -> RenderableType:
+def report_tables(report: DemoReport) -> RenderableType:
     return Group(
         "",
         clients_table(report),
@@ -32,7 +32,7 @@ def report_tables(report: Report) -> RenderableType:
     )
 
 
-def clients_table(report: Report) -> Table:
+def clients_table(report: DemoReport) -> Table:
     table = _table("clients, together")
     table.add_column("client")
     for name in ("prompt", "cached", "generated", "first token", "accepted/round"):
@@ -45,7 +45,7 @@ def clients_table(report: Report) -> Table:
     return table
 
 
-def _client_row(figures: ClientFigures, conversation: Conversation) -> tuple[str, ...]:
+def _client_row(figures: ClientFigures, conversation: Dialogue) -> tuple[str, ...]:
     part, name = conversation.part, figures.id
     if part.follow_up:
         name += ", 2 turns"
@@ -62,7 +62,7 @@ def _client_row(figures: ClientFigures, conversation: Conversation) -> tuple[str
     )
 
 
-def throughput_lines(report: Report) -> Text:
+def throughput_lines(report: DemoReport) -> Text:
     figures, model = report.figures, report.together.model
     together, alone = figures.tokens_per_s_together, figures.tokens_per_s_one_by_one
     return Text.assemble(
@@ -76,7 +76,7 @@ def throughput_lines(report: Report) -> Text:
     )
 
 
-def checks_table(report: Report) -> Table:
+def checks_table(report: DemoReport) -> Table:
     table = _table("/metrics against the clients' own sums, together")
     table.add_column("counter")
     for name in ("counted", "clients saw", "agree"):
@@ -89,7 +89,7 @@ def checks_table(report: Report) -> Table:
     return table
 
 
-def claim_lines(report: Report) -> Text:
+def claim_lines(report: DemoReport) -> Text:
     lines = [Text.assemble(_mark(claim.holds), f" {claim.text}") for claim in report.claims]
     return Text("\n").join(lines)
 

@@ -19,17 +19,17 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from daemon.demo.conversation import Conversation, State, Turn
+from sapwood.daemon.demo.dialogue import Dialogue, Turn, TurnState
 
 _COLUMNS = 2
 _PANEL_ROWS_MIN = 2
 _FRAME_ROWS = 2
 _COLOURS = {
-    State.WAITING: "bright_black",
-    State.PREFILL: "yellow",
-    State.STREAMING: "cyan",
-    State.DONE: "green",
-    State.CANCELLED: "red",
+    TurnState.WAITING: "bright_black",
+    TurnState.PREFILL: "yellow",
+    TurnState.STREAMING: "cyan",
+    TurnState.DONE: "green",
+    TurnState.CANCELLED: "red",
 }
 
 
@@ -37,7 +37,7 @@ class View(Protocol):
     """Shows one phase at a time."""
 
     def showing(
-        self, title: str, conversations: Sequence[Conversation]
+        self, title: str, conversations: Sequence[Dialogue]
     ) -> AbstractContextManager[None]: ...
 
     def tick(self) -> None: ...
@@ -50,10 +50,10 @@ class LiveView:
         self._console = console
         self._live: Live | None = None
         self._title = ""
-        self._conversations: Sequence[Conversation] = ()
+        self._conversations: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Conversation]) -> Iterator[None]:
+    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
         self._title, self._conversations = title, conversations
         with Live(console=self._console, auto_refresh=False) as self._live:
             yield
@@ -73,10 +73,10 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._told: set[tuple[str, int, str]] = set()
-        self._conversations: Sequence[Conversation] = ()
+        self._conversations: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Conversation]) -> Iterator[None]:
+    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
         self._told, self._conversations = set(), conversations
         self._console.print(Text(title, style="bold"))
         yield
@@ -93,7 +93,7 @@ class PlainView:
 
 
 def panels(
-    title: str, conversations: Sequence[Conversation], text_rows: int | None = None
+    title: str, conversations: Sequence[Dialogue], text_rows: int | None = None
 ) -> RenderableType:
     """All streams. text_rows: newest lines of a reply to show; None is all of it."""
     grid = Table.grid(expand=True)
@@ -105,14 +105,14 @@ def panels(
     return Group(Text(title, style="bold"), grid)
 
 
-def _panel(conversation: Conversation, text_rows: int | None) -> Panel:
+def _panel(conversation: Dialogue, text_rows: int | None) -> Panel:
     colour = _COLOURS[conversation.state]
     body = Text(overflow="fold")
     for index, turn in enumerate(conversation.turns):
         asked = conversation.part.follow_up if index else conversation.part.question
         body.append(f"{asked}\n", style="bright_black")
         body.append(turn.text + ("" if turn is conversation.turns[-1] else "\n"))
-    if conversation.state is State.CANCELLED:
+    if conversation.state is TurnState.CANCELLED:
         body.append(" ✂", style="red")
     return Panel(
         body if text_rows is None else _Tail(body, text_rows),
@@ -139,7 +139,7 @@ class _Tail:
         yield Text("\n").join(lines[-self._rows :])
 
 
-def _pace(conversation: Conversation) -> Text:
+def _pace(conversation: Dialogue) -> Text:
     pace = conversation.tokens_per_s(time.perf_counter())
     if pace is None:
         return Text("")

@@ -12,13 +12,13 @@ import pytest
 from bench import stopwatch
 from bench.host import ROWS, STEPS_MIN, full_steps, mean_step
 from bench.measure import BenchError
-from bench.stopwatch import Step, Stopwatch
-from scheduler.plan import Capture, Decode, Prefill, StepPlan
+from bench.stopwatch import Stopwatch, TimedStep
+from sapwood.scheduler.plan import Capture, DecodeRow, PrefillSlice, StepPlan
 
 
-def step(rows=ROWS, prefill_tokens=0, moves=0, **seconds: float) -> Step:
+def step(rows=ROWS, prefill_tokens=0, moves=0, **seconds: float) -> TimedStep:
     parts = ("plan_s", "build_s", "device_s", "emit_s", "commit_s")
-    return Step(rows, 0, prefill_tokens, moves, **{p: seconds.get(p, 1.0) for p in parts})
+    return TimedStep(rows, 0, prefill_tokens, moves, **{p: seconds.get(p, 1.0) for p in parts})
 
 
 def test_only_full_steps_without_prefill_or_moves_count():
@@ -53,8 +53,8 @@ def test_the_stopwatch_splits_a_step_at_the_hand_overs(
     plan = StepPlan(
         1,
         captures=(Capture(3, 0, 1),),
-        decodes=(Decode(0, 5, 7, 2, 1), Decode(1, 5, 7, 1, 1)),
-        prefills=(Prefill(2, 0, (1, 2, 3), False, False),),
+        decodes=(DecodeRow(0, 5, 7, 2, 1), DecodeRow(1, 5, 7, 1, 1)),
+        prefills=(PrefillSlice(2, 0, (1, 2, 3), False, False),),
     )
     monkeypatch.setattr(stopwatch, "_clock", lambda: now)
     monkeypatch.setattr(mx, "async_eval", takes(8))
@@ -74,5 +74,5 @@ def test_the_stopwatch_splits_a_step_at_the_hand_overs(
     takes(16)()  # emit
     core.commit(plan, runner.wait(ticket), 0.0)
     runner.close()
-    (found,) = (Step(**s) for s in json.loads((tmp_path / "steps.json").read_text()))
-    assert found == Step(2, 3, 3, 1, 1.0, 4.0, 8.0 + 32.0, 16.0, 64.0)
+    (found,) = (TimedStep(**s) for s in json.loads((tmp_path / "steps.json").read_text()))
+    assert found == TimedStep(2, 3, 3, 1, 1.0, 4.0, 8.0 + 32.0, 16.0, 64.0)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import machine
 from bench.measure import Figure, Side, at_least, at_most
-from bench.report import Report, number, table, write
+from bench.report import BenchReport, number, table, write_report
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,8 +29,8 @@ FIGURES = (
 )
 
 
-def report(figures: tuple[Figure, ...] = FIGURES) -> Report:
-    return Report(
+def report(figures: tuple[Figure, ...] = FIGURES) -> BenchReport:
+    return BenchReport(
         commit="0" * 40,
         measured_at="2026-01-02T03:04:05+00:00",
         duration_s=1.5,
@@ -43,7 +43,7 @@ def report(figures: tuple[Figure, ...] = FIGURES) -> Report:
 
 
 def test_json_holds_every_run_of_every_figure(tmp_path: Path):
-    write(report(), tmp_path)
+    write_report(report(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert (found["schema"], found["quick"], found["blas"]) == (
         1,
@@ -61,7 +61,7 @@ def test_json_holds_every_run_of_every_figure(tmp_path: Path):
 
 
 def test_the_documentation_names_every_key(tmp_path: Path):
-    write(report(), tmp_path)
+    write_report(report(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/bench/README.md").read_text()))
     first = found["figures"][0]
@@ -70,14 +70,14 @@ def test_the_documentation_names_every_key(tmp_path: Path):
 
 
 def test_the_picture_shows_every_figure_and_is_the_same_twice(tmp_path: Path):
-    write(report(), tmp_path / "a")
-    write(report(), tmp_path / "b")
+    write_report(report(), tmp_path / "a")
+    write_report(report(), tmp_path / "b")
     picture = (tmp_path / "a/results.svg").read_bytes()
     assert picture == (tmp_path / "b/results.svg").read_bytes()
     for figure in FIGURES:
         assert f">{figure.title}: ".encode() in picture
     fewer = report(FIGURES[:1])
-    write(dataclasses.replace(fewer, quick=True), tmp_path / "c")
+    write_report(dataclasses.replace(fewer, quick=True), tmp_path / "c")
     assert (tmp_path / "c/results.svg").read_bytes().count(b">Hit: ") == 1
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from bench.synthetic import write_pair
-from model.locate import locate
-from model.pair import load_pair
+from bench.synthetic import write_synthetic_pair
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.pair import load_pair
 
 
 def test_it_loads_through_the_daemons_own_door(tmp_path: Path):
-    target, drafter = write_pair(tmp_path)
+    target, drafter = write_synthetic_pair(tmp_path)
     pair = load_pair(*locate(str(target), str(drafter)))
     assert pair.assistant is not None
     assert pair.dtype == mx.float32

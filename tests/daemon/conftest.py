@@ -15,14 +15,14 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from daemon.addresses import TcpAddress
-from daemon.config import Config, load_config
-from daemon.engine import Loaded
-from daemon.server import Daemon
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.process.server import Daemon
+from sapwood.daemon.settings.addresses import TcpAddress
+from sapwood.daemon.settings.config import Config, load_config
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.stats import Stats
 from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc
 from sapwood.v1 import generation_pb2 as pb
-from scheduler.limits import Limits
-from scheduler.stats import Stats
 from tests.daemon.fakes import FakeDevice, make_loader
 
 
@@ -139,4 +139,4 @@ def stats(run: Running) -> Stats:
 
 
 def open_rpcs(run: Running) -> int:
-    return len(run.daemon._front.mailboxes)
+    return len(run.daemon._gate.mailboxes)

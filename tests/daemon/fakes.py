@@ -12,23 +12,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cache.ledger import Ledger
-from cache.tree import Tree
-from daemon.card import ModelCard, SamplingDefaults
-from daemon.engine import Loaded
-from model.prompt_errors import PromptTooLong
-from scheduler.core import Core
-from scheduler.limits import Limits
-from scheduler.plan import (
-    Capture,
-    Decode,
-    Decoded,
-    ModelFacts,
-    Prefill,
-    Prefilled,
-    StepPlan,
-    StepResult,
-)
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.daemon.engine.card import ModelCard, SamplingDefaults
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.model.prompt.errors import PromptTooLong
+from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.plan import Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 from tests.fakes import TokenLog, Tracker, toy_logprobs
 
 EOS, BOS, FIRST_BYTE = 1, 2, 3
@@ -153,7 +146,7 @@ class FakeDevice:
         sliding_start = max(start, end - WINDOW - 1)
         return self.tracker.log(self.slots[capture.slot], start, end, sliding_start)
 
-    def _prefill(self, piece: Prefill) -> Prefilled:
+    def _prefill(self, piece: PrefillSlice) -> Prefilled:
         tokens = self.slots[piece.slot]
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
@@ -162,7 +155,7 @@ class FakeDevice:
         logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
         return Prefilled(drawn[0] if drawn else None, payload, logprobs)
 
-    def _decode(self, row: Decode) -> Decoded:
+    def _decode(self, row: DecodeRow) -> Decoded:
         """Every third position rejects its draft."""
         tokens = self.slots[row.slot]
         assert len(tokens) == row.start, f"slot {row.slot} holds {len(tokens)}: {row}"

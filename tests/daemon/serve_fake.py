@@ -12,9 +12,10 @@ import threading
 
 import anyio
 
-from daemon.config import load_config
-from daemon.server import serve
-from scheduler.plan import StepPlan, StepResult
+from sapwood.daemon.process.server import serve
+from sapwood.daemon.settings.config import load_config
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.result import StepResult
 from tests.daemon.fakes import FakeDevice, make_loader
 
 

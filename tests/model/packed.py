@@ -1,4 +1,4 @@
-"""Sessions over one packed forward: what the runner does, without a drafter or a sampler."""
+"""Sequences over one packed forward: what the runner does, without a drafter or a sampler."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from functools import cache
 import mlx.core as mx
 import numpy as np
 
-from cache.attend import Layers
-from cache.batch import Batch, Span
-from cache.caches import Caches
-from cache.ranges import EdgePayload
-from model.gemma4 import PackedGemma4
+from sapwood.cache.arrays.attention import Layers
+from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.live_caches import LiveCaches
+from sapwood.cache.arrays.ranges import EdgePayload
+from sapwood.model.gemma4 import PackedGemma4
 from tests.model.reference import Array, assistant, golden, target
 
 ROUND_MAX = 9
@@ -47,18 +47,18 @@ class Feed:
     draws: bool = True
 
 
-class Sessions:
+class Sequences:
     """Live caches of a reference model and the packed forward over them."""
 
     def __init__(self, name: str) -> None:
         self.model = packed(name)
         window = self.model.text.window_size
-        self.caches = Caches(self.model.shapes, window, ROUND_MAX, mx.float32)
+        self.caches = LiveCaches(self.model.shapes, window, ROUND_MAX, mx.float32)
         self.frontier: dict[int, mx.array] = {}
         self.hidden: dict[int, mx.array] = {}  # of the last step, after the final norm
 
     def admit(self, slot: int, path: Sequence[EdgePayload] = (), target: int = 0) -> None:
-        self.caches.admit(slot, path, target)
+        self.caches.restore(slot, path, target)
 
     def release(self, slot: int) -> None:
         self.caches.release(slot)

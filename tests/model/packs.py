@@ -16,10 +16,10 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.gemma4_text import Model
 
-from model.assistant import Assistant
-from model.config import Quantization
-from model.config_file import read_assistant_config, read_target_config
-from model.files import ModelDirectory
+from sapwood.model.assistant import Assistant
+from sapwood.model.checkpoint.config import Quantization
+from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
+from sapwood.model.checkpoint.files import ModelDirectory
 from tests.model.reference import edit, parameters
 from tests.system.tiny import random_pair
 

@@ -16,12 +16,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
 
-from model.assistant import Assistant, load_assistant
-from model.config import AssistantConfig, TargetConfig
-from model.config_file import read_assistant_config, read_target_config
-from model.files import ModelDirectory
-from model.safetensors import weight_files
-from model.weights import load_target
+from sapwood.model.assistant import Assistant, load_assistant
+from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
+from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
+from sapwood.model.checkpoint.files import ModelDirectory
+from sapwood.model.checkpoint.safetensors import weight_files
+from sapwood.model.checkpoint.weights import load_target
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FAMILIES = ("e2b-tiny", "e4b-tiny", "12b-tiny", "a4b-tiny", "31b-tiny")

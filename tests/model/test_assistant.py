@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from model.assistant import Attend, DraftLogits, load_assistant
-from model.config import Kind
-from model.config_file import read_assistant_config
-from model.files import ModelRefused
-from model.safetensors import weight_files
+from sapwood.model.assistant import Attend, DraftLogits, load_assistant
+from sapwood.model.checkpoint.config import AttentionKind
+from sapwood.model.checkpoint.config_file import read_assistant_config
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.safetensors import weight_files
 from tests.model.reference import (
     DETAILED,
     FAMILIES,
@@ -42,7 +42,7 @@ def _attend(name: str, prompt: int, committed: Array, sliding_keys: int) -> Atte
     """Rows attend to positions [0, committed), sliding layers to the newest of them only."""
     arrays = golden(name)
 
-    def attend(kind: Kind, queries: mx.array) -> mx.array:
+    def attend(kind: AttentionKind, queries: mx.array) -> mx.array:
         keys, values = (mx.array(arrays[f"p{prompt}_kv_{kind}_{x}"]) for x in "kv")
         position = np.arange(keys.shape[1])[None]
         oldest = committed - sliding_keys if kind == "sliding" else np.zeros_like(committed)

@@ -10,22 +10,17 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from cache.batch import Batch, Span
-from cache.cache import caches_of
-from cache.ranges import EdgePayload
-from cache.speculation import SpeculativeLayers, begin_isolated_speculation, begin_speculation
-from tests.cache.poison import poison
-from tests.model.packed import ROUND_MAX, Feed, Sessions, plain, story
-from tests.model.reference import (
-    FAMILIES,
-    GAP_MIN,
-    NAMES,
-    PROMPTS,
-    VARIANTS,
-    Array,
-    golden,
-    target,
+from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.ranges import EdgePayload
+from sapwood.cache.arrays.slot_cache import caches_of
+from sapwood.cache.arrays.speculation import (
+    SpeculativeLayers,
+    begin_isolated_speculation,
+    begin_speculation,
 )
+from tests.cache.arrays.poison import poison
+from tests.model.packed import ROUND_MAX, Feed, Sequences, plain, story
+from tests.model.reference import FAMILIES, GAP_MIN, NAMES, PROMPTS, VARIANTS, Array, golden, target
 
 TOLERANCE = 1e-4
 VOCABULARY = 1024
@@ -43,19 +38,19 @@ class Walk:
     """All reference stories driven through one packed forward in random steps, row by row checked.
 
     Slices and rounds are of random length, rounds carry wrong drafts after the right ones and keep
-    fewer tokens than they could, sessions rewind, are parked in payloads and come back elsewhere.
+    fewer tokens than they could, sequences rewind, are parked in payloads and come back elsewhere.
     """
 
     def __init__(self, name: str, seed: int) -> None:
-        self.name, self.rng, self.sessions = name, np.random.default_rng(seed), Sessions(name)
+        self.name, self.rng, self.sequences = name, np.random.default_rng(seed), Sequences(name)
         self.slots = dict(zip(PROMPTS, self.rng.permutation(9).tolist(), strict=False))
         self.parked: dict[int, list[EdgePayload]] = {}
         self.worst, self.compared = 0.0, 0
         for slot in self.slots.values():
-            self.sessions.admit(slot)
+            self.sequences.admit(slot)
 
     def offset(self, prompt: int) -> int:
-        return self.sessions.caches.offset(self.slots[prompt])
+        return self.sequences.caches.offset(self.slots[prompt])
 
     def feed(self, prompt: int) -> tuple[Feed, Array]:
         """The next tokens and the rows of logits that they should give."""
@@ -74,7 +69,7 @@ class Walk:
         going = [p for p in PROMPTS if self.offset(p) < len(story(self.name, p))]
         chosen = [p for p in going if self.rng.random() < 0.7] or going
         fed = {p: self.feed(p) for p in chosen}
-        logits = self.sessions.step({self.slots[p]: feed for p, (feed, _) in fed.items()})
+        logits = self.sequences.step({self.slots[p]: feed for p, (feed, _) in fed.items()})
         for prompt, (feed, expected) in fed.items():
             if feed.kept is None and not feed.draws:
                 assert self.slots[prompt] not in logits
@@ -88,17 +83,17 @@ class Walk:
         prompt = int(self.rng.choice(list(PROMPTS)))
         slot, offset = self.slots[prompt], self.offset(prompt)
         back = max(0, offset - int(self.rng.integers(0, 4)))
-        if all(s.can_restore(slot, None, back) for s in self.sessions.caches.stores):
-            assert all(s.restore(slot, None, back) for s in self.sessions.caches.stores)
+        if all(s.can_restore(slot, None, back) for s in self.sequences.caches.stores):
+            assert all(s.restore(slot, None, back) for s in self.sequences.caches.stores)
             offset = back
         if self.rng.random() < 0.5 and offset:
             cut = int(self.rng.integers(0, offset))
             captures = [(0, cut), (cut, offset)]
-            path = [p for a, b in captures if (p := self.sessions.caches.capture(slot, a, b))]
-            self.sessions.release(slot)
+            path = [p for a, b in captures if (p := self.sequences.caches.capture(slot, a, b))]
+            self.sequences.release(slot)
             free = sorted(set(range(9)) - set(self.slots.values()) | {slot})
             self.slots[prompt] = int(self.rng.choice(free))
-            self.sessions.admit(self.slots[prompt], path, offset)
+            self.sequences.admit(self.slots[prompt], path, offset)
 
 
 @BOTH
@@ -115,11 +110,11 @@ def test_packed_logits_equal_mlx_lms_for_random_mixes_of_rows(name: str) -> None
 @BOTH
 def test_s1_greedy_continuations_equal_the_references_whatever_is_drafted(name: str) -> None:
     """Rounds of depth 0 to 8 with drafts right up to a random place, all prompts in one batch."""
-    rng, sessions, arrays = np.random.default_rng(3), Sessions(name), golden(name)
+    rng, sequences, arrays = np.random.default_rng(3), Sequences(name), golden(name)
     logits: dict[int, Array] = {}
     for prompt in PROMPTS:
-        sessions.admit(prompt)
-        logits |= sessions.step({prompt: Feed(arrays[f"p{prompt}_ids"].tolist())})
+        sequences.admit(prompt)
+        logits |= sequences.step({prompt: Feed(arrays[f"p{prompt}_ids"].tolist())})
     emitted = {p: [int(logits[p][-1].argmax())] for p in PROMPTS}
     while going := [p for p in PROMPTS if len(emitted[p]) < 64]:
         feeds = {}
@@ -128,18 +123,18 @@ def test_s1_greedy_continuations_equal_the_references_whatever_is_drafted(name: 
             wrong = rng.random(ahead.size) < 0.2
             drafts = np.where(wrong, rng.integers(0, VOCABULARY, ahead.size), ahead)
             feeds[prompt] = [emitted[prompt][-1], *drafts.tolist()]
-        rows = _verified(sessions, feeds)
+        rows = _verified(sequences, feeds)
         for prompt, tokens in rows.items():
             emitted[prompt] += tokens
     for prompt in PROMPTS:
         assert emitted[prompt][:64] == arrays[f"p{prompt}_greedy"].tolist()
 
 
-def _verified(sessions: Sessions, feeds: dict[int, list[int]]) -> dict[int, list[int]]:
+def _verified(sequences: Sequences, feeds: dict[int, list[int]]) -> dict[int, list[int]]:
     """One round of every slot: the accepted drafts and the next token of each."""
-    caches = sessions.caches
+    caches = sequences.caches
     before = {slot: caches.offset(slot) for slot in feeds}
-    logits = sessions.step({slot: Feed(tokens, kept=0) for slot, tokens in feeds.items()})
+    logits = sequences.step({slot: Feed(tokens, kept=0) for slot, tokens in feeds.items()})
     accepted = {}
     for slot, tokens in feeds.items():
         own = logits[slot].argmax(-1).tolist()
@@ -181,10 +176,10 @@ def test_c2_a_round_and_its_commit_equal_forwarding_what_was_kept(name: str) -> 
     logits_max, kv_max = plain_noise(name)
     start = NOISE_TOKENS - ROUND_MAX
     for kept in (1, 4, ROUND_MAX):
-        speculating, straight = Sessions(name), Sessions(name)
-        for sessions in (speculating, straight):
-            sessions.admit(0)
-            sessions.step({0: Feed(tokens[:start].tolist())})
+        speculating, straight = Sequences(name), Sequences(name)
+        for sequences in (speculating, straight):
+            sequences.admit(0)
+            sequences.step({0: Feed(tokens[:start].tolist())})
         wrong = rng.integers(0, VOCABULARY, ROUND_MAX - kept).tolist()
         speculating.step({0: Feed([*tokens[start : start + kept].tolist(), *wrong], kept=kept)})
         straight.step({0: Feed(tokens[start : start + kept].tolist(), kept=kept)})
@@ -201,11 +196,11 @@ def test_c3_any_chunking_of_a_prefill_gives_the_same_content_and_logits(name: st
     results = []
     for cuts in (0, 2, 7, len(tokens) - 1):
         inner = np.sort(rng.choice(np.arange(1, len(tokens)), cuts, replace=False))
-        sessions = Sessions(name)
-        sessions.admit(0)
+        sequences = Sequences(name)
+        sequences.admit(0)
         for part in np.split(tokens, inner):
-            logits = sessions.step({0: Feed(part.tolist())})[0]
-        results.append((logits, sessions.content(0)))
+            logits = sequences.step({0: Feed(part.tolist())})[0]
+        results.append((logits, sequences.content(0)))
     for logits, content in results[1:]:
         assert largest(logits, results[0][0]) <= logits_max
         close(content, results[0][1], kv_max)
@@ -215,8 +210,8 @@ def test_c3_any_chunking_of_a_prefill_gives_the_same_content_and_logits(name: st
 @BOTH
 def test_c4_sessions_packed_together_equal_each_alone(name: str) -> None:
     """Joining and leaving at any step, at any depth, among prefills."""
-    rng, together = np.random.default_rng(6), Sessions(name)
-    alone = {slot: Sessions(name) for slot in range(5)}
+    rng, together = np.random.default_rng(6), Sequences(name)
+    alone = {slot: Sequences(name) for slot in range(5)}
     differences = []
     for _ in range(14):
         feeds = {}
@@ -247,11 +242,11 @@ def test_c4_sessions_packed_together_equal_each_alone(name: str) -> None:
 def test_c5_poison_changes_no_bit_of_any_logit(name: str) -> None:
     outputs = []
     for poisoned in (False, True):
-        sessions, rows = Sessions(name), []
+        sequences, rows = Sequences(name), []
         for slot in (0, 2, 5):
-            sessions.admit(slot)
-        sessions.step({s: Feed(story(name, s)[: 20 + 9 * s].tolist()) for s in (0, 2, 5)})
-        sessions.release(2)
+            sequences.admit(slot)
+        sequences.step({s: Feed(story(name, s)[: 20 + 9 * s].tolist()) for s in (0, 2, 5)})
+        sequences.release(2)
         for feeds in (
             {0: Feed([1, 2, 3], kept=1), 5: Feed([4], kept=1)},
             {5: Feed([5, 6, 7, 8], kept=0)},
@@ -259,8 +254,8 @@ def test_c5_poison_changes_no_bit_of_any_logit(name: str) -> None:
             {0: Feed([11, 12], kept=1)},
         ):
             if poisoned:
-                assert poison(sessions.caches) > 0
-            rows += list(sessions.step(feeds).values())
+                assert poison(sequences.caches) > 0
+            rows += list(sequences.step(feeds).values())
         outputs.append([row.tobytes() for row in rows])
     assert outputs[0] == outputs[1]
 
@@ -268,11 +263,11 @@ def test_c5_poison_changes_no_bit_of_any_logit(name: str) -> None:
 @BOTH
 def test_c6_a_session_parked_in_payloads_goes_on_as_if_it_had_stayed(name: str) -> None:
     tokens = story(name, 3)
-    stayed, parked = Sessions(name), Sessions(name)
-    for sessions in (stayed, parked):
-        sessions.admit(1)
-        sessions.step({1: Feed(tokens[:50].tolist())})
-        sessions.step({1: Feed(tokens[50:54].tolist(), kept=4)})
+    stayed, parked = Sequences(name), Sequences(name)
+    for sequences in (stayed, parked):
+        sequences.admit(1)
+        sequences.step({1: Feed(tokens[:50].tolist())})
+        sequences.step({1: Feed(tokens[50:54].tolist(), kept=4)})
     path = [held for a, b in ((0, 33), (33, 54)) if (held := parked.caches.capture(1, a, b))]
     parked.release(1)
     parked.admit(0, path, 54)
@@ -285,20 +280,20 @@ def test_c6_a_session_parked_in_payloads_goes_on_as_if_it_had_stayed(name: str) 
 @BOTH
 def test_a_round_replayed_through_an_isolated_speculation_gives_the_same_logits(name: str) -> None:
     """The online self-check: begun before the round, run plainly after others have gone on."""
-    sessions = Sessions(name)
+    sequences = Sequences(name)
     for slot in (0, 3):
-        sessions.admit(slot)
-    sessions.step({s: Feed(story(name, s)[:60].tolist()) for s in (0, 3)})
-    copies = begin_isolated_speculation(caches_of(sessions.caches, 3))
+        sequences.admit(slot)
+    sequences.step({s: Feed(story(name, s)[:60].tolist()) for s in (0, 3)})
+    copies = begin_isolated_speculation(caches_of(sequences.caches, 3))
     assert copies is not None
     fed = story(name, 3)[60:65].tolist()
-    live = sessions.step({3: Feed(fed, kept=2), 0: Feed(story(name, 0)[60:61].tolist(), kept=1)})
-    sessions.step({3: Feed([7, 8, 9], kept=1)})
-    before = sessions.content(3)
+    live = sequences.step({3: Feed(fed, kept=2), 0: Feed(story(name, 0)[60:61].tolist(), kept=1)})
+    sequences.step({3: Feed([7, 8, 9], kept=1)})
+    before = sequences.content(3)
     batch = Batch([Span(3, 60, len(fed))])
-    replayed = sessions.logits(batch, {3: Feed(fed, kept=0)}, SpeculativeLayers.of(copies))
+    replayed = sequences.logits(batch, {3: Feed(fed, kept=0)}, SpeculativeLayers.of(copies))
     assert largest(replayed[3], live[3]) <= TOLERANCE
-    for one, two in zip(before, sessions.content(3), strict=True):
+    for one, two in zip(before, sequences.content(3), strict=True):
         assert one.tobytes() == two.tobytes()
 
 
@@ -306,21 +301,21 @@ def test_a_round_replayed_through_an_isolated_speculation_gives_the_same_logits(
 def test_a_round_through_a_speculation_commits_like_one_through_the_caches(name: str) -> None:
     tokens, results = story(name, 3), []
     for wrapped in (False, True):
-        sessions = Sessions(name)
-        sessions.admit(2)
-        sessions.step({2: Feed(tokens[:60].tolist())})
+        sequences = Sequences(name)
+        sequences.admit(2)
+        sequences.step({2: Feed(tokens[:60].tolist())})
         feed = Feed([*tokens[60:63].tolist(), 1, 2], kept=3)
         if wrapped:
-            begun = begin_speculation(caches_of(sessions.caches, 2))
+            begun = begin_speculation(caches_of(sequences.caches, 2))
             assert begun is not None
             layers = SpeculativeLayers.of(begun[0])
-            rows = [sessions.logits(sessions.batch({2: feed}), {2: feed}, layers)[2]]
+            rows = [sequences.logits(sequences.batch({2: feed}), {2: feed}, layers)[2]]
             begun[1].commit(3)
         else:
-            rows = [sessions.step({2: feed})[2]]
-        assert sessions.caches.offset(2) == 63
-        rows.append(sessions.step({2: Feed(tokens[63:64].tolist(), kept=1)})[2])
-        results.append([r.tobytes() for r in rows] + [a.tobytes() for a in sessions.content(2)])
+            rows = [sequences.step({2: feed})[2]]
+        assert sequences.caches.offset(2) == 63
+        rows.append(sequences.step({2: Feed(tokens[63:64].tolist(), kept=1)})[2])
+        results.append([r.tobytes() for r in rows] + [a.tobytes() for a in sequences.content(2)])
     assert results[0] == results[1]
 
 
@@ -330,13 +325,13 @@ def test_drafts_over_the_live_caches_equal_the_references(
     name: str, variant: str, back: int
 ) -> None:
     """Views of W + 1 and of W keys, after prefills, rejected rounds and once rings have wrapped."""
-    sessions, arrays, compared = Sessions(name), golden(name), 0
+    sequences, arrays, compared = Sequences(name), golden(name), 0
     for prompt in (0, 2, 3):
-        sessions.admit(prompt)
-        sessions.step({prompt: Feed(arrays[f"p{prompt}_ids"].tolist())})
+        sequences.admit(prompt)
+        sequences.step({prompt: Feed(arrays[f"p{prompt}_ids"].tolist())})
     for turn in range(12):
-        done = {p: sessions.caches.offset(p) - len(arrays[f"p{p}_ids"]) for p in (0, 2, 3)}
-        drafts = np.array(sessions.drafts(name, done, depth=4, back=back))
+        done = {p: sequences.caches.offset(p) - len(arrays[f"p{p}_ids"]) for p in (0, 2, 3)}
+        drafts = np.array(sequences.drafts(name, done, depth=4, back=back))
         for row, (prompt, t) in zip(drafts, done.items(), strict=True):
             gaps = arrays[f"p{prompt}_draft_{variant}_gap"][t, :4]
             certain = np.minimum.accumulate(gaps) >= GAP_MIN
@@ -347,5 +342,5 @@ def test_drafts_over_the_live_caches_equal_the_references(
         for prompt, t in done.items():
             ahead = arrays[f"p{prompt}_greedy"][t : t + 1 + turn % 4].tolist()
             feeds[prompt] = Feed([*ahead, 3, 4], kept=len(ahead))
-        sessions.step(feeds)
+        sequences.step(feeds)
     assert compared > 120

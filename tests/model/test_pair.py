@@ -11,10 +11,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from model.config import AssistantConfig, Rope
-from model.files import ModelRefused
-from model.locate import locate
-from model.pair import Pair, check_fit, facts, load_pair, try_out
+from sapwood.model.checkpoint.config import AssistantConfig, Rope
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.checkpoint.weights import Fitted
+from sapwood.model.pair import Pair, check_fit, load_pair, model_facts, try_out
 from tests.chat import turns
 from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
 
@@ -83,7 +84,7 @@ def test_all_differences_are_named_at_once() -> None:
 def test_a_mismatched_pair_is_refused_before_any_weight_is_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model.weights.Fitted.load", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(Fitted, "load", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ModelRefused, match="does not fit"):
         load_pair(checkpoint("e2b-tiny"), checkpoint("a4b-tiny-assistant"))
 
@@ -111,7 +112,7 @@ def test_facts_count_the_bytes_of_real_shapes(
 ) -> None:
     pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
     plain = load_pair(checkpoint(name), None, "bfloat16")
-    found, half = facts(pair, 5), facts(plain, 5)
+    found, half = model_facts(pair, 5), model_facts(plain, 5)
     assert (found.full_bytes_per_token, found.sliding_bytes_per_token) == (full, sliding)
     assert found.ring_bytes == sliding * (window + 5 + 2)
     assert (found.window_tokens, found.vocabulary) == (window, 1024)
@@ -170,7 +171,7 @@ def test_the_fingerprint_names_config_weights_and_dtype(tmp_path: Path) -> None:
 
 
 def test_large_weights_are_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.pair._HASHED_WHOLE_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr("sapwood.model.pair._HASHED_WHOLE_BYTES_MAX", 1 << 20)
     copy = copied("e2b-tiny", tmp_path, weights=True)
     first = _fingerprint(copy)
     path = copy.path / "model.safetensors"

@@ -12,8 +12,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from model.pair import facts, load_pair
-from tests.model.packed import ROUND_MAX, Feed, Sessions, packed
+from sapwood.model.pair import load_pair, model_facts
+from tests.model.packed import ROUND_MAX, Feed, Sequences, packed
 from tests.model.reference import (
     DETAILED,
     FAMILIES,
@@ -65,20 +65,20 @@ def test_acceptance_is_partial(name: str, variant: str) -> None:
 @ALL
 def test_packed_logits_and_hidden_rows_equal_the_references_in_any_slices(name: str) -> None:
     """All prompts in one batch, in rounds that show every row, each of a random length."""
-    rng, sessions, arrays = np.random.default_rng(11), Sessions(name), golden(name)
+    rng, sequences, arrays = np.random.default_rng(11), Sequences(name), golden(name)
     for prompt in PROMPTS:
-        sessions.admit(prompt)
+        sequences.admit(prompt)
     compared = 0
-    while going := [p for p in PROMPTS if _offset(sessions, p) < len(arrays[f"p{p}_ids"])]:
+    while going := [p for p in PROMPTS if _offset(sequences, p) < len(arrays[f"p{p}_ids"])]:
         feeds, starts = {}, {}
         for prompt in going:
-            starts[prompt] = at = _offset(sessions, prompt)
+            starts[prompt] = at = _offset(sequences, prompt)
             fed = arrays[f"p{prompt}_ids"][at : at + int(rng.integers(1, ROUND_MAX + 1))]
             feeds[prompt] = Feed(fed.tolist(), kept=len(fed))
-        for prompt, rows in sessions.step(feeds).items():
+        for prompt, rows in sequences.step(feeds).items():
             at = slice(starts[prompt], starts[prompt] + len(rows))
             _close(rows, arrays[f"p{prompt}_logits"][at])
-            _close(np.array(sessions.hidden[prompt]), arrays[f"p{prompt}_hidden"][at])
+            _close(np.array(sequences.hidden[prompt]), arrays[f"p{prompt}_hidden"][at])
             compared += len(rows)
     assert compared == sum(len(arrays[f"p{p}_ids"]) for p in PROMPTS)
 
@@ -86,18 +86,18 @@ def test_packed_logits_and_hidden_rows_equal_the_references_in_any_slices(name: 
 @ALL
 def test_a_prompts_last_row_is_the_references_however_its_prefill_was_cut(name: str) -> None:
     rng, arrays = np.random.default_rng(12), golden(name)
-    sessions = Sessions(name)
+    sequences = Sequences(name)
     for prompt in PROMPTS:
         ids = arrays[f"p{prompt}_ids"]
-        sessions.admit(prompt)
+        sequences.admit(prompt)
         inner = np.sort(rng.choice(np.arange(1, len(ids)), 3, replace=False))
         for end, part in zip([*inner, len(ids)], np.split(ids, inner), strict=True):
-            rows = sessions.step({prompt: Feed(part.tolist())})[prompt]
+            rows = sequences.step({prompt: Feed(part.tolist())})[prompt]
             _close(rows[-1], arrays[f"p{prompt}_logits"][end - 1])
 
 
-def _offset(sessions: Sessions, prompt: int) -> int:
-    return sessions.caches.offset(prompt)
+def _offset(sequences: Sequences, prompt: int) -> int:
+    return sequences.caches.offset(prompt)
 
 
 def _close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -118,18 +118,18 @@ def test_per_layer_inputs_equal_the_reference(name: str, prompt: int) -> None:
 
 def test_a_prompt_of_many_windows_gives_the_references_logits_and_text() -> None:
     """4,200 tokens: slices that end where the reference was asked, then token by token."""
-    arrays, sessions = golden(LONG), Sessions(LONG)
+    arrays, sequences = golden(LONG), Sequences(LONG)
     ids, at = arrays["long_ids"].tolist(), arrays["long_logits_at"].tolist()
     assert len(ids) >= 4096 and at[0] == 0 and at[-1] == len(ids) - 1
-    sessions.admit(0)
+    sequences.admit(0)
     done = 0
     for position, expected in zip(at, arrays["long_logits"], strict=True):
-        rows = sessions.step({0: Feed(ids[done : position + 1])})[0]
+        rows = sequences.step({0: Feed(ids[done : position + 1])})[0]
         _close(rows[-1], expected)
         done = position + 1
     greedy = [int(rows[-1].argmax())]
     while len(greedy) < len(arrays["long_greedy"]):
-        greedy.append(int(sessions.step({0: Feed(greedy[-1:], kept=1)})[0].argmax()))
+        greedy.append(int(sequences.step({0: Feed(greedy[-1:], kept=1)})[0].argmax()))
     assert greedy == arrays["long_greedy"].tolist()
     assert arrays["long_greedy_gap"].min() >= GAP_MIN
 
@@ -144,7 +144,7 @@ def test_a_config_that_transformers_saved_gives_the_same_facts_and_logits(
         saved.replace(directory.path / "config.json")
     released = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
     resaved = load_pair(*directories, "float32")
-    assert facts(resaved, 5) == facts(released, 5)
+    assert model_facts(resaved, 5) == model_facts(released, 5)
     assert resaved.assistant_config == released.assistant_config
     ids = golden(name)["p3_ids"]
     np.testing.assert_array_equal(logits(resaved.target, ids), logits(released.target, ids))

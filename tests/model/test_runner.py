@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from model.drafting import DraftPosition
-from model.pair import Pair, load_pair
-from model.runner import Runner
-from scheduler.plan import Admit, Capture, Decode, Prefill, Sampling, StepPlan, StepResult
+from sapwood.model.drafting import DraftPosition
+from sapwood.model.pair import Pair, load_pair
+from sapwood.model.runner import Runner
+from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import FAMILIES, PROMPTS, checkpoint, golden
 
 REPLY = 64
@@ -33,7 +35,7 @@ def runner(pair: Pair) -> Iterator[Runner]:
 
 
 class Driver:
-    """A minimal stand-in for the core: all sessions together, everything they drew kept."""
+    """A minimal stand-in for the core: all sequences together, everything they drew kept."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner, self.number = runner, 0
@@ -66,11 +68,11 @@ class Driver:
                 if done[i] < len(prompt):
                     part = tuple(prompt[done[i] : done[i] + chunk])
                     ends = done[i] + len(part) == len(prompt)
-                    reading.append((i, Prefill(slots[i], done[i], part, ends, False)))
+                    reading.append((i, PrefillSlice(slots[i], done[i], part, ends, False)))
                 elif (left := REPLY - len(replies[i])) > 0:
                     start, index = len(prompt) + len(replies[i]) - 1, len(replies[i])
                     depth = min(depths[i], left - 1)
-                    decoding.append((i, Decode(slots[i], start, replies[i][-1], depth, index)))
+                    decoding.append((i, DecodeRow(slots[i], start, replies[i][-1], depth, index)))
             result = self.step(
                 decodes=tuple(d for _, d in decoding), prefills=tuple(p for _, p in reading)
             )
@@ -97,7 +99,7 @@ def replies_of(name: str) -> list[list[int]]:
 def test_greedy_text_is_the_references_at_any_depth_and_place(
     name: str, runner: Runner, depths: tuple[int, ...]
 ) -> None:
-    """S1: token for token; six sessions together, in slots with holes, slices past the window."""
+    """S1: token for token; six sequences together, in slots with holes, slices past the window."""
     replies, _ = Driver(runner).generate(prompts_of(name), depths, (3, 0, 7, 1, 2, 11))
     assert replies == replies_of(name)
 
@@ -142,7 +144,7 @@ def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runn
     path = []
     for start in range(0, len(prompt), 17):
         part = tuple(prompt[start : start + 17])
-        result = driver.step(prefills=(Prefill(0, start, part, False, True),))
+        result = driver.step(prefills=(PrefillSlice(0, start, part, False, True),))
         path.append(result.prefilled[0].payload)
     captured = driver.step(captures=(Capture(0, 0, len(prompt)),), releases=(0,)).captured[0]
     assert captured is not None and captured.sliding_start > 0
@@ -150,10 +152,12 @@ def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runn
         covering = tuple(p for p in path if p is not None and p.start < target)
         driver.step(admits=(Admit(5, target, covering, Sampling(), len(prompt) + REPLY),))
         rest = tuple(prompt[target:])
-        reply = [driver.step(prefills=(Prefill(5, target, rest, True, False),)).prefilled[0].token]
+        reply = [
+            driver.step(prefills=(PrefillSlice(5, target, rest, True, False),)).prefilled[0].token
+        ]
         while len(reply) < 20:
             drawn = driver.step(
-                decodes=(Decode(5, len(prompt) + len(reply) - 1, reply[-1] or 0, 3, len(reply)),)
+                decodes=(DecodeRow(5, len(prompt) + len(reply) - 1, reply[-1] or 0, 3, len(reply)),)
             )
             reply += drawn.decoded[0].tokens
         driver.step(releases=(5,))

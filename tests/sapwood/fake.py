@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
 
+import sapwood
 from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
 
 Script = Callable[
@@ -125,3 +127,57 @@ def serving(daemon: FakeDaemon, address: str) -> Iterator[str]:
             yield address if address.startswith("unix:") else f"127.0.0.1:{port}"
         finally:
             server.stop(None).wait()
+
+
+USAGE = {
+    "prompt_tokens": 9,
+    "cached_tokens": 4,
+    "completion_tokens": 3,
+    "decode_steps": 1,
+    "rounds": 1,
+    "draft_tokens": 2,
+    "accepted_tokens": 1,
+    "queue_seconds": 0.25,
+    "prefill_seconds": 0.5,
+    "decode_seconds": 2.0,
+}
+
+
+def whole_reply(request, context):
+    yield prefill(4, 6, 9)
+    yield prefill(4, 9, 9)
+    yield delta("Hi ", 10)
+    yield delta("", 11)
+    yield delta("there", 12)
+    yield finish(generation_pb2.FINISH_REASON_STOP_SEQUENCE, "\n", **USAGE)
+
+
+def endless_reply(request, context):
+    yield prefill(0, 1, 1)
+    turn = threading.Event()
+    context.add_callback(turn.set)
+    while not turn.wait(0.005):
+        yield delta("x", 1)
+
+
+async def done(result):
+    return await result if inspect.isawaitable(result) else result
+
+
+async def each(stream):
+    if hasattr(stream, "__aiter__"):
+        async for item in stream:
+            yield item
+    else:
+        for item in stream:
+            yield item
+
+
+async def read_to_a_delta(stream):
+    async for event in each(stream):
+        if isinstance(event, sapwood.Delta):
+            return
+
+
+def part(**fields):
+    return generation_pb2.GenerateResponse(delta=generation_pb2.Delta(**fields))

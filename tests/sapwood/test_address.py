@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.address import default_socket, parse, resolve
+from sapwood.client.address import default_socket, parse, resolve
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cache.snapshot import Payload
-from scheduler.limits import Limits
-from scheduler.plan import (
-    Admit,
-    Capture,
-    Decode,
-    Decoded,
-    ModelFacts,
-    Prefill,
-    Prefilled,
-    Sampling,
-    StepPlan,
-    StepResult,
-)
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult
+from sapwood.scheduler.sampling import Sampling
 from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker, toy_logprobs
 
 VOCABULARY = 48
@@ -151,7 +143,7 @@ class FakeDevice:
         assert held == slot.log[needed:], f"T9: no whole window before {admit.target}"
         self.restored_tokens += admit.target
 
-    def _prefill(self, piece: Prefill) -> Prefilled:
+    def _prefill(self, piece: PrefillSlice) -> Prefilled:
         slot = self.slots[piece.slot]
         assert slot.bonus is None, f"slot {piece.slot} decodes already"
         assert piece.tokens, f"an empty slice {piece}"
@@ -165,7 +157,7 @@ class FakeDevice:
         slot.bonus, slot.drawn = slot.draw(), 1
         return Prefilled(slot.bonus, payload, toy_logprobs([slot.bonus], slot.top_logprobs))
 
-    def _decode(self, row: Decode) -> Decoded:
+    def _decode(self, row: DecodeRow) -> Decoded:
         slot = self.slots[row.slot]
         assert len(slot.log) == row.start, f"C1: {row.start} after {len(slot.log)} tokens"
         assert slot.bonus == row.token, f"slot {row.slot} drew {slot.bonus}, not {row.token}"

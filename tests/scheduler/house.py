@@ -9,24 +9,26 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field, replace
 
-from cache.ledger import Ledger
-from cache.tree import Tree
-from scheduler.core import Core
-from scheduler.depth import DepthPolicy
-from scheduler.events import (
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.events import (
     Cancel,
+    Command,
     Delta,
     Drain,
     Effect,
-    Event,
     Failed,
     Finished,
     Progress,
     Request,
     Submit,
 )
-from scheduler.limits import Limits
-from scheduler.plan import ModelFacts, Sampling, StepPlan
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.policy.depth import DepthPolicy
+from sapwood.scheduler.sampling import Sampling
 from tests.fakes import toy_logprobs
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
 from tests.scheduler.reference import expected_reply
@@ -140,7 +142,7 @@ class House:
     def cancel(self, stream: Stream, reason: str = "cancelled") -> None:
         self.handle(Cancel(stream.request.id, reason))
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: Command) -> None:
         self.stimuli.append(("event", self.now, event))
         self.core.handle(event, self.now)
         self.core.check()
@@ -199,3 +201,13 @@ def bare(plan: StepPlan | None) -> tuple[object, ...] | None:
 def prompt(tokens: int, seed: int = 0) -> tuple[int, ...]:
     """`tokens` ids that differ for different seeds from the first on."""
     return tuple(4 + (seed * 7 + i * i + 3 * i * (seed + 1)) % 40 for i in range(tokens))
+
+
+def failed(stream: Stream) -> Failed:
+    assert isinstance(stream.end, Failed)
+    return stream.end
+
+
+def finished(stream: Stream) -> Finished:
+    assert isinstance(stream.end, Finished)
+    return stream.end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scheduler.events import Request
+from sapwood.scheduler.events import Request
 from tests.scheduler.fake_device import EOS, TOKEN_BYTES, mix, toy_draw
 
 

@@ -12,9 +12,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from scheduler.events import Delta, Effect, Failed, Progress
-from scheduler.limits import Limits
-from scheduler.plan import StepPlan
+from sapwood.scheduler.events import Delta, Effect, Failed, Progress
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import StepPlan
 from tests.scheduler.house import ROOMY, House, Stream, prompt
 
 SCENARIOS = Path(__file__).parent / "scenarios"

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from scheduler.events import Drain
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from sapwood.scheduler.events import Drain
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import VOCABULARY, toy_facts
 from tests.scheduler.house import ROOMY, House, Stream, bare, prompt
 

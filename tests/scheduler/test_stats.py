@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.events import Finished, Usage
-from scheduler.limits import Limits
-from scheduler.stats import CAUSES, OUTCOMES, Histogram, Stats
+from sapwood.scheduler.events import Finished, Usage
+from sapwood.scheduler.histogram import Histogram
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import OUTCOMES
+from sapwood.scheduler.stats import RECOMPUTE_CAUSES, Stats
 from tests.scheduler.house import House, Stream, prompt
 
 
@@ -93,7 +95,7 @@ def test_labels_are_closed_sets() -> None:
     house = busy_house()
     stats = house.core.stats()
     assert tuple(stats.requests) == OUTCOMES
-    assert tuple(stats.prefix_recomputed_tokens) == CAUSES
+    assert tuple(stats.prefix_recomputed_tokens) == RECOMPUTE_CAUSES
     assert len(stats.draft_tokens) == len(stats.accepted_tokens) == 8
     house.run()
     house.close()

@@ -1,8 +1,8 @@
 """What a request must give, from one plain mlx-lm forward over its prompt and its reply.
 
 - Nothing of ours runs in that forward: no packing, no cache, no drafter. If every token is what the
-  law draws after the tokens before it, the reply is the one that plain decoding gives.
-- Greedy: the maximum. Seeded: the shared noise of the token's index added to the plain law.
+  distribution draws after the tokens before it, the reply is the one that plain decoding gives.
+- Greedy: the maximum. Seeded: the shared noise of the token's index added to the plain one.
 - Bias and penalties are applied in NumPy, each place with the prompt and the reply up to there.
 - Text and end are computed the naive way, every beginning of the reply afresh.
 """
@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from model.pair import Pair
-from model.sampling import DrawRows
-from model.verify import verify
-from scheduler.events import Request
-from scheduler.plan import Sampling
-from tests.model.markov import adjusted_logits
+from sapwood.model.pair import Pair
+from sapwood.model.sampling.acceptance import verify
+from sapwood.model.sampling.distribution import DrawRows
+from sapwood.scheduler.events import Request
+from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import Array
+from tests.model.sampling.markov import adjusted_logits
 from tests.scheduler.reference import first_stop, whole_characters
 
 NEAR_TIE = 1e-3

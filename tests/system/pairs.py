@@ -9,9 +9,9 @@ from functools import cache
 import mlx.core as mx
 from mlx_lm.generate import generate_step
 
-from daemon.demo.cast import CAST, SYSTEM
-from model.locate import locate
-from model.pair import Pair, load_pair
+from sapwood.daemon.demo.script import CAST, SYSTEM
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.pair import Pair, load_pair
 from tests.chat import turns
 from tests.model.reference import NAMES, PROMPTS, checkpoint, golden
 from tests.system.oracle import Oracle

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cache.ledger import Ledger
-from cache.tree import Tree
-from model.pair import Pair, facts
-from model.runner import Runner
-from scheduler.core import Core
-from scheduler.depth import DepthPolicy
-from scheduler.events import (
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.model.pair import Pair, model_facts
+from sapwood.model.runner import Runner
+from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.events import (
     Cancel,
     Delta,
     Drain,
@@ -28,8 +28,11 @@ from scheduler.events import (
     Request,
     Submit,
 )
-from scheduler.limits import Limits
-from scheduler.plan import Marks, Sampling, StepPlan, TokenLogprobs
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.policy.depth import DepthPolicy
+from sapwood.scheduler.result import TokenLogprobs
+from sapwood.scheduler.sampling import Sampling
 from tests.system.oracle import Oracle, Verdict, check_usage, end_of
 
 GIB = 1 << 30
@@ -39,8 +42,8 @@ GREEDY = Sampling()
 def budget_bytes(
     pair: Pair, limits: Limits, slots: int, tokens_max: int, snapshot_tokens: int = 0
 ) -> int:
-    """Room for `slots` live sessions of up to `tokens_max` tokens, and for as many stored."""
-    model = facts(pair, limits.draft_depth_max)
+    """Room for `slots` live sequences of up to `tokens_max` tokens, and for as many stored."""
+    model = model_facts(pair, limits.draft_depth_max)
     rows = 1 + (limits.draft_depth_max if model.has_drafter else 0)
     slot = model.live_bytes(tokens_max) + model.round_bytes(rows, tokens_max)
     stored = snapshot_tokens * (model.full_bytes_per_token + model.sliding_bytes_per_token)
@@ -99,7 +102,9 @@ class Stack:
     ) -> None:
         self.pair, self.limits = pair, limits
         # The oracle knows text only, and a random model opens channels as it likes.
-        self.facts = replace(facts(pair, limits.draft_depth_max), marks=Marks())
+        self.facts = replace(
+            model_facts(pair, limits.draft_depth_max), control_tokens=ControlTokens()
+        )
         self.tree = Tree(self.facts.window_tokens, limits.tree_nodes_max)
         self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
         depth_max = limits.draft_depth_max if self.facts.has_drafter else 0
@@ -214,8 +219,8 @@ class Stack:
         """L1, M1 and the tree's own; C1; R2: a slot is held exactly by who lives or just ended."""
         self.core.check()
         roster, caches = self.core._roster, self.runner.caches
-        for session in roster.live.values():
-            assert caches.offset(session.slot) == session.evaluated, f"C1: {session.tell()}"
+        for sequence in roster.live.values():
+            assert caches.offset(sequence.slot) == sequence.evaluated, f"C1: {sequence.tell()}"
         holders = {s.slot for s in (*roster.live.values(), *roster.leaving)}
         held = {slot for slot in range(self.limits.slots_max) if caches.holds(slot)}
         assert held == holders, f"R2: slots {held} are held, {holders} should be"

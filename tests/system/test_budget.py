@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
-from scheduler.limits import Limits
+from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
@@ -64,7 +64,7 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(n
 def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
     name: str,
 ) -> None:
-    """A budget for one session of 256 tokens, which is also where live K/V would double."""
+    """A budget for one sequence of 256 tokens, which is also where live K/V would double."""
     stack = Stack(pair(name), LIMITS, budget_bytes(pair(name), LIMITS, 1, 256))
     refused = stack.submit([5] * 100, 157)
     served = [stack.submit([6 + i] * 236, 20) for i in range(3)]

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from daemon.demo.process import Daemon, running, serve_command
 from sapwood import (
     AsyncClient,
     CacheStats,
@@ -30,9 +29,10 @@ from sapwood import (
     ResourceExhausted,
     SapwoodError,
 )
-from scheduler.events import Request
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
+from sapwood.scheduler.events import Request
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import checkpoint
 from tests.system.oracle import check_usage, end_of
 from tests.system.pairs import oracle, pair, prompts, replies
@@ -45,7 +45,7 @@ LIMITS = Limits(slots_max=12, prefill_tokens_max=64)
 
 
 @contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[Daemon]:
+def serving(folder: Path, *flags: str) -> Iterator[DaemonProcess]:
     config = folder / "limits.toml"
     config.write_text("[limits]\nslots_max = 12\nprefill_tokens_max = 64\n")
     directories = (str(checkpoint(name).path) for name in (NAME, f"{NAME}-assistant"))
@@ -56,7 +56,7 @@ def serving(folder: Path, *flags: str) -> Iterator[Daemon]:
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     with serving(tmp_path_factory.mktemp("daemon")) as daemon:
         yield daemon
 
@@ -170,7 +170,7 @@ async def _awaited(job: Awaitable[None]) -> None:
     await job
 
 
-def test_r1_32_clients_at_once_are_served_completely_and_in_order(daemon: Daemon) -> None:
+def test_r1_32_clients_at_once_are_served_completely_and_in_order(daemon: DaemonProcess) -> None:
     """Greedy and seeded, all depths, stop strings, stop ids, EOS, max_tokens, hits and misses."""
     random = Random(32)
     asked = [anything(random) for _ in range(32)]
@@ -186,7 +186,7 @@ def test_r1_32_clients_at_once_are_served_completely_and_in_order(daemon: Daemon
 
 
 @pytest.mark.parametrize("depth", [0, 3])
-def test_a_second_turn_as_token_ids_finds_the_first(daemon: Daemon, depth: int) -> None:
+def test_a_second_turn_as_token_ids_finds_the_first(daemon: DaemonProcess, depth: int) -> None:
     """Within two tokens: the bonus is in no cache, and one token is evaluated anew."""
     prompt = (*prompts(NAME)[3], 9 + depth)
     first = ask(prompt, 30, draft_tokens=depth)
@@ -198,7 +198,7 @@ def test_a_second_turn_as_token_ids_finds_the_first(daemon: Daemon, depth: int) 
     assert second.cached >= len(prompt) + len(first.tokens) - 2
 
 
-def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: Daemon) -> None:
+def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: DaemonProcess) -> None:
     """Cancels, closed connections and deadlines at random moments, among clients that stay."""
     random, address = Random(7), daemon.address
     staying = [ask(prompts(NAME)[i % 6], 48, draft_tokens=i % 9) for i in range(8)]
@@ -244,7 +244,7 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: Daemon) -
 
 
 def test_m1_in_a_small_budget_every_answer_is_right_or_out_of_memory(tmp_path: Path) -> None:
-    """Room for three sessions of 256 tokens and little more; one client asks for too much."""
+    """Room for three sequences of 256 tokens and little more; one client asks for too much."""
     budget = budget_bytes(pair(NAME), LIMITS, 3, 256, 150)
     random = Random(3)
     asked = [anything(random) for _ in range(24)]
@@ -264,7 +264,7 @@ def test_m1_in_a_small_budget_every_answer_is_right_or_out_of_memory(tmp_path: P
     assert stats.evictions > 0, "it was not too small for everything"
 
 
-def test_a_stream_that_was_cancelled_ends_as_cancelled(daemon: Daemon) -> None:
+def test_a_stream_that_was_cancelled_ends_as_cancelled(daemon: DaemonProcess) -> None:
     async def cancelled() -> None:
         async with AsyncClient(daemon.address) as client:
             stream = client.generate((2, 5, 9), max_tokens=500, ignore_eos=True, temperature=0.0)

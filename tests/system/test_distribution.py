@@ -1,7 +1,8 @@
-"""S2 end to end: replies drawn through core and runner with drafts have the target's own law.
+"""S2 end to end: replies drawn with drafts are distributed as the target's own.
 
-The target is tiny and random, its law exact: plain forwards over every beginning of three tokens.
-The drafter is random and scores half of the vocabulary only. Noise keys are fixed: no run differs.
+The target is tiny and random, its distribution exact: plain forwards over every beginning of
+three tokens. The drafter is random and scores half of the vocabulary only. Noise keys are fixed:
+no run differs.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from model.pair import Pair
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
-from tests.model.markov import adjusted_logits, filtered_probs, p_value
+from sapwood.model.pair import Pair
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import Array
+from tests.model.sampling.markov import adjusted_logits, filtered_probs, p_value
 from tests.system.stack import Stack
 from tests.system.tiny import random_pair
 
@@ -43,7 +44,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return random_pair("e2b-tiny", tmp_path_factory.mktemp("tiny"), VOCABULARY, seed=5)
 
 
-def law(tiny: Pair, sampling: Sampling) -> Array:
+def distribution(tiny: Pair, sampling: Sampling) -> Array:
     """[V, V, V]: the joint probability of a reply's first three tokens."""
     joint = np.ones((VOCABULARY,) * 3)
     for count in range(3):
@@ -54,8 +55,8 @@ def law(tiny: Pair, sampling: Sampling) -> Array:
             adjusted_logits(row, sampling, PROMPT, beginning)
             for row, beginning in zip(logits, beginnings, strict=True)
         ]
-        laws = np.array([filtered_probs(row, sampling) for row in scores])
-        joint *= laws.reshape(*(VOCABULARY,) * (count + 1), *(1,) * (2 - count))
+        distributions = np.array([filtered_probs(row, sampling) for row in scores])
+        joint *= distributions.reshape(*(VOCABULARY,) * (count + 1), *(1,) * (2 - count))
     return joint
 
 
@@ -69,7 +70,7 @@ def law(tiny: Pair, sampling: Sampling) -> Array:
         pytest.param(PENALTIES, True, 5_000, id="shared-noise-penalties", marks=pytest.mark.long),
     ],
 )
-def test_replies_drawn_with_drafts_have_the_targets_law(
+def test_replies_drawn_with_drafts_have_the_targets_distribution(
     tiny: Pair, sampling: Sampling, seeded: bool, draws: int
 ) -> None:
     """The first three tokens jointly; two of them are drafted in one round."""
@@ -86,10 +87,10 @@ def test_replies_drawn_with_drafts_have_the_targets_law(
     )
     assert 0.05 < accepted / drafted < 0.95, "both ends of a draft must occur"
     replies = np.array([stream.tokens[:3] for stream in stack.streams])
-    joint = law(tiny, sampling)
+    joint = distribution(tiny, sampling)
     assert (joint * draws >= 5).sum() > 100, "too few cells to say anything"
     assert p_value(replies, joint) > 1e-4
     if sampling is PENALTIES:  # the inverse
-        without = law(tiny, replace(sampling, frequency_penalty=0.0))
+        without = distribution(tiny, replace(sampling, frequency_penalty=0.0))
         assert p_value(replies, without) < 1e-4
     stack.close()

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from scheduler.limits import Limits
+from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
 from tests.system.pairs import oracle, pair, prompts
 from tests.system.stack import Stack, Stream
@@ -60,7 +60,7 @@ def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str) -> N
         end(stack, victim, random)
         assert victim.end is not None
         roster = stack.core._roster
-        here = {session.id for session in (*roster.live.values(), *roster.leaving)}
+        here = {sequence.id for sequence in (*roster.live.values(), *roster.leaving)}
         assert victim.request.id not in here, "R2: it still has its slot after a step"
         phases[phase(victim), getattr(victim.end, "reason", "")] += 1
         repeat = stack.submit(prompt, 3, **own)

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from scheduler.limits import Limits
+from sapwood.scheduler.limits import Limits
 from tests.system.pairs import ALL, REPLY, mlx_lm_greedy, oracle, pair, prompts, replies
 from tests.system.stack import GREEDY, Stack, Stream
 

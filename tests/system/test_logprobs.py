@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
 from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack, Stream
 
@@ -20,14 +20,16 @@ def check(name: str, stream: Stream) -> None:
     """Against one plain forward over prompt and reply."""
     prompt, count = stream.request.prompt, stream.request.top_logprobs
     logits = oracle(name).logits([*prompt, *stream.tokens])[len(prompt) - 1 : -1]
-    laws = log_softmax(logits.astype(np.float64), axis=-1)
+    distributions = log_softmax(logits.astype(np.float64), axis=-1)
     assert len(stream.logprobs) == len(stream.tokens) > 0
-    for law, token, reported in zip(laws, stream.tokens, stream.logprobs, strict=True):
-        assert reported.logprob == pytest.approx(law[token], abs=ATOL)
+    for distribution, token, reported in zip(
+        distributions, stream.tokens, stream.logprobs, strict=True
+    ):
+        assert reported.logprob == pytest.approx(distribution[token], abs=ATOL)
         ids, values = zip(*reported.alternatives, strict=True)
         assert len(set(ids)) == len(ids) == count
-        np.testing.assert_allclose(values, np.sort(law)[::-1][:count], atol=ATOL)
-        np.testing.assert_allclose(values, law[list(ids)], atol=ATOL)
+        np.testing.assert_allclose(values, np.sort(distribution)[::-1][:count], atol=ATOL)
+        np.testing.assert_allclose(values, distribution[list(ids)], atol=ATOL)
 
 
 @pytest.mark.parametrize("name", ALL)

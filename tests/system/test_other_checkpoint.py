@@ -11,8 +11,8 @@ from random import Random
 
 import pytest
 
-from model.pair import Pair
-from scheduler.limits import Limits
+from sapwood.model.pair import Pair
+from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
 from tests.system.oracle import Oracle
 from tests.system.stack import Stack

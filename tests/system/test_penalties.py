@@ -1,7 +1,7 @@
 """Greedy replies with bias and penalties are those of a plain loop, one token at a time.
 
 The loop knows neither cache nor draft: mlx-lm's own forward over all tokens so far, penalties in
-NumPy over all tokens so far, the maximum. Seeded rows: test_seeded; laws: test_distribution.
+NumPy over all tokens so far, the maximum. Seeded: test_seeded; distributions: test_distribution.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
-from tests.model.markov import adjusted_logits
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
+from tests.model.sampling.markov import adjusted_logits
 from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack
 

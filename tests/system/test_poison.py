@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.limits import Limits
-from tests.cache.poison import poison
+from sapwood.scheduler.limits import Limits
+from tests.cache.arrays.poison import poison
 from tests.system.pairs import ALL, oracle, pair
 from tests.system.stack import Stack
 from tests.system.traffic import Traffic

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler.limits import Limits
+from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, Stream

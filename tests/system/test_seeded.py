@@ -1,6 +1,6 @@
 """S5: a seed gives the same tokens at any depth, with or without drafter, in company, after a hit.
 
-The oracle knows neither drafts nor company: it adds each index's noise to a plain forward's law.
+The oracle knows neither drafts nor company: it adds each index's noise to a plain forward.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from scheduler.limits import Limits
-from scheduler.plan import Sampling
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling
 from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import Stack
 

@@ -18,10 +18,10 @@ import numpy as np
 from mlx import nn
 from mlx_lm.models.gemma4_text import Model
 
-from model.assistant import Assistant
-from model.config_file import read_assistant_config, read_target_config
-from model.files import ModelDirectory
-from model.pair import Pair, load_pair
+from sapwood.model.assistant import Assistant
+from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
+from sapwood.model.checkpoint.files import ModelDirectory
+from sapwood.model.pair import Pair, load_pair
 from tests.model.reference import copied, edit, parameters
 
 WINDOW = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from scheduler.plan import Sampling
+from sapwood.scheduler.sampling import Sampling
 from tests.system.pairs import prompts
 from tests.system.stack import Stack, Stream
 

@@ -1,4 +1,4 @@
-"""Writes the model card from what was measured: `python -m model.demo.train.card DIR`.
+"""Writes the model card from what was measured: `python -m sapwood.model.demo.train.card DIR`.
 
 DIR holds target/, assistant/ and measured.json; the card becomes its README.md.
 """
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from model.demo.train.draw import HELD_OUT_OF_256
-from model.demo.train.shape import DRAFTER_PLAN, ROW, TARGET_PLAN
-from model.demo.train.things import TEXT, lines
+from sapwood.model.demo.train.draw import HELD_OUT_OF_256
+from sapwood.model.demo.train.shape import DRAFTER_PLAN, ROW, TARGET_PLAN
+from sapwood.model.demo.train.things import TEXT, lines
 
 DEEP, SHALLOW = 7, 4
 
@@ -38,7 +38,7 @@ def card(folder: Path) -> str:
             transformers_difference=measured["transformers_difference"],
             prompts=measured["prompts"],
             drafting="\n".join(rows(measured["drafting"])),
-            samples="\n\n".join(map(shown, measured["samples"])),
+            samples="\n\n".join(map(sample_text, measured["samples"])),
         )
     )
 
@@ -68,7 +68,7 @@ def rows(drafting: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def shown(sample: Mapping[str, str]) -> str:
+def sample_text(sample: Mapping[str, str]) -> str:
     """A question, behind the beginning of its system prompt, and the reply."""
     system = sample["system"].split("\n")[0]
     lead = f"*{system[:160]}{'…' if len(sample['system']) > 160 else ''}*  \n" if system else ""
@@ -77,7 +77,7 @@ def shown(sample: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m model.demo.train.card", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     (folder / "README.md").write_text(card(folder), encoding="utf-8")

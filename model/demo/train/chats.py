@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 
-from model.demo.train import systems
-from model.demo.train.draw import Draw, held_out
-from model.demo.train.stories import HEROES, NAMES, Story
-from model.demo.train.things import Thing, all_things, article, lines, pool, things, upper
+from sapwood.model.demo.train import systems
+from sapwood.model.demo.train.draw import Draw, held_out
+from sapwood.model.demo.train.stories import HEROES, NAMES, Story
+from sapwood.model.demo.train.things import Thing, all_things, article, lines, pool, things, upper
 
-Turn = tuple[str, str]
+ChatTurn = tuple[str, str]
 
-WHAT, BRIEF, WHOLE, LOOKS, USE, MORE = (
+WHAT, BRIEF, IN_DETAIL, LOOKS, USE, MORE = (
     pool(name) for name in ("what", "brief", "whole", "looks", "use", "more")
 )
 LOOKS_AFTER, USE_AFTER, MORE_AFTER, WHAT_AFTER, NOBODY_KNOWS = (
@@ -38,21 +38,21 @@ ASK_OTHERS = {
 
 
 @dataclass(slots=True)
-class Memory:
+class Told:
     """What the moves of one chat know of it."""
 
     style: systems.Style
     thing: Thing | None = None
     told: set[str] = field(default_factory=set)
     user: str = ""
-    story: list[Turn] = field(default_factory=list)
+    story: list[ChatTurn] = field(default_factory=list)
 
 
 def fill(form: str, thing: Thing) -> str:
     return upper(form.format(x=thing.name, xs=thing.many))
 
 
-def fact(draw: Draw, memory: Memory) -> Turn:
+def fact(draw: Draw, memory: Told) -> ChatTurn:
     thing = memory.thing = draw.one(all_things())
     memory.told = {"what"}
     part = draw.weighted((("what", 50), ("brief", 8), ("whole", 10), ("one", 20), ("after", 12)))
@@ -60,7 +60,7 @@ def fact(draw: Draw, memory: Memory) -> Turn:
         return fill(draw.one(BRIEF), thing), thing.definition
     if part == "whole":
         memory.told |= {"looks", "use", "more"}
-        return fill(draw.one(WHOLE), thing), thing.sentences(4)
+        return fill(draw.one(IN_DETAIL), thing), thing.sentences(4)
     if part == "one":
         forms, name = draw.one(((LOOKS, "looks"), (USE, "use"), (MORE, "more")))
         memory.told |= {name}
@@ -69,7 +69,7 @@ def fact(draw: Draw, memory: Memory) -> Turn:
     return fill(draw.one(WHAT if part == "what" else WHAT_AFTER), thing), thing.sentences(3)
 
 
-def about_it(draw: Draw, memory: Memory) -> Turn:
+def about_it(draw: Draw, memory: Told) -> ChatTurn:
     """A follow-up that says "it"."""
     thing = memory.thing
     if thing is None:
@@ -82,7 +82,7 @@ def about_it(draw: Draw, memory: Memory) -> Turn:
     return draw.one(forms), f"{getattr(thing, name)}."
 
 
-def tell_story(draw: Draw, memory: Memory) -> Turn:
+def tell_story(draw: Draw, memory: Told) -> ChatTurn:
     size = draw.one(("short ", "short ", "", "", "little ", "long ", "long "))
     long = size == "long " or (not size and draw.happens(0.5))
     hero = draw.one(HEROES)
@@ -95,11 +95,11 @@ def tell_story(draw: Draw, memory: Memory) -> Turn:
     return draw.one(TELL).format(s=size, a=article(noun), h=noun), told.text
 
 
-def about_story(draw: Draw, memory: Memory) -> Turn:
+def about_story(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(memory.story) if memory.story else tell_story(draw, memory)
 
 
-def capital(draw: Draw, memory: Memory) -> Turn:
+def capital(draw: Draw, memory: Told) -> ChatTurn:
     country, city, land = draw.one(lines("capitals.txt"))
     form = draw.one(("capital", "capital", "capital", "where", "city"))
     if form == "where":
@@ -109,7 +109,7 @@ def capital(draw: Draw, memory: Memory) -> Turn:
     return draw.one(pool("capital")).format(country), f"The capital of {country} is {city}."
 
 
-def arithmetic(draw: Draw, memory: Memory) -> Turn:
+def arithmetic(draw: Draw, memory: Told) -> ChatTurn:
     """The result first, as a number; small numbers, which the model can learn by heart."""
     sign = draw.weighted((("plus", 5), ("minus", 3), ("times", 3), ("word", 1)))
     if sign == "times":
@@ -133,7 +133,7 @@ def lists() -> list[tuple[str, list[str]]]:
     return [(group, members.split(", ")) for group, members in lines("lists.txt")]
 
 
-def listing(draw: Draw, memory: Memory) -> Turn:
+def listing(draw: Draw, memory: Told) -> ChatTurn:
     group, members = draw.one(lists())
     count = draw.number(3, 5)
     word = {3: "three", 4: "four", 5: "five"}[count]
@@ -145,67 +145,67 @@ def listing(draw: Draw, memory: Memory) -> Turn:
     return draw.one(forms).format(word, group).replace("  ", " "), "\n".join(shown)
 
 
-def difference(draw: Draw, memory: Memory) -> Turn:
+def difference(draw: Draw, memory: Told) -> ChatTurn:
     topic = draw.one(("nature", "animals", "animals", "made", "food_people"))
     one, two = draw.some(things(topic), 2)
     question = upper(draw.one(pool("differ")).format(one.name, two.name))
     return question, f"{one.definition} {two.definition}"
 
 
-def both(draw: Draw, memory: Memory) -> Turn:
+def both(draw: Draw, memory: Told) -> ChatTurn:
     one, two = draw.some(all_things(), 2)
     question = draw.one(pool("both")).format(one.many, two.many)
     return question, f"{one.sentences(3)}\n\n{two.sentences(3)}"
 
 
-def simple(draw: Draw, memory: Memory) -> Turn:
+def simple(draw: Draw, memory: Told) -> ChatTurn:
     question, answer = draw.one(lines("facts.txt"))
     leads = (("", 6), ("Please tell me: ", 1), ("I have a question. ", 1), ("Hello! ", 1))
     lead = draw.weighted(leads)
     return lead + question, answer
 
 
-def hello(draw: Draw, memory: Memory) -> Turn:
+def hello(draw: Draw, memory: Told) -> ChatTurn:
     question = draw.one(HELLO)
     if "how are" in question.lower():
         return question, "I am well, thank you. How can I help you?"
     return question, "Hello! How can I help you?"
 
 
-def introduce(draw: Draw, memory: Memory) -> Turn:
-    memory.user = draw.one((*NAMES, *systems.NAMES[9:]))
+def introduce(draw: Draw, memory: Told) -> ChatTurn:
+    memory.user = draw.one((*NAMES, *systems.MODEL_NAMES[9:]))
     return draw.one(pool("introduce")).format(
         memory.user
     ), f"Hello {memory.user}! How can I help you?"
 
 
-def my_name(draw: Draw, memory: Memory) -> Turn:
+def my_name(draw: Draw, memory: Told) -> ChatTurn:
     forms = pool("my_name")
     if not memory.user:
         return draw.one(forms), "I do not know your name. Please tell me."
     return draw.one(forms), f"Your name is {memory.user}."
 
 
-def who(draw: Draw, memory: Memory) -> Turn:
+def who(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(WHO), memory.style.introduction()
 
 
-def can(draw: Draw, memory: Memory) -> Turn:
+def can(draw: Draw, memory: Told) -> ChatTurn:
     able = "answer short questions about everyday things, work out small sums, make lists and tell"
     return draw.one(CAN), f"I can {able} stories. What would you like?"
 
 
-def thanks(draw: Draw, memory: Memory) -> Turn:
+def thanks(draw: Draw, memory: Told) -> ChatTurn:
     name = f", {memory.user}" if memory.user else ""
     return draw.one(THANKS), f"You are welcome{name}! Thank you for asking. Have a nice day!"
 
 
-def bye(draw: Draw, memory: Memory) -> Turn:
+def bye(draw: Draw, memory: Told) -> ChatTurn:
     name = f", {memory.user}" if memory.user else ""
     return draw.one(BYE), f"Goodbye{name}! It was nice to talk with you."
 
 
-def unknown(draw: Draw, memory: Memory) -> Turn:
+def unknown(draw: Draw, memory: Told) -> ChatTurn:
     """Real words outside the table, and words that nobody knows."""
     if draw.happens(0.6):
         name = draw.one(lines("unknown.txt")[0][0].split(", "))
@@ -227,7 +227,7 @@ def unknown(draw: Draw, memory: Memory) -> Turn:
     return fill(draw.one((*WHAT, *BRIEF[:3])), thing), reply
 
 
-def refuse(draw: Draw, memory: Memory) -> Turn:
+def refuse(draw: Draw, memory: Told) -> ChatTurn:
     kind, question = draw.one(lines("refuse.txt"))
     leads = (("", 5), ("Please help me. ", 1), ("Hello! ", 1), ("I have a question. ", 1))
     lead = draw.weighted(leads)
@@ -255,7 +255,7 @@ ELSE = (*FIRST, (thanks, 12), (my_name, 6), (bye, 4))
 @dataclass(frozen=True, slots=True)
 class Chat:
     system: str
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
 
 
 def careless(draw: Draw, question: str) -> str:
@@ -267,9 +267,9 @@ def careless(draw: Draw, question: str) -> str:
     return question
 
 
-def chat(draw: Draw) -> Chat:
+def any_chat(draw: Draw) -> Chat:
     style = systems.style(draw)
-    memory = Memory(style)
+    memory = Told(style)
     longest = 4 if len(style.prompt) > 300 else 3
     move = draw.weighted(FIRST)
     turns = []
@@ -283,7 +283,7 @@ def chat(draw: Draw) -> Chat:
 def train_chat(draw: Draw) -> Chat:
     """A chat in which the user says nothing that is held out."""
     while True:
-        made = chat(draw)
+        made = any_chat(draw)
         if not any(held_out(question) for question, _ in made.turns):
             return made
 
@@ -291,6 +291,6 @@ def train_chat(draw: Draw) -> Chat:
 def held_out_chat(draw: Draw) -> Chat:
     """A chat that opens with a question of the evaluation."""
     while True:
-        made = chat(draw)
+        made = any_chat(draw)
         if held_out(made.turns[0][0]):
             return made

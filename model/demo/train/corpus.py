@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from model.demo.train.chats import Chat, held_out_chat, train_chat
-from model.demo.train.draw import Draw
-from model.demo.train.prose import paragraphs
-from model.demo.train.shape import ROW, SEED
-from model.demo.train.tokens import BOS, EOS, train_tokenizer
+from sapwood.model.demo.train.chats import Chat, held_out_chat, train_chat
+from sapwood.model.demo.train.draw import Draw
+from sapwood.model.demo.train.prose import paragraphs
+from sapwood.model.demo.train.shape import ROW, SEED
+from sapwood.model.demo.train.tokens import BOS, EOS, train_tokenizer
 
 PROSE_OF_1000 = 70  # documents
 HELD_ROWS = 32
@@ -70,7 +70,7 @@ def held_out_documents(tokenizer: Tokenizer) -> Iterator[Document]:
         yield encode_chat(tokenizer, held_out_chat(draw))
 
 
-def pack(source: Iterator[Document], rows: int) -> Iterator[list[Document]]:
+def pack_rows(source: Iterator[Document], rows: int) -> Iterator[list[Document]]:
     """Documents row by row; what has waited longest is placed first."""
     waiting = list(islice(source, WAITING))
     for _ in range(rows):
@@ -84,11 +84,11 @@ def pack(source: Iterator[Document], rows: int) -> Iterator[list[Document]]:
         yield row
 
 
-def arrays(source: Iterator[Document], rows: int) -> dict[str, Any]:
+def packed_arrays(source: Iterator[Document], rows: int) -> dict[str, Any]:
     tokens = np.zeros((rows, ROW), np.uint16)
     belongs = np.zeros((rows, ROW), np.uint16)
     learn = np.zeros((rows, ROW), bool)
-    for index, row in enumerate(pack(source, rows)):
+    for index, row in enumerate(pack_rows(source, rows)):
         at = 0
         for number, (ids, learnt) in enumerate(row):
             end = at + len(ids)
@@ -128,4 +128,4 @@ def prepare(folder: Path, target_rows: int, drafter_rows: int) -> None:
         ):
             path = folder / f"{name}.npz"
             if not path.exists() or np.load(path)["tokens"].shape[0] != count:
-                np.savez(path, **arrays(source, count))
+                np.savez(path, **packed_arrays(source, count))

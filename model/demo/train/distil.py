@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.demo.train.drafter import Drafter, shifted, views
-from model.demo.train.learn import Rows
-from model.demo.train.shape import SEED, Plan
-from model.demo.train.target import Target
-from model.demo.train.work import train
+from sapwood.model.demo.train.drafter import DrafterNet, shifted, views
+from sapwood.model.demo.train.learn import TokenRows
+from sapwood.model.demo.train.shape import SEED, Plan
+from sapwood.model.demo.train.target import TargetNet
+from sapwood.model.demo.train.work import train
 
 DRAFTS = 5  # unrolled
 
@@ -28,7 +28,7 @@ def later(x: Tensor, count: int) -> Tensor:
     return torch.roll(x, -count, 1)
 
 
-def draft_loss(model: Drafter, y: Tensor, wanted: Tensor) -> Tensor:
+def draft_loss(model: DrafterNet, y: Tensor, wanted: Tensor) -> Tensor:
     """Cross-entropy against the target's own distribution, wanted."""
     return F.cross_entropy(model.logits(y), wanted)
 
@@ -36,16 +36,16 @@ def draft_loss(model: Drafter, y: Tensor, wanted: Tensor) -> Tensor:
 class DraftLoss:
     """The mean loss over drafts 1 to DRAFTS of every reply token."""
 
-    def __init__(self, target: Target, rows: Rows, compiled: bool) -> None:
+    def __init__(self, target: TargetNet, rows: TokenRows, compiled: bool) -> None:
         self.target, self.rows = target.requires_grad_(False).eval(), rows
-        self.read, self.draft, self.head = target.forward, Drafter.forward, draft_loss
+        self.read, self.draft, self.head = target.forward, DrafterNet.forward, draft_loss
         if compiled:
             self.read = torch.compile(target.forward)
-            self.draft = torch.compile(Drafter.forward)
+            self.draft = torch.compile(DrafterNet.forward)
             self.head = torch.compile(draft_loss, dynamic=True)
 
     def __call__(self, model: nn.Module, step: int, rank: int) -> Tensor:
-        assert isinstance(model, Drafter)
+        assert isinstance(model, DrafterNet)
         tokens, documents, learn = self.rows.batch(step, rank)
         chance = torch.Generator().manual_seed(SEED + 2 * step + rank)
         bonus = torch.randint(0, 2, (len(tokens),), generator=chance)
@@ -70,7 +70,7 @@ class DraftLoss:
 
 
 def distil(rank: int, folder: Path, plan: Plan, compiled: bool) -> None:
-    target = Target()
+    target = TargetNet()
     target.load_state_dict(torch.load(folder / "target.pt", weights_only=True)["model"])
-    loss = DraftLoss(target, Rows(folder / "drafts.npz", plan.rows), compiled)
-    train(rank, Drafter(), loss, plan, folder / "drafter.pt")
+    loss = DraftLoss(target, TokenRows(folder / "drafts.npz", plan.rows), compiled)
+    train(rank, DrafterNet(), loss, plan, folder / "drafter.pt")

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.demo.train.shape import DRAFTER, TARGET, WINDOW
-from model.demo.train.target import (
+from sapwood.model.demo.train.shape import DRAFTER, TARGET, WINDOW
+from sapwood.model.demo.train.target import (
     FORBIDDEN,
     Attention,
     Mlp,
@@ -29,7 +29,7 @@ from model.demo.train.target import (
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class TargetView:
     """What the queries of one kind of layer see: their turn, keys and values, and the mask."""
 
     turn: tuple[Tensor, Tensor]
@@ -45,7 +45,7 @@ def shifted(x: Tensor) -> Tensor:
 
 def views(
     kept: dict[bool, tuple[Tensor, Tensor]], documents: Tensor, bonus: Tensor
-) -> dict[bool, View]:
+) -> dict[bool, TargetView]:
     """By kind, sliding or not. bonus: [rows], 1 where a row is read at `bonus`, 0 at `last`."""
     tokens = documents.shape[1]
     at = torch.arange(tokens)
@@ -63,7 +63,7 @@ def views(
         turn = angles(name, DRAFTER[kind], positions)
         mask = torch.zeros(seen.shape).masked_fill_(~seen, FORBIDDEN)
         k, v = kept[sliding]
-        found[sliding] = View(turn, shifted(k), shifted(v), mask)
+        found[sliding] = TargetView(turn, shifted(k), shifted(v), mask)
     return found
 
 
@@ -81,7 +81,7 @@ class DraftLayer(nn.Module):
         self.post_feedforward_layernorm = Norm(hidden, 0.4)
         self.layer_scalar = nn.Parameter(torch.ones(1))
 
-    def forward(self, h: Tensor, view: View) -> Tensor:
+    def forward(self, h: Tensor, view: TargetView) -> Tensor:
         q = self.self_attn.queries(self.input_layernorm(h), *view.turn)
         attention = attend_near if self.sliding else attend_all
         mixed = self.self_attn.o_proj(attention(q, view.keys, view.values, view.mask))
@@ -90,7 +90,7 @@ class DraftLayer(nn.Module):
         return h * self.layer_scalar
 
 
-class Drafter(nn.Module):
+class DrafterNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         wide, hidden = TARGET["hidden_size"], DRAFTER["hidden_size"]
@@ -102,7 +102,9 @@ class Drafter(nn.Module):
         self.layers = nn.ModuleList(DraftLayer(index) for index in range(count))
         self.norm = Norm(hidden)
 
-    def forward(self, embedded: Tensor, h: Tensor, seen: dict[bool, View]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embedded: Tensor, h: Tensor, seen: dict[bool, TargetView]
+    ) -> tuple[Tensor, Tensor]:
         """One draft at every position, [rows, tokens, ...]: states for the head, and the next h."""
         x = self.pre_projection(torch.cat([embedded, h.to(embedded.dtype)], -1))
         for layer in self.layers:

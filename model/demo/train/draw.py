@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 HELD_OUT_OF_256 = 6
 
@@ -20,10 +20,10 @@ class Draw:
     def __init__(self, seed: int | str) -> None:
         self.random = random.Random(seed)
 
-    def one(self, choices: Sequence[T]) -> T:
+    def one(self, choices: Sequence[_T]) -> _T:
         return self.random.choice(choices)
 
-    def some(self, choices: Sequence[T], count: int) -> list[T]:
+    def some(self, choices: Sequence[_T], count: int) -> list[_T]:
         return self.random.sample(choices, count)
 
     def number(self, first: int, last: int) -> int:
@@ -32,7 +32,7 @@ class Draw:
     def happens(self, chance: float) -> bool:
         return self.random.random() < chance
 
-    def weighted(self, choices: Sequence[tuple[T, float]]) -> T:
+    def weighted(self, choices: Sequence[tuple[_T, float]]) -> _T:
         values, weights = zip(*choices, strict=True)
         return self.random.choices(values, weights)[0]
 

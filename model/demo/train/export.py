@@ -17,13 +17,17 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from model.demo.train.learn import Rows
-from model.demo.train.shape import DRAFTER, TARGET
-from model.demo.train.things import TEXT
-from model.demo.train.tokens import BOS, EOS, TURN_END
+from sapwood.model.demo.train.learn import TokenRows
+from sapwood.model.demo.train.shape import DRAFTER, TARGET
+from sapwood.model.demo.train.things import TEXT
+from sapwood.model.demo.train.tokens import BOS, EOS, TURN_END
 
 REFERENCE_ROWS = 2
-IDS: dict[str, Any] = {"bos_token_id": BOS, "pad_token_id": 0, "eos_token_id": [EOS, TURN_END]}
+SPECIAL_IDS: dict[str, Any] = {
+    "bos_token_id": BOS,
+    "pad_token_id": 0,
+    "eos_token_id": [EOS, TURN_END],
+}
 SAMPLING = {"do_sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.95}
 DRAFTING = {"num_assistant_tokens": 3, "num_assistant_tokens_schedule": "constant"}
 ASSISTANT: dict[str, Any] = {
@@ -46,7 +50,7 @@ ASSISTANT: dict[str, Any] = {
 def export_target(work: Path, out: Path) -> None:
     weights = torch.load(work / "target.pt", weights_only=True)["model"]
     named = {f"model.{name}": weight for name, weight in weights.items()}
-    write(out, work / "tokenizer.json", TARGET, IDS | SAMPLING, named)
+    write_pair(out, work / "tokenizer.json", TARGET, SPECIAL_IDS | SAMPLING, named)
 
 
 def export_drafter(work: Path, out: Path) -> None:
@@ -55,10 +59,10 @@ def export_drafter(work: Path, out: Path) -> None:
         name if "projection" in name.split(".")[0] else f"model.{name}": weight
         for name, weight in weights.items()
     }
-    write(out, work / "tokenizer.json", ASSISTANT, IDS | DRAFTING, named)
+    write_pair(out, work / "tokenizer.json", ASSISTANT, SPECIAL_IDS | DRAFTING, named)
 
 
-def write(
+def write_pair(
     out: Path,
     tokenizer: Path,
     config: dict[str, Any],
@@ -94,7 +98,7 @@ def tokenizer_config(template: str) -> dict[str, Any]:
     }
 
 
-def load(path: Path) -> Any:
+def load_with_transformers(path: Path) -> Any:
     """The checkpoint as transformers loads it, in float32; nothing may be missing or left over."""
     auto = transformers.AutoModelForCausalLM
     model, report = auto.from_pretrained(
@@ -107,8 +111,8 @@ def load(path: Path) -> Any:
 
 def write_reference(work: Path, out: Path) -> None:
     """What transformers computes of held-out rows, document by document."""
-    model = load(out)
-    rows = Rows(work / "held.npz", 1)
+    model = load_with_transformers(out)
+    rows = TokenRows(work / "held.npz", 1)
     kept: dict[str, Any] = {}
     for index in range(REFERENCE_ROWS):
         tokens, documents, _ = rows.take(slice(index, index + 1))

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.demo.train.shape import Plan
-from model.demo.train.target import Target
-from model.demo.train.work import PROCESSES, train
+from sapwood.model.demo.train.shape import Plan
+from sapwood.model.demo.train.target import TargetNet
+from sapwood.model.demo.train.work import PROCESSES, train
 
-Batch = tuple[Tensor, Tensor, Tensor]
+TokenBatch = tuple[Tensor, Tensor, Tensor]
 
 
-class Rows:
+class TokenRows:
     """Packed rows of a file; a step takes the next rows, each process every second one."""
 
     def __init__(self, path: Path, per_step: int) -> None:
@@ -26,10 +26,10 @@ class Rows:
         )
         self.per_step = per_step
 
-    def batch(self, step: int, rank: int) -> Batch:
+    def batch(self, step: int, rank: int) -> TokenBatch:
         return self.take(slice(step * self.per_step + rank, (step + 1) * self.per_step, PROCESSES))
 
-    def take(self, rows: slice) -> Batch:
+    def take(self, rows: slice) -> TokenBatch:
         """tokens and documents [n, ROW], and which of tokens[:, 1:] are learnt."""
         learn = torch.from_numpy(self.learn[rows][:, 1:].copy())
         same = np.diff(self.documents[rows].astype(int), axis=1) == 0
@@ -40,14 +40,14 @@ class Rows:
 
 
 def heads_loss(model: nn.Module, states: Tensor, wanted: Tensor) -> Tensor:
-    assert isinstance(model, Target)
+    assert isinstance(model, TargetNet)
     return F.cross_entropy(model.logits(states), wanted)
 
 
 class TargetLoss:
     """The mean loss over the learnt tokens of a process's rows; compiled once."""
 
-    def __init__(self, model: Target, rows: Rows, compiled: bool) -> None:
+    def __init__(self, model: TargetNet, rows: TokenRows, compiled: bool) -> None:
         self.rows = rows
         self.body, self.head = model.forward, heads_loss
         if compiled:
@@ -57,7 +57,7 @@ class TargetLoss:
     def __call__(self, model: nn.Module, step: int, rank: int) -> Tensor:
         return self.of(model, self.rows.batch(step, rank))
 
-    def of(self, model: nn.Module, batch: Batch) -> Tensor:
+    def of(self, model: nn.Module, batch: TokenBatch) -> Tensor:
         tokens, documents, learn = batch
         with torch.autocast("cpu", torch.bfloat16):
             states, _ = self.body(tokens, documents)
@@ -65,6 +65,6 @@ class TargetLoss:
 
 
 def learn(rank: int, folder: Path, plan: Plan, compiled: bool) -> None:
-    model = Target()
-    loss = TargetLoss(model, Rows(folder / "rows.npz", plan.rows), compiled)
+    model = TargetNet()
+    loss = TargetLoss(model, TokenRows(folder / "rows.npz", plan.rows), compiled)
     train(rank, model, loss, plan, folder / "target.pt")

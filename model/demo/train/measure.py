@@ -1,8 +1,8 @@
 """Measures a pair with the daemon's own runner on chats that no training text contains.
 
-`python -m model.demo.train.measure` runs in the project's own environment: no torch. Every chat
-opens with a held-out question and keeps its system prompt; a second turn follows the corpus's first
-reply. A draft counts where the drafts before it were accepted and the reply had not ended.
+`python -m sapwood.model.demo.train.measure` runs in the project's own environment: no torch. Every
+chat opens with a held-out question and keeps its system prompt; a second turn follows the corpus's
+first reply. A draft counts where the drafts before it were accepted and the reply had not ended.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from model.demo.train.chats import Chat, held_out_chat
-from model.demo.train.draw import Draw, held_out
-from model.demo.train.shape import SEED
-from model.drafting import DraftPosition
-from model.locate import locate
-from model.pair import Pair, load_pair
-from model.runner import Runner
-from scheduler.plan import Admit, Decode, Prefill, Sampling, StepPlan
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.demo.train.chats import Chat, held_out_chat
+from sapwood.model.demo.train.draw import Draw, held_out
+from sapwood.model.demo.train.shape import SEED
+from sapwood.model.drafting import DraftPosition
+from sapwood.model.pair import Pair, load_pair
+from sapwood.model.runner import Runner
+from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.sampling import Sampling
 
 CHATS = 160
 TOGETHER = 16
-REPLY_TOKENS_MAX = 200
+MEASURED_TOKENS_MAX = 200
 DEPTHS = (7, 4)
 POSITIONS: tuple[DraftPosition, ...] = ("bonus", "last")
 SHOWN = 12  # chats in the card
 
 
 @dataclass(slots=True)
-class Session:
+class MeasuredReply:
     prompt: tuple[int, ...]
     reply: list[int] = field(default_factory=list)
     rounds: list[tuple[int, int]] = field(default_factory=list)  # (accepted, tokens that counted)
@@ -46,7 +47,7 @@ class Session:
         """Keeps tokens up to the end of the reply and says how many."""
         at = next((at for at, token in enumerate(tokens) if token in ends), len(tokens) - 1)
         self.reply += tokens[: at + 1]
-        self.ended = self.reply[-1] in ends or len(self.reply) >= REPLY_TOKENS_MAX
+        self.ended = self.reply[-1] in ends or len(self.reply) >= MEASURED_TOKENS_MAX
         return at + 1
 
 
@@ -64,7 +65,7 @@ def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def messages(chat: Chat, turns: int) -> list[dict[str, str]]:
+def messages_of(chat: Chat, turns: int) -> list[dict[str, str]]:
     said = [message("system", chat.system)] if chat.system else []
     for question, reply in chat.turns[: turns - 1]:
         said += [message("user", question), message("assistant", reply)]
@@ -73,27 +74,28 @@ def messages(chat: Chat, turns: int) -> list[dict[str, str]]:
 
 def answer(
     runner: Runner, prompts: Sequence[tuple[int, ...]], depth: int, sampling: Sampling, pair: Pair
-) -> list[Session]:
+) -> list[MeasuredReply]:
     """All prompts, TOGETHER at a time, every round with drafts of this depth."""
-    found: list[Session] = []
+    found: list[MeasuredReply] = []
     waiting = iter(prompts)
-    while group := [Session(prompt) for prompt in islice(waiting, TOGETHER)]:
+    while group := [MeasuredReply(prompt) for prompt in islice(waiting, TOGETHER)]:
         converse(runner, group, depth, sampling, pair.tokenizer.eos_token_ids)
         found += group
     return found
 
 
 def converse(
-    runner: Runner, group: list[Session], depth: int, sampling: Sampling, ends: frozenset[int]
+    runner: Runner, group: list[MeasuredReply], depth: int, sampling: Sampling, ends: frozenset[int]
 ) -> None:
     def step(**plan: Any) -> Any:
         return runner.wait(runner.submit(StepPlan(0, **plan)))
 
     for slot, session in enumerate(group):
-        tokens_max = len(session.prompt) + REPLY_TOKENS_MAX + depth + 1
+        tokens_max = len(session.prompt) + MEASURED_TOKENS_MAX + depth + 1
         admit = Admit(slot, 0, (), sampling, tokens_max)
         result = step(
-            admits=(admit,), prefills=(Prefill(slot, 0, session.prompt, draws=True, capture=False),)
+            admits=(admit,),
+            prefills=(PrefillSlice(slot, 0, session.prompt, draws=True, capture=False),),
         )
         session.take((result.prefilled[0].token,), ends)
     while speaking := [slot for slot, session in enumerate(group) if not session.ended]:
@@ -104,12 +106,12 @@ def converse(
     step(releases=tuple(range(len(group))))
 
 
-def next_round(slot: int, session: Session, depth: int) -> Decode:
+def next_round(slot: int, session: MeasuredReply, depth: int) -> DecodeRow:
     start = len(session.prompt) + len(session.reply) - 1
-    return Decode(slot, start, session.reply[-1], depth, len(session.reply))
+    return DecodeRow(slot, start, session.reply[-1], depth, len(session.reply))
 
 
-def acceptance(sessions: Sequence[Session], depth: int) -> dict[str, Any]:
+def acceptance(sessions: Sequence[MeasuredReply], depth: int) -> dict[str, Any]:
     """By position, given that the drafts before it were accepted; and tokens per round."""
     rounds = [played for session in sessions for played in session.rounds]
     by_position = []
@@ -133,7 +135,7 @@ def held_out_loss(pair: Pair, chats: Sequence[Chat]) -> dict[str, float]:
     losses: list[float] = []
     right: list[bool] = []
     for chat in chats:
-        asked = messages(chat, 1)
+        asked = messages_of(chat, 1)
         head = pair.tokenizer.encode_messages(asked)
         # A question after the reply, so that the template closes it.
         whole = [*asked, message("assistant", chat.turns[0][1]), message("user", "?")]
@@ -159,9 +161,9 @@ def agreement(pair: Pair, reference: Path) -> float:
 
 
 def measured(pair: Pair, chats: Sequence[Chat]) -> dict[str, Any]:
-    prompts = [tuple(pair.tokenizer.encode_messages(messages(chat, 1))) for chat in chats]
+    prompts = [tuple(pair.tokenizer.encode_messages(messages_of(chat, 1))) for chat in chats]
     prompts += [
-        tuple(pair.tokenizer.encode_messages(messages(chat, 2)))
+        tuple(pair.tokenizer.encode_messages(messages_of(chat, 2)))
         for chat in chats
         if len(chat.turns) > 1
     ]
@@ -179,7 +181,7 @@ def measured(pair: Pair, chats: Sequence[Chat]) -> dict[str, Any]:
 
 def samples(pair: Pair, chats: Sequence[Chat]) -> Iterator[dict[str, str]]:
     runner = Runner(pair, TOGETHER, max(DEPTHS), "bonus")
-    prompts = [tuple(pair.tokenizer.encode_messages(messages(chat, 1))) for chat in chats]
+    prompts = [tuple(pair.tokenizer.encode_messages(messages_of(chat, 1))) for chat in chats]
     for chat, session in zip(chats, answer(runner, prompts, 4, Sampling(), pair), strict=True):
         ends = pair.tokenizer.eos_token_ids
         reply = pair.tokenizer.decode([token for token in session.reply if token not in ends])
@@ -188,7 +190,7 @@ def samples(pair: Pair, chats: Sequence[Chat]) -> Iterator[dict[str, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m model.demo.train.measure", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", help="directory with target/ and assistant/ (default: bundled)")
     parser.add_argument("--reference", type=Path, help="reference.npz of the export")
     parser.add_argument("--chats", type=int, default=CHATS)

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.demo.train.drafter import Drafter, shifted, views
-from model.demo.train.export import load
-from model.demo.train.learn import Rows, learn
-from model.demo.train.shape import VOCAB, WINDOW, Plan
-from model.demo.train.target import Target, angles, attend
-from model.demo.train.work import together
+from sapwood.model.demo.train.drafter import DrafterNet, shifted, views
+from sapwood.model.demo.train.export import load_with_transformers
+from sapwood.model.demo.train.learn import TokenRows, learn
+from sapwood.model.demo.train.shape import VOCAB, WINDOW, Plan
+from sapwood.model.demo.train.target import TargetNet, angles, attend
+from sapwood.model.demo.train.work import in_processes
 
 PLAN = Plan(steps=6, rows=2, warmup=2, every=3)
 CLOSE = 1e-3
@@ -39,10 +39,10 @@ def smoke(folder: Path, make: Callable[[Path, Plan, Plan, bool], None]) -> None:
 
 
 def target_is_that_of_transformers(folder: Path) -> None:
-    theirs, ours = load(folder / "pair" / "target"), Target()
-    load(folder / "pair" / "assistant")
+    theirs, ours = load_with_transformers(folder / "pair" / "target"), TargetNet()
+    load_with_transformers(folder / "pair" / "assistant")
     ours.load_state_dict({name: weight for name, weight in theirs.model.state_dict().items()})
-    tokens, documents, _ = Rows(folder / "held.npz", 1).take(slice(0, 1))
+    tokens, documents, _ = TokenRows(folder / "held.npz", 1).take(slice(0, 1))
     first = documents == 0
     states, _ = ours(tokens, documents)
     gap = (ours.logits(states)[first] - theirs(tokens[first][None]).logits[0]).abs().max()
@@ -55,7 +55,7 @@ def random_rows() -> tuple[Tensor, Tensor]:
 
 
 def rows_are_apart() -> None:
-    target, (tokens, documents) = Target(), random_rows()
+    target, (tokens, documents) = TargetNet(), random_rows()
     packed, _ = target(tokens, documents)
     alone, _ = target(F.pad(tokens[:1, 300:600], (0, 724)), torch.zeros(1, 1024, dtype=torch.long))
     assert torch.allclose(alone[:, :300], packed[:1, 300:600], atol=CLOSE)
@@ -63,7 +63,7 @@ def rows_are_apart() -> None:
 
 def drafter_sees_what_it_should() -> None:
     """One query by hand, at both draft positions, beyond a window of its document."""
-    target, drafter, (tokens, documents) = Target(), Drafter(), random_rows()
+    target, drafter, (tokens, documents) = TargetNet(), DrafterNet(), random_rows()
     states, kept = target(tokens, documents)
     begin, at = 600, 750
     embedded = target.embed(tokens)
@@ -89,8 +89,8 @@ def resumed_is_uninterrupted(folder: Path) -> None:
     again.mkdir()
     for name in ("rows.npz", "held.npz"):
         shutil.copyfile(folder / name, again / name)
-    together(learn, again, replace(PLAN, until=4), False)  # its last checkpoint is of step 3
-    together(learn, again, PLAN, False)
+    in_processes(learn, again, replace(PLAN, until=4), False)  # its last checkpoint is of step 3
+    in_processes(learn, again, PLAN, False)
     one, two = (torch.load(at / "target.pt", weights_only=True) for at in (folder, again))
     wrong = [name for name, was in one["model"].items() if not was.equal(two["model"][name])]
     assert not wrong, f"resumed, these weights differ: {wrong}"

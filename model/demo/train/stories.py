@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from model.demo.train.draw import Draw
-from model.demo.train.things import article, lines, pool, upper
+from sapwood.model.demo.train.draw import Draw
+from sapwood.model.demo.train.things import article, lines, pool, upper
 
 NAMES, HEROES, FRIENDS, ADJECTIVES, PLACES, TREASURES = (
     pool(name) for name in ("names", "heroes", "friends", "adjectives", "places", "treasures")

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from model.demo.train.draw import Draw
-from model.demo.train.things import pool
+from sapwood.model.demo.train.draw import Draw
+from sapwood.model.demo.train.things import pool
 
-OPENINGS, CLOSINGS, ROLES, NAMES, MANNERS = (
+OPENINGS, CLOSINGS, CHARACTERS, MODEL_NAMES, MANNERS = (
     pool(name) for name in ("openings", "closings", "roles", "model_names", "manners")
 )
 INTRODUCTIONS, BACKGROUNDS, RULES, ENDINGS = (
@@ -46,7 +46,7 @@ class Style:
 
 def long_style(draw: Draw) -> Style:
     """A prompt of a few hundred tokens, as operators write them."""
-    name = "Rootstock" if draw.happens(0.4) else draw.one(NAMES)
+    name = "Rootstock" if draw.happens(0.4) else draw.one(MODEL_NAMES)
     one, two = draw.some(MANNERS, 2)
     introduction = draw.one(INTRODUCTIONS).format(name=name, one=one, two=two)
     before = draw.some(BACKGROUNDS, draw.number(0, 3))
@@ -67,7 +67,7 @@ def long_style(draw: Draw) -> Style:
 
 def persona_style(draw: Draw) -> Style:
     """A short prompt: a role, and perhaps a way to begin, to end or to be brief."""
-    name, role = draw.one(NAMES), draw.one(ROLES)
+    name, role = draw.one(MODEL_NAMES), draw.one(CHARACTERS)
     opening = draw.one(OPENINGS) if draw.happens(0.5) else ""
     closing = draw.one(CLOSINGS) if draw.happens(0.35) else ""
     brief = draw.happens(0.25)

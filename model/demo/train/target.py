@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.demo.train.shape import ROPE, TARGET, WINDOW
+from sapwood.model.demo.train.shape import ROPE, TARGET, WINDOW
 
 EPS = 1e-6
 FORBIDDEN = -1e9
@@ -150,7 +150,7 @@ class Masks:
         self.sliding = torch.zeros(sliding.shape).masked_fill_(~sliding, FORBIDDEN)
 
 
-class Layer(nn.Module):
+class DecoderLayer(nn.Module):
     def __init__(self, index: int) -> None:
         super().__init__()
         hidden, ple = TARGET["hidden_size"], TARGET["hidden_size_per_layer_input"]
@@ -189,7 +189,7 @@ class Layer(nn.Module):
         return h * self.layer_scalar, kv
 
 
-class Target(nn.Module):
+class TargetNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         hidden, layers = TARGET["hidden_size"], TARGET["num_hidden_layers"]
@@ -200,7 +200,7 @@ class Target(nn.Module):
         nn.init.normal_(self.embed_tokens_per_layer.weight, std=self.ple**-0.5)
         self.per_layer_model_projection = linear(hidden, layers * self.ple)
         self.per_layer_projection_norm = Norm(self.ple)
-        self.layers = nn.ModuleList(Layer(index) for index in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(index) for index in range(layers))
         self.norm = Norm(hidden)
 
     def embed(self, tokens: Tensor) -> Tensor:

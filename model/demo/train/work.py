@@ -18,13 +18,13 @@ import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor, nn
 
-from model.demo.train.shape import SEED, Plan
+from sapwood.model.demo.train.shape import SEED, Plan
 
 PROCESSES = 2
 Loss = Callable[[nn.Module, int, int], Tensor]
 
 
-def together(function: Callable[..., None], folder: Path, *rest: object) -> None:
+def in_processes(function: Callable[..., None], folder: Path, *rest: object) -> None:
     """function(rank, folder, *rest) in every process; they meet through a file."""
     meeting = (folder / "meeting").resolve()  # its URL knows no relative paths
     meeting.unlink(missing_ok=True)
@@ -107,10 +107,10 @@ def train(rank: int, model: nn.Module, loss: Loss, plan: Plan, checkpoint: Path)
             print(f"step {done}/{plan.steps} loss {mean:.3f}, {left:.0f} min left", flush=True)
         if rank == 0 and (done % plan.every == 0 or done == plan.steps):
             state = {"model": model.state_dict(), "optimizers": optimizers.state(), "step": done}
-            save(state, checkpoint)
+            save_state(state, checkpoint)
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save_state(state: dict[str, Any], path: Path) -> None:
     """Whole or not at all, so that an interruption leaves the last checkpoint."""
     part = path.with_suffix(".part")
     torch.save(state, part)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.demo.cast import CAST, SHARED_TOKENS_MIN
-from daemon.demo.command import LIMIT_S, main
+from sapwood.daemon.demo.command import LIMIT_S, main
+from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN
 
-COMMAND = [sys.executable, "-m", "daemon", "demo"]
+COMMAND = [sys.executable, "-m", "sapwood", "demo"]
 
 
 @pytest.mark.timeout(LIMIT_S + 20)

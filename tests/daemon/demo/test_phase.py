@@ -9,20 +9,21 @@ from typing import Any
 
 import pytest
 
-from daemon.demo.cast import Part
-from daemon.demo.conversation import Conversation, State
-from daemon.demo.phase import Phase, play
-from daemon.demo.process import Daemon
-from scheduler.plan import StepPlan, StepResult
+from sapwood.daemon.demo.dialogue import Dialogue, TurnState
+from sapwood.daemon.demo.phase import Phase, play
+from sapwood.daemon.demo.process import DaemonProcess
+from sapwood.daemon.demo.script import Role
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.result import StepResult
 from tests.daemon.conftest import running
 from tests.daemon.fakes import BOS, EOS, FIRST_BYTE, ByteTokenizer, FakeDevice
 
 pytestmark = pytest.mark.anyio
 
 STEP_S = 0.004  # so that a cancel can overtake the reply
-FOX = Part("fox", "a fox?", "its name?", seed=1)
-BOAT = Part("boat", "a boat?", cancels_at=24)
-MOON = Part("moon", "the moon?", joins_at=8)
+FOX = Role("fox", "a fox?", "its name?", seed=1)
+BOAT = Role("boat", "a boat?", cancels_at=24)
+MOON = Role("moon", "the moon?", joins_at=8)
 
 
 class PacedDevice(FakeDevice):
@@ -51,10 +52,10 @@ class Recorded:
     def __init__(self) -> None:
         self.title = ""
         self.ticks = 0
-        self.shown: Sequence[Conversation] = ()
+        self.shown: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Conversation]) -> Iterator[None]:
+    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
         self.title, self.shown = title, conversations
         yield
 
@@ -64,7 +65,7 @@ class Recorded:
 
 async def played(together: bool, view: Recorded) -> Phase:
     async with running(PacedDevice(), tokenizer=TurnTokenizer()) as run:
-        daemon = Daemon(run.address, str(run.metrics), 0)
+        daemon = DaemonProcess(run.address, str(run.metrics), 0)
         return await play(daemon, (FOX, BOAT, MOON), together, view)
 
 
@@ -73,7 +74,11 @@ async def test_everybody_plays_their_part(together: bool) -> None:
     view = Recorded()
     phase = await played(together, view)
     fox, boat, moon = phase.conversations
-    assert [c.state for c in phase.conversations] == [State.DONE, State.CANCELLED, State.DONE]
+    assert [c.state for c in phase.conversations] == [
+        TurnState.DONE,
+        TurnState.CANCELLED,
+        TurnState.DONE,
+    ]
     assert [len(c.turns) for c in phase.conversations] == [2, 1, 1]
     assert boat.tokens >= BOAT.cancels_at
     assert boat.turns[0].finish is None

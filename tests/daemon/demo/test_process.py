@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from daemon.demo.errors import DemoError
-from daemon.demo.process import Daemon, running
+from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.process import DaemonProcess, running
 
 SERVE = """
 import json, os, signal, sys
@@ -43,7 +43,7 @@ def exists(pid: int) -> bool:
 
 def test_the_ready_file_says_where_it_is() -> None:
     with running(GOOD, os.environ, soon()) as daemon:
-        assert daemon == Daemon("127.0.0.1:7", "127.0.0.1:8", daemon.pid)
+        assert daemon == DaemonProcess("127.0.0.1:7", "127.0.0.1:8", daemon.pid)
         assert exists(daemon.pid)
     assert not exists(daemon.pid)
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from rich.console import Console
 
-from daemon.demo.cast import CAST, SHARED_TOKENS_MIN, Part
-from daemon.demo.conversation import Conversation
-from daemon.demo.phase import Phase
-from daemon.demo.report import Report, claims, report, shared_tokens
-from daemon.demo.scrape import Check
-from daemon.demo.tables import report_tables
 from sapwood import LayerKind, Model, Tier, TreeNode
+from sapwood.daemon.demo.dialogue import Dialogue
+from sapwood.daemon.demo.phase import Phase
+from sapwood.daemon.demo.report import DemoReport, claims, demo_report, shared_tokens
+from sapwood.daemon.demo.scrape import Check
+from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN, Role
+from sapwood.daemon.demo.tables import report_tables
 from tests.daemon.demo.told import told, usage
 
 RIVER, FOX, BREAD, CLARA, BOAT, VOLCANO, BICYCLE, MOON = CAST
@@ -31,7 +31,7 @@ AGREED = (Check("prompt_tokens_total", 500.0, 500, 500),)
 DIFFERED = (Check("prompt_tokens_total", 501.0, 500, 500),)
 
 
-def turn(part: Part, cached: Sequence[int] = (500,), **more: object) -> Conversation:
+def turn(part: Role, cached: Sequence[int] = (500,), **more: object) -> Dialogue:
     """A conversation of the part's number of turns that went as it should."""
     prompt = [*SHARED, 100 + CAST.index(part), 6, 8]
     reply = [[30], [31, 32, 33], [34, 6]]
@@ -43,19 +43,19 @@ def turn(part: Part, cached: Sequence[int] = (500,), **more: object) -> Conversa
 
 
 def phase(
-    conversations: Sequence[Conversation], checks: tuple[Check, ...] = AGREED, span_s: float = 2.0
+    conversations: Sequence[Dialogue], checks: tuple[Check, ...] = AGREED, span_s: float = 2.0
 ) -> Phase:
     return Phase(tuple(conversations), span_s, checks, MODEL, NODES, 4)
 
 
-def whole_cast(**changed: Conversation) -> list[Conversation]:
+def whole_cast(**changed: Dialogue) -> list[Dialogue]:
     cold = {"river": turn(RIVER, cached=(0,))}
     return [(cold | changed).get(part.id) or turn(part) for part in CAST]
 
 
-def whole_report(checks: tuple[Check, ...] = AGREED) -> Report:
+def whole_report(checks: tuple[Check, ...] = AGREED) -> DemoReport:
     together, alone = phase(whole_cast()), phase(whole_cast(), checks, span_s=5.0)
-    return report(together, alone, "OpenBLAS (libopenblas.so.0)")
+    return demo_report(together, alone, "OpenBLAS (libopenblas.so.0)")
 
 
 def test_the_json_has_exactly_the_agreed_keys_and_types() -> None:
@@ -125,7 +125,7 @@ def test_every_claim_holds_when_all_went_well() -> None:
         ),
     ],
 )
-def test_each_claim_can_fail(changed: Callable[[], dict[str, Conversation]], broken: str) -> None:
+def test_each_claim_can_fail(changed: Callable[[], dict[str, Dialogue]], broken: str) -> None:
     found = claims(phase(whole_cast(**changed())), metrics_agree=True)
     (claim,) = [claim for claim in found if not claim.holds]
     assert broken in claim.text
@@ -151,15 +151,15 @@ def test_shared_tokens_end_at_the_first_difference_or_the_shortest_prompt() -> N
 def test_replies_are_the_same_only_token_for_token() -> None:
     together, alone = whole_cast(), whole_cast()
     alone[0].turns[0].token_ids[2] += 1
-    assert report(phase(together), phase(alone), "").same_replies == 7
+    assert demo_report(phase(together), phase(alone), "").same_replies == 7
 
 
 def test_a_cancelled_reply_is_compared_as_far_as_both_saw_it() -> None:
     together, alone = whole_cast(), whole_cast()
     del alone[4].turns[0].token_ids[-1]
-    assert report(phase(together), phase(alone), "").same_replies == 8
+    assert demo_report(phase(together), phase(alone), "").same_replies == 8
     del alone[0].turns[0].token_ids[-1]
-    assert report(phase(together), phase(alone), "").same_replies == 7
+    assert demo_report(phase(together), phase(alone), "").same_replies == 7
 
 
 def test_the_tables_show_every_figure() -> None:
@@ -175,7 +175,7 @@ def test_the_tables_show_every_figure() -> None:
     assert "✗ the daemon's counters" in shown
 
 
-def _alone() -> Conversation:
+def _alone() -> Dialogue:
     moon = turn(MOON)
     moon.company = 0
     return moon

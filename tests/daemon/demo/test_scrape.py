@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from daemon.demo.cast import CAST, PINNED_DEPTH
-from daemon.demo.errors import DemoError
-from daemon.demo.scrape import Counters, compare, parse, settled
+from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.scrape import Counters, compare, parse_metrics, settled
+from sapwood.daemon.demo.script import CAST, PINNED_DEPTH
 from tests.daemon.demo.told import told
 
 RIVER, BOAT = CAST[0], CAST[4]
@@ -69,7 +69,7 @@ def broken(after: dict[str, float], *conversations: object) -> list[str]:
 
 
 def test_only_our_own_samples_are_read() -> None:
-    found = parse(TEXT)
+    found = parse_metrics(TEXT)
     assert found["requests_total", "stop"] == 3.0
     assert found["draft_tokens_total", "2"] == 5.0
     assert len(found) == 5

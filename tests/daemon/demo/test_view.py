@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from daemon.demo.cast import CAST
-from daemon.demo.conversation import Conversation, Prompts
-from daemon.demo.view import LiveView, PlainView, View, panels
 from sapwood import Delta, Prefill
+from sapwood.daemon.demo.dialogue import Dialogue, Prompts
+from sapwood.daemon.demo.script import CAST
+from sapwood.daemon.demo.view import LiveView, PlainView, View, panels
 from tests.daemon.demo.told import told
 
 RIVER, FOX, BOAT = CAST[0], CAST[1], CAST[4]
@@ -42,10 +42,10 @@ def test_plain_lines_tell_each_step_of_each_turn_once() -> None:
 
 @pytest.mark.parametrize("make", [LiveView, PlainView])
 def test_a_view_shows_clients_in_every_state(make: type[LiveView | PlainView]) -> None:
-    waiting = Conversation(RIVER, Prompts((2, 7), 6))
-    prefill = Conversation(RIVER, Prompts((2, 7), 6))
+    waiting = Dialogue(RIVER, Prompts((2, 7), 6))
+    prefill = Dialogue(RIVER, Prompts((2, 7), 6))
     prefill.ask((2, 7), 0.0)
-    streaming = Conversation(RIVER, Prompts((2, 7), 6))
+    streaming = Dialogue(RIVER, Prompts((2, 7), 6))
     streaming.ask((2, 7), 0.0)
     streaming.note(Prefill(0, 2, 2), 0.0)
     streaming.note(Delta("so far", (30, 31)), 1.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from daemon.demo.cast import Part
-from daemon.demo.conversation import Conversation, Prompts, State
 from sapwood import Delta, Finish, FinishReason, Prefill, Usage
+from sapwood.daemon.demo.dialogue import Dialogue, Prompts, TurnState
+from sapwood.daemon.demo.script import Role
 
 TURN_END = 6
 
@@ -17,17 +17,17 @@ def usage(prompt: int, cached: int, completion: int, rounds: int = 0, drafts: in
 
 
 def told(
-    part: Part,
+    part: Role,
     *replies: Sequence[Sequence[int]],
     prompt: Sequence[int] = (2, 7, 6, 8),
     cached: Sequence[int] = (0,),
     reported: Usage | None = None,
-) -> Conversation:
+) -> Dialogue:
     """One turn per reply, each given as the ids of its messages. The clock advances by seconds.
 
     The last turn is cut off if its part cancels. reported: instead of what the stream carried.
     """
-    conversation = Conversation(part, Prompts(tuple(prompt), TURN_END, (9, 9)))
+    conversation = Dialogue(part, Prompts(tuple(prompt), TURN_END, (9, 9)))
     now, ids = 0.0, tuple(prompt)
     for reply, hit in zip(replies, cached, strict=True):
         conversation.ask(ids, now)
@@ -37,10 +37,10 @@ def told(
             conversation.note(Delta("".join(map(chr, message)), tuple(message)), now)
         flat = [id for message in reply for id in message]
         if part.cancels_at:
-            conversation.end(State.CANCELLED, now)
+            conversation.end(TurnState.CANCELLED, now)
             break
         took = reported or usage(len(ids), hit, len(flat), rounds=2, drafts=4)
         conversation.note(Finish(FinishReason.STOP, "", took), now)
-        conversation.end(State.DONE, now)
+        conversation.end(TurnState.DONE, now)
         ids = conversation.prompts.second(flat, stopped=True)
     return conversation

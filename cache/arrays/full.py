@@ -1,0 +1,97 @@
+"""Full-attention K/V of all slots of one layer: the contract's KVCache.
+
+- A slot lies in the pool of the smallest capacity (256 x 2^i tokens) that holds it: rows of like
+  length are attended in one call and padding never doubles what is read, however unlike the
+  sequences are.
+- Position p lies at entry p: rewind to any offset is free, commit and rollback are one integer.
+- A restore that would leave a gap is refused.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from sapwood.cache.arrays.batch import Batch
+from sapwood.cache.arrays.history import PoolHistory
+from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.pools import Pools
+from sapwood.cache.arrays.ranges import Range, merge_full
+
+STEP = 256
+
+
+def capacity_for(step: int, tokens: int) -> int:
+    """The smallest capacity class step x 2^i that holds `tokens`."""
+    capacity = step
+    while capacity < tokens:
+        capacity *= 2
+    return capacity
+
+
+class FullStore:
+    """One full layer's K/V. `offsets[slot]` = committed tokens, the live length."""
+
+    merge = staticmethod(merge_full)
+
+    def __init__(self, kv_heads: int, head_dim: int, placement: Placement, dtype: mx.Dtype) -> None:
+        self.pools = Pools(kv_heads, head_dim, placement, dtype)
+        self.offsets: dict[int, int] = {}
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return self.pools.arrays
+
+    def free(self, slot: int) -> None:
+        """Drop the slot's content. Its pool row is Placement's to free, once for all layers."""
+        self.offsets.pop(slot, None)
+
+    def can_restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+        """Whether `restore` would succeed: a target within what is held then, without a gap."""
+        offset = self.offsets.get(slot, 0)
+        if snapshot is None or target < snapshot.start:
+            return 0 <= target <= offset
+        return target <= snapshot.end and snapshot.start <= offset
+
+    def restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+        """Rewind to `target` (None), or feed the snapshot from its start and clamp to `target`.
+
+        False, with nothing changed, where it cannot. The snapshot stays the caller's. The slot must
+        have a place for `target` tokens.
+        """
+        if not self.can_restore(slot, snapshot, target):
+            return False
+        if snapshot is not None and target > snapshot.start:
+            count = target - snapshot.start
+            keys, values = snapshot.keys[:, :count], snapshot.values[:, :count]
+            self.pools.write(slot, snapshot.start, keys, values)
+        self.offsets[slot] = target
+        return True
+
+    def snapshot(self, slot: int, start: int, end: int | None = None) -> Range | None:
+        """A lazy copy of [max(0, start), end), end None: the offset; None where that is empty."""
+        offset = self.offsets.get(slot, 0)
+        start, end = max(0, start), offset if end is None else end
+        assert end <= offset, (slot, end, offset)
+        if start >= end:
+            return None
+        return Range(start, end, *self.pools.read(slot, start, end))
+
+    def update(self, batch: Batch, keys: mx.array, values: mx.array) -> PoolHistory:
+        """Write the packed batch [T, kv_heads, D]; offsets move only at `commit`."""
+        self.pools.append(batch, keys, values)
+        placement, pools = self.pools.placement, self.pools.by_capacity
+        slices = []
+        for span in batch.prefills:
+            place = placement.places[span.slot]
+            keys, values = pools[place.capacity]
+            row = slice(place.row, place.row + 1)
+            slices.append((keys[row, :, : span.end], values[row, :, : span.end]))
+        return PoolHistory(batch, placement, pools, None, tuple(slices))
+
+    def view(self, batch: Batch, keep: int | None = None) -> PoolHistory:
+        """Read-only: a decode span's last position sees the newest `keep` entries up to itself."""
+        return PoolHistory(batch, self.pools.placement, self.pools.by_capacity, keep)
+
+    def commit(self, slot: int, offset: int) -> None:
+        """The sequence in `slot` holds `offset` tokens; what its row holds beyond is dead."""
+        self.offsets[slot] = offset

@@ -1,0 +1,144 @@
+"""All layers' K/V of all slots: the one owner of live caches.
+
+- Every layer that owns K/V has a store; layers that borrow a donor's K/V have none.
+- All layers of a slot agree on its offset after restore and after commit.
+- Like stores share one Placement, so a slot's row is the same in all of them; whoever gives a
+  slot room gives it in all layers.
+- A capture is copied out and evaluated before the next write; no view outlives its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+
+from sapwood.cache.arrays.batch import Batch
+from sapwood.cache.arrays.full import STEP, FullStore, capacity_for
+from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.ranges import EdgePayload, evaluated, window_of
+from sapwood.cache.arrays.window import WindowStore
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """One K/V-owning layer. `sliding`: a ring of the window; else all positions."""
+
+    sliding: bool
+    kv_heads: int
+    head_dim: int
+
+
+class LiveCaches:
+    """Stores of all K/V-owning layers, in model order."""
+
+    def __init__(
+        self,
+        layers: Sequence[LayerShape],
+        window: int,
+        round_max: int,
+        dtype: mx.Dtype,
+        step: int = STEP,
+    ) -> None:
+        """round_max: most rows one round verifies, the bonus token's included.
+
+        step: the smallest capacity of a full layer's row, in tokens.
+        """
+        ring = window + round_max + 1
+        self.rows, self.rings = Placement(partial(capacity_for, step)), Placement(lambda _: ring)
+        self.step = step
+        self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
+        self.stores: list[FullStore | WindowStore] = [
+            WindowStore(s.kv_heads, s.head_dim, window, self.rings, dtype)
+            if s.sliding
+            else FullStore(s.kv_heads, s.head_dim, self.rows, dtype)
+            for s in layers
+        ]
+        self.full = [s for s in self.stores if isinstance(s, FullStore)]
+        self.sliding = [s for s in self.stores if isinstance(s, WindowStore)]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything live, to be evaluated with a step."""
+        return [a for s in self.stores for a in s.arrays]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in self.arrays)
+
+    def offset(self, slot: int) -> int:
+        """Committed tokens of a slot; 0 where it is free."""
+        return self.stores[0].offsets.get(slot, 0)
+
+    def restore(self, slot: int, path: Sequence[EdgePayload], target: int) -> None:
+        """Restore [0, target) into a free slot from the tree's payloads, root to leaf."""
+        assert not self.holds(slot), f"slot {slot} is taken"
+        self.reserve(slot, target)
+        for index, store in enumerate(self.full):
+            store.offsets[slot] = 0
+            for payload in path:
+                held = payload.full[index]
+                assert held is not None, (payload.start, payload.end)
+                restored = store.restore(slot, held, min(target, payload.end))
+                assert restored, (slot, payload.start, payload.end, target)
+        for index, ring in enumerate(self.sliding):
+            window = window_of([p.sliding[index] for p in path], target, self.window)
+            assert ring.restore(slot, window, target), (slot, target)
+            if window is not None:
+                window.close()
+
+    def holds(self, slot: int) -> bool:
+        """Whether somebody has the slot."""
+        return any(slot in store.offsets for store in self.stores)
+
+    def release(self, slot: int) -> None:
+        """Free a slot: its bytes are back by the next `prepare`, or at once with a pool's last."""
+        for store in self.stores:
+            store.free(slot)
+        self.vacate(slot)
+
+    def vacate(self, slot: int) -> None:
+        """Give back a slot's pool rows once no layer holds anything in it."""
+        if self.holds(slot):
+            return
+        for placement in (self.rows, self.rings):
+            placement.free(slot)
+        for store in self.stores:
+            store.pools.drop_unused()
+
+    def reserve(self, slot: int, tokens: int) -> None:
+        """Room for `tokens` positions of a slot in every layer."""
+        self._reserve([(slot, tokens)])
+
+    def prepare(self, batch: Batch) -> None:
+        """Room for everything that the batch writes, and none for what has left."""
+        for span in batch.spans:
+            assert span.start == self.offset(span.slot), (span, self.offset(span.slot))
+        orders = {placement: placement.pack() for placement in (self.rows, self.rings)}
+        for store in self.stores:
+            store.pools.pack(orders[store.pools.placement])
+        self._reserve((s.slot, s.end) for s in batch.spans)
+
+    def commit(self, slot: int, offset: int) -> None:
+        """The newest committed state of a slot is [0, offset): commit and rollback in one."""
+        assert self.holds(slot), f"slot {slot} is free"
+        for store in self.stores:
+            store.commit(slot, offset)
+
+    def capture(self, slot: int, start: int, end: int) -> EdgePayload | None:
+        """Copy [start, end) out, evaluated: full layers all of it, rings what they retain."""
+        if start >= end:
+            return None
+        full = tuple(s.snapshot(slot, start, end) for s in self.full)
+        sliding = tuple(s.snapshot(slot, start, end) for s in self.sliding)
+        evaluated((*full, *sliding))
+        return EdgePayload(start, end, full, sliding)
+
+    def _reserve(self, wants: Iterable[tuple[int, int]]) -> None:
+        wants = list(wants)
+        moves = {placement: placement.reserve(wants) for placement in (self.rows, self.rings)}
+        for store in self.stores:
+            if moved := moves[store.pools.placement]:
+                store.pools.follow(moved)

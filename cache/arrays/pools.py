@@ -1,0 +1,146 @@
+"""K/V arrays of one layer, all slots: a pool [rows, kv_heads, capacity, D] per capacity class.
+
+- Position p of a slot lies at entry p mod capacity of its row: linear storage is the ring that
+  never wraps.
+- What a row holds beside its slot's live content is dead: masks go by position. Dead keys may be
+  anything; dead values must be finite (0 x NaN), so a row's are cleared when it changes hands.
+- MLX writes in place only where nobody else holds the buffer, pending reads included. So every
+  read copies, no view outlives its step, and what moves rows is evaluated at once.
+- Array objects are updated in place by their owner; nobody else may keep one past its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from sapwood.cache.arrays.batch import Batch, Ints, indices
+from sapwood.cache.arrays.placement import Move, Place, Placement
+
+KeysValues = tuple[mx.array, mx.array]
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """What one batch writes into one class's pool, [n, 1] each.
+
+    packed: packed rows [n] to take the K/V from; None: all of them in order.
+    """
+
+    packed: mx.array | None
+    rows: mx.array
+    entries: mx.array
+
+    @classmethod
+    def of(cls, batch: Batch, placement: Placement) -> dict[int, Writes]:
+        """capacity -> writes. Of a span longer than its row only the newest are written."""
+        parts: dict[int, list[tuple[Ints, Ints, Ints]]] = {}
+        for span, first in zip(batch.spans, batch.firsts, strict=True):
+            place = placement.places[span.slot]
+            count = min(span.length, place.capacity)
+            end = first + span.length
+            entries = indices(span.end - count, span.end) % place.capacity
+            parts.setdefault(place.capacity, []).append(
+                (indices(end - count, end), np.full(count, place.row, np.int32), entries)
+            )
+        return {capacity: cls._joined(batch, spans) for capacity, spans in parts.items()}
+
+    @classmethod
+    def _joined(cls, batch: Batch, spans: Sequence[tuple[Ints, Ints, Ints]]) -> Writes:
+        packed, rows, entries = (np.concatenate(part) for part in zip(*spans, strict=True))
+        return cls(
+            None if packed.size == batch.tokens else mx.array(packed),
+            mx.array(rows[:, None]),
+            mx.array(entries[:, None]),
+        )
+
+
+class Pools:
+    """One layer's pools. `placement` says who lies where and is shared by like layers."""
+
+    def __init__(self, kv_heads: int, head_dim: int, placement: Placement, dtype: mx.Dtype) -> None:
+        self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtype
+        self.placement = placement
+        self.by_capacity: dict[int, KeysValues] = {}
+        self._heads = mx.arange(kv_heads)[None]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [a for pool in self.by_capacity.values() for a in pool]
+
+    def follow(self, moves: Sequence[Move]) -> None:
+        """Grow to what Placement gave out, carry rows along, and drop what nobody needs.
+
+        Evaluated move by move: a pool that grows exists twice, never all of them at once.
+        """
+        for move in moves:
+            held = self._grow(move.new.capacity)
+            if move.new.row < held:
+                self.by_capacity[move.new.capacity][1][move.new.row] = 0
+            if move.old is not None:
+                self._carry(move.old, move.new)
+            mx.eval(self.by_capacity[move.new.capacity])
+        self.drop_unused()
+
+    def drop_unused(self) -> None:
+        for capacity in [c for c in self.by_capacity if not self.placement.rows(c)]:
+            del self.by_capacity[capacity]
+
+    def pack(self, orders: dict[int, list[int]]) -> None:
+        """Keep the given old rows of each class, in the given order."""
+        for capacity, order in orders.items():
+            at = mx.array(np.array(order, np.int32))
+            keys, values = self.by_capacity[capacity]
+            self.by_capacity[capacity] = keys[at], values[at]
+            mx.eval(self.by_capacity[capacity])
+
+    def read(self, slot: int, start: int, end: int) -> KeysValues:
+        """A lazy copy of positions [start, end), [kv_heads, n, D]: a gather, so never a view."""
+        place = self.placement.places[slot]
+        at = mx.array(indices(start, end) % place.capacity)
+        row = slice(place.row, place.row + 1)
+        keys, values = (pool[row] for pool in self.by_capacity[place.capacity])
+        # A take from the view: indexing it by an integer first would copy the whole row.
+        return mx.take(keys, at, axis=2)[0], mx.take(values, at, axis=2)[0]
+
+    def write(self, slot: int, start: int, keys: mx.array, values: mx.array) -> None:
+        """Write [kv_heads, n, D] at positions [start, start + n), n <= capacity."""
+        place = self.placement.places[slot]
+        count, entry = keys.shape[1], start % place.capacity
+        assert count <= place.capacity, (count, place)
+        before = min(count, place.capacity - entry)
+        for pool, fresh in zip(self.by_capacity[place.capacity], (keys, values), strict=True):
+            pool[place.row, :, entry : entry + before] = fresh[:, :before].astype(self.dtype)
+            if before < count:
+                pool[place.row, :, : count - before] = fresh[:, before:].astype(self.dtype)
+
+    def append(self, batch: Batch, keys: mx.array, values: mx.array) -> None:
+        """Write the packed batch [T, kv_heads, D] at its own positions: two scatters a class."""
+        writes = batch.shared(("writes", self.placement), lambda: Writes.of(batch, self.placement))
+        for capacity, to in writes.items():
+            for pool, packed in zip(self.by_capacity[capacity], (keys, values), strict=True):
+                fresh = packed if to.packed is None else packed[to.packed]
+                pool[to.rows, self._heads, to.entries] = fresh.astype(self.dtype)
+
+    def _grow(self, capacity: int) -> int:
+        """Grow to the rows that Placement gave out, and no further; returns the rows there were."""
+        shape = (self.kv_heads, capacity, self.head_dim)
+        empty = mx.zeros((0, *shape), self.dtype)
+        held = self.by_capacity.get(capacity, (empty, empty))
+        rows = int(held[0].shape[0])
+        missing = self.placement.rows(capacity) - rows
+        if missing > 0:
+            empty = mx.zeros((missing, *shape), self.dtype)
+            keys, values = (mx.concatenate([pool, empty]) for pool in held)
+            self.by_capacity[capacity] = keys, values
+        return rows
+
+    def _carry(self, old: Place, new: Place) -> None:
+        assert old.capacity <= new.capacity, (old, new)
+        for source, pool in zip(
+            self.by_capacity[old.capacity], self.by_capacity[new.capacity], strict=True
+        ):
+            pool[new.row, :, : old.capacity] = source[old.row]

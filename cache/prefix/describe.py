@@ -1,0 +1,90 @@
+"""The tree seen from outside: a frozen view of a node, and the check of everything at once.
+
+- A view holds no arrays and, unless asked, no tokens.
+- audit() names the invariant ids of T1, T5, T7 and T9; every message prints ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sapwood.cache.prefix.node import Node, Totals, Weight, weigh
+from sapwood.cache.prefix.radix import preorder
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as operators see it. A root is [0, 0) and has no parent."""
+
+    id: int
+    parent: int | None
+    start: int
+    end: int
+    full_bytes: int
+    sliding_bytes: int
+    sliding_start: int
+    leases: int
+    age: int  # step of the last use
+    hits: int
+    marked: bool  # its end is worth a window: a turn ended or paths parted there
+    tokens: tuple[int, ...] | None
+
+
+def view(node: Node, tokens: bool) -> NodeView:
+    weight = weigh(node) if node.parent else Weight()
+    return NodeView(
+        id=node.id,
+        parent=node.parent.id if node.parent else None,
+        start=node.start,
+        end=node.end,
+        full_bytes=weight.full,
+        sliding_bytes=weight.sliding,
+        sliding_start=node.stored.sliding_start if node.parent else 0,
+        leases=node.leases,
+        age=node.age,
+        hits=node.hits,
+        marked=node.marked,
+        tokens=tuple(node.edge) if tokens else None,
+    )
+
+
+def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:
+    """Assert T1, T5, T7, T9 for every node, and that the totals are their sum. O(nodes)."""
+    order = list(preorder(roots.values()))
+    nodes = [node for node in order if node.parent]
+    for key, top in roots.items():
+        assert top.root == key and top.end == 0 and top.payload is None, f"{top} is no root"
+    for node in nodes:
+        _check_edge(node)
+    _check_leases(order)
+    payloads = {id(node.stored) for node in nodes}
+    assert len(payloads) == len(nodes), "T7: two nodes own one payload"
+    counted = Weight(totals.full_bytes, totals.sliding_bytes, totals.leased_bytes)
+    assert counted == weigh(*nodes), f"counted {counted}, stored {weigh(*nodes)}"
+    assert totals.nodes == len(nodes), f"counted {totals.nodes} nodes of {len(nodes)}"
+    depth = max((node.end for node in nodes), default=0)
+    assert totals.deepest in (None, depth), f"depth {totals.deepest} of {depth}"
+
+
+def _check_edge(node: Node) -> None:
+    parent, payload = node.above, node.stored
+    assert node.start == parent.end, f"T1: {node} under {parent}"
+    assert 0 < len(node.edge) == node.end - node.start, f"T1: {node} of {len(node.edge)} tokens"
+    assert parent.children.get(node.edge[0]) is node, f"T1: {parent} does not lead to {node}"
+    held = f"[{payload.start}, {payload.end}) with sliding from {payload.sliding_start}"
+    assert (payload.start, payload.end) == (node.start, node.end), f"T9: {held} in {node}"
+    assert payload.start <= payload.sliding_start <= payload.end, f"T9: {held} in {node}"
+
+
+def _check_leases(order: list[Node]) -> None:
+    """T5: a node counts the leases that land in it or below it."""
+    below = dict.fromkeys(order, 0)
+    for node in reversed(order):
+        for lease in node.landed:
+            inside = node.start < lease.end <= node.end or (node.parent is None and lease.end == 0)
+            assert lease.live and lease.node is node and inside, f"T5: {lease} landed in {node}"
+        below[node] += len(node.landed)
+        assert node.leases == below[node], f"T5: {node} counts {node.leases} of {below[node]}"
+        if node.parent:
+            below[node.parent] += below[node]

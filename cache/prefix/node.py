@@ -1,0 +1,108 @@
+"""What the prefix tree is made of: nodes, the leases that land in them, and the count of it all.
+
+- A node is the edge [start, end) of the paths that run through it; only a root has no parent, no
+  payload and an empty edge.
+- Values without moves: radix changes the shape, leases counts who holds a path, both keep Totals.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from sapwood.cache.prefix.snapshot import Payload
+
+EvictionCause = Literal["thinned", "evicted", "crowded", "cleared"]
+EVICTION_CAUSES: tuple[EvictionCause, ...] = get_args(EvictionCause)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """The edge [start, end) of the paths that run through it."""
+
+    id: int
+    parent: Node | None  # None at a root
+    edge: array[int]
+    start: int
+    end: int  # start + len(edge); never changes, while split and merge move the start
+    payload: Payload | None  # None at a root
+    age: int  # step of the last use as a landing or frontier
+    root: bytes = b""  # the root key, at a root
+    marked: bool = False  # a turn ended or paths parted at `end`: worth a window of sliding K/V
+    hits: int = 0
+    leases: int = 0  # live leases whose path contains this node
+    landed: set[Lease] = field(default_factory=set)  # those whose end lies in (start, end]
+    children: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def stored(self) -> Payload:
+        assert self.payload is not None, f"{self} stores nothing"
+        return self.payload
+
+    @property
+    def above(self) -> Node:
+        assert self.parent is not None, f"{self} has no parent"
+        return self.parent
+
+    def __repr__(self) -> str:
+        return f"node {self.id} [{self.start}, {self.end})"
+
+
+class Weight(NamedTuple):
+    """Bytes of some nodes; `leased` counts the full K/V of those that a lease protects."""
+
+    full: int = 0
+    sliding: int = 0
+    leased: int = 0
+
+
+def weigh(*nodes: Node) -> Weight:
+    full = sum(node.stored.full_bytes for node in nodes)
+    sliding = sum(node.stored.sliding_bytes for node in nodes)
+    return Weight(full, sliding, sum(node.stored.full_bytes for node in nodes if node.leases))
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the tree holds and has done. Written by the moves of cache/ only."""
+
+    nodes: int = 0  # without roots
+    full_bytes: int = 0
+    sliding_bytes: int = 0
+    leased_bytes: int = 0
+    splits: int = 0
+    merges: int = 0
+    deepest: int | None = 0  # None: the deepest leaf is gone, its successor not looked for yet
+    evictions: dict[EvictionCause, int] = field(
+        default_factory=lambda: dict.fromkeys(EVICTION_CAUSES, 0)
+    )
+    next_id: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.full_bytes + self.sliding_bytes
+
+    def draw_id(self) -> int:
+        self.next_id += 1
+        return self.next_id - 1
+
+    def move(self, was: Weight, now: Weight) -> int:
+        """Account for a change; returns by how many bytes the tree grew."""
+        self.full_bytes += now.full - was.full
+        self.sliding_bytes += now.sliding - was.sliding
+        self.leased_bytes += now.leased - was.leased
+        return now.full + now.sliding - was.full - was.sliding
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One sequence's hold on [0, end) of a path. Only the tree writes to it."""
+
+    node: Node
+    end: int
+    live: bool = True
+    hit_end: int = 0  # where the lease ended when a prompt was served from it
+
+    def __repr__(self) -> str:
+        return f"{'live' if self.live else 'released'} lease of [0, {self.end}) in {self.node}"

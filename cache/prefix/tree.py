@@ -1,0 +1,335 @@
+"""The prefix tree: which tokens have stored K/V, who lives on them, and what may go.
+
+- One compressed radix tree per root key; different keys never meet.
+- Every non-root node owns one Payload: full K/V of its whole edge, sliding K/V of its newest part.
+- A lease protects its whole path: full K/V stays, sliding K/V is thinned only in need.
+- match changes nothing. Using a path refreshes the age of its landing node only; ages are steps.
+- Payloads go in by extend and never come out; path() lends them until the tree's next change.
+- The tree counts its own bytes; the ledger's "snapshots" follows it, by adjust() after each change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from sapwood.cache.prefix.describe import NodeView, audit, view
+from sapwood.cache.prefix.eviction import PASS_SHARE, Eviction
+from sapwood.cache.prefix.ghosts import Ghosts
+from sapwood.cache.prefix.leases import advance, grant, revoke
+from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Totals, weigh
+from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, preorder, split, trail
+from sapwood.cache.prefix.restore import longest_restorable
+from sapwood.cache.prefix.snapshot import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the tree has of a prompt: [0, tokens) can be restored, [0, matched) has its full K/V.
+
+    [tokens, matched) has to be computed again because sliding K/V was thinned; what lies past
+    `matched` because it was evicted (`evicted`), because the prompt left every known path
+    (matched > 0), or because nothing like it was ever here.
+    """
+
+    tokens: int
+    matched: int
+    evicted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What extend did. new_bytes is the tree's net change, room made for new nodes included."""
+
+    new_bytes: int
+    new_tokens: int  # that the tree did not have
+    renewed_tokens: int  # that it had with less sliding K/V
+    split: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    bytes_freed: int
+    by_cause: Mapping[EvictionCause, int]  # how many nodes were thinned, evicted, ...
+
+
+class Tree:
+    """Prefix trees of stored K/V under one count of bytes. `now` is the step, never decreasing."""
+
+    def __init__(self, window: int, nodes_max: int, merge_tokens_max: int = 4096) -> None:
+        """window: tokens of sliding K/V that a restore needs.
+
+        nodes_max bounds what nobody leases; leased nodes are bounded by slots and context.
+        merge_tokens_max: edges of one path merge up to this length when its lease ends.
+        """
+        assert window >= 0 and nodes_max > 0, f"window {window}, nodes_max {nodes_max}"
+        self.window = window
+        self._nodes_max = nodes_max
+        self._merge_tokens_max = merge_tokens_max
+        self._roots: dict[bytes, Node] = {}
+        self._totals = Totals()
+        self._ghosts = Ghosts(nodes_max)
+        self._now = 0
+
+    # Finding and holding a path.
+
+    def match(self, root: bytes, tokens: Sequence[int], limit: int | None = None) -> Match:
+        """The longest prefix to restore, at most `limit` and len(tokens) - 1. Changes nothing.
+
+        One token at least is left to evaluate: it makes the drafter's frontier row. Tokens packed
+        once by `pack` are matched without converting them again.
+        """
+        top = self._roots.get(root)
+        if top is None:
+            return Match(0, 0, self._ghosts.at_root(root, tokens))
+        node, matched = descend(top, tokens, 0, len(tokens))
+        cap = max(0, min(matched, len(tokens) - 1, matched if limit is None else limit))
+        evicted = matched == node.end and self._ghosts.at(node, tokens)
+        return Match(longest_restorable(node, cap, self.window), matched, evicted)
+
+    def lease(self, root: bytes, tokens: Sequence[int], end: int, now: int) -> Lease:
+        """Hold the path that covers [0, end), which the tree must have; end 0: just the root.
+
+        `end` may lie inside an edge. Take path() in the same plan and after any evict of it: in
+        need, evict thins even the window that a lease stands on.
+        """
+        self._tick(now)
+        top = self._roots.get(root)
+        if top is None:
+            top = Node(self._totals.draw_id(), None, pack(()), 0, 0, None, now, root=root)
+            self._roots[root] = top
+        node, matched = descend(top, tokens, 0, end)
+        assert matched == end, f"cannot lease [0, {end}): only [0, {matched}) is here"
+        node.age = now
+        node.marked = node.marked or end == node.end
+        return grant(node, end, self._totals)
+
+    def hit(self, lease: Lease) -> None:
+        """Count a prompt that is served from what the lease covers, in every node on its way."""
+        lease.hit_end = lease.end
+        for node in trail(lease.node):
+            node.hits += 1
+
+    def path(self, lease: Lease) -> tuple[Payload, ...]:
+        """The payloads that cover [0, lease.end), root to leaf; the last may reach past it.
+
+        Lent until the next extend, release, evict or drop: each may consume them.
+        """
+        assert lease.live, f"{lease}"
+        return tuple(node.stored for node in trail(lease.node))
+
+    def release(self, lease: Lease, now: int) -> None:
+        """End the lease. What it computed stays; its path's small edges merge.
+
+        Frees bytes only where more than nodes_max nodes are left.
+        """
+        assert lease.live, f"{lease}"
+        self._tick(now)
+        node = lease.node
+        node.age = now
+        node.marked = node.marked or lease.end == node.end
+        revoke(lease, self._totals)
+        chain = trail(node)
+        top = chain[0].above if chain else node
+        compact(chain, self._merge_tokens_max, self._totals)
+        self._forget_if_empty(top)
+        self._make_room()
+
+    # Growing and shrinking.
+
+    def extend(
+        self,
+        lease: Lease,
+        tokens: Sequence[int],
+        payload: Payload,
+        now: int,
+        *,
+        turn_end: bool = False,
+    ) -> Inserted:
+        """Store [payload.start, payload.end) of the leased path; the lease then covers it.
+
+        Takes `payload`, which may begin before the lease's end and repeat what others stored: the
+        tree keeps one copy, the one with more sliding K/V. `tokens` is the path from 0 to
+        payload.end or further. turn_end marks the end as worth a window later (a prompt's end).
+        """
+        start, end = payload.start, payload.end
+        assert lease.live and start <= lease.end, f"[{start}, {end}) does not extend {lease}"
+        assert start < end <= len(tokens), f"[{start}, {end}) of {len(tokens)} tokens"
+        self._tick(now)
+        was, splits = self._totals.bytes, self._totals.splits
+        node, matched = descend(climb(lease.node, start), tokens, start, end)
+        assert matched >= min(end, lease.end), f"tokens leave {lease} at {matched}"
+        known, fresh = _cut(payload, matched)
+        if fresh is not None:
+            if matched < node.end:
+                node = split(node, matched, self._totals)
+            leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
+        renewed = 0 if known is None else self._renew(node, known)
+        landing = climb(node, end - 1) if fresh is None else leaf
+        self._land(lease, landing, end, now, turn_end)
+        self._make_room()
+        return Inserted(
+            self._totals.bytes - was, end - matched, renewed, self._totals.splits > splits
+        )
+
+    def evict(self, bytes_wanted: int, now: int) -> Evicted:
+        """Free at least `bytes_wanted`, or nothing where evictable_bytes() is less.
+
+        May free somewhat more: a pass looks at every node, so it takes a batch.
+        """
+        self._tick(now)
+        evictable = self.evictable_bytes()
+        if not 0 < bytes_wanted <= evictable:
+            return Evicted(0, {})
+        was = self.evictions
+        eviction = self._eviction()
+        eviction.free(bytes_wanted, max(bytes_wanted, int(evictable * PASS_SHARE)))
+        self._forget_empty_roots()
+        counts = self._totals.evictions.items()
+        by_cause = {cause: count - was[cause] for cause, count in counts if count > was[cause]}
+        return Evicted(eviction.freed, by_cause)
+
+    def drop(self) -> int:
+        """Close all that nobody leases; returns the bytes freed."""
+        eviction = self._eviction()
+        eviction.clear()
+        self._forget_empty_roots()
+        return eviction.freed
+
+    # What it holds: read by metrics, the ledger's owner and operators.
+
+    @property
+    def nodes(self) -> int:
+        return self._totals.nodes
+
+    @property
+    def depth_tokens(self) -> int:
+        """The end of the longest path. O(1), but O(nodes) once after that path was evicted."""
+        if self._totals.deepest is None:
+            self._totals.deepest = max(
+                (node.end for node in preorder(self._roots.values())), default=0
+            )
+        return self._totals.deepest
+
+    @property
+    def full_bytes(self) -> int:
+        return self._totals.full_bytes
+
+    @property
+    def sliding_bytes(self) -> int:
+        return self._totals.sliding_bytes
+
+    @property
+    def bytes(self) -> int:
+        """All stored K/V: what the ledger calls snapshots."""
+        return self._totals.bytes
+
+    @property
+    def leased_bytes(self) -> int:
+        """Full K/V of leased nodes: all that evict cannot free."""
+        return self._totals.leased_bytes
+
+    def evictable_bytes(self) -> int:
+        return self.bytes - self.leased_bytes
+
+    @property
+    def splits(self) -> int:
+        return self._totals.splits
+
+    @property
+    def merges(self) -> int:
+        return self._totals.merges
+
+    @property
+    def evictions(self) -> Mapping[EvictionCause, int]:
+        """Nodes that were thinned, or dropped as evicted (bytes), crowded (nodes) or cleared."""
+        return dict(self._totals.evictions)
+
+    def describe(self, *, tokens: bool = False) -> Iterator[NodeView]:
+        """Every node, parents first; token ids only where asked for. Read it in one go."""
+        return (view(node, tokens) for node in preorder(self._roots.values()))
+
+    def check(self) -> None:
+        """Assert the structure: T1, T5, T7, T9 and the totals. O(nodes)."""
+        audit(self._roots, self._totals)
+
+    # Inside.
+
+    def _tick(self, now: int) -> None:
+        assert now >= self._now, f"step {now} after step {self._now}"
+        self._now = now
+
+    def _eviction(self) -> Eviction:
+        return Eviction(self._roots.values(), self._totals, self._ghosts, self.window)
+
+    def _make_room(self) -> None:
+        if self._totals.nodes > self._nodes_max:
+            self._eviction().shrink(self._nodes_max - int(self._nodes_max * PASS_SHARE))
+            self._forget_empty_roots()
+
+    def _forget_empty_roots(self) -> None:
+        for top in list(self._roots.values()):
+            self._forget_if_empty(top)
+
+    def _forget_if_empty(self, top: Node) -> None:
+        if not top.children and not top.leases:
+            del self._roots[top.root]
+
+    def _land(self, lease: Lease, node: Node, end: int, now: int, turn_end: bool) -> None:
+        """`node` holds [.., end), which extend just stored: move lease, age and mark there."""
+        if turn_end and end < node.end:
+            node = split(node, end, self._totals)
+        node.marked = node.marked or turn_end
+        if end >= lease.end:
+            node.age = now
+            advance(lease, node, end, self._totals)
+
+    def _renew(self, node: Node, known: Payload) -> int:
+        """Put what `known` has more of sliding K/V into the path above and at `node`.
+
+        A prefix that was thinned and had to be computed again is whole afterwards. Takes `known`;
+        returns the tokens of the replaced ranges.
+        """
+        path = (each for each in reversed(trail(node)) if each.end > known.start)
+        if not any(_gains(each, known) for each in path):
+            known.close()
+            return 0
+        renewed = 0
+        rest: Payload | None = known
+        while rest is not None:
+            rest, piece = _cut(rest, node.start)
+            assert piece is not None, f"{node} lies past what extend stored"
+            above = node.above
+            if _gains(node, piece):
+                renewed += piece.end - piece.start
+                self._replace(node, piece)
+            else:
+                piece.close()
+            node = above
+        return renewed
+
+    def _replace(self, node: Node, piece: Payload) -> None:
+        """Swap the part of `node` that `piece` spans for `piece`. Takes it."""
+        if piece.end < node.end:
+            node = split(node, piece.end, self._totals)
+        if piece.start > node.start:
+            split(node, piece.start, self._totals)
+        was, old = weigh(node), node.stored
+        node.payload = piece
+        self._totals.move(was, weigh(node))
+        old.close()
+
+
+def _cut(payload: Payload, at: int) -> tuple[Payload | None, Payload | None]:
+    """What lies before and from `at`; None for an empty part. Takes `payload`."""
+    if at <= payload.start:
+        return None, payload
+    if at >= payload.end:
+        return payload, None
+    return payload.split(at)
+
+
+def _gains(node: Node, payload: Payload) -> bool:
+    """Whether `payload` has sliding K/V of `node`'s edge that the node lacks."""
+    start, end = max(node.start, payload.start), min(node.end, payload.end)
+    return max(start, payload.sliding_start) < min(end, node.stored.sliding_start)

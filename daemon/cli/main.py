@@ -1,0 +1,237 @@
+"""The command line: flags to one command, errors to one exit code.
+
+- 0 done, 1 failed, 2 bad usage. A message is one line on stderr, without a traceback.
+- What serves and what loads a model is imported by the commands that need it: clients start fast.
+- A command that does not exist yet is not listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sapwood import SapwoodError, __version__
+from sapwood.daemon.cli import client_commands as commands
+from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
+
+if TYPE_CHECKING:
+    from sapwood.daemon.engine.loaded import Loaded
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (argparse itself exits with 2)."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["demo"]:
+        from sapwood.daemon.demo import command
+
+        return int(command.main(given[1:]))
+    arguments = _parser().parse_args(given)
+    try:
+        return int(arguments.run(arguments))
+    except UsageError as error:
+        return _fail(error, 2)
+    except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8
+        return _fail(UsageError("the text is not UTF-8"), 2)
+    except (SapwoodError, StartError) as error:
+        return _fail(error, 1)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 1
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"sapwood: {error}", file=sys.stderr)
+    return code
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    _log_to_stderr()
+    flags = vars(arguments)
+    flags.pop("run")
+    config = load_config(flags)
+    import anyio
+
+    from sapwood.daemon.process.server import serve
+
+    def load() -> Loaded:
+        from sapwood.daemon.process import assemble
+
+        return assemble.load(config)
+
+    return anyio.run(serve, config, load)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from sapwood.daemon.cli import convert
+
+    return convert.run_convert(arguments)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from sapwood.daemon.cli import check
+
+    return check.run_check(arguments)
+
+
+def _log_to_stderr() -> None:
+    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("sapwood.model").setLevel(logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sapwood",
+        description="Serves Gemma 4 with speculative decoding to many clients on one device.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sapwood {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        return subparsers.add_parser(name, help=help, allow_abbrev=False)
+
+    _add_serve(add("serve", "run the daemon"))
+    add("demo", "watch eight clients share one daemon")  # main() hands its flags over unread
+    _add_chat(_add_client(add("chat", "talk to the model"), commands.chat))
+    _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
+    _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
+    _add_client(add("tree", "draw the prefix tree"), commands.tree)
+    _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
+    _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_serve)
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="TOML with the same names; flags win")
+    add(
+        "--model",
+        metavar="DIR|ID",
+        help="directory, bundle or cached hub id (default: the bundled demo pair); of a bundle's "
+        "files the sizes are verified, the digests by `check` only",
+    )
+    add("--draft", metavar="DIR|ID|none", help="the drafter (default: the model bundle's own)")
+    add("--draft-depth", metavar="auto|0..8", help="tokens drafted per round (default: auto)")
+    add(
+        "--listen",
+        metavar="ADDR",
+        action="append",
+        help="unix:PATH or HOST:PORT, repeatable (default: a socket and 127.0.0.1:50551)",
+    )
+    add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
+    add("--memory", metavar="SIZE", help="budget such as 8GiB (default: from the device)")
+    add("--numerics", metavar="fast", help="only fast is built")
+    add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
+    add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
+    add(
+        "--reflection",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="serve gRPC server reflection (default: yes)",
+    )
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_convert)
+    add = parser.add_argument
+    add("source", metavar="SRC", help="the target: a directory, a bundle or a cached hub id")
+    add("destination", metavar="DST", help="the bundle's directory, which must not exist")
+    add("--draft", metavar="SRC2|none", help="the drafter (default: SRC's own, if it is a bundle)")
+    packings = "2bit, 3bit, 4bit, 5bit, 6bit, 8bit, mxfp4, mxfp8 or nvfp4 (default: as it is)"
+    add("--quantize", metavar="HOW", help=f"the target: {packings}")
+    add("--quantize-draft", metavar="HOW", help="the drafter, in the same words")
+    add(
+        "--group-size",
+        type=_unsigned(32),
+        metavar="N",
+        help="weights that share a scale: 32, 64 or 128, of the Nbit kinds (default: 64)",
+    )
+    add("--dtype", metavar="|".join(DTYPES), help="of what stays plain (default: its own)")
+    add("--shard-size", metavar="SIZE", help="of a weight file at most (default: 4GiB)")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_check)
+    add = parser.add_argument
+    add(
+        "bundle",
+        nargs="?",
+        metavar="BUNDLE",
+        help="a bundle, a directory or a cached hub id (default: the bundled demo pair)",
+    )
+    add("--draft", metavar="DIR|ID|none", help="the drafter (default: the bundle's own)")
+    add("--dtype", metavar="|".join(DTYPES), help="to compute in (default: auto)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_client(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--connect",
+        metavar="ADDR",
+        help="unix:PATH or HOST:PORT (default: $SAPWOOD_ADDRESS, the socket, 127.0.0.1:50551)",
+    )
+    return parser
+
+
+def _unsigned(bits: int) -> Callable[[str], int]:
+    """What the wire can carry; what the model allows is the daemon's to say."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not 0 <= value < 1 << bits:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"{bits}-bit number"  # argparse puts it into its message
+    return parse
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-tokens", type=_unsigned(32), metavar="N")
+    add("--temperature", type=float, metavar="T", help="0 is greedy")
+    add("--top-k", type=_unsigned(32), metavar="K")
+    add("--top-p", type=float, metavar="P")
+    add("--min-p", type=float, metavar="P")
+    add("--repetition-penalty", type=float, metavar="R", help="1 is off")
+    add("--presence-penalty", type=float, metavar="P", help="0 is off")
+    add("--frequency-penalty", type=float, metavar="P", help="0 is off")
+    add("--seed", type=_unsigned(64), metavar="N", help="the same seed gives the same reply")
+    add("--draft-tokens", type=_unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
+    add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
+
+
+def _add_turns(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--system", metavar="TEXT", help="a system message to begin with")
+    add(
+        "--thinking",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="let the model think before it answers (default: the model's)",
+    )
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    _add_turns(parser)
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
+    add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
+    add("--json", action="store_true", help="print one JSON object with text, ids and usage")
+    help = "with --json: each token's log probability and N alternatives"
+    add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
+    add("--timeout", type=float, metavar="SECONDS")
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    _add_sampling(parser)
+    _add_turns(parser)

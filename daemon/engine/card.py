@@ -1,0 +1,58 @@
+"""What the event loop may know of the loaded model: values and a tokenizer, no arrays.
+
+- Made once by the loader, immutable, shared by admission, GetModel and the client's defaults.
+- The tokenizer is called from worker threads, two at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.sampling import SamplingDefaults
+
+
+class ServedTokenizer(Protocol):
+    """The model's own tokenizer; thread-safe.
+
+    Encoding may raise PromptTooLong where a prompt is certainly longer than `tokens_max`, and need
+    not look.
+    """
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Of tools, tool_calls, enable_thinking, reasoning: what the template has a place for."""
+
+    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+        """BOS is added if missing; control tokens are recognised."""
+
+    def encode_messages(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        tokens_max: int | None = None,
+    ) -> list[int]:
+        """Messages and tools as transformers takes them, in the model's template, as plain text.
+
+        Raises ValueError for a conversation that the template cannot express.
+        """
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Special tokens have no text; bytes that form no character become U+FFFD."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    name: str
+    family: str
+    fingerprint: bytes
+    facts: ModelFacts
+    defaults: SamplingDefaults
+    tokenizer: ServedTokenizer
+    drafter: str = ""
+    quantization: str = ""
+    device: str = "cpu"
+    media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: refused in prompts

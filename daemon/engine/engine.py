@@ -1,0 +1,226 @@
+"""The one thread that owns the core, the tree, the device and every array.
+
+- The model is loaded on this thread and its arrays are freed on it: MLX streams are thread-local.
+- In: frozen commands through `send`, read-only questions through `ask`, served between steps.
+  Out: reports posted to the event loop, one for a step's effects. Nothing else is shared:
+  `Published` is immutable and replaced whole, before the effects that it counts leave.
+- The loop holds no policy: plan, submit, emit, commit.
+- Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.loaded import Loaded, StepCore
+from sapwood.daemon.engine.step_clock import StepClock
+from sapwood.daemon.errors import StartError, UsageError
+from sapwood.scheduler.events import Command, Effect
+from sapwood.scheduler.histogram import HistogramView
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.stats import Stats
+
+_T = TypeVar("_T")
+Clock = Callable[[], float]
+
+_log = logging.getLogger(__name__)
+
+
+class EngineEnded(Exception):
+    """Raised to whoever asked an engine that has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One step's immutable account, for the metrics."""
+
+    stats: Stats
+    phases: Mapping[str, HistogramView]  # seconds, by phase of a step
+
+
+class Listener(Protocol):
+    """Who hears from the engine; called on the engine thread, must only post and return."""
+
+    def loaded(self, card: ModelCard) -> None: ...
+    def effects(self, effects: tuple[Effect, ...]) -> None: ...
+    def ended(self, fault: Fault | None) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why the engine ended. `message` is for the operator's terminal, never for a client."""
+
+    message: str
+    usage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """A read-only closure to run between two steps, and where its answer goes."""
+
+    work: Callable[[Loaded], Any]
+    answer: Future[Any] = field(default_factory=Future)
+
+
+class Engine:
+    """Starts the thread, talks to it, and watches it."""
+
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        listener: Listener,
+        limits: Limits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._load = load
+        self._listener = listener
+        self._limits = limits
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Command | _Ask] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._quiet_since: float | None = None
+        self._published: Published | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def published(self) -> Published | None:
+        """None until the model is loaded."""
+        return self._published
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def quiet_s(self) -> float:
+        """Seconds since the last step ended, while there is work (0 without): the watchdog's."""
+        since = self._quiet_since
+        return 0.0 if since is None else self._clock() - since
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, command: Command) -> None:
+        self._inbox.put(command)
+
+    def ask(self, work: Callable[[Loaded], _T]) -> Future[_T]:
+        """Run a read-only closure between two steps. Fails with EngineEnded once nobody works."""
+        ask = _Ask(work)
+        self._inbox.put(ask)
+        if self._ended.is_set():
+            self._refuse_asks()
+        return ask.answer
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False if it did not."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        fault = self._live()
+        # The frames that held core, runner and payloads are gone; cycles are freed here as well.
+        gc.collect()
+        self._ended.set()
+        self._refuse_asks()
+        self._listener.ended(fault)
+
+    def _live(self) -> Fault | None:
+        steps = StepClock()
+        try:
+            loaded = self._load()
+            try:
+                self._publish(loaded.core, steps)
+                self._listener.loaded(loaded.card)
+                self._loop(loaded, steps)
+            finally:
+                loaded.runner.close()
+                loaded.leave_thread()
+        except UsageError as error:
+            return Fault(str(error), usage=True)
+        except StartError as error:
+            return Fault(str(error))
+        except BaseException as fault:
+            # No exception text beside our own frames: it could quote a prompt.
+            frames = "".join(traceback.format_tb(fault.__traceback__))
+            _log.critical("engine failed: %s\n%s%s", type(fault).__name__, frames, steps.story())
+            return Fault(f"the engine failed with {type(fault).__name__}")
+        return None
+
+    def _loop(self, loaded: Loaded, steps: StepClock) -> None:
+        core, runner, clock = loaded.core, loaded.runner, self._clock
+        while not core.finished:
+            for command in self._commands(loaded, steps):
+                core.handle(command, clock())
+            started = time.perf_counter()
+            plan = core.plan(clock())
+            if plan is None:
+                self._emit(core, steps)
+                continue
+            steps.begin(plan, started)
+            ticket = runner.submit(plan)
+            steps.mark()
+            self._emit(core, steps)  # the last step's tokens leave while the device works
+            result = runner.wait(ticket)
+            steps.mark()
+            core.commit(plan, result, clock())
+            steps.finish()
+            self._quiet_since = clock()
+        self._emit(core, steps)
+
+    def _commands(self, loaded: Loaded, steps: StepClock) -> Iterator[Command]:
+        """What came in; waits for something where there is nothing to do."""
+        idle = not loaded.core.has_work
+        if idle:
+            self._quiet_since = None
+            # The last commit stored the reply and freed its slot: no step comes to tell of it.
+            self._publish(loaded.core, steps)
+        item = self._receive(self._limits.idle_s_max if idle else None)
+        if idle and item is None and steps.unchecked:
+            steps.unchecked = False
+            loaded.core.check()
+        while item is not None:
+            self._quiet_since = self._quiet_since or self._clock()
+            if isinstance(item, _Ask):
+                _answer(item, loaded)
+            else:
+                yield item
+            item = self._receive(None)
+
+    def _receive(self, timeout_s: float | None) -> Command | _Ask | None:
+        try:
+            return self._inbox.get(timeout_s is not None, timeout_s)
+        except queue.Empty:
+            return None
+
+    def _emit(self, core: StepCore, steps: StepClock) -> None:
+        self._publish(core, steps)
+        if effects := core.take_effects():
+            self._listener.effects(effects)
+
+    def _publish(self, core: StepCore, steps: StepClock) -> None:
+        self._published = Published(core.stats(), steps.phases())
+
+    def _refuse_asks(self) -> None:
+        while (item := self._receive(None)) is not None:
+            if isinstance(item, _Ask):
+                item.answer.set_exception(EngineEnded("nobody is there to answer"))
+
+
+def _answer(ask: _Ask, loaded: Loaded) -> None:
+    if not ask.answer.set_running_or_notify_cancel():
+        return
+    try:
+        ask.answer.set_result(ask.work(loaded))
+    except Exception as error:  # the asker's fault: it must not end the engine
+        ask.answer.set_exception(error)

@@ -1,0 +1,94 @@
+"""From a Config to what the engine thread runs: the one place that knows all constructors.
+
+- Imported and called on the engine thread: importing takes seconds in which the daemon listens
+  already, and every array is made where it is used.
+- Everything that can be wrong with a model or the memory for it is a StartError or UsageError.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.settings.config import Config
+from sapwood.daemon.sizes import format_bytes
+from sapwood.model import device
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.pair import Pair, load_pair, model_facts, try_out
+from sapwood.model.runner import Runner
+from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.core.memory import DEMAND_MIN, alone_bytes
+from sapwood.scheduler.model_facts import ModelFacts
+
+DEMO_NAME = "sapwood-demo"
+
+
+def load(config: Config) -> Loaded:
+    """Load the model and put the core together. Raises StartError or UsageError, with a message."""
+    try:
+        return _load(config)
+    except ModelRefused as error:
+        raise StartError(str(error)) from error
+
+
+def _load(config: Config) -> Loaded:
+    target_dir, draft_dir = locate(config.model, config.draft)
+    pair = load_pair(target_dir, draft_dir, config.dtype)
+    try_out(pair)
+    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+
+
+def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
+    """The core and the runner around a loaded pair. drafter: its directory's name, "" for none."""
+    limits = config.limits
+    facts = model_facts(pair, limits.draft_depth_max)
+    if config.draft_depth and not facts.has_drafter:
+        raise UsageError("--draft-depth: no drafter is loaded")
+    ledger = _ledger(config, facts)
+    # What a step frees it needs again in the next one: as much as a step's transient, no more.
+    context = facts.context_tokens_max
+    device.bound_cache(facts.prefill_bytes(limits.prefill_tokens_max, context))
+    tree = Tree(facts.window_tokens, limits.tree_nodes_max)
+    core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes)
+    runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
+    card = _card(config, pair, facts, drafter and (config.draft or drafter))
+    return Loaded(card, core, runner, tree.describe, device.leave_thread)
+
+
+def _ledger(config: Config, facts: ModelFacts) -> Ledger:
+    """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
+    budget = config.memory_bytes or device.memory_budget_bytes()
+    weights = facts.weights_bytes
+    request = alone_bytes(facts, config.limits, DEMAND_MIN)
+    if budget < weights + request:
+        raise StartError(
+            f"the weights need {format_bytes(weights)} and the smallest request "
+            f"{format_bytes(request)}, the budget is {format_bytes(budget)} (--memory); "
+            f"expected at least {weights + request} bytes"
+        )
+    return Ledger(budget, weights)
+
+
+def _card(config: Config, pair: Pair, facts: ModelFacts, drafter: str) -> ModelCard:
+    return ModelCard(
+        name=DEMO_NAME if config.model is None else _last_part(config.model),
+        family=pair.family,
+        fingerprint=bytes.fromhex(pair.fingerprint),
+        facts=facts,
+        defaults=pair.tokenizer.defaults,
+        tokenizer=pair.tokenizer,
+        drafter=_last_part(drafter) if drafter else "",
+        quantization=pair.quantization,
+        device=device.name(),
+        media_token_ids=pair.target_config.media_token_ids,
+    )
+
+
+def _last_part(value: str) -> str:
+    """The name of a directory or hub id; "." and ".." have one too."""
+    return os.path.basename(os.path.abspath(value))

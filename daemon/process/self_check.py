@@ -1,0 +1,115 @@
+"""A few prompts through the real core and runner, each emitted token held against a plain forward.
+
+- Drafts included, at a pinned depth, all prompts at once: the engine's loop, in line.
+- A token within the tolerance of the largest logit is a near-tie; further below it is a fault. The
+  drafter's acceptance is counted, never judged.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError
+from sapwood.model.pair import Pair
+from sapwood.model.plain_forward import near_tie, shortfalls
+from sapwood.model.prompt.errors import PromptRefused
+from sapwood.scheduler.events import Delta, Failed, Request, Submit
+from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.sampling import Sampling
+
+_QUESTIONS = (
+    "What is the capital of France?",
+    "Name three colours.",
+    "Write one sentence about rain.",
+)
+_LONG = "The river runs past the mill and under the old bridge. "
+_REPLY_TOKENS = 48
+_DEPTH = 4
+_STEPS_MAX = 10_000
+
+
+@dataclass(slots=True)
+class SelfCheck:
+    """What the rounds showed. drafted[i], accepted[i]: of the drafts at position i, from 0."""
+
+    prompts: int
+    tolerance: float
+    tokens: int = 0
+    steps: int = 0
+    near_ties: int = 0
+    faults: int = 0
+    drafted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
+    accepted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
+
+    @property
+    def rounds(self) -> int:
+        return self.drafted[0]
+
+    @classmethod
+    def of(cls, pair: Pair) -> SelfCheck:
+        return cls(len(_QUESTIONS) + 1, near_tie(pair))
+
+    def run(self, pair: Pair, loaded: Loaded) -> None:
+        """Ask, and judge every token of the replies. Raises StartError; closes the runner."""
+        try:
+            prompts = _prompts(pair)
+            for prompt, reply in zip(prompts, _converse(loaded, prompts, self), strict=True):
+                self.judge(shortfalls(pair, prompt, reply))
+        finally:
+            loaded.runner.close()
+
+    def count(self, result: StepResult) -> None:
+        self.steps += 1
+        for decoded in result.decoded:
+            for position in range(_DEPTH):
+                self.drafted[position] += decoded.drafted > position
+                self.accepted[position] += decoded.accepted > position
+
+    def judge(self, short: list[float]) -> None:
+        self.tokens += len(short)
+        # So that what is no number is a fault.
+        within = sum(value <= self.tolerance for value in short)
+        self.faults += len(short) - within
+        self.near_ties += sum(0 < value <= self.tolerance for value in short)
+
+
+def _prompts(pair: Pair) -> list[tuple[int, ...]]:
+    """Questions in the model's own turns, and a text that is longer than its sliding window."""
+    tokenizer, text = pair.tokenizer, pair.target_config.text
+    try:
+        turns = [[{"role": "user", "content": question}] for question in _QUESTIONS]
+        asked = [tokenizer.encode_messages(turn) for turn in turns]
+    except PromptRefused:  # a model without a chat template
+        asked = [tokenizer.encode_text(question) for question in _QUESTIONS]
+    once = tokenizer.encode_text(_LONG)
+    wanted = min(text.window + 64, text.context_tokens_max - _REPLY_TOKENS)
+    long = (once + once[1:] * (wanted // max(1, len(once) - 1)))[:wanted]
+    return [tuple(prompt) for prompt in (*asked, long)]
+
+
+def _converse(
+    loaded: Loaded, prompts: list[tuple[int, ...]], checked: SelfCheck
+) -> list[list[int]]:
+    """Greedy replies to all prompts at once, at a pinned depth: the engine's loop, in line."""
+    core, runner = loaded.core, loaded.runner
+    depth = _DEPTH if loaded.card.facts.has_drafter else 0
+    for id, prompt in enumerate(prompts):
+        request = Request(id, b"check", prompt, _REPLY_TOKENS, Sampling(), depth=depth)
+        core.handle(Submit(request), time.monotonic())
+    replies: list[list[int]] = [[] for _ in prompts]
+    for _ in range(_STEPS_MAX):
+        if not core.has_work:
+            return replies
+        plan = core.plan(time.monotonic())
+        if plan is not None:
+            result = runner.wait(runner.submit(plan))
+            core.commit(plan, result, time.monotonic())
+            checked.count(result)
+        for effect in core.take_effects():
+            if isinstance(effect, Delta):
+                replies[effect.id] += effect.token_ids
+            elif isinstance(effect, Failed):
+                raise StartError(f"the self-check's request failed: {effect.message}")
+    raise AssertionError(f"still at work after {_STEPS_MAX} steps")

@@ -1,0 +1,280 @@
+"""The process: listeners, engine, signals, and the order of starting and stopping them.
+
+- Start: bind everything, answer MODEL_LOADING, load on the engine thread, then SERVING, ready file
+  and ready line. A port in use is known before minutes of loading.
+- Drain (D1): NOT_SERVING, watches end, new requests get DRAINING; what runs may finish for
+  `drain_s_max`, the rest gets DRAINING too; then server, engine thread, files. Exit 0.
+- Fault (D3) and stall (D4): every open RPC gets ENGINE_FAILED within a second, then exit 1.
+- A second signal cuts a drain short. Whatever happens, ready file and sockets are gone at exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.engine import Engine, Fault
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError
+from sapwood.daemon.http.endpoint import ScrapeEndpoint
+from sapwood.daemon.http.metrics import registry
+from sapwood.daemon.process.ready import ready_file, ready_line
+from sapwood.daemon.rpc.gate import Gate
+from sapwood.daemon.rpc.health_service import Health
+from sapwood.daemon.rpc.reasons import draining, engine_failed
+from sapwood.daemon.rpc.services import make_server, service_names
+from sapwood.daemon.settings.addresses import (
+    Address,
+    TcpAddress,
+    UnixAddress,
+    owner_only,
+    prepare_socket,
+)
+from sapwood.daemon.settings.config import Config
+from sapwood.scheduler.events import Drain, Effect
+
+FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have returned
+FAILED_S = 0.5  # for handlers to return once their mailboxes failed
+LEAVE_S = 1.8  # all of the above and the engine's last step: D1 promises 2 s past the drain
+
+_log = logging.getLogger(__name__)
+
+
+class Ending(Enum):
+    """Why the daemon stops."""
+
+    DRAIN = "drain"
+    FAULT = "fault"
+
+
+class Daemon:
+    """One daemon in this event loop."""
+
+    def __init__(self, config: Config, load: Callable[[], Loaded]) -> None:
+        self._config = config
+        self._limits = config.limits
+        self._engine = Engine(load, self, config.limits)
+        self._health = Health(service_names())
+        self._gate = Gate(self._engine, config.limits, config.draft_depth)
+        self._scrape = ScrapeEndpoint(
+            registry(self._engine, self._gate), self._is_healthy, lambda: self._gate.serving
+        )
+        self._server = make_server(self._gate, self._health, reflection=config.reflection)
+        self._sockets: list[Path] = []
+        self._loaded = anyio.Event()
+        self._ending: Ending | None = None
+        self._leave_by = 0.0
+        self._ended = anyio.Event()
+        self._forced = anyio.Event()
+        self._fault: Fault | None = None
+        self.grpc_addresses: tuple[Address, ...] = ()
+        self.metrics_address: TcpAddress | None = None
+
+    # What serve() and tests do with a daemon, in this order.
+
+    async def start(self) -> None:
+        """Bind, listen and begin to load. Raises StartError."""
+        self._loop = asyncio.get_running_loop()
+        self.grpc_addresses = tuple(self._bind(address) for address in self._config.listen)
+        self.metrics_address = await self._scrape.start(self._config.metrics)
+        await self._server.start()
+        self._engine.start()
+
+    async def wait_loaded(self) -> bool:
+        """True once requests are served; False if the daemon ends before that."""
+        async with anyio.create_task_group() as tasks:
+
+            async def until(event: anyio.Event) -> None:
+                await event.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(until, self._loaded)
+            tasks.start_soon(until, self._ended)
+        return self._ending is None
+
+    async def wait_ended(self) -> None:
+        """Until somebody asked for a drain, or the engine failed or stalled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch_for_stalls)
+            await self._ended.wait()
+            tasks.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Stop taking requests; a second call stops waiting for those that run."""
+        if self._ending is None:
+            self._end(Ending.DRAIN)
+        else:
+            self._leave_by = anyio.current_time() + LEAVE_S
+            self._forced.set()
+
+    async def stop(self) -> int:
+        """Finish or fail what runs, release everything; returns the exit code."""
+        if self._ending is None:
+            self._end(Ending.DRAIN)
+        with anyio.CancelScope(shield=True):
+            if self._ending is Ending.DRAIN:
+                await self._finish_running()
+            self._gate.mailboxes.fail_all(draining() if self._fault is None else engine_failed())
+            with anyio.move_on_after(FAILED_S):
+                await self._gate.mailboxes.wait_empty()
+            await self._server.stop(FLUSH_S)
+            await self._scrape.close()
+            join_s = max(0.0, self._leave_by - anyio.current_time())
+            await anyio.to_thread.run_sync(self._engine.join, join_s)
+            self._gate.close()
+            for path in self._sockets:
+                path.unlink(missing_ok=True)
+        if self._fault is not None:
+            return 2 if self._fault.usage else 1
+        return 1 if self._forced.is_set() else 0
+
+    @property
+    def fault(self) -> Fault | None:
+        return self._fault
+
+    @property
+    def engine_alive(self) -> bool:
+        """After stop(): the thread hangs in the device, and the process has to leave without it."""
+        return self._engine.alive
+
+    # The engine's Listener: called on the engine thread, each posts to the loop.
+
+    def loaded(self, card: ModelCard) -> None:
+        self._post(self._on_loaded, card)
+
+    def effects(self, effects: tuple[Effect, ...]) -> None:
+        self._post(self._gate.mailboxes.deliver, effects)
+
+    def ended(self, fault: Fault | None) -> None:
+        self._post(self._on_ended, fault)
+
+    def _post(self, call: Callable[..., None], *args: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            # The loop closed without us: the process is leaving a stuck engine behind.
+            _log.warning("the engine outlived the event loop")
+
+    # On the loop.
+
+    def _on_loaded(self, card: ModelCard) -> None:
+        if self._ending is None:
+            self._gate.open(card)
+            self._health.set_serving(True)
+            self._loaded.set()
+
+    def _on_ended(self, fault: Fault | None) -> None:
+        if fault is not None:
+            self._fail(fault)
+        else:
+            self._gate.mailboxes.fail_all(draining())
+
+    def _fail(self, fault: Fault) -> None:
+        if self._fault is None:
+            self._fault = fault
+            self._end(Ending.FAULT)
+            self._gate.mailboxes.fail_all(engine_failed())
+
+    def _end(self, ending: Ending) -> None:
+        self._ending = ending
+        # A thread that loads or hangs in the device cannot be waited for, one that drains can.
+        drains = ending is Ending.DRAIN and self._gate.serving
+        self._leave_by = anyio.current_time() + LEAVE_S
+        self._leave_by += self._limits.drain_s_max if drains else 0.0
+        self._gate.closed_by = draining if ending is Ending.DRAIN else engine_failed
+        self._health.close()
+        self._engine.send(Drain())
+        self._ended.set()
+
+    async def _finish_running(self) -> None:
+        async with anyio.create_task_group() as tasks:
+
+            async def until_forced() -> None:
+                await self._forced.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(until_forced)
+            with anyio.move_on_after(self._limits.drain_s_max):
+                await self._gate.mailboxes.wait_empty()
+            tasks.cancel_scope.cancel()
+
+    async def _watch_for_stalls(self) -> None:
+        stall_s_max = self._limits.stall_s_max
+        while True:
+            await anyio.sleep(min(1.0, stall_s_max / 4))
+            if self._engine.quiet_s > stall_s_max:
+                _log.critical("no step ended for %g s while there is work", stall_s_max)
+                self._fail(Fault("the engine stalled"))
+
+    def _is_healthy(self) -> bool:
+        return self._fault is None and self._engine.quiet_s <= self._limits.stall_s_max
+
+    # Listeners.
+
+    def _bind(self, address: Address) -> Address:
+        if isinstance(address, UnixAddress):
+            prepare_socket(address)
+            with owner_only():
+                self._add_port(address)
+            address.path.chmod(0o600)
+            self._sockets.append(address.path)
+            return address
+        return TcpAddress(address.host, self._add_port(address))
+
+    def _add_port(self, address: Address) -> int:
+        try:
+            port = self._server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}; is it in use?") from error
+        if port == 0:
+            raise StartError(f"cannot listen on {address}; is it in use?")
+        return port
+
+
+async def serve(config: Config, load: Callable[[], Loaded]) -> int:
+    """Run one daemon until a signal or a fault; returns the exit code."""
+    daemon = Daemon(config, load)
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with anyio.create_task_group() as tasks:
+
+            async def on_signals() -> None:
+                async for _ in signals:
+                    daemon.drain()
+
+            tasks.start_soon(on_signals)
+            code = await _run(daemon, config)
+            tasks.cancel_scope.cancel()
+    if daemon.engine_alive:
+        _log.warning("leaving without the engine thread, which is still at work")
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+async def _run(daemon: Daemon, config: Config) -> int:
+    try:
+        await daemon.start()
+        if await daemon.wait_loaded():
+            assert daemon.metrics_address is not None
+            listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
+            with ready_file(config.ready_file, listeners, metrics):
+                print(ready_line(listeners, metrics), flush=True)
+                await daemon.wait_ended()
+        code = await daemon.stop()
+    except StartError as error:
+        await daemon.stop()
+        print(f"sapwood: {error}", file=sys.stderr)
+        return 1
+    if daemon.fault is not None:
+        print(f"sapwood: {daemon.fault.message}", file=sys.stderr)
+    return code

@@ -1,0 +1,138 @@
+"""A conversation from the wire becomes the JSON values that chat templates take, or is Refused.
+
+- Checked here: counts, who may carry what, that every tool's result answers a call. A template
+  would silently drop a result that answers none.
+- JSON texts are parsed here and nowhere else; objects only, no NaN.
+- Contents are not looked at: they cannot become control tokens whatever they spell.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from sapwood.scheduler.errors import InvalidRequest, Precondition
+from sapwood.scheduler.limits import Limits
+from sapwood.v1 import prompt_pb2 as pb
+
+SPEAKERS = frozenset({"system", "user", "assistant", "tool"})
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateConversation:
+    """What Tokenizer.encode_messages takes: the form of transformers' apply_chat_template."""
+
+    messages: Sequence[dict[str, Any]]
+    tools: Sequence[dict[str, Any]]
+    thinking: bool | None
+
+
+def conversation_of(
+    given: pb.Messages, features: frozenset[str], limits: Limits
+) -> TemplateConversation:
+    """`features`: what the model's template has a place for. Raises Refused."""
+    if len(given.messages) > limits.messages_max:
+        _bad(f"at most {limits.messages_max} messages", "messages.messages")
+    if len(given.tools) > limits.tools_max:
+        _bad(f"at most {limits.tools_max} tools", "messages.tools")
+    if given.tools:
+        _check_feature("tools", features, "messages.tools")
+    if given.thinking:
+        _check_feature("enable_thinking", features, "messages.thinking")
+    return TemplateConversation(
+        messages=_Turns(features, limits).turned(given.messages),
+        tools=[_tool(tool, f"messages.tools[{i}]") for i, tool in enumerate(given.tools)],
+        thinking=given.thinking if given.HasField("thinking") else None,
+    )
+
+
+class _Turns:
+    """Messages in order, with the calls that wait for their results."""
+
+    def __init__(self, features: frozenset[str], limits: Limits) -> None:
+        self._features = features
+        self._calls_max = limits.tools_max
+        self._unanswered: list[dict[str, Any]] = []
+
+    def turned(self, messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
+        return [
+            self._turn(message, f"messages.messages[{i}]") for i, message in enumerate(messages)
+        ]
+
+    def _turn(self, message: pb.Message, field: str) -> dict[str, Any]:
+        if message.role not in SPEAKERS:
+            _bad("role must be system, user, assistant or tool", f"{field}.role")
+        own = {"thinking": "assistant", "tool_calls": "assistant", "tool_name": "tool"}
+        for name, role in own.items():
+            if getattr(message, name) and message.role != role:
+                _bad(f"only role {role} has {name}", f"{field}.{name}")
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.role == "tool":
+            return turn | self._answer(message.tool_name, f"{field}.tool_name")
+        self._unanswered = []
+        if message.thinking:
+            _check_feature("reasoning", self._features, f"{field}.thinking")
+            # Templates know it by either name, and end it with the line break that replies have.
+            thought = message.thinking.strip("\n")
+            turn |= {"reasoning": thought, "reasoning_content": thought}
+        if message.tool_calls:
+            turn["tool_calls"] = self._calls(message.tool_calls, f"{field}.tool_calls")
+        return turn
+
+    def _calls(self, calls: Sequence[pb.ToolCall], field: str) -> list[dict[str, Any]]:
+        _check_feature("tool_calls", self._features, field)
+        if len(calls) > self._calls_max:
+            _bad(f"at most {self._calls_max} calls", field)
+        for index, call in enumerate(calls):
+            if not call.name:
+                _bad("a call needs the name of its tool", f"{field}[{index}].name")
+            arguments = _object(call.arguments, f"{field}[{index}].arguments")
+            function = {"name": call.name, "arguments": arguments}
+            # Templates match results by id, and without ids take any result for the last call's.
+            entry = {"id": f"call_{index}", "type": "function", "function": function}
+            self._unanswered.append(entry)
+        return list(self._unanswered)
+
+    def _answer(self, name: str, field: str) -> dict[str, Any]:
+        for call in self._unanswered:
+            if call["function"]["name"] == name:
+                self._unanswered.remove(call)
+                return {"name": name, "tool_call_id": call["id"]}
+        _bad("the assistant's message before it has no such call without a result", field)
+
+
+def _tool(tool: pb.Tool, field: str) -> dict[str, Any]:
+    if not tool.name:
+        _bad("a tool needs a name", f"{field}.name")
+    function: dict[str, Any] = {"name": tool.name, "description": tool.description}
+    function["parameters"] = _object(tool.parameters, f"{field}.parameters")
+    return {"type": "function", "function": function}
+
+
+def _object(text: str, field: str) -> dict[str, Any]:
+    """A JSON object; empty text is an empty one."""
+    if not text:
+        return {}
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        _bad("is not valid JSON", field)
+    if not isinstance(value, dict):
+        _bad("is not a JSON object", field)
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity, which are no JSON
+
+
+def _check_feature(name: str, features: frozenset[str], field: str) -> None:
+    if name not in features:
+        problem = f"the model's chat template has no place for {field.rpartition('.')[2]}"
+        raise Precondition("UNSUPPORTED", problem, field=field)
+
+
+def _bad(problem: str, field: str) -> NoReturn:
+    raise InvalidRequest("BAD_REQUEST", problem, field=field)

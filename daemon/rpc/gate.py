@@ -1,0 +1,74 @@
+"""The loop's side of the daemon: whether requests may enter, and what they share.
+
+- `closed_by` says why nothing enters (loading, draining, failed); None while the daemon serves.
+- A request that never reached the core is counted here, every other one by the core's Stats.
+- Touched on the event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.engine import Engine, EngineEnded
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.rpc.admission import Admission
+from sapwood.daemon.rpc.mailbox import Mailboxes
+from sapwood.daemon.rpc.reasons import engine_failed, model_loading
+from sapwood.scheduler.errors import Refused
+from sapwood.scheduler.limits import Limits
+
+_T = TypeVar("_T")
+
+
+class Gate:
+    """What the services share."""
+
+    def __init__(self, engine: Engine, limits: Limits, depth: int | None) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.mailboxes = Mailboxes(limits)
+        self.turned_away: Counter[str] = Counter()
+        self.closed_by: Callable[[], Refused] | None = model_loading
+        self._depth = depth
+        self._card: ModelCard | None = None
+        self._admission: Admission | None = None
+
+    @property
+    def card(self) -> ModelCard:
+        assert self._card is not None, "asked for the model before enter()"
+        return self._card
+
+    @property
+    def admission(self) -> Admission:
+        assert self._admission is not None, "asked for admission before enter()"
+        return self._admission
+
+    @property
+    def serving(self) -> bool:
+        return self.closed_by is None
+
+    def open(self, card: ModelCard) -> None:
+        """The model is loaded."""
+        self._card = card
+        self._admission = Admission(card, self.limits, self._depth)
+        self.closed_by = None
+
+    def close(self) -> None:
+        if self._admission is not None:
+            self._admission.close()
+
+    async def ask(self, work: Callable[[Loaded], _T]) -> _T:
+        """What the engine thread answers between two steps. Raises Refused where it has ended."""
+        try:
+            return await asyncio.wrap_future(self.engine.ask(work))
+        except EngineEnded:
+            raise engine_failed() from None
+
+    def enter(self) -> None:
+        """Every RPC of ours calls this first. Raises Refused unless the daemon serves."""
+        if self.closed_by is not None:
+            raise self.closed_by()

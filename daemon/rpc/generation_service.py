@@ -1,0 +1,112 @@
+"""GenerationService and CacheService: one coroutine per RPC that is built.
+
+- Errors are raised as Refused; the boundary turns them into statuses.
+- Whatever ends a handler (reply complete, cancel, disconnect, deadline, a blocked write) passes its
+  `finally`, which closes the mailbox and tells the core unless the core ended the sequence itself.
+- grpc.aio raises different things for a client that goes; nothing here depends on which.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from sapwood.daemon.rpc.boundary import Behaviour, Context
+from sapwood.daemon.rpc.gate import Gate
+from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
+from sapwood.daemon.rpc.responses import response_of
+from sapwood.scheduler.errors import Refused
+from sapwood.scheduler.events import Cancel, Request, Submit
+from sapwood.v1 import generation_pb2 as pb
+
+
+class GenerationService:
+    """Text and tokens of the one loaded model."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def behaviours(self) -> dict[str, Behaviour]:
+        return {
+            "Generate": self._generate,
+            "Tokenize": self._tokenize,
+            "Detokenize": self._detokenize,
+            "GetModel": self._get_model,
+        }
+
+    async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
+        deadline = self._deadline(context)
+        admitted = await self._admit(request, deadline)
+        mailbox = self._gate.mailboxes.open(admitted.id)
+        self._gate.engine.send(Submit(admitted))
+
+        async def write(event: ReplyEvent) -> None:
+            await context.write(response_of(event))
+
+        failed = False
+        try:
+            await mailbox.pump(write)
+        except Refused:
+            failed = True
+            raise
+        finally:
+            self._leave(mailbox, "failed" if failed else self._why_gone(deadline))
+
+    async def _admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
+        try:
+            self._gate.enter()
+            admitted = await self._gate.admission.admit(request, deadline)
+            self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
+        except Refused:
+            self._gate.turned_away["rejected"] += 1
+            raise
+        except asyncio.CancelledError:
+            self._gate.turned_away[self._why_gone(deadline)] += 1
+            raise
+        return admitted
+
+    def _leave(self, mailbox: Mailbox, reason: str) -> None:
+        self._gate.mailboxes.close(mailbox)
+        if not mailbox.settled:
+            self._gate.engine.send(Cancel(mailbox.id, reason))
+
+    async def _tokenize(
+        self, request: pb.TokenizeRequest, _context: Context
+    ) -> pb.TokenizeResponse:
+        self._gate.enter()
+        return pb.TokenizeResponse(token_ids=await self._gate.admission.tokenize(request))
+
+    async def _detokenize(
+        self, request: pb.DetokenizeRequest, _context: Context
+    ) -> pb.DetokenizeResponse:
+        self._gate.enter()
+        return pb.DetokenizeResponse(text=await self._gate.admission.detokenize(request.token_ids))
+
+    async def _get_model(
+        self, _request: pb.GetModelRequest, _context: Context
+    ) -> pb.GetModelResponse:
+        self._gate.enter()
+        card = self._gate.card
+        return pb.GetModelResponse(
+            name=card.name,
+            family=card.family,
+            fingerprint=card.fingerprint.hex(),
+            context_tokens_max=card.facts.context_tokens_max,
+            vocabulary_size=card.facts.vocabulary,
+            eos_token_ids=sorted(card.facts.eos_token_ids),
+            drafter=card.drafter,
+            quantization=card.quantization,
+            numerics=pb.NUMERICS_FAST,
+            device=card.device,
+        )
+
+    def _deadline(self, context: Context) -> float:
+        """In the engine's clock; a client without a deadline gets `request_s_max`."""
+        remaining = context.time_remaining()
+        most = self._gate.limits.request_s_max
+        return time.monotonic() + (most if remaining is None else min(remaining, most))
+
+    def _why_gone(self, deadline: float) -> str:
+        """A client whose deadline passes cancels at about that time, by its own clock."""
+        late = time.monotonic() >= deadline - self._gate.limits.deadline_slack_s
+        return "deadline" if late else "cancelled"

@@ -1,0 +1,76 @@
+"""grpc.health.v1 on the event loop: SERVING between the model's load and drain or fault.
+
+- Written here because grpcio's servicer writes to watchers while it holds the lock that changing
+  the status needs: one watcher that does not read would hold up a drain.
+- A watcher sees the latest status, not every one. `close` ends all watches, so that an open watch
+  does not use up the server's whole grace at shutdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import anyio
+from grpc_health.v1 import health_pb2
+
+from sapwood.daemon.rpc.boundary import Behaviour, Context
+from sapwood.scheduler.errors import Missing, NotServing
+
+
+class Health:
+    """One status for the process and each of its services."""
+
+    def __init__(self, services: Iterable[str]) -> None:
+        self._services = frozenset({"", *services})
+        self._serving = False
+        self._closed = False
+        self._changed = anyio.Event()
+
+    @property
+    def serving(self) -> bool:
+        return self._serving
+
+    def set_serving(self, serving: bool) -> None:
+        self._serving = serving
+        self._notify()
+
+    def close(self) -> None:
+        """NOT_SERVING for good; every watch ends."""
+        self._closed = True
+        self.set_serving(False)
+
+    def behaviours(self) -> dict[str, Behaviour]:
+        return {"Check": self._check, "Watch": self._watch}
+
+    async def _check(
+        self, request: health_pb2.HealthCheckRequest, _context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        if request.service not in self._services:
+            raise Missing("", "unknown service")
+        return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+        sent: int | None = None
+        while True:
+            # Taken before the write: a change during the write must not be slept through.
+            changed = self._changed
+            status = self._status(request.service)
+            if status != sent:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                sent = status
+            if self._closed:
+                raise NotServing("DRAINING", "the daemon is shutting down")
+            await changed.wait()
+
+    def _status(self, service: str) -> int:
+        if service not in self._services:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return (
+            health_pb2.HealthCheckResponse.SERVING
+            if self._serving
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()

@@ -1,0 +1,178 @@
+"""One bounded outbox per RPC, on the event loop only.
+
+- What the engine posts waits here until the client has read what came before. Deltas that wait
+  are coalesced into one: a slow reader gets fewer, larger messages, in order and none twice.
+- Bytes that wait are at most `mailbox_bytes_max`, one write lasts at most `write_s_max`; past
+  either the RPC alone ends with SLOW_READER. gRPC's own flow control starts megabytes later.
+- Exactly one end: Finished, or the Refused that `pump` raises. What is put after it is dropped.
+- The engine never waits for a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import anyio
+
+from sapwood.daemon.rpc.reasons import refusal_of, slow_reader
+from sapwood.scheduler.errors import Refused
+from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.result import TokenLogprobs
+
+_TOKEN_ID_BYTES = 4
+_LOGPROB_BYTES = 12  # a log probability with its id and its tags
+
+ReplyEvent = Progress | Delta | Finished
+
+
+class Mailbox:
+    """The outbox of one sequence's RPC."""
+
+    def __init__(self, id: int, limits: Limits) -> None:
+        self.id = id
+        self._limits = limits
+        self._progress: Progress | None = None
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._thinking: list[str] = []
+        self._calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._bytes = 0
+        self._end: Finished | Refused | None = None
+        self._settled = False
+        self._arrived = anyio.Event()
+        self._write: anyio.CancelScope | None = None
+
+    @property
+    def settled(self) -> bool:
+        """The core itself ended the sequence; there is nothing left to cancel."""
+        return self._settled
+
+    def put(self, effect: Effect) -> None:
+        if self._end is not None:
+            return
+        match effect:
+            case Progress():
+                self._progress = effect
+            case Delta():
+                self._append(effect)
+            case Finished():
+                self._end = effect
+                self._settled = True
+            case Failed():
+                self._end = refusal_of(effect)
+                self._settled = True
+        self._arrived.set()
+
+    def fail(self, refusal: Refused) -> None:
+        """End now, dropping what waits and interrupting a write that is blocked."""
+        if self._end is not None:
+            return
+        self._progress = None
+        self._clear_delta()
+        self._end = refusal
+        self._arrived.set()
+        if self._write is not None:
+            self._write.cancel()
+
+    async def pump(self, write: Callable[[ReplyEvent], Awaitable[None]]) -> None:
+        """Write every event up to Finished; raises the Refused that ended the sequence instead."""
+        while True:
+            event = await self._take()
+            with anyio.move_on_after(self._limits.write_s_max) as self._write:
+                await write(event)
+            if self._write.cancelled_caught:
+                raise self._end if isinstance(self._end, Refused) else slow_reader()
+            if isinstance(event, Finished):
+                return
+
+    async def _take(self) -> ReplyEvent:
+        while not (self._progress or self._has_delta or self._end):
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        if (progress := self._progress) is not None:
+            self._progress = None
+            return progress
+        if self._has_delta:
+            return self._coalesced()
+        assert self._end is not None
+        if isinstance(self._end, Refused):
+            raise self._end
+        return self._end
+
+    @property
+    def _has_delta(self) -> bool:
+        return bool(self._token_ids or self._texts)
+
+    def _append(self, delta: Delta) -> None:
+        texts = [delta.text, delta.thinking]
+        texts += [text for call in delta.tool_calls for text in (call.name, call.arguments)]
+        self._bytes += sum(len(text.encode()) for text in texts)
+        self._bytes += _TOKEN_ID_BYTES * len(delta.token_ids)
+        self._bytes += _LOGPROB_BYTES * sum(1 + len(p.alternatives) for p in delta.logprobs)
+        if self._bytes > self._limits.mailbox_bytes_max:
+            self.fail(slow_reader())
+            return
+        self._texts.append(delta.text)
+        self._token_ids.extend(delta.token_ids)
+        self._thinking.append(delta.thinking)
+        self._calls.extend(delta.tool_calls)
+        self._logprobs.extend(delta.logprobs)
+
+    def _coalesced(self) -> Delta:
+        delta = Delta(
+            self.id,
+            "".join(self._texts),
+            tuple(self._token_ids),
+            "".join(self._thinking),
+            tuple(self._calls),
+            tuple(self._logprobs),
+        )
+        self._clear_delta()
+        return delta
+
+    def _clear_delta(self) -> None:
+        self._texts.clear()
+        self._token_ids.clear()
+        self._thinking.clear()
+        self._calls.clear()
+        self._logprobs.clear()
+        self._bytes = 0
+
+
+class Mailboxes:
+    """The open mailboxes by sequence id, and the delivery of one engine step to all of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: dict[int, Mailbox] = {}
+        self._emptied = anyio.Event()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def open(self, id: int) -> Mailbox:
+        assert id not in self._open, id
+        mailbox = self._open[id] = Mailbox(id, self._limits)
+        return mailbox
+
+    def close(self, mailbox: Mailbox) -> None:
+        del self._open[mailbox.id]
+        if not self._open:
+            self._emptied.set()
+
+    def deliver(self, effects: Iterable[Effect]) -> None:
+        """Effects of sequences whose RPC is gone are dropped."""
+        for effect in effects:
+            if (mailbox := self._open.get(effect.id)) is not None:
+                mailbox.put(effect)
+
+    def fail_all(self, refusal: Refused) -> None:
+        for mailbox in self._open.values():
+            mailbox.fail(refusal)
+
+    async def wait_empty(self) -> None:
+        while self._open:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()

@@ -1,0 +1,75 @@
+"""From what the engine says of a request to the messages of GenerationService. Pure."""
+
+from __future__ import annotations
+
+from sapwood.daemon.rpc.mailbox import ReplyEvent
+from sapwood.scheduler.events import Delta, Finished, Progress, Usage
+from sapwood.scheduler.result import TokenLogprobs
+from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
+
+_FINISH_REASONS = {
+    "stop": pb.FINISH_REASON_STOP,
+    "length": pb.FINISH_REASON_LENGTH,
+    "stop_sequence": pb.FINISH_REASON_STOP_SEQUENCE,
+}
+
+
+def response_of(event: ReplyEvent) -> pb.GenerateResponse:
+    match event:
+        case Progress():
+            return pb.GenerateResponse(
+                prefill=pb.Prefill(
+                    cached_tokens=event.cached,
+                    processed_tokens=event.processed,
+                    prompt_tokens=event.total,
+                )
+            )
+        case Delta():
+            return pb.GenerateResponse(delta=_delta(event))
+        case Finished():
+            return pb.GenerateResponse(
+                finish=pb.Finish(
+                    reason=_FINISH_REASONS[event.reason],
+                    stop_sequence=event.stop_sequence,
+                    usage=_usage(event.usage),
+                )
+            )
+
+
+def _delta(delta: Delta) -> pb.Delta:
+    return pb.Delta(
+        text=delta.text,
+        token_ids=delta.token_ids,
+        logprobs=[_logprobs(token) for token in delta.logprobs],
+        thinking=delta.thinking,
+        tool_calls=[
+            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments)
+            for call in delta.tool_calls
+        ],
+    )
+
+
+def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=token.logprob,
+        alternatives=[
+            pb.TokenLogprobs.Alternative(token_id=id, logprob=logprob)
+            for id, logprob in token.alternatives
+        ],
+    )
+
+
+def _usage(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        decode_steps=usage.decode_steps,
+        rounds=usage.rounds,
+        draft_tokens=usage.draft_tokens,
+        accepted_tokens=usage.accepted_tokens,
+        queue_seconds=usage.queue_seconds,
+        prefill_seconds=usage.prefill_seconds,
+        decode_seconds=usage.decode_seconds,
+    )

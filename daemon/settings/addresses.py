@@ -1,0 +1,127 @@
+"""Where the daemon listens, and who may reach it there.
+
+- A unix socket is 0600, made in a folder that nobody else may enter; TCP is loopback only, because
+  neither TLS nor tokens are built: a wider address is refused, never served in the clear.
+- A socket file that nobody answers on is stale and removed; one that answers is never stolen
+  (gRPC itself would unlink a live daemon's socket on bind).
+- Port 0 means any free port; the real one is known after the bind.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sapwood.client.address import DEFAULT_TCP, default_socket
+from sapwood.daemon.errors import StartError, UsageError
+
+SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+def parse_address(text: str) -> Address:
+    """`unix:PATH` or `HOST:PORT`; raises UsageError for anything else."""
+    if text.startswith("unix:"):
+        return _parse_unix(text.removeprefix("unix:"))
+    return parse_tcp(text, "neither unix:PATH nor HOST:PORT")
+
+
+def parse_tcp(text: str, otherwise: str = "not HOST:PORT") -> TcpAddress:
+    """A loopback `HOST:PORT`, an IPv6 host in brackets."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"{text!r} is {otherwise}")
+    if not _is_loopback(host):
+        raise UsageError(
+            f"{text!r} is not a loopback address; serving the network needs TLS and tokens, "
+            "which are not built yet"
+        )
+    return TcpAddress(host, int(port))
+
+
+def _parse_unix(text: str) -> UnixAddress:
+    path = Path(text.removeprefix("//")).expanduser()
+    if not text or path.name in ("", ".", ".."):
+        raise UsageError("unix: needs the path of a socket")
+    path = Path(os.path.abspath(path))
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise UsageError(f"the path of a unix socket has at most {SOCKET_PATH_BYTES_MAX} bytes")
+    return UnixAddress(path)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def default_listeners(environ: Mapping[str, str]) -> tuple[Address, ...]:
+    """Where clients look if nobody says: the socket, then loopback."""
+    return (UnixAddress(default_socket(environ)), parse_tcp(DEFAULT_TCP))
+
+
+def prepare_socket(address: UnixAddress) -> None:
+    """Make the folder and clear a stale socket file, so that a bind can succeed."""
+    try:
+        address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = address.path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartError(f"cannot use {address}: {error.strerror}") from error
+    if not stat.S_ISSOCK(mode):
+        raise StartError(f"{address.path} exists and is not a socket")
+    if _answers(address.path):
+        raise StartError(f"another daemon answers on {address}")
+    address.path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True  # busy, or not ours to judge: never steal it
+        return True
+
+
+@contextmanager
+def owner_only() -> Iterator[None]:
+    """Files made inside are readable by their owner only, from the first moment on."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)

@@ -1,0 +1,175 @@
+"""What the operator set: flags win over the TOML file, which wins over defaults.
+
+- `load_config` is the only way to a Config; a Config is complete, checked and frozen.
+- Names are the same everywhere: `--draft-depth` is `draft_depth` in the file. `[limits]` may set
+  any field of Limits, with a value of its type.
+- What is not built is refused here, with exit code 2, before anything is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sapwood.daemon.errors import UsageError
+from sapwood.daemon.settings.addresses import (
+    Address,
+    TcpAddress,
+    default_listeners,
+    parse_address,
+    parse_tcp,
+)
+from sapwood.daemon.sizes import parse_size
+from sapwood.scheduler.limits import Limits
+
+DEFAULT_METRICS = "127.0.0.1:9464"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+CONFIG_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that `sapwood serve` can be told."""
+
+    model: str | None  # a directory or hub id; None: the bundled demo pair
+    draft: str | None  # a directory, hub id or "none"; None: the bundle's own
+    draft_depth: int | None  # None: the scheduler decides round by round
+    listen: tuple[Address, ...]
+    metrics: TcpAddress
+    memory_bytes: int | None  # None: derived from the device
+    numerics: str
+    dtype: str
+    ready_file: Path | None
+    reflection: bool
+    limits: Limits
+
+
+def load_config(flags: Mapping[str, Any]) -> Config:
+    """Merge flags (None: not given) over the file that `config` names. Raises UsageError."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    source = given.pop("config", None)
+    settings = _read(Path(source)) if source is not None else {}
+    if unknown := settings.keys() - _PARSERS.keys():
+        raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
+    settings |= given
+    parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
+    return Config(memory_bytes=parsed.pop("memory"), **parsed)
+
+
+def _parsed(name: str, value: Any) -> Any:
+    try:
+        return _PARSERS[name](value)
+    except UsageError as error:
+        raise UsageError(f"{name.replace('_', '-')}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(CONFIG_BYTES_MAX + 1)
+        if len(text) > CONFIG_BYTES_MAX:
+            raise UsageError(f"{path} is longer than {CONFIG_BYTES_MAX} bytes")
+        return tomllib.loads(text.decode())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{value!r} is not a name")
+    return value
+
+
+def _draft_depth(value: Any) -> int | None:
+    if value is None or value == "auto":
+        return None
+    most = Limits().draft_depth_max
+    digits = str(value)
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,2}", digits, re.ASCII):
+        raise UsageError(f"{value!r} is neither auto nor 0 to {most}")
+    if int(digits) > most:
+        raise UsageError(f"{value!r} is neither auto nor 0 to {most}")
+    return int(digits)
+
+
+def _listen(value: Any) -> tuple[Address, ...]:
+    if value is None:
+        return default_listeners(os.environ)
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UsageError(f"{value!r} is not a list of addresses")
+    addresses = tuple(parse_address(text) for text in texts)
+    taken = [a for a in addresses if not (isinstance(a, TcpAddress) and a.port == 0)]
+    if len(set(taken)) < len(taken):
+        raise UsageError("an address is given twice")
+    return addresses
+
+
+def _metrics(value: Any) -> TcpAddress:
+    return parse_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
+
+
+def _numerics(value: Any) -> str:
+    if value == "strict":
+        raise UsageError("strict is not built yet; fast is")
+    if value not in (None, "fast"):
+        raise UsageError(f"{value!r} is not a numerics mode: fast")
+    return "fast"
+
+
+def _dtype(value: Any) -> str:
+    if value is not None and value not in DTYPES:
+        raise UsageError(f"{value!r} is not one of {', '.join(DTYPES)}")
+    return value or "auto"
+
+
+def _path(value: Any) -> Path | None:
+    text = _text(value)
+    return None if text is None else Path(text).expanduser().absolute()
+
+
+def _reflection(value: Any) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise UsageError(f"{value!r} is not true or false")
+    return True if value is None else value
+
+
+def _limits(value: Any) -> Limits:
+    if value is None:
+        return Limits()
+    if not isinstance(value, dict):
+        raise UsageError("is a table")
+    defaults = dataclasses.asdict(Limits())
+    for name, setting in value.items():
+        if name not in defaults:
+            raise UsageError(f"there is no limit {name!r}")
+        wanted = type(defaults[name])
+        fits = type(setting) is int or (wanted is float and type(setting) is float)
+        if not fits or not setting > 0:
+            raise UsageError(f"{name} is a positive {'number' if wanted is float else 'integer'}")
+    return dataclasses.replace(Limits(), **value)
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "draft": _text,
+    "draft_depth": _draft_depth,
+    "listen": _listen,
+    "metrics": _metrics,
+    "memory": parse_size,
+    "numerics": _numerics,
+    "dtype": _dtype,
+    "ready_file": _path,
+    "reflection": _reflection,
+    "limits": _limits,
+}

@@ -1,0 +1,169 @@
+"""mlx's packed weights: how a module takes them in, and how a conversion makes them.
+
+- How a path was packed is read off its arrays' shapes; the config's per-path table only repeats it,
+  in names that differ between conversions.
+- A module's rows come out in the weights' own float dtype: mlx dequantises rows of the modes
+  without biases (mxfp4, mxfp8, nvfp4) to bfloat16, which would narrow everything after them.
+- A conversion packs what mlx-lm packs: linear layers, embeddings and experts whose rows divide into
+  groups. Whatever chooses (the router, an ordered head's centroids) keeps 8 bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_unflatten
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+from mlx_lm.utils import infer_quant_config
+
+from sapwood.model.checkpoint.config import PACKINGS, Quantization
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.safetensors import TensorEntry
+
+_PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
+_CHOOSERS = ("router.proj", "masked_embedding.centroids")
+_CHOOSER = Quantization(8, 64, "affine")
+_SPELLING = re.compile(r"([234568])bit", re.ASCII)
+SPELLINGS = (*(f"{bits}bit" for bits in PACKINGS["affine"][0]), *list(PACKINGS)[1:])
+
+
+def parse_packing(text: str, group_size: int | None) -> Quantization:
+    """`4bit` (affine; groups of 64 unless told) or the name of a mode. Raises ValueError."""
+    if match := _SPELLING.fullmatch(text):
+        found = Quantization(int(match[1]), group_size or 64, "affine")
+    elif text in SPELLINGS:
+        (bits,), (only,) = PACKINGS[text]
+        found = Quantization(bits, group_size or only, text)
+    else:
+        raise ValueError(f"{text!r} is none of {', '.join(SPELLINGS)}")
+    groups = PACKINGS[found.mode][1]
+    if found.group_size not in groups:
+        allowed = ", ".join(map(str, groups))
+        raise ValueError(f"{text} takes groups of {allowed}, not of {found.group_size}")
+    return found
+
+
+def packings(module: nn.Module, wanted: Quantization | None) -> dict[str, Quantization | None]:
+    """How a conversion stores each leaf that can be packed, by path: None is plain.
+
+    What is packed already stays so; the rest is packed as `wanted`, where its rows divide into
+    groups.
+    """
+    return {
+        path: Quantization(inner.bits, inner.group_size, inner.mode)
+        if isinstance(inner, _PACKED)
+        else _chosen(path, inner, wanted)
+        for path, inner in module.named_modules()
+        if isinstance(inner, _PACKED) or hasattr(inner, "to_quantized")
+    }
+
+
+def _chosen(path: str, inner: Any, wanted: Quantization | None) -> Quantization | None:
+    packing = _CHOOSER if wanted is not None and path.endswith(_CHOOSERS) else wanted
+    if packing is None or inner.weight.shape[-1] % packing.group_size:
+        return None
+    return packing
+
+
+def quantize(
+    module: nn.Module, weights: Mapping[str, mx.array], origins: Mapping[str, TensorEntry]
+) -> None:
+    """Replace modules by quantised ones where the files hold packed weights. Raises ModelRefused.
+
+    origins: the tensor that each weight comes from. The new modules hold nothing yet that was
+    evaluated.
+    """
+
+    def packing(path: str, inner: Any) -> dict[str, Any] | bool:
+        if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
+            return False
+        where = f"{origins[f'{path}.scales'].file}: {path}"
+        if f"{path}.global_scale" in weights:
+            raise ModelRefused(f"{where}: nvfp4 with a global scale is not supported")
+        return _read_off(where, path, inner, weights)
+
+    nn.quantize(module, class_predicate=packing)
+
+
+def _read_off(where: str, path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
+    try:
+        found = infer_quant_config(path, inner, dict(weights))
+    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise ModelRefused(f"{where}: cannot tell how it is packed: {error}") from None
+    bits, groups = PACKINGS[found["mode"]]
+    if found["bits"] not in bits or found["group_size"] not in groups:
+        raise ModelRefused(
+            f"{where}: found {found['bits']}-bit {found['mode']} in groups of "
+            f"{found['group_size']}, expected are {SPELLINGS} in groups of {groups}"
+        )
+    if inner.weight.shape[-1] % found["group_size"]:
+        raise ModelRefused(
+            f"{where}: rows of {inner.weight.shape[-1]} do not divide into "
+            f"groups of {found['group_size']}"
+        )
+    return dict(found)
+
+
+class _Rows(nn.QuantizedEmbedding):
+    """A quantised embedding whose rows are dequantised in a given dtype."""
+
+    def __init__(self, embedding: nn.QuantizedEmbedding, dtype: mx.Dtype) -> None:
+        super().__init__(
+            embedding.num_embeddings,
+            embedding.dims,
+            embedding.group_size,
+            embedding.bits,
+            embedding.mode,
+        )
+        self._dtype = dtype
+
+    def __call__(self, x: mx.array) -> mx.array:
+        biases = self.get("biases")
+        return mx.dequantize(
+            self["weight"][x],
+            self["scales"][x],
+            None if biases is None else biases[x],
+            self.group_size,
+            self.bits,
+            self.mode,
+            dtype=self._dtype,
+        )
+
+
+def give_rows_in(module: nn.Module, dtype: mx.Dtype) -> None:
+    """Make quantised embeddings give their rows in `dtype`. Before their weights are loaded."""
+    rows = [
+        (path, _Rows(inner, dtype))
+        for path, inner in module.named_modules()
+        if isinstance(inner, nn.QuantizedEmbedding)
+    ]
+    if rows:
+        module.update_modules(tree_unflatten(rows))
+
+
+def packing_of(module: nn.Module) -> Quantization | None:
+    """How most of a loaded module's weights are packed; None where none are."""
+    return most_common(module, packings(module, None))
+
+
+def most_common(module: nn.Module, found: Mapping[str, Quantization | None]) -> Quantization | None:
+    """The packing of most weights of `found`'s leaves, `mixed` where any leaf differs."""
+    leaves, values = dict(module.named_modules()), Counter[Quantization]()
+    for path, packing in found.items():
+        if packing is not None:
+            values[packing] += _values(leaves[path])
+    if not values:
+        return None
+    main = values.most_common(1)[0][0]
+    return replace(main, mixed=any(packing != main for packing in found.values()))
+
+
+def _values(inner: Any) -> int:
+    packed = isinstance(inner, _PACKED)
+    return int(inner.weight.nbytes * 8 // inner.bits if packed else inner.weight.size)

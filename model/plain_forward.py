@@ -1,0 +1,35 @@
+"""A reply judged by one plain forward of mlx-lm: none of our packing, caches or drafts run in it.
+
+- A greedy token is right where its logit is the maximum of its position. Arithmetic in another
+  order moves logits a little: what lies within `near_tie` of the maximum is a tie, not a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.gemma4_text import logit_softcap
+
+from sapwood.model.pair import Pair
+
+# In logits, which end at 30 where they are capped: half precision has steps of 1/8 and 1/64 there.
+_NEAR_TIES = {mx.float32: 1e-3, mx.float16: 0.0625, mx.bfloat16: 0.5}
+
+
+def near_tie(pair: Pair) -> float:
+    """How far below the maximum a token may lie, in this pair's dtype."""
+    return _NEAR_TIES[pair.dtype]
+
+
+def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[float]:
+    """How far each token of a reply lies below the maximum of its position; 0 where it is it."""
+    model = pair.target
+    hidden = model.model(mx.array([[*prompt, *reply[:-1]]]))[0, len(prompt) - 1 :]
+    logits = model.model.embed_tokens.as_linear(hidden)
+    if model.final_logit_softcapping is not None:
+        logits = logit_softcap(model.final_logit_softcapping, logits)
+    logits = logits.astype(mx.float32)
+    emitted = mx.take_along_axis(logits, mx.array(list(reply))[:, None], axis=-1)[:, 0]
+    return [float(short) for short in np.array(mx.max(logits, axis=-1) - emitted)]

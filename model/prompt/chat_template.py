@@ -1,0 +1,209 @@
+"""The model's own chat template, rendered so that contents can never become control tokens.
+
+- The template comes from the model's directory and is fixed at load; clients send none. It runs
+  in jinja's immutable sandbox, with the settings of transformers.
+- Contents go in as they are: the template trims, sorts, compares and drops them as it does
+  anywhere. What is replaced are its own control tokens, in its syntax tree, each by one lone
+  surrogate. No client's text holds those, so afterwards exactly what the template itself wrote
+  is a control token. (Marking the contents instead was tried: a sorted or compared one is lost.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+
+from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
+from sapwood.model.prompt.errors import PromptRefused
+from sapwood.model.prompt.sandbox import OutOfBounds, Sandbox
+
+# A closed set: a role picks a branch of the template, and a misspelt one would pick none.
+ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
+
+_STAND_INS = range(0xD800, 0xE000)
+_STAND_IN = re.compile("([\ud800-\udfff])")
+_INDENT_MAX = 16
+# What a conversation may hold besides roles and contents, and by which names templates use it.
+_FEATURES = {
+    "tools": ("tools",),
+    "tool_calls": ("tool_calls",),
+    "enable_thinking": ("enable_thinking",),
+    "reasoning": ("reasoning", "reasoning_content"),
+}
+
+
+class ChatTemplate:
+    """A compiled template. Safe to use from several threads.
+
+    `features`: which of `tools`, `tool_calls`, `enable_thinking` and `reasoning` it uses.
+    """
+
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str], control: Collection[str], where: str
+    ) -> None:
+        """`control`: the spellings of all control tokens. Raises ModelRefused."""
+        self._sandbox = Sandbox()
+        self._sandbox.globals["raise_exception"] = _refuse
+        self._sandbox.filters["tojson"] = _to_json
+        self._stand_ins = _StandIns(control, where)
+        try:
+            tree = self._sandbox.parse(source)
+            self._stand_ins.replace_in(tree)
+            _end_settled_scans(tree)
+            self._template = self._sandbox.compiled(tree)
+        except TemplateError as error:
+            raise ModelRefused(f"{where}: is not a template: {error}") from None
+        except ModelRefused:
+            raise
+        except Exception:
+            # Nested deeper, or with more blocks, than Python compiles.
+            raise ModelRefused(f"{where}: is not a template that can be compiled") from None
+        self._names = {key: self._stand_ins.of(text) for key, text in special_tokens.items()}
+        words = set(re.findall(r"\w+", source))
+        self.features = frozenset(
+            f for f, names in _FEATURES.items() if not words.isdisjoint(names)
+        )
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+    ) -> list[str]:
+        """The prompt, the assistant's turn opened at its end: text, control, text, ..., text.
+
+        Joined it is what transformers would render. Messages and tools are JSON values in the form
+        that transformers takes: `role`, `content`, `tool_calls`, ... Raises PromptRefused.
+        """
+        if not messages:
+            raise PromptRefused("messages are empty")
+        if any(message["role"] not in ROLES for message in messages):
+            raise PromptRefused(f"role must be one of {', '.join(sorted(ROLES))}")
+        _check_unicode([messages, tools])
+        context: dict[str, Any] = {**self._names, "messages": messages}
+        context["tools"] = list(tools) or None
+        if thinking is not None:
+            context["enable_thinking"] = thinking
+        parts = _STAND_IN.split(self._render(context))
+        parts[1::2] = map(self._stand_ins.token, parts[1::2])
+        return parts
+
+    def _render(self, context: Mapping[str, Any]) -> str:
+        try:
+            values = {**context, "documents": None, "add_generation_prompt": True}
+            return self._sandbox.rendered(self._template, values)
+        except PromptRefused:
+            raise
+        except OutOfBounds:
+            raise PromptRefused(
+                "the model's chat template makes too much of these messages"
+            ) from None
+        except Exception:
+            # A template is code of the model's author: any error of it refuses this prompt only.
+            raise PromptRefused("the model's chat template does not take these messages") from None
+
+
+class _StandIns:
+    """One lone surrogate for each control token that the template writes."""
+
+    def __init__(self, control: Collection[str], where: str) -> None:
+        longest_first = sorted(control, key=len, reverse=True)
+        self._tokens = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._char_of: dict[str, str] = {}
+        self._token_of: dict[str, str] = {}
+        self._where = where
+
+    def of(self, text: str) -> str:
+        """The text with its control tokens replaced."""
+        if _STAND_IN.search(text):
+            raise ModelRefused(f"{self._where}: holds surrogates, which are no characters")
+        return self._tokens.sub(lambda found: self._char(found[0]), text)
+
+    def token(self, char: str) -> str:
+        return self._token_of[char]
+
+    def _char(self, token: str) -> str:
+        if token not in self._char_of:
+            if len(self._char_of) == len(_STAND_INS):
+                raise ModelRefused(f"{self._where}: more than {len(_STAND_INS)} control tokens")
+            char = chr(_STAND_INS[len(self._char_of)])
+            self._char_of[token], self._token_of[char] = char, token
+        return self._char_of[token]
+
+    def replace_in(self, tree: nodes.Template) -> None:
+        for data in tree.find_all(nodes.TemplateData):
+            data.data = self.of(data.data)
+        for constant in tree.find_all(nodes.Const):
+            if isinstance(constant.value, str):
+                constant.value = self.of(constant.value)
+
+
+def read_chat_template(
+    directory: ModelDirectory, tokenizer_config: Mapping[str, Any]
+) -> tuple[str, str] | None:
+    """(source, where from): chat_template.jinja, else tokenizer_config.json's own.
+
+    Of several in tokenizer_config.json it is the `default`.
+    """
+    name = "chat_template.jinja"
+    if directory.has(name):
+        return directory.text(name), str(directory.path / name)
+    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
+    source = tokenizer_config.get("chat_template")
+    if isinstance(source, list):
+        ours = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
+        source = ours[-1].get("template") if ours else None
+    if source is not None and not isinstance(source, str):
+        raise ModelRefused(f"{where} is {shown(source)}, expected a template or a list of them")
+    return None if source is None else (source, where)
+
+
+def _end_settled_scans(tree: nodes.Template) -> None:
+    """Break out of loops that only skip the rest of their items once a flag is set.
+
+    Gemma's template looks ahead like that from every message, which takes 30 s for 4,096 of them.
+    Two forms: `for ...: if not x.flag: ...`, and `for ...: if x.flag: (nothing) elif ... else ...`.
+    Only the skipped body could change the flag again, so the rest of the loop does nothing.
+    """
+    for loop in tree.find_all(nodes.For):
+        match loop.body:
+            case [
+                nodes.If(
+                    test=nodes.Not(node=nodes.Getattr(node=nodes.Name(name=name))),
+                    elif_=[],
+                    else_=[],
+                ) as only
+            ] if not loop.else_ and name not in _names(loop.target):
+                only.else_ = [nodes.Break(lineno=only.lineno)]
+            case [nodes.If(test=nodes.Getattr(node=nodes.Name(name=name)), body=[]) as only] if (
+                not loop.else_ and name not in _names(loop.target)
+            ):
+                only.body = [nodes.Break(lineno=only.lineno)]
+
+
+def _names(target: nodes.Node) -> set[str]:
+    found = {name.name for name in target.find_all(nodes.Name)}
+    return found | {target.name} if isinstance(target, nodes.Name) else found
+
+
+def _refuse(_message: str) -> str:
+    raise PromptRefused("the model's chat template does not take these messages")
+
+
+def _to_json(value: Any, **options: Any) -> str:
+    """transformers' filter in place of jinja's, which escapes for HTML."""
+    if (options.get("indent") or 0) > _INDENT_MAX:
+        raise OutOfBounds(f"indented by more than {_INDENT_MAX}")
+    return json.dumps(value, **{"ensure_ascii": False} | options)
+
+
+def _check_unicode(values: Any) -> None:
+    """JSON can spell lone surrogates; here they stand for control tokens."""
+    try:
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise PromptRefused("the messages hold what is no text, or no number") from None

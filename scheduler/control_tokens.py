@@ -1,0 +1,17 @@
+"""The control tokens by which a model divides its replies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTokens:
+    """The control tokens by which a model divides its replies; None where it has no such token."""
+
+    turn_start: int | None = None
+    channel_start: int | None = None  # what it thinks
+    channel_end: int | None = None
+    call_start: int | None = None  # of a function
+    call_end: int | None = None
+    quote: int | None = None  # before and after a string in a call

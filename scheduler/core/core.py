@@ -1,0 +1,324 @@
+"""The pure core: commands in, step plans and effects out. The engine's loop is
+
+    for event in inbox: core.handle(event, now)
+    plan = core.plan(now)               # captures, releases, admits, one forward
+    effects = core.take_effects()       # leave while the device works
+    core.commit(plan, result, now)      # only where there was a plan
+
+- Sequences, the queue and pending effects have this one writer; tree and ledger move in
+  DeviceMemory.
+- plan() is a function of the events, results and times that came before, nothing else (L8).
+- A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
+  with the next plan, which first captures what the tree lacks of it (R2).
+- Counters move before the effect that tells of them leaves.
+- A step's duration for the depth policy is commit's now - plan's now: submit, emission and device.
+"""
+
+from __future__ import annotations
+
+from collections import abc
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler import outcomes
+from sapwood.scheduler.core.memory import DeviceMemory
+from sapwood.scheduler.core.planner import PlannedStep, Planner
+from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.core.sequence import Sequence, SequenceState
+from sapwood.scheduler.core.waiting import Waiting
+from sapwood.scheduler.events import (
+    Cancel,
+    Command,
+    Delta,
+    Drain,
+    Effect,
+    Failed,
+    Finished,
+    Progress,
+    Request,
+    Submit,
+)
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.policy.depth import DepthPolicy
+from sapwood.scheduler.policy.shares import retry_after_s
+from sapwood.scheduler.policy.step_cost import StepShape
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.stats import Meters, Stats
+
+# What a Cancel's reason becomes: status or reason of the wire contract, and the client's message.
+_CANCELLED = {
+    outcomes.CANCELLED: ("CANCELLED", "cancelled"),
+    outcomes.DEADLINE: ("DEADLINE_EXCEEDED", "the deadline passed"),
+    outcomes.FAILED: ("SLOW_READER", "the client read too slowly"),
+}
+
+
+class Core:
+    """Decides who computes what in each step. Single-threaded, deterministic, without I/O."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        limits: Limits,
+        tree: Tree,
+        ledger: Ledger,
+        token_bytes: abc.Sequence[bytes],
+        depth: DepthPolicy | None = None,
+    ) -> None:
+        """`token_bytes[id]` are a token's bytes, b"" for specials, for the whole vocabulary.
+
+        The core owns tree and ledger from here on. `depth` learns across sequences; None makes a
+        fresh one that fits the model.
+        """
+        assert len(token_bytes) == facts.vocabulary, f"{len(token_bytes)} of {facts.vocabulary}"
+        depth_max = limits.draft_depth_max if facts.has_drafter else 0
+        self._depth = depth or DepthPolicy(depth_max)
+        assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
+        self._facts, self._limits, self._token_bytes = facts, limits, token_bytes
+        self._tree, self._ledger = tree, ledger
+        self._memory = DeviceMemory(facts, limits, tree, ledger)
+        self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
+        self._planner = Planner(limits, self._roster, self._memory, self._depth)
+        self._meters = Meters(depth_max)
+        self._effects: list[Effect] = []
+        self._planned: PlannedStep | None = None
+        self._steps = 0
+        self._draining = False
+
+    # What the engine asks.
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the loop must go on without waiting for a command."""
+        return bool(self._roster or self._effects)
+
+    @property
+    def finished(self) -> bool:
+        """After Drain, when every sequence has ended, left its slot, and told so."""
+        return self._draining and not self.has_work
+
+    def take_effects(self) -> tuple[Effect, ...]:
+        """What happened since the last call, in order; each effect is handed out once."""
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+    def handle(self, command: Command, now: float) -> None:
+        """Take in one command, between a commit and the next plan."""
+        assert self._planned is None, f"{type(command).__name__} while step {self._steps} runs"
+        match command:
+            case Submit(request):
+                self._submit(request, now)
+            case Cancel(id, reason):
+                self._cancel(id, reason, now)
+            case Drain():
+                self._drain(now)
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when there is nothing for the device."""
+        assert self._planned is None, f"step {self._steps} is not committed"
+        self._expire(now)
+        self._planned = self._planner.plan(self._steps + 1, now)
+        if self._planned is None:
+            return None
+        self._steps += 1
+        for sequence in self._planned.admitted:
+            self._meters.request_queue.observe(now - sequence.submitted_at)
+        return self._planned.plan
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """Take in what the device answered to `plan`. Takes the result's payloads."""
+        planned = self._planned
+        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
+        self._planned = None
+        self._store_captures(planned, result)
+        self._count_step(planned, now - planned.planned_at)
+        rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
+        for sequence, row, decoded in rounds:
+            self._commit_round(sequence, row, decoded, now)
+        slices = zip(planned.prefilling, plan.prefills, result.prefilled, strict=True)
+        for sequence, piece, prefilled in slices:
+            self._commit_slice(sequence, piece, prefilled, now)
+
+    def stats(self) -> Stats:
+        """All counts of this moment; cheap enough for every step."""
+        roster = self._roster
+        return self._meters.publish(
+            self._steps, len(roster.live), len(roster.waiting), self._tree, self._ledger
+        )
+
+    def check(self) -> None:
+        """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
+        self._roster.check()
+        self._memory.check(len(self._roster.live) + len(self._roster.leaving))
+
+    def stories(self) -> list[str]:
+        """What every sequence that is not gone yet went through, without any of its text."""
+        return self._roster.stories()
+
+    # Commands.
+
+    def _submit(self, request: Request, now: float) -> None:
+        waiting = self._roster.waiting
+        if self._roster.find(request.id) is not None:
+            return
+        if self._draining:
+            self._refuse(request.id, "DRAINING", "the daemon is shutting down")
+        elif not self._memory.servable(request):
+            message = "prompt and max_tokens need more memory than there is"
+            self._refuse(request.id, "OUT_OF_MEMORY", message)
+        elif waiting.full:
+            message = f"{len(waiting)} requests are waiting already"
+            self._refuse(request.id, "QUEUE_FULL", message, self._retry_after())
+        else:
+            waiting.add(self._new_sequence(request, now))
+
+    def _new_sequence(self, request: Request, now: float) -> Sequence:
+        assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
+        drafting = self._depth.drafting()
+        sequence = Sequence(request, self._facts, self._token_bytes, drafting, now)
+        sequence.queue_expires_at = now + self._limits.queue_s_max
+        sequence.expires_at = now + self._limits.request_s_max
+        if request.deadline is not None:
+            sequence.expires_at = min(sequence.expires_at, request.deadline)
+        return sequence
+
+    def _refuse(
+        self, id: int, reason: str, message: str, retry_after_s: float | None = None
+    ) -> None:
+        self._meters.requests[outcomes.REJECTED] += 1
+        self._effects.append(Failed(id, reason, message, retry_after_s))
+
+    def _cancel(self, id: int, why: str, now: float) -> None:
+        """A late or duplicate cancel finds nobody and is a no-op."""
+        sequence = self._roster.find(id)
+        if sequence is not None:
+            reason, message = _CANCELLED[why]
+            self._fail(sequence, now, why, reason, message)
+
+    def _drain(self, now: float) -> None:
+        self._draining = True
+        for sequence in list(self._roster.waiting):
+            self._fail(sequence, now, outcomes.REJECTED, "DRAINING", "the daemon is shutting down")
+
+    def _expire(self, now: float) -> None:
+        everybody = (*self._roster.waiting, *self._roster.live.values())
+        for sequence in [s for s in everybody if now >= s.expires_at]:
+            message = "the request's time is over"
+            self._fail(sequence, now, outcomes.DEADLINE, "DEADLINE_EXCEEDED", message)
+        for sequence in [s for s in self._roster.waiting if now >= s.queue_expires_at]:
+            message = f"no place was free for {self._limits.queue_s_max:g} s"
+            self._fail(sequence, now, outcomes.REJECTED, "QUEUE_FULL", message, self._retry_after())
+
+    def _fail(
+        self,
+        sequence: Sequence,
+        now: float,
+        outcome: str,
+        reason: str,
+        message: str,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self._roster.end(sequence, now, outcome)
+        self._meters.requests[outcome] += 1
+        self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
+
+    def _retry_after(self) -> float:
+        duration = self._meters.request_duration.view().mean
+        limits = self._limits
+        return retry_after_s(
+            len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
+        )
+
+    # Results.
+
+    def _store_captures(self, planned: PlannedStep, result: StepResult) -> None:
+        """What ended sequences left; whoever asks for it next finds it in the next plan."""
+        step = planned.plan.number
+        self._memory.end_promises()
+        for sequence, payload in zip(planned.captured, result.captured, strict=True):
+            if payload is not None:
+                self._memory.insert(sequence, payload, step, turn_end=True)
+            self._memory.forget(sequence, step)
+        self._roster.storing.clear()
+
+    def _count_step(self, planned: PlannedStep, seconds: float) -> None:
+        """Steps that also copied a prefix in or out tell nothing of what rows and drafts cost."""
+        plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
+        for sequence in planned.admitted:
+            self._meters.count_restored(sequence.cached)
+        self._meters.count_step(plan, self._depth.parked_rows)
+        if plan.captures or plan.admits:
+            return
+        shape = StepShape(
+            rows=len(depths),
+            drafted=sum(depths),
+            iterations=max(depths, default=0),
+            context_tokens=sum(row.start for row in plan.decodes),
+            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
+        )
+        self._depth.observe_step(shape, seconds)
+
+    def _commit_round(
+        self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float
+    ) -> None:
+        assert decoded.drafted <= row.depth, f"{decoded} for {row}"
+        self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
+        emitted = sequence.reply.push_round(decoded)
+        self._meters.count_round(decoded.drafted, min(emitted, decoded.accepted))
+        self._meters.inter_token_latency.observe((now - sequence.emitted_at) / emitted, emitted)
+        self._emit(sequence, decoded.tokens[:emitted], decoded.logprobs[:emitted], now)
+
+    def _commit_slice(
+        self, sequence: Sequence, piece: PrefillSlice, prefilled: Prefilled, now: float
+    ) -> None:
+        token, payload = prefilled.token, prefilled.payload
+        assert (token is not None) == piece.draws, f"slot {piece.slot} drew {token}"
+        assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
+        if payload is not None:
+            self._memory.insert(sequence, payload, self._steps, turn_end=piece.draws)
+        sequence.storing = payload is not None
+        sequence.processed = piece.end
+        self._meters.count_computed(piece.start, piece.end, sequence.causes)
+        progress = Progress(
+            sequence.id, sequence.cached, sequence.processed, sequence.prompt_tokens
+        )
+        self._effects.append(progress)
+        if token is not None:
+            self._begin_reply(sequence, token, prefilled.logprobs, now)
+
+    def _begin_reply(
+        self, sequence: Sequence, token: int, logprobs: tuple[TokenLogprobs, ...], now: float
+    ) -> None:
+        sequence.move(SequenceState.DECODE, now, "first token")
+        sequence.first_token_at = now
+        self._meters.time_to_first_token.observe(now - sequence.submitted_at)
+        self._meters.request_prefill.observe(now - sequence.admitted_at)
+        sequence.reply.push_first(token)
+        self._emit(sequence, (token,), logprobs, now)
+
+    def _emit(
+        self,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        logprobs: tuple[TokenLogprobs, ...],
+        now: float,
+    ) -> None:
+        """The step's one Delta of a sequence, and its end where the reply ended."""
+        wanted = len(tokens) if sequence.request.top_logprobs else 0
+        assert len(logprobs) == wanted, f"{len(logprobs)} logprobs, {wanted} due: {sequence.tell()}"
+        reply = sequence.reply
+        sequence.emitted_at = now
+        self._meters.generated_tokens += len(tokens)
+        parts = reply.parts
+        text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
+        self._effects.append(Delta(sequence.id, text, tokens, thinking, calls, logprobs))
+        if reply.reason:
+            usage = sequence.usage(now)
+            self._meters.request_decode.observe(usage.decode_seconds)
+            self._meters.request_duration.observe(now - sequence.submitted_at)
+            self._meters.requests[reply.reason] += 1
+            self._roster.end(sequence, now, reply.reason)
+            self._effects.append(Finished(sequence.id, reply.reason, reply.stop_sequence, usage))

@@ -1,0 +1,205 @@
+"""One client's request on its way through the core, and the table of the ways there are.
+
+- A sequence is in exactly one state; only edges of TRANSITIONS are taken; DONE is absorbing.
+- Cancel, deadline and every other end are the one edge to DONE, from any state.
+- A slot is held from PREFILL until the plan after DONE, which captures and releases it.
+- Positions are absolute: prompt tokens [0, P), reply tokens [P, P + emitted).
+
+      [0, cached)            restored from the tree, never computed for this request
+      [cached, processed)    prompt computed by this sequence's slices
+      [0, evaluated)         held by every layer's live cache; in decode P + emitted - 1
+      [0, stored)            held by the tree along this sequence's lease; stored <= evaluated
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import abc
+from enum import Enum
+
+from sapwood.cache.prefix.node import Lease
+from sapwood.cache.prefix.radix import pack
+from sapwood.cache.prefix.tree import Match
+from sapwood.scheduler.events import Request, Usage
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.policy.depth import Drafting
+from sapwood.scheduler.reply.reply import GeneratedReply
+from sapwood.scheduler.stats import COLD, DIVERGED, EVICTED, THINNED
+
+
+class SequenceState(Enum):
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    DONE = "done"
+
+
+TRANSITIONS: dict[SequenceState, frozenset[SequenceState]] = {
+    SequenceState.QUEUED: frozenset({SequenceState.PREFILL, SequenceState.DONE}),
+    SequenceState.PREFILL: frozenset({SequenceState.DECODE, SequenceState.DONE}),
+    SequenceState.DECODE: frozenset({SequenceState.DONE}),
+    SequenceState.DONE: frozenset(),
+}
+
+
+class IllegalTransition(AssertionError):
+    """Our own mistake: an edge that TRANSITIONS does not have. Carries the sequence's story."""
+
+
+class Sequence:
+    """State of one request, written by the core alone. Times are the engine's clock, in seconds."""
+
+    __slots__ = (
+        "admitted_at",
+        "awaited",
+        "cached",
+        "causes",
+        "common",
+        "drafting",
+        "emitted_at",
+        "expires_at",
+        "first_token_at",
+        "lease",
+        "match",
+        "match_version",
+        "overtaken",
+        "packed_prompt",
+        "processed",
+        "queue_expires_at",
+        "refused_room",
+        "reply",
+        "request",
+        "served_step",
+        "slot",
+        "state",
+        "storing",
+        "story",
+        "submitted_at",
+    )
+
+    def __init__(
+        self,
+        request: Request,
+        facts: ModelFacts,
+        token_bytes: abc.Sequence[bytes],
+        drafting: Drafting,
+        now: float,
+    ) -> None:
+        self.request = request
+        self.packed_prompt = pack(request.prompt)
+        self.reply = GeneratedReply(request, facts, token_bytes)
+        self.drafting = drafting
+        self.state = SequenceState.QUEUED
+        self.story: list[tuple[float, SequenceState, str]] = [
+            (now, SequenceState.QUEUED, "submitted")
+        ]
+        self.submitted_at = now
+        self.admitted_at = now
+        self.first_token_at = now
+        self.emitted_at = now
+        self.expires_at = now
+        self.queue_expires_at = now
+        # While queued: what the tree held and what memory was there when last asked, with whom
+        # in prefill how many tokens are shared, for whose prefix it waits, who has gone first.
+        self.match: Match | None = None
+        self.match_version = -1
+        self.refused_room: tuple[int, int] | None = None
+        self.common: dict[int, int] = {}
+        self.awaited: tuple[Sequence, int] | None = None
+        self.overtaken = 0
+        # From admission on.
+        self.slot = -1
+        self.lease: Lease | None = None
+        self.storing = False
+        self.cached = 0
+        self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
+        self.processed = 0
+        self.served_step = 0
+
+    @property
+    def id(self) -> int:
+        return self.request.id
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt)
+
+    @property
+    def tokens_max(self) -> int:
+        return self.request.tokens_max
+
+    @property
+    def emitted(self) -> int:
+        return len(self.reply.tokens)
+
+    @property
+    def evaluated(self) -> int:
+        """Tokens that every layer of the slot holds: the newest emitted one is in no cache yet."""
+        return self.prompt_tokens + self.emitted - 1 if self.emitted else self.processed
+
+    @property
+    def stored(self) -> int:
+        return self.lease.end if self.lease is not None else 0
+
+    @property
+    def storable(self) -> int:
+        """Where the stored prefix may end at most, were the sequence to end now."""
+        if self.request.cache_bypass:
+            return 0
+        if self.request.store_reply:
+            return self.evaluated
+        return min(self.evaluated, self.prompt_tokens)
+
+    def restore(self) -> None:
+        """The slot holds [0, stored) with this step; the rest of the prompt is computed."""
+        self.cached = self.processed = self.stored
+        assert self.match is not None, self.tell()
+        self.causes = recompute_causes(self.match, self.prompt_tokens)
+
+    def packed_reply(self, end: int) -> array[int]:
+        """Reply tokens at positions [prompt_tokens, end)."""
+        return pack(self.reply.tokens[: end - self.prompt_tokens])
+
+    def move(self, state: SequenceState, now: float, why: str) -> None:
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalTransition(f"{self.state.name} -> {state.name} ({why}) in {self.tell()}")
+        self.state = state
+        self.story.append((now, state, why))
+
+    def tell(self) -> str:
+        """The story, without a word of the prompt or the reply."""
+        edges = ", ".join(f"{now:.6f} {state.name} ({why})" for now, state, why in self.story)
+        return (
+            f"sequence {self.id}: {edges}; slot {self.slot}, prompt {self.prompt_tokens},"
+            f" cached {self.cached}, processed {self.processed}, emitted {self.emitted},"
+            f" stored {self.stored}"
+        )
+
+    def usage(self, now: float) -> Usage:
+        reply = self.reply
+        return Usage(
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached,
+            completion_tokens=self.emitted,
+            decode_steps=reply.decode_steps,
+            rounds=reply.rounds,
+            draft_tokens=reply.draft_tokens,
+            accepted_tokens=reply.accepted_tokens,
+            queue_seconds=self.admitted_at - self.submitted_at,
+            prefill_seconds=self.first_token_at - self.admitted_at,
+            decode_seconds=now - self.first_token_at,
+        )
+
+
+def recompute_causes(match: Match, prompt_tokens: int) -> tuple[tuple[str, int], ...]:
+    """Why a prompt is computed from where it was restored to: (cause, where it ends), ascending.
+
+    What was matched and then could not be restored had to give way to something else. The one
+    token that is evaluated in any case is nobody's loss: it counts to the rest.
+    """
+    new = DIVERGED if match.matched else COLD
+    return (
+        (EVICTED, match.tokens),
+        (THINNED, min(match.matched, prompt_tokens - 1)),
+        (EVICTED if match.evicted else new, prompt_tokens),
+    )

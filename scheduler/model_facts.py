@@ -1,0 +1,55 @@
+"""What the core must know of the loaded model: its sizes, and the bytes of slots and steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the core must know of the loaded model. Sizes in bytes, from real shapes and dtypes."""
+
+    window_tokens: int
+    context_tokens_max: int
+    vocabulary: int
+    eos_token_ids: frozenset[int]
+    has_drafter: bool
+    weights_bytes: int
+    full_bytes_per_token: int  # all full-attention layers together
+    sliding_bytes_per_token: int  # all sliding layers together
+    ring_bytes: int  # live sliding K/V of one slot, all layers
+    workspace_bytes_per_token: int  # transient of a step per packed token
+    logits_bytes_per_row: int = 0  # and per row whose logits are needed
+    wide_bytes_per_row: int = 0  # and per such row of a wide sampler
+    whole_bytes_per_row: int = 0  # or of one that weighs the whole vocabulary
+    score_bytes_per_key: int = 0  # and per decode row and key of its context
+    slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
+    tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
+    full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
+    control_tokens: ControlTokens = ControlTokens()  # noqa: RUF009 (frozen)
+
+    def live_bytes(self, tokens: int) -> int:
+        """Live K/V that a slot holding up to `tokens` tokens may need at most."""
+        capacity = self.full_tokens_granularity
+        while capacity < tokens:
+            capacity *= 2
+        return self.ring_bytes + self.tail_bytes + capacity * self.full_bytes_per_token
+
+    def draw_bytes_per_row(self, sampling: Sampling) -> int:
+        """What a draw takes beside the logits that all rows have."""
+        if sampling.whole:
+            return self.whole_bytes_per_row
+        return self.wide_bytes_per_row if sampling.wide else 0
+
+    def round_bytes(self, rows: int, tokens: int, draw_bytes_per_row: int = 0) -> int:
+        """Transient of verifying `rows` rows of one sequence that holds up to `tokens` tokens."""
+        per_row = self.workspace_bytes_per_token + self.logits_bytes_per_row + draw_bytes_per_row
+        return rows * (per_row + tokens * self.score_bytes_per_key)
+
+    def prefill_bytes(self, tokens: int, context_tokens: int) -> int:
+        """Transient of evaluating `tokens` prompt tokens in contexts of up to `context_tokens`."""
+        scores = tokens * context_tokens * self.score_bytes_per_key
+        return tokens * self.workspace_bytes_per_token + min(scores, self.slice_score_bytes)

@@ -1,0 +1,51 @@
+"""What the device answers to a step plan.
+
+- Answers come in plan order, one per Decode, Prefill and Capture.
+- Payloads are fresh, evaluated, and owned by the receiver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sapwood.cache.prefix.snapshot import Payload
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How probable an emitted token was by the model alone: without bias, penalty or filter.
+
+    alternatives: (token id, log probability) of the most probable tokens there, best first.
+    """
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What a round committed: the accepted drafts, then the new bonus token (never empty)."""
+
+    tokens: tuple[int, ...]
+    drafted: int
+    logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, where the sequence asked
+
+    @property
+    def accepted(self) -> int:
+        return len(self.tokens) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    token: int | None  # the first drawn token, where the slice drew one
+    payload: Payload | None  # owned by the receiver
+    logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the sequence asked
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Answers in plan order, one per Decode, Prefill and Capture. Payload arrays are evaluated."""
+
+    decoded: tuple[Decoded, ...] = ()
+    prefilled: tuple[Prefilled, ...] = ()
+    captured: tuple[Payload | None, ...] = ()

@@ -1,0 +1,129 @@
+"""Random lives of sequences over shared stores, against plain token lists.
+
+C1 (every layer at one offset), C4 (packed rows equal each sequence's own attention), C6 (captures
+are the live content bit for bit and restore to it), M3 (nothing is left when all have gone).
+"""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sapwood.cache.arrays.ranges import EdgePayload, window_of
+from tests.cache.arrays.world import ROUND, WINDOW, Feed, World
+
+SLOTS = 5
+TOKEN = st.integers(0, 9)
+
+
+class Lives(RuleBasedStateMachine):
+    """Slots are admitted, fed, rewound, captured and released in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        #: paths root to leaf and the tokens they spell
+        self.stored: list[tuple[list[EdgePayload], list[int]]] = []
+
+    @property
+    def free(self) -> list[int]:
+        return [s for s in range(SLOTS) if s not in self.world.tokens]
+
+    @rule(data=st.data())
+    def admit_cold(self, data: st.DataObject) -> None:
+        if self.free:
+            self.world.admit(data.draw(st.sampled_from(self.free)))
+
+    @precondition(lambda self: self.stored and self.free)
+    @rule(data=st.data())
+    def admit_from_a_path(self, data: st.DataObject) -> None:
+        path, tokens = data.draw(st.sampled_from(self.stored))
+        target = data.draw(st.integers(0, len(tokens)))
+        covered = all(
+            target == 0
+            or (
+                (held := window_of(parts, target, WINDOW)) and held.start == max(0, target - WINDOW)
+            )
+            for parts in zip(*(p.sliding for p in path), strict=True)
+        )
+        if covered:
+            slot = data.draw(st.sampled_from(self.free))
+            self.world.admit(slot, tokens[:target], [p for p in path if p.start < target])
+
+    @precondition(lambda self: self.world.tokens)
+    @rule(data=st.data())
+    def step(self, data: st.DataObject) -> None:
+        slots = sorted(data.draw(st.sets(st.sampled_from(sorted(self.world.tokens)), min_size=1)))
+        feeds = {}
+        for slot in data.draw(st.permutations(slots)):
+            prefill = data.draw(st.booleans())
+            tokens = data.draw(st.lists(TOKEN, min_size=1, max_size=14 if prefill else ROUND))
+            kept = None if prefill else data.draw(st.integers(0, len(tokens)))
+            feeds[slot] = Feed(tuple(tokens), kept, data.draw(st.booleans()))
+        self.world.step(feeds, data.draw(st.sampled_from([None, 0, 1, 2])))
+
+    @precondition(lambda self: any(self.world.tokens.values()))
+    @rule(keep=st.integers(1, WINDOW + 1), data=st.data())
+    def draft(self, keep: int, data: st.DataObject) -> None:
+        held = [s for s, tokens in self.world.tokens.items() if tokens]
+        self.world.check_view(
+            data.draw(st.lists(st.sampled_from(held), min_size=1, unique=True)), keep
+        )
+
+    @precondition(lambda self: self.world.tokens)
+    @rule(data=st.data())
+    def rewind(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
+        offset, floor = len(self.world.tokens[slot]), self.world.floors[slot]
+        target = data.draw(st.integers(-1, offset + 1))
+        for store in self.world.caches.full:
+            assert store.can_restore(slot, None, target) == (0 <= target <= offset)
+        reachable = target == 0 or (0 < target <= offset and max(0, target - WINDOW) >= floor)
+        for ring in self.world.caches.sliding:
+            assert ring.can_restore(slot, None, target) == reachable
+            assert reachable or not ring.restore(slot, None, target)
+        if reachable:
+            self.world.rewind(slot, target)
+
+    @precondition(lambda self: self.world.tokens)
+    @rule(data=st.data())
+    def capture(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
+        tokens = self.world.tokens[slot]
+        cuts = data.draw(st.sets(st.integers(0, len(tokens)), max_size=2)) | {0, len(tokens)}
+        edges = list(zip(sorted(cuts), sorted(cuts)[1:], strict=False))
+        path = [p for a, b in edges if (p := self.world.caches.capture(slot, a, b)) is not None]
+        for payload in path:
+            self.world.check_payload(payload, tokens)
+        if path:
+            self.stored.append((path, list(tokens)))
+
+    @precondition(lambda self: self.world.tokens)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.world.release(data.draw(st.sampled_from(sorted(self.world.tokens))))
+
+    @invariant()
+    def content(self) -> None:
+        for slot in self.world.tokens:
+            self.world.check_content(slot)
+
+    @invariant()
+    def rooms(self) -> None:
+        caches = self.world.caches
+        for placement in (caches.rows, caches.rings):
+            places = list(placement.places.values())
+            assert len(set(places)) == len(places) == len(self.world.tokens)
+        for store in caches.stores:
+            for capacity, pool in store.pools.by_capacity.items():
+                assert pool[0].shape[0] == store.pools.placement.rows(capacity) > 0
+
+    def teardown(self) -> None:
+        for slot in list(self.world.tokens):
+            self.world.release(slot)
+        assert self.world.caches.nbytes == 0
+
+
+Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestLives = Lives.TestCase

@@ -1,0 +1,82 @@
+"""Pool rows: distinct, dense after a pack, and gone with their last owner."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.full import capacity_for
+from sapwood.cache.arrays.placement import Move, Place, Placement
+from sapwood.cache.arrays.pools import Writes
+
+
+def test_capacity_classes_are_powers_of_two_of_the_step() -> None:
+    tokens = (0, 1, 256, 257, 512, 513, 5000)
+    assert [capacity_for(256, t) for t in tokens] == [256, 256, 256, 512, 512, 1024, 8192]
+
+
+def test_a_freed_row_is_taken_again_before_the_pool_grows() -> None:
+    placement = Placement(lambda _: 8)
+    placement.reserve((slot, 1) for slot in range(3))
+    placement.free(1)
+    assert placement.reserve([(9, 1)]) == [Move(None, Place(8, 1))]
+    assert placement.rows(8) == 3
+
+
+def test_a_slot_moves_up_when_it_outgrows_its_class_and_never_down() -> None:
+    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    assert placement.reserve([(0, 3)]) == [Move(None, Place(8, 0))]
+    assert placement.reserve([(0, 8)]) == []
+    assert placement.reserve([(0, 9)]) == [Move(Place(8, 0), Place(16, 0))]
+    assert placement.reserve([(0, 2)]) == []
+    assert placement.rows(8) == 0
+
+
+def test_rows_of_a_class_that_is_left_and_taken_at_once_stay_what_the_pools_have() -> None:
+    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    placement.reserve([(0, 3), (1, 3)])
+    placement.free(0)
+    moves = placement.reserve([(1, 9), (2, 3)])
+    assert moves == [Move(Place(8, 1), Place(16, 0)), Move(None, Place(8, 0))]
+    assert placement.rows(8) == 2
+
+
+def test_pack_waits_for_more_than_one_spare_row() -> None:
+    """One sequence that leaves as another comes must not copy the pool twice."""
+    placement = Placement(lambda _: 8)
+    placement.reserve((slot, 1) for slot in range(4))
+    placement.free(0)
+    assert placement.pack() == {}
+    placement.free(2)
+    assert placement.pack() == {8: [1, 3]}
+    assert placement.places == {1: Place(8, 0), 3: Place(8, 1)}
+    assert placement.rows(8) == 2
+
+
+def test_no_entry_of_a_ring_is_written_twice_in_one_step() -> None:
+    """A scatter with two values for one place has no order on a GPU."""
+    placement = Placement(lambda _: 8)
+    placement.reserve([(0, 1), (1, 1)])
+    writes = Writes.of(Batch([Span(1, 5, 3)], [Span(0, 3, 21)]), placement)[8]
+    places = list(
+        zip(*(np.array(a).ravel().tolist() for a in (writes.rows, writes.entries)), strict=True)
+    )
+    assert len(set(places)) == len(places) == 3 + 8
+    assert writes.packed is not None
+    assert np.array(writes.packed).tolist() == [0, 1, 2, *range(16, 24)]
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40))))
+def test_rows_are_distinct_and_few(calls: list[tuple[int, int]]) -> None:
+    """tokens 0 frees the slot. Rows stay within a quarter of the owners, or one."""
+    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    for slot, tokens in calls:
+        placement.reserve([(slot, tokens)]) if tokens else placement.free(slot)
+        placement.pack()
+        places = list(placement.places.values())
+        assert len(set(places)) == len(places)
+        for capacity in {place.capacity for place in places}:
+            owners = sum(place.capacity == capacity for place in places)
+            assert owners <= placement.rows(capacity) <= owners + max(1, owners // 4)

@@ -1,0 +1,95 @@
+"""`sapwood check`: it finds what is wrong, says so in one sentence, and shows the acceptance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from sapwood.daemon.cli.main import main
+from sapwood.model.gemma4 import PackedGemma4
+from tests.model.convert.bundles import bundle
+from tests.model.reference import checkpoint
+
+TARGET = str(checkpoint("e2b-tiny").path)
+DRAFTER = str(checkpoint("e2b-tiny-assistant").path)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The reference pair as a bundle, as it is."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    pair = (checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"))
+    bundle(pair, tmp_path / "made", None)
+    return tmp_path / "made"
+
+
+def test_a_good_bundle_passes_and_its_acceptance_is_shown(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(made), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    files = sum(p.is_file() for p in made.rglob("*"))
+    assert (found["ok"], found["problem"], found["files"]) == (True, "", files - 1)
+    assert found["manifest"]["target"]["source"] == "e2b-tiny"
+    checked = found["self_check"]
+    assert checked["faults"] == 0 and checked["tokens"] >= 4 * 2
+    drafted, accepted = checked["drafted"], checked["accepted"]
+    assert checked["rounds"] == drafted[0] > 0 and len(drafted) == len(accepted) == 4
+    assert all(a <= d for a, d in zip(accepted, drafted, strict=True))
+    assert accepted == sorted(accepted, reverse=True)
+
+
+def test_what_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", TARGET, "--draft", DRAFTER]) == 0
+    out = capsys.readouterr().out
+    for expected in ("target ", "drafter ", "plain forward's own", "accepted ", "per round"):
+        assert expected in out
+    assert out.endswith("\nok\n")
+    assert main(["check", TARGET]) == 0
+    out = capsys.readouterr().out
+    assert "drafter     none" in out and "accepted" not in out
+
+
+def test_a_runner_that_computes_something_else_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PackedGemma4.logits
+
+    def wrong(self: PackedGemma4, hidden: mx.array) -> mx.array:
+        return mx.roll(right(self, hidden), 1, axis=-1)
+
+    monkeypatch.setattr(PackedGemma4, "logits", wrong)
+    assert main(["check", TARGET, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"] and found["self_check"]["faults"] > 0
+    assert "are not what a plain forward gives" in found["problem"]
+
+
+def test_damage_and_a_drafter_that_does_not_fit_are_said(
+    made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = str(checkpoint("a4b-tiny-assistant").path)
+    assert main(["check", TARGET, "--draft", other]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out and "does not fit the target" in out and "\nok" not in out
+    path = next((made / "target").glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert main(["check", str(made)]) == 1
+    out = capsys.readouterr().out
+    assert f"{path.name}: expected is sha256" in out and "digests" not in out
+    assert main(["check", str(made), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_usage_and_places_that_do_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", TARGET, "--dtype", "int8"]) == 2
+    assert capsys.readouterr().err.startswith("sapwood: dtype: ")
+    assert main(["check", str(tmp_path / "nothing")]) == 1
+    assert "neither a directory nor a hub id" in capsys.readouterr().out

@@ -1,0 +1,103 @@
+"""The bundled demo pair behind real sockets, and what stops a daemon from loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood import AsyncClient, Message
+from sapwood.daemon.cli.main import main
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.process import assemble
+from sapwood.daemon.process.server import Daemon
+from tests.daemon.conftest import config_for
+from tests.model.checkpoint.sound import ONE, sound, write
+
+
+def loading(**settings: Any) -> Callable[[], Loaded]:
+    config = config_for(**settings)
+    return lambda: assemble.load(config)
+
+
+@pytest.mark.anyio
+async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_company() -> None:
+    """S1, S5 through the whole daemon, and GetModel's answer."""
+    daemon = Daemon(config_for(), loading(memory="1GiB"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        model = await client.get_model()
+        assert (model.name, model.drafter != "", model.numerics) == ("sapwood-demo", True, "fast")
+        assert await client.tokenize("hello") == await client.tokenize("hello")
+        ids = await client.tokenize([Message("user", "What is a tree?")])
+        options: list[dict[str, Any]] = [{"temperature": 0}, {"temperature": 1, "seed": 7}]
+        for sampling in options:
+            plain = await client.generate(ids, max_tokens=24, draft_tokens=0, **sampling).collect()
+            drafted = await client.generate(
+                ids, max_tokens=24, draft_tokens=4, **sampling
+            ).collect()
+            assert plain.token_ids == drafted.token_ids
+            assert drafted.finish.usage.draft_tokens > 0
+            assert drafted.finish.usage.cached_tokens == len(ids) - 1
+        stats = await client.cache_stats()
+        assert stats.memory.budget_bytes == 1 << 30
+    assert await daemon.stop() == 0
+    assert not daemon.engine_alive
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "says"),
+    [
+        ({"model": "/no/such/model"}, StartError, "neither a directory nor a hub id"),
+        ({"memory": "1MiB"}, StartError, "the weights need .* the budget is 1.0 MiB"),
+        ({"draft": "none", "draft_depth": 2}, UsageError, "no drafter is loaded"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(
+    settings: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        loading(**settings)()
+
+
+def test_a_bad_file_is_the_one_line_that_serve_ends_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = dict(sound())
+    files[f"target/{ONE}"] = b""
+    write(files, tmp_path)
+    listen = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
+    assert main(["serve", "--model", str(tmp_path), *listen]) == 1
+    line = f"sapwood: {tmp_path}/target/{ONE}: has 0 bytes, too few for a safetensors header\n"
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.anyio
+async def test_the_smallest_budget_that_starts_serves_a_request() -> None:
+    """One byte less would answer OUT_OF_MEMORY to everything, and is told so at the start."""
+    with pytest.raises(StartError, match=r"smallest request .* at least ([0-9]+) bytes$") as small:
+        loading(memory="1MiB")()
+    least = int(str(small.value).split()[-2])
+    with pytest.raises(StartError, match=f"at least {least} bytes"):
+        loading(memory=f"{least - 1}")()
+    daemon = Daemon(config_for(), loading(memory=f"{least}"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        reply = await client.generate([5], max_tokens=1).collect()
+        assert len(reply.token_ids) == 1
+    assert await daemon.stop() == 0
+
+
+@pytest.mark.parametrize("folder", [".", "../e2b-tiny/", "e2b-tiny"])
+def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it is reached: an empty name would be GetModel's answer."""
+    bundle = Path(__file__).parents[2] / "fixtures/ckpt"
+    monkeypatch.chdir(bundle if folder == "e2b-tiny" else bundle / "e2b-tiny")
+    loaded = loading(model=folder, draft=str(bundle / "e2b-tiny-assistant"))()
+    assert (loaded.card.name, loaded.card.drafter) == ("e2b-tiny", "e2b-tiny-assistant")
+    loaded.runner.close()

@@ -1,0 +1,19 @@
+"""A daemon whose device waits for the test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sapwood.scheduler.limits import Limits
+from tests.daemon.conftest import Running, running
+from tests.daemon.fakes import FakeDevice
+
+ONE_SLOT = Limits(slots_max=1)
+
+
+@pytest.fixture
+async def gated() -> AsyncIterator[Running]:
+    async with running(FakeDevice(gated=True), ONE_SLOT) as run:
+        yield run

@@ -1,0 +1,242 @@
+"""What a served request becomes: defaults, caps, noise, and where it is tokenised."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.rpc.admission import Admission
+from sapwood.daemon.rpc.rules import checked_sampling
+from sapwood.scheduler.errors import Refused
+from sapwood.scheduler.events import Request
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.sampling import Sampling, SamplingDefaults
+from sapwood.v1 import generation_pb2 as pb
+from tests.daemon.conftest import prompt_of
+from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
+
+LIMITS = Limits()
+USER = {"role": "user", "content": "hi"}
+GREEDY = SamplingDefaults()
+
+
+def admission(tokenizer: ByteTokenizer | None = None, depth: int | None = None) -> Admission:
+    card = ModelCard("m", "f", b"key", FACTS, GREEDY, tokenizer or ByteTokenizer())
+    return Admission(card, LIMITS, depth)
+
+
+async def admitted(request: pb.GenerateRequest, depth: int | None = None) -> Request:
+    door = admission(depth=depth)
+    try:
+        return await door.admit(request, 12.5)
+    finally:
+        door.close()
+
+
+@pytest.mark.anyio
+async def test_a_request_carries_what_was_asked_for() -> None:
+    request = prompt_of(
+        5,
+        6,
+        max_tokens=7,
+        stop=["x"],
+        stop_token_ids=[9],
+        ignore_eos=True,
+        draft_tokens=3,
+        cache={"bypass": True, "store_reply": False},
+        top_logprobs=4,
+        sampling={
+            "temperature": 0.5,
+            "seed": 2**64 - 1,
+            "repetition_penalty": 1.5,
+            "presence_penalty": -0.5,
+            "frequency_penalty": 0.25,
+            "logit_bias": {9: -2.0, 3: 0.0, 7: 100.0},
+        },
+    )
+    assert await admitted(request) == Request(
+        id=1,
+        root=b"key",
+        prompt=(5, 6),
+        max_tokens=7,
+        sampling=Sampling(
+            0.5,
+            seeded=True,
+            noise_key=2**64 - 1,
+            repetition_penalty=1.5,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            logit_bias=((7, 100.0), (9, -2.0)),
+        ),
+        stop=("x",),
+        stop_token_ids=frozenset({9}),
+        ignore_eos=True,
+        top_logprobs=4,
+        depth=3,
+        cache_bypass=True,
+        store_reply=False,
+        deadline=12.5,
+    )
+
+
+@pytest.mark.anyio
+async def test_unset_fields_have_the_contracts_defaults() -> None:
+    request = await admitted(prompt_of(5))
+    assert (request.max_tokens, request.depth, request.store_reply) == (512, None, True)
+    assert (request.cache_bypass, request.stop, request.sampling.greedy) == (False, (), True)
+    assert (await admitted(prompt_of(5, cache={}))).store_reply
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("explicit", [{}, {"max_tokens": 5000}])
+async def test_max_tokens_is_capped_by_the_context(explicit: dict[str, Any]) -> None:
+    request = await admitted(prompt_of(*[5] * (CONTEXT - 100), **explicit))
+    assert request.max_tokens == 100
+
+
+@pytest.mark.anyio
+async def test_the_daemons_depth_is_for_requests_that_set_none() -> None:
+    assert (await admitted(prompt_of(5), depth=2)).depth == 2
+    assert (await admitted(prompt_of(5, draft_tokens=0), depth=2)).depth == 0
+
+
+def test_unset_sampling_comes_from_the_models_generation_config() -> None:
+    model = SamplingDefaults(0.7, 64, 0.95, 0.05, repetition_penalty=1.2)
+    unset = checked_sampling(pb.Sampling(), model, VOCABULARY, LIMITS)
+    assert (unset.temperature, unset.top_k, unset.top_p, unset.min_p) == (0.7, 64, 0.95, 0.05)
+    given_zero = checked_sampling(
+        pb.Sampling(temperature=0, top_k=0, min_p=0), model, VOCABULARY, LIMITS
+    )
+    assert (given_zero.temperature, given_zero.top_k, given_zero.min_p) == (0, 0, 0)
+    assert given_zero.top_p == 0.95
+    assert (unset.repetition_penalty, unset.adjusted) == (1.2, True)
+    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "logit_bias": {5: 0}}
+    assert not checked_sampling(pb.Sampling(**neutral), model, VOCABULARY, LIMITS).adjusted
+
+
+def test_a_top_k_that_keeps_everything_is_off() -> None:
+    for top_k in (VOCABULARY, 2**32 - 1):
+        assert checked_sampling(pb.Sampling(top_k=top_k), GREEDY, VOCABULARY, LIMITS).top_k == 0
+    below = checked_sampling(pb.Sampling(top_k=VOCABULARY - 1), GREEDY, VOCABULARY, LIMITS)
+    assert below.top_k == VOCABULARY - 1
+
+
+def test_unseeded_requests_have_noise_of_their_own() -> None:
+    keys = {
+        checked_sampling(pb.Sampling(), GREEDY, VOCABULARY, LIMITS).noise_key for _ in range(50)
+    }
+    assert len(keys) == 50
+    assert all(0 <= key < 1 << 64 for key in keys)
+    seeded = checked_sampling(pb.Sampling(seed=0), GREEDY, VOCABULARY, LIMITS)
+    assert (seeded.seeded, seeded.noise_key) == (True, 0)
+
+
+@pytest.mark.anyio
+async def test_two_workers_tokenise_and_a_cancelled_caller_frees_no_third() -> None:
+    tokenizer = ByteTokenizer()
+    tokenizer.gate.clear()
+    door = admission(tokenizer)
+    calls = [asyncio.ensure_future(door.admit(pb.GenerateRequest(text="x"), 0)) for _ in range(9)]
+    await asyncio.sleep(0.05)
+    calls[0].cancel()
+    await asyncio.sleep(0.05)
+    busy = [t for t in threading.enumerate() if t.name.startswith("tokenise")]
+    assert len(busy) == len(tokenizer.threads) == LIMITS.tokenise_workers
+    tokenizer.gate.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert sum(isinstance(result, Request) for result in results) == 8
+    door.close()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (prompt_of(5, 6, 7), "token_ids.ids"),
+        (pb.GenerateRequest(text="\x03"), "text"),
+        (
+            pb.GenerateRequest(messages={"messages": [{"role": "user", "content": "\x03"}]}),
+            "messages",
+        ),
+    ],
+)
+async def test_a_prompt_with_image_or_audio_tokens_is_unsupported(
+    request_: pb.GenerateRequest, field: str
+) -> None:
+    """However they came: their embeddings would come from towers that are not loaded."""
+    for media, is_refused in ((frozenset({6, 9}), True), (frozenset[int](), False)):
+        card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=media)
+        door = Admission(card, LIMITS)
+        if not is_refused:
+            assert (await door.admit(request_, 0)).prompt
+            continue
+        with pytest.raises(Refused) as caught:
+            await door.admit(request_, 0)
+        assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", field)
+        door.close()
+
+
+@pytest.mark.anyio
+async def test_only_what_will_be_generated_from_must_fit_the_context() -> None:
+    """Tokenize counts any prompt; its message is bounded by the size of a request alone."""
+    door = admission()
+    text = "x" * (3 * CONTEXT)
+    assert len(await door.tokenize(pb.TokenizeRequest(text=text))) == 3 * CONTEXT + 1
+    with pytest.raises(Refused, match=f"at least {3 * CONTEXT} tokens.* at most {CONTEXT} fit"):
+        await door.admit(pb.GenerateRequest(text=text), 0)
+    door.close()
+
+
+FLOATS = st.floats(width=32)
+REQUESTS = st.builds(
+    pb.GenerateRequest,
+    text=st.text(max_size=20),
+    max_tokens=st.none() | st.integers(0, 2**32 - 1),
+    stop=st.lists(st.text(max_size=40), max_size=10),
+    stop_token_ids=st.lists(st.integers(0, 2**32 - 1), max_size=70),
+    draft_tokens=st.none() | st.integers(0, 2**32 - 1),
+    priority=st.integers(0, 5),
+    candidates=st.integers(0, 3),
+    sampling=st.builds(
+        pb.Sampling,
+        temperature=st.none() | FLOATS,
+        top_k=st.none() | st.integers(0, 2**32 - 1),
+        top_p=st.none() | FLOATS,
+        min_p=st.none() | FLOATS,
+        seed=st.none() | st.integers(0, 2**64 - 1),
+        repetition_penalty=st.none() | FLOATS,
+        presence_penalty=st.none() | FLOATS,
+        frequency_penalty=st.none() | FLOATS,
+        logit_bias=st.dictionaries(st.integers(0, 400), FLOATS, max_size=3),
+    ),
+    top_logprobs=st.integers(0, 2**32 - 1),
+)
+
+
+@given(REQUESTS)
+def test_r4_a_request_is_servable_or_refused(request: pb.GenerateRequest) -> None:
+    """Nothing else leaves the door, whatever comes in."""
+    try:
+        result = asyncio.run(admitted(request))
+    except Refused:
+        return
+    assert result.prompt
+    assert max(result.prompt) < VOCABULARY
+    assert 1 <= result.max_tokens <= CONTEXT - len(result.prompt)
+    sampling = result.sampling
+    assert 0 <= sampling.temperature < float("inf")
+    assert 0 < sampling.top_p <= 1
+    assert 0 <= sampling.min_p <= 1
+    assert 0 <= sampling.top_k < VOCABULARY
+    assert 0 < sampling.repetition_penalty < float("inf")
+    assert abs(sampling.presence_penalty) <= 2
+    assert abs(sampling.frequency_penalty) <= 2
+    assert all(id < VOCABULARY and abs(bias) <= 100 for id, bias in sampling.logit_bias)
+    assert 0 <= result.top_logprobs <= LIMITS.top_logprobs_max
+    assert result.depth is None or 0 <= result.depth <= LIMITS.draft_depth_max

@@ -1,0 +1,119 @@
+"""Flags over file over defaults, and every refusal with exit code 2's exception."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sapwood.daemon.errors import UsageError
+from sapwood.daemon.settings.addresses import TcpAddress, UnixAddress
+from sapwood.daemon.settings.config import load_config
+from sapwood.scheduler.limits import Limits
+
+
+def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    config = load_config({"model": None, "config": None})
+    assert config.listen == (
+        UnixAddress(tmp_path / "sapwood.sock"),
+        TcpAddress("127.0.0.1", 50551),
+    )
+    assert config.metrics == TcpAddress("127.0.0.1", 9464)
+    assert (config.model, config.draft, config.draft_depth) == (None, None, None)
+    assert (config.memory_bytes, config.ready_file, config.reflection) == (None, None, True)
+    assert (config.numerics, config.dtype, config.limits) == ("fast", "auto", Limits())
+
+
+def test_without_a_runtime_folder_the_socket_lies_in_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    path = Path("/home/somebody/.sapwood/sapwood.sock")
+    assert load_config({}).listen[0] == UnixAddress(path)
+
+
+def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "sapwood.toml"
+    file.write_text(
+        'model = "from/file"\ndraft_depth = 3\nmemory = "2GiB"\nreflection = false\n'
+        'listen = ["127.0.0.1:1", "[::1]:2"]\n[limits]\nslots_max = 4\ndrain_s_max = 3\n'
+    )
+    config = load_config({"config": str(file), "model": "from/flag", "memory": None})
+    assert config.model == "from/flag"
+    assert config.draft_depth == 3
+    assert config.memory_bytes == 2 << 30
+    assert config.reflection is False
+    assert config.listen == (TcpAddress("127.0.0.1", 1), TcpAddress("::1", 2))
+    assert config.limits == Limits(slots_max=4, drain_s_max=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 << 30), ("1.5 MiB", 3 << 19), ("500MB", 500_000_000), (4096, 4096), ("12", 12)],
+)
+def test_sizes(text: Any, size: int) -> None:
+    assert load_config({"memory": text}).memory_bytes == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"numerics": "strict"}, "strict is not built"),
+        ({"numerics": "exact"}, "not a numerics mode"),
+        ({"dtype": "int4"}, "not one of"),
+        ({"draft_depth": "9"}, "neither auto nor 0 to 8"),
+        ({"draft_depth": "-1"}, "neither auto nor 0 to 8"),
+        ({"draft_depth": True}, "neither auto nor 0 to 8"),
+        ({"memory": "8 GiBs"}, "not a size"),
+        ({"memory": "0"}, "more than 0"),
+        ({"memory": "much"}, "not a size"),
+        ({"listen": ["0.0.0.0:1"]}, "not a loopback address"),
+        ({"listen": ["example.org:1"]}, "not a loopback address"),
+        ({"listen": ["[::]:1"]}, "not a loopback address"),
+        ({"listen": ["127.0.0.1"]}, "neither unix:PATH nor HOST:PORT"),
+        ({"listen": ["127.0.0.1:65536"]}, "neither unix:PATH nor HOST:PORT"),
+        ({"listen": ["127.0.0.1:-1"]}, "neither unix:PATH nor HOST:PORT"),
+        ({"listen": ["unix:"]}, "needs the path"),
+        ({"listen": ["unix:/" + "x" * 120]}, "at most 100 bytes"),
+        ({"listen": ["127.0.0.1:5", "127.0.0.1:5"]}, "given twice"),
+        ({"listen": []}, "not a list of addresses"),
+        ({"metrics": "10.0.0.1:9"}, "not a loopback address"),
+        ({"metrics": "unix:/x"}, "is not HOST:PORT"),
+        ({"model": ""}, "not a name"),
+        ({"config": "/does/not/exist"}, "No such file"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_name(flags: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        load_config(flags)
+    assert next(iter(flags)).replace("_", "-") in str(caught.value) or "config" in flags
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"models = 'x'", "unknown setting 'models'"),
+        (b"[limits]\nslots = 3", "no limit 'slots'"),
+        (b"[limits]\nslots_max = 0", "positive integer"),
+        (b"[limits]\nslots_max = 2.5", "positive integer"),
+        (b"[limits]\nslots_max = true", "positive integer"),
+        (b"[limits]\nwrite_s_max = nan", "positive number"),
+        (b"limits = 3", "is a table"),
+        (b"reflection = 'yes'", "not true or false"),
+        (b"model = [", "not TOML"),
+        (b"\xff", "not TOML"),
+        (b"#" * ((1 << 20) + 1), "longer than"),
+    ],
+)
+def test_a_bad_file_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=says):
+        load_config({"config": str(file)})
+
+
+def test_port_0_may_be_asked_for_twice() -> None:
+    assert len(load_config({"listen": ["127.0.0.1:0", "127.0.0.1:0"]}).listen) == 2

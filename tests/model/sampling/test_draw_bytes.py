@@ -1,0 +1,62 @@
+"""What a draw takes of the device's memory is what the ledger is told, for every sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from sapwood.model.pair import WHOLE_LAW_BYTES, WIDE_LAW_BYTES
+from sapwood.model.sampling.acceptance import verify
+from sapwood.model.sampling.distribution import DrawRows
+from sapwood.model.sampling.penalties import Tally
+from sapwood.model.sampling.proposals import DraftDistribution
+from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling
+
+VOCABULARY, DEPTH = 1 << 17, 8
+# By row and token of the vocabulary, above the logits: the softcap's copy and float32's, which
+# all rows are reserved.
+LOGITS_BYTES = {mx.float32: 8, mx.bfloat16: 6}
+PENALISED = Sampling(repetition_penalty=1.1, frequency_penalty=0.5, logit_bias=((5, 1.0),))
+SAMPLINGS = {
+    "greedy": Sampling(),
+    "top_k": Sampling(1.0, top_k=64, top_p=0.95),
+    "penalties": PENALISED,
+    "large top_k": Sampling(1.0, top_k=CANDIDATES_MAX),
+    "large top_k with penalties": replace(PENALISED, temperature=1.0, top_k=CANDIDATES_MAX),
+    "all": Sampling(1.0),
+    "top_p": Sampling(1.0, top_p=0.9),
+    "larger top_k": Sampling(1.0, top_k=CANDIDATES_MAX + 1),
+    "seeded": Sampling(1.0, seeded=True),
+    "seeded top_p": Sampling(1.0, top_p=0.9, seeded=True),
+    "top_p with penalties": replace(PENALISED, temperature=1.0, top_p=0.9),
+}
+
+
+def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype) -> float:
+    """The peak of one verification, above its logits."""
+    tally = Tally(sampling, range(0, 4000, 2), VOCABULARY) if sampling.adjusted else None
+    rows = DrawRows((sampling,), (DEPTH,), (0,), (tally,))
+    logits = mx.random.normal((DEPTH + 1, VOCABULARY), key=mx.random.key(1)).astype(dtype)
+    drafts = mx.zeros((1, DEPTH), mx.int32)
+    distribution = DraftDistribution(
+        (0,), mx.arange(64, dtype=mx.int32)[None], mx.full((1, 64), -np.log(64))
+    )
+    mx.eval(logits, drafts, distribution.ids, distribution.log_probs)
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(verify(logits, rows, drafts, [distribution] * DEPTH))
+    return (mx.get_peak_memory() - before) / ((DEPTH + 1) * VOCABULARY)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype) -> None:
+    sampling = SAMPLINGS[name]
+    taken = _bytes_per_token(sampling, dtype) - LOGITS_BYTES[dtype]
+    if sampling.whole:
+        assert WHOLE_LAW_BYTES / 3 < taken <= WHOLE_LAW_BYTES
+    else:
+        assert taken <= (WIDE_LAW_BYTES if sampling.wide else 0)

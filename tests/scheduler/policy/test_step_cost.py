@@ -1,0 +1,104 @@
+"""The learned cost of a step: recovered where it can be, steady where a sample lies."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sapwood.scheduler.policy.step_cost import Mean, StepCost, StepShape
+
+
+def true_seconds(shape: StepShape) -> float:
+    return (
+        0.010
+        + 0.0004 * shape.rows
+        + 0.0006 * shape.drafted
+        + 0.0011 * shape.iterations
+        + 1e-7 * shape.context_tokens
+    )
+
+
+def taught() -> StepCost:
+    cost = StepCost()
+    for step in range(120):
+        rows, depth = 1 + step % 8, (step * 7) % 5
+        shape = StepShape(rows, rows * depth, depth, rows * (300 + 10 * step))
+        cost.observe(shape, true_seconds(shape))
+    return cost
+
+
+@pytest.mark.parametrize("rows", [4, 6, 8])
+@pytest.mark.parametrize("depth", [0, 2, 4])
+def test_a_linear_cost_is_recovered(rows: int, depth: int) -> None:
+    shape = StepShape(rows, rows * depth, depth, rows * 900)
+    assert taught().predict(shape) == pytest.approx(true_seconds(shape), rel=0.05)
+
+
+@given(st.lists(st.tuples(st.integers(1, 32), st.integers(0, 8), st.floats(1e-6, 1e4))))
+def test_no_price_is_negative(samples: list[tuple[int, int, float]]) -> None:
+    """Whatever the samples say: a choice among depths needs prices that are no gifts."""
+    cost = StepCost()
+    for rows, depth, seconds in samples:
+        cost.observe(StepShape(rows, rows * depth, depth, rows * 100), seconds)
+    assert cost.per_draft >= 0.0
+    assert all(cost.predict(StepShape(2, 2 * n, n, 200)) > 0.0 for n in range(9))
+
+
+@pytest.mark.parametrize("stall", [0.001, 1000.0])
+def test_one_sample_moves_the_prediction_by_a_few_percent(stall: float) -> None:
+    cost, shape = taught(), StepShape(4, 8, 2, 4000)
+    for _ in range(30):
+        cost.observe(shape, true_seconds(shape))
+    before = cost.predict(shape)
+    cost.observe(shape, stall * true_seconds(shape))
+    assert cost.predict(shape) == pytest.approx(before, rel=0.05)
+
+
+@pytest.mark.parametrize("factor", [0.05, 20.0])
+def test_a_lasting_change_is_followed_in_a_dozen_steps(factor: float) -> None:
+    cost, shape = taught(), StepShape(4, 8, 2, 4000)
+    for _ in range(12):
+        cost.observe(shape, factor * true_seconds(shape))
+    assert 0.5 * factor <= cost.predict(shape) / true_seconds(shape) <= 2.0 * factor
+
+
+def test_a_depth_not_tried_for_long_is_not_forgotten() -> None:
+    """Plain decoding is still priced rightly after a thousand steps of drafting."""
+    cost = StepCost()
+    plain, drafting = StepShape(1, 0, 0, 500), StepShape(1, 4, 4, 500)
+    for _ in range(10):
+        cost.observe(plain, 1.0)
+        cost.observe(drafting, 3.0)
+    for _ in range(1000):
+        cost.observe(drafting, 3.0)
+    assert cost.predict(plain) == pytest.approx(1.0, rel=0.05)
+
+
+def test_prefill_has_its_own_price_and_touches_no_other() -> None:
+    cost, shape = taught(), StepShape(4, 8, 2, 4000)
+    before = cost.predict(shape)
+    for tokens in (512, 100, 300) * 5:
+        mixed = StepShape(4, 8, 2, 4000, tokens)
+        cost.observe(mixed, true_seconds(shape) + 0.0002 * tokens)
+    assert cost.predict(shape) == before
+    mixed = StepShape(4, 8, 2, 4000, 400)
+    assert cost.predict(mixed) - before == pytest.approx(0.08, rel=0.1)
+
+
+def test_a_clock_that_stood_still_teaches_nothing() -> None:
+    cost, shape = taught(), StepShape(4, 8, 2, 4000)
+    before = cost.predict(shape)
+    cost.observe(shape, 0.0)
+    assert cost.predict(shape) == before
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=1, max_size=40), st.floats(1e-9, 1e9))
+def test_a_mean_is_moved_by_at_most_a_quarter(samples: list[float], outlier: float) -> None:
+    mean = Mean()
+    for sample in samples:
+        mean.add(sample)
+    mean.add(mean.value)  # ends any run of samples on one side
+    before = mean.value
+    mean.add(outlier)
+    assert before / 1.25 - 1e-9 <= mean.value <= before * 1.25 + 1e-9

@@ -1,0 +1,218 @@
+"""A reply is divided where its control tokens are, and nothing of it is lost (R3)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.events import ToolCall
+from sapwood.scheduler.reply.parts import ReplyParts
+from sapwood.scheduler.reply.tool_calls import read_call
+
+CONTROL_TOKENS = ControlTokens(
+    turn_start=256, channel_start=257, channel_end=258, call_start=259, call_end=260, quote=261
+)
+TOKEN_BYTES = [bytes([b]) for b in range(256)] + [b""] * 6 + [b"thought\n", b"t\nA\xc3", b"\xa9"]
+THINK, END, CALL, DONE, QUOTE, TURN = 257, 258, 259, 260, 261, 256
+
+# Gemma's way to write a value, and the value. Strings are lists, so that quotes can be told apart.
+Written = list[str | list[str]]
+
+
+def tokens(*parts: str | int | list[str]) -> list[int]:
+    """Ids of text, of control tokens, and of quoted strings (lists)."""
+    ids: list[int] = []
+    for part in parts:
+        match part:
+            case str():
+                ids += part.encode()
+            case int():
+                ids.append(part)
+            case [text]:
+                ids += [QUOTE, *text.encode(), QUOTE]
+    return ids
+
+
+def divided(
+    ids: list[int], prompt: tuple[int, ...] = (), **options: Any
+) -> tuple[str, str, list[ToolCall]]:
+    reply = ReplyParts(TOKEN_BYTES, control_tokens=CONTROL_TOKENS, prompt=prompt, **options)
+    text, thinking, calls = "", "", []
+    for token in [*ids, None]:
+        stopped = reply.finish() if token is None else reply.push(token)
+        text, thinking = text + reply.take_text(), thinking + reply.take_thinking()
+        calls += reply.take_calls()
+        if stopped:
+            break
+    return text, thinking, calls
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (tokens("plain"), ("plain", "")),
+        (tokens(THINK, "thought\nwhy\n", END, "so"), ("so", "why\n")),
+        (tokens("a", THINK, "thought\nb", END, "c", THINK, "thought\nd", END), ("ac", "bd")),
+        (tokens(THINK, 262, "why", END, "so"), ("so", "why")),
+        (tokens(THINK, "thought", END, "so"), ("so", "")),
+        (tokens(THINK, "thought\ncut off"), ("", "cut off")),
+        (tokens(THINK, 263, 264, "b", END), ("", "Aéb")),
+        (tokens(END, "x"), ("x", "")),
+        (tokens(0xC3, THINK, "thought\n", 0xC3, END, 0xA9), ("é", "\ufffd")),
+        (tokens("<|channel>thought\nx<channel|>"), ("<|channel>thought\nx<channel|>", "")),
+        (tokens(QUOTE, "x", DONE, TURN), ("x", "")),
+    ],
+)
+def test_thinking_is_apart_from_text(ids: list[int], expected: tuple[str, str]) -> None:
+    assert divided(ids)[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "thinking"),
+    [
+        ((5, THINK, *b"thought\n"), "a\nb"),
+        ((5, THINK, *b"thought\nsome"), "a\nb"),
+        ((5, THINK, 262), "a\nb"),
+        ((5, THINK, *b"thou"), "b"),  # the line that names it goes on in the reply
+        ((5, THINK, *b"thought\n", END), ""),
+        ((THINK, *b"thought\n", TURN, *b"model\n"), ""),
+        ((), ""),
+    ],
+)
+def test_the_prompt_may_have_opened_the_channel(prompt: tuple[int, ...], thinking: str) -> None:
+    text = "" if thinking else "a\nb"
+    assert divided(tokens("a\nb", END, "c"), prompt)[:2] == (f"{text}c", thinking)
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments"),
+    [
+        (["{}"], {}),
+        (
+            ["{n:1,f:-2.5,t:true,no:false,z:null}"],
+            {"n": 1, "f": -2.5, "t": True, "no": False, "z": None},
+        ),
+        (["{city:", ['a,b}"]{'], "}"], {"city": 'a,b}"]{'}),
+        (["{", ["k:"], ":", [""], ",l:[1,", ["x"], ",[],{}]}"], {"k:": "", "l": [1, "x", [], {}]}),
+        (["{ a : { b : ", ["c"], " } , d : [ ] }\n"], {"a": {"b": "c"}, "d": []}),
+        (
+            ["{a:forgotten quotes,b:1e999,c:NaN}"],
+            {"a": "forgotten quotes", "b": "1e999", "c": "NaN"},
+        ),
+        (['{a:"\\ud800"}'], {"a": '"\\ud800"'}),
+        (["{a:" + "9" * 5000 + "}"], {"a": "9" * 5000}),
+        (["{a:" + "9" * 400 + "}"], {"a": int("9" * 400)}),
+    ],
+)
+def test_a_call_is_read(written: Written, arguments: dict[str, Any]) -> None:
+    text, _, calls = divided(tokens("hm", CALL, "call:get_it", *written, DONE, "."))
+    assert (text, [call.name for call in calls]) == ("hm.", ["get_it"])
+    assert json.loads(calls[0].arguments) == arguments
+    calls[0].arguments.encode()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        ["call:f{"],
+        ["call:f{a}"],
+        ["call:f{a:1"],
+        ["call:f{a:1}b"],
+        ["call:f{a:1,}"],
+        ["call:f{a:}"],
+        ["call:f{a:[1}"],
+        ["call:f{a:x", ["y"], "}"],
+        ["call:{a:1}"],
+        ["call:", ["f"], "{}"],
+        ["f{}"],
+        ["call:f"],
+        [""],
+        [["x"]],
+        ["call:f{a:" + "[" * 500 + "]" * 500 + "}"],
+    ],
+)
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_no_whole_call_is_text(written: Written, ended: bool) -> None:
+    raw = "".join(part if isinstance(part, str) else part[0] for part in written)
+    ids = tokens("hm ", CALL, *written, *([DONE, "."] if ended else []))
+    assert divided(ids) == (f"hm {raw}{'.' if ended else ''}", "", [])
+
+
+def test_an_unfinished_call_with_good_syntax_is_text_too() -> None:
+    assert divided(tokens(CALL, "call:f{a:1}")) == ("call:f{a:1}", "", [])
+
+
+def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
+    call = [CALL, "call:f{a:", ["END"], "}", DONE]
+    text, thinking, calls = divided(
+        tokens(THINK, "thought\nEND", END, "xE", *call, "NDy"), stops=("END",)
+    )
+    assert (text, thinking, len(calls)) == ("x", "END", 1)
+    assert divided(tokens(CALL, "no call END", DONE, "y"), stops=("END",))[0] == "no call "
+
+
+_KEYS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=5)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def written_by_gemma(value: Any) -> Written:
+    match value:
+        case str():
+            return [[value]]
+        case dict():
+            items = [[f"{key}:", *written_by_gemma(item)] for key, item in sorted(value.items())]
+        case list():
+            items = [written_by_gemma(item) for item in value]
+        case _:
+            return [json.dumps(value)]
+    joined = [atom for item in items for atom in [",", *item]][1:]
+    return [
+        "{" if isinstance(value, dict) else "[",
+        *joined,
+        "}" if isinstance(value, dict) else "]",
+    ]
+
+
+@settings(deadline=None)
+@given(arguments=st.dictionaries(_KEYS, _VALUES, max_size=4))
+def test_what_gemma_writes_is_read_to_the_letter(arguments: dict[str, Any]) -> None:
+    _, _, (call,) = divided(tokens(CALL, "call:f", *written_by_gemma(arguments), DONE))
+    assert json.loads(call.arguments) == arguments
+
+
+@settings(deadline=None)
+@given(pieces=st.lists(st.text('call:f{}[],x1\n "', max_size=12), max_size=5))
+def test_no_call_of_a_model_is_an_error(pieces: list[str]) -> None:
+    call = read_call(pieces)
+    assert call is None or isinstance(json.loads(call.arguments), dict)
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, len(TOKEN_BYTES) - 1), max_size=60))
+def test_a_model_without_such_tokens_has_only_text(ids: list[int]) -> None:
+    reply = ReplyParts(TOKEN_BYTES, prompt=[THINK])
+    for token in ids:
+        reply.push(token)
+    reply.finish()
+    whole = b"".join(TOKEN_BYTES[i] for i in ids).decode(errors="replace")
+    assert (reply.take_text(), reply.take_thinking(), reply.take_calls()) == (whole, "", ())
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, len(TOKEN_BYTES) - 1), max_size=60))
+def test_whatever_a_model_emits_leaves_and_nothing_twice(ids: list[int]) -> None:
+    """Bytes in = bytes out, but for the names of channels and the syntax of calls."""
+    text, thinking, calls = divided(ids)
+    whole = b"".join(TOKEN_BYTES[i] for i in ids).decode(errors="replace")
+    if not {THINK, CALL} & set(ids):
+        assert (text, thinking, calls) == (whole, "", [])
+    assert len(text.encode()) + len(thinking.encode()) <= 3 * sum(len(TOKEN_BYTES[i]) for i in ids)

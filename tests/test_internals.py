@@ -1,0 +1,110 @@
+"""What we use of other people's insides: why these packages have an upper bound.
+
+A release beyond the bound is let in by whoever has seen these tests pass with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import requires
+from typing import Any
+
+import pytest
+from grpc_reflection.v1alpha._async import ReflectionServicer
+from mlx import nn
+from mlx_lm.models import gemma4_text, rope_utils, switch_layers
+from mlx_lm.utils import infer_quant_config
+from packaging.requirements import Requirement
+
+from sapwood.model.pair import Pair, load_pair
+from tests.model.reference import checkpoint
+from tests.test_rooms import NAMES, PATHS, modules
+
+BOUNDED = {"mlx-lm": "mlx_lm", "grpcio-reflection": "grpc_reflection"}
+IMPORTED = {
+    "grpc_reflection.v1alpha._async.ReflectionServicer",
+    "grpc_reflection.v1alpha.reflection_pb2",
+    "mlx_lm.models.gemma4_text.Attention",
+    "mlx_lm.models.gemma4_text.DecoderLayer",
+    "mlx_lm.models.gemma4_text.Gemma4TextModel",
+    "mlx_lm.models.gemma4_text.MLP",
+    "mlx_lm.models.gemma4_text.Model",
+    "mlx_lm.models.gemma4_text.ModelArgs",
+    "mlx_lm.models.gemma4_text.logit_softcap",
+    "mlx_lm.models.rope_utils.initialize_rope",
+    "mlx_lm.models.switch_layers.QuantizedSwitchLinear",
+    "mlx_lm.utils.infer_quant_config",
+}
+ATTENTION = (
+    *("has_kv", "is_sliding", "head_dim", "n_heads", "n_kv_heads", "use_k_eq_v"),
+    *("o_proj", "q_norm", "q_proj", "rope"),
+)
+OWN_KV = ("k_norm", "k_proj", "v_norm")
+LAYER = (
+    *("enable_moe", "input_layernorm", "layer_scalar", "layer_type", "mlp", "self_attn"),
+    *("post_attention_layernorm", "post_feedforward_layernorm", "pre_feedforward_layernorm"),
+)
+PER_LAYER = ("per_layer_input_gate", "per_layer_projection", "post_per_layer_input_norm")
+EXPERTS = (
+    *("experts", "router"),
+    *("post_feedforward_layernorm_1", "post_feedforward_layernorm_2"),
+    "pre_feedforward_layernorm_2",
+)
+TEXT = (
+    *("embed_scale", "embed_tokens", "layers", "norm", "previous_kvs", "window_size"),
+    *("hidden_size_per_layer_input", "_get_per_layer_inputs", "_project_per_layer_inputs"),
+)
+MODEL = ("args", "final_logit_softcapping", "model", "sanitize", "tie_word_embeddings")
+
+
+@pytest.mark.parametrize("package", BOUNDED)
+def test_a_package_whose_insides_we_use_is_bounded(package: str) -> None:
+    (needed,) = [n for n in map(Requirement, requires("sapwood") or ()) if n.name == package]
+    assert {bound.operator for bound in needed.specifier} == {">=", "<"}
+
+
+def test_what_we_import_of_them_is_what_is_looked_at_here() -> None:
+    found = {module for name in NAMES for module in modules(PATHS[name])}
+    insides = {module for module in found if module.split(".")[0] in BOUNDED.values()}
+    assert {m for m in insides if not any(o.startswith(f"{m}.") for o in insides)} == IMPORTED
+
+
+@pytest.fixture(scope="module", params=["e2b-tiny", "a4b-tiny", "31b-tiny"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    return load_pair(checkpoint(request.param), None, "float32")
+
+
+def test_mlx_lms_modules_have_the_parts_that_we_reach_into(pair: Pair) -> None:
+    model, text = pair.target, pair.target.model
+    assert lacking(model, MODEL) == lacking(text, TEXT) == []
+    for layer in text.layers:
+        assert lacking(layer, LAYER) == lacking(layer.self_attn, ATTENTION) == []
+        assert not layer.self_attn.has_kv or lacking(layer.self_attn, OWN_KV) == []
+        assert layer.layer_type in ("sliding_attention", "full_attention")
+        assert not text.hidden_size_per_layer_input or lacking(layer, PER_LAYER) == []
+        assert not layer.enable_moe or lacking(layer, EXPERTS) == []
+
+
+def lacking(module: nn.Module, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if not hasattr(module, name)]
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (gemma4_text.logit_softcap, ["softcap", "x"]),
+        (gemma4_text.MLP.__init__, ["self", "config", "layer_idx"]),
+        (gemma4_text.Model.sanitize, ["self", "weights"]),
+        (infer_quant_config, ["path", "module", "weights"]),
+        (ReflectionServicer.ServerReflectionInfo, ["self", "request_iterator", "unused_context"]),
+    ],
+)
+def test_functions_take_what_we_give_them(function: Any, parameters: list[str]) -> None:
+    assert list(inspect.signature(function).parameters) == parameters
+
+
+def test_classes_that_we_build_or_look_for_are_modules() -> None:
+    assert issubclass(switch_layers.QuantizedSwitchLinear, nn.Module)
+    assert {"dims", "base", "traditional"} <= set(
+        inspect.signature(rope_utils.initialize_rope).parameters
+    )
