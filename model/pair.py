@@ -31,7 +31,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 # What a draw takes for each token of the vocabulary: with changed logits or a thousand candidates,
 # and where it weighs all of them (sorted, scaled, filtered, with two words of noise). Measured;
 # tests/model/sampling/test_draw_bytes.py holds both.
-WIDE_LAW_BYTES, WHOLE_LAW_BYTES = 16, 72
+WIDE_DRAW_BYTES, WHOLE_DRAW_BYTES = 16, 72
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
 _SAMPLE_BYTES = 4096
 _SAMPLES = 1024
@@ -168,8 +168,8 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
         # The head's logits, their softcap, and a float32 copy for the sampler.
         logits_bytes_per_row=text.vocabulary * (2 * item_bytes + 4),
-        wide_bytes_per_row=text.vocabulary * WIDE_LAW_BYTES,
-        whole_bytes_per_row=text.vocabulary * WHOLE_LAW_BYTES,
+        wide_bytes_per_row=text.vocabulary * WIDE_DRAW_BYTES,
+        whole_bytes_per_row=text.vocabulary * WHOLE_DRAW_BYTES,
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.pair import WHOLE_LAW_BYTES, WIDE_LAW_BYTES
+from sapwood.model.pair import WHOLE_DRAW_BYTES, WIDE_DRAW_BYTES
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.penalties import Tally
@@ -57,6 +57,6 @@ def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype) ->
     sampling = SAMPLINGS[name]
     taken = _bytes_per_token(sampling, dtype) - LOGITS_BYTES[dtype]
     if sampling.whole:
-        assert WHOLE_LAW_BYTES / 3 < taken <= WHOLE_LAW_BYTES
+        assert WHOLE_DRAW_BYTES / 3 < taken <= WHOLE_DRAW_BYTES
     else:
-        assert taken <= (WIDE_LAW_BYTES if sampling.wide else 0)
+        assert taken <= (WIDE_DRAW_BYTES if sampling.wide else 0)
