@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.scheduler.outcomes import CancelReason, FinishReason
+from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
 
@@ -46,11 +48,11 @@ class Submit:
 class Cancel:
     """The client cancelled, disconnected, read too slowly, or its deadline passed in the shell.
 
-    Unknown or finished ids are no-ops. `reason` is an outcome label: cancelled, deadline or failed.
+    Unknown or finished ids are no-ops.
     """
 
     id: int
-    reason: str = "cancelled"
+    reason: CancelReason = CancelReason.CANCELLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,23 +113,20 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The reply is complete. reason: stop, length or stop_sequence."""
+    """The reply is complete."""
 
     id: int
-    reason: str
+    reason: FinishReason
     stop_sequence: str
     usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sequence ended by an error of api.md: `reason` is its upper-case name there.
-
-    DEADLINE_EXCEEDED and CANCELLED are statuses without a reason of ours and appear here as such.
-    """
+    """The sequence ended without a whole reply, or never began."""
 
     id: int
-    reason: str
+    reason: Reason
     message: str
     retry_after_s: float | None = None
 

@@ -17,7 +17,7 @@ from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import EvictionCause
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.histogram import Histogram, HistogramView
-from sapwood.scheduler.outcomes import OUTCOMES
+from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import StepPlan
 
 DIVERGED, EVICTED, THINNED, COLD = "diverged", "evicted", "thinned", "cold"
@@ -42,7 +42,7 @@ class Stats:
     rows_per_step: HistogramView
     tokens_per_step: HistogramView
     draft_depth: HistogramView
-    requests: Mapping[str, int]  # by outcome
+    requests: Mapping[Outcome, int]
     requests_running: int
     requests_waiting: int
     prompt_tokens: int
@@ -77,7 +77,7 @@ class Meters:
         self.rows_per_step = Histogram(COUNTS)
         self.tokens_per_step = Histogram(COUNTS)
         self.draft_depth = Histogram(tuple(float(depth) for depth in range(depth_max + 1)))
-        self.requests = dict.fromkeys(OUTCOMES, 0)
+        self.requests = dict.fromkeys(Outcome, 0)
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.prefix_cached_tokens = 0

@@ -42,7 +42,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
     "daemon/engine": {"cache/prefix/describe", "daemon", "scheduler"},
     "daemon/rpc": {
-        *("cache/prefix/describe", "daemon/engine", "model/prompt/errors"),
+        *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/v1", "scheduler"),
     },
     "daemon/http": {"daemon", "daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},

@@ -26,6 +26,7 @@ FILE_LINES_MAX = 350
 WIRE = "the wire's message, as the core says it and as the client reads it"
 TWICE = {
     "Delta": WIRE,
+    "FinishReason": WIRE,
     "TokenLogprobs": WIRE,
     "ToolCall": WIRE,
     "Usage": WIRE,

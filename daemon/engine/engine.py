@@ -15,7 +15,6 @@ import logging
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded, StepCore
 from sapwood.daemon.engine.step_clock import StepClock
 from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.faults import described
 from sapwood.scheduler.events import Command, Effect
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
@@ -151,9 +151,7 @@ class Engine:
         except StartError as error:
             return Fault(str(error))
         except BaseException as fault:
-            # No exception text beside our own frames: it could quote a prompt.
-            frames = "".join(traceback.format_tb(fault.__traceback__))
-            _log.critical("engine failed: %s\n%s%s", type(fault).__name__, frames, steps.story())
+            _log.critical("engine failed: %s%s", described(fault), steps.story())
             return Fault(f"the engine failed with {type(fault).__name__}")
         return None
 

@@ -25,6 +25,7 @@ from sapwood.daemon.engine.engine import Engine, Published
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.stats import Stats
 
 PREFIX = "sapwood_"
@@ -80,8 +81,8 @@ def _latencies(published: Published) -> Iterator[Metric]:
     yield phases
 
 
-def _requests(stats: Stats, turned_away: Mapping[str, int]) -> Iterator[Metric]:
-    outcomes = {name: n + turned_away.get(name, 0) for name, n in stats.requests.items()}
+def _requests(stats: Stats, turned_away: Mapping[Outcome, int]) -> Iterator[Metric]:
+    outcomes = {end.value: n + turned_away.get(end, 0) for end, n in stats.requests.items()}
     yield _counter("requests", "Requests by how they ended.", "outcome", outcomes)
     yield _gauge("requests_running", "Requests in prefill or decode.", stats.requests_running)
     yield _gauge("requests_waiting", "Requests in the queue.", stats.requests_waiting)

@@ -31,7 +31,7 @@ from sapwood.daemon.http.metrics import registry
 from sapwood.daemon.process.ready import ready_file, ready_line
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.health_service import Health
-from sapwood.daemon.rpc.reasons import draining, engine_failed
+from sapwood.daemon.rpc.refusals import draining, engine_failed
 from sapwood.daemon.rpc.services import make_server, service_names
 from sapwood.daemon.settings.addresses import (
     Address,

@@ -21,9 +21,9 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.conversation import conversation_of
 from sapwood.daemon.rpc.rules import check_supported, checked_sampling
 from sapwood.model.prompt.errors import PromptTooLong
-from sapwood.scheduler.errors import InvalidRequest, Precondition
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2
 
@@ -48,12 +48,12 @@ class Admission:
         depth = self._checked_depth(request)
         if request.top_logprobs > self._limits.top_logprobs_max:
             problem = f"top_logprobs is at most {self._limits.top_logprobs_max}"
-            raise InvalidRequest("BAD_REQUEST", problem, field="top_logprobs")
+            raise Refused(Reason.BAD_REQUEST, problem, field="top_logprobs")
         sampling = checked_sampling(
             request.sampling, self._card.defaults, self._card.facts.vocabulary, self._limits
         )
         if request.HasField("max_tokens") and request.max_tokens == 0:
-            raise InvalidRequest("BAD_REQUEST", "max_tokens must be at least 1", field="max_tokens")
+            raise Refused(Reason.BAD_REQUEST, "max_tokens must be at least 1", field="max_tokens")
         prompt = await self._prompt(request)
         return Request(
             id=next(self._ids),
@@ -125,7 +125,7 @@ class Admission:
             raise
         except ValueError as error:
             problem = "the model's template cannot express these turns"
-            raise InvalidRequest("BAD_REQUEST", problem, field="messages") from error
+            raise Refused(Reason.BAD_REQUEST, problem, field="messages") from error
 
     def close(self) -> None:
         # Queued work is not cancelled: its RPCs would see a CancelledError that is not theirs.
@@ -145,10 +145,10 @@ class Admission:
         if tokens > self._prompt_tokens_max:
             raise self._too_long(str(tokens))
 
-    def _too_long(self, tokens: str) -> InvalidRequest:
+    def _too_long(self, tokens: str) -> Refused:
         context = self._card.facts.context_tokens_max
-        return InvalidRequest(
-            "CONTEXT_TOO_LONG",
+        return Refused(
+            Reason.CONTEXT_TOO_LONG,
             f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
             field="prompt",
         )
@@ -156,7 +156,7 @@ class Admission:
     def _check_media(self, ids: Sequence[int], field: str) -> None:
         if not self._card.media_token_ids.isdisjoint(ids):
             problem = "the prompt holds image, audio or video tokens; only text is loaded"
-            raise Precondition("UNSUPPORTED", problem, field=field)
+            raise Refused(Reason.UNSUPPORTED, problem, field=field)
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         asked = (
@@ -170,21 +170,21 @@ class Admission:
         vocabulary = self._card.facts.vocabulary
         if ids and max(ids) >= vocabulary:
             problem = f"token ids are below {vocabulary}, the vocabulary's size"
-            raise InvalidRequest("BAD_TOKEN_ID", problem, field=field)
+            raise Refused(Reason.BAD_TOKEN_ID, problem, field=field)
 
     def _check_stops(self, request: pb.GenerateRequest) -> None:
         limits = self._limits
         if len(request.stop) > limits.stop_strings_max:
             problem = f"at most {limits.stop_strings_max} stop strings"
-            raise InvalidRequest("BAD_REQUEST", problem, field="stop")
+            raise Refused(Reason.BAD_REQUEST, problem, field="stop")
         if any(
             not 1 <= len(stop.encode()) <= limits.stop_string_bytes_max for stop in request.stop
         ):
             problem = f"a stop string has 1 to {limits.stop_string_bytes_max} bytes"
-            raise InvalidRequest("BAD_REQUEST", problem, field="stop")
+            raise Refused(Reason.BAD_REQUEST, problem, field="stop")
         if len(request.stop_token_ids) > limits.stop_token_ids_max:
             problem = f"at most {limits.stop_token_ids_max} stop token ids"
-            raise InvalidRequest("BAD_REQUEST", problem, field="stop_token_ids")
+            raise Refused(Reason.BAD_REQUEST, problem, field="stop_token_ids")
         self._check_ids(request.stop_token_ids, "stop_token_ids")
 
     def _checked_depth(self, request: pb.GenerateRequest) -> int | None:
@@ -192,11 +192,11 @@ class Admission:
             return self._depth
         if request.draft_tokens > self._limits.draft_depth_max:
             problem = f"draft_tokens is at most {self._limits.draft_depth_max}"
-            raise InvalidRequest("BAD_SAMPLING", problem, field="draft_tokens")
+            raise Refused(Reason.BAD_SAMPLING, problem, field="draft_tokens")
         if request.draft_tokens > 0 and not self._card.facts.has_drafter:
-            raise Precondition("NO_DRAFTER", "no drafter is loaded", field="draft_tokens")
+            raise Refused(Reason.NO_DRAFTER, "no drafter is loaded", field="draft_tokens")
         return request.draft_tokens
 
 
-def _empty(field: str) -> InvalidRequest:
-    return InvalidRequest("EMPTY_PROMPT", "the prompt is empty", field=field)
+def _empty(field: str) -> Refused:
+    return Refused(Reason.EMPTY_PROMPT, "the prompt is empty", field=field)

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +22,10 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from sapwood.daemon.rpc.reasons import Internal, NotBuilt, slow_reader, status_of
-from sapwood.scheduler.errors import InvalidRequest, Refused
+from sapwood.daemon.faults import described
+from sapwood.daemon.rpc.refusals import internal, slow_reader, status_of
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 
 Context = grpc.aio.ServicerContext[Any, Any]
 # The descriptor binds a behaviour to its message types at run time, so they are Any here.
@@ -102,9 +102,8 @@ def _guarded(name: str, behaviour: Behaviour, limits: Limits) -> Any:
         except grpc.aio.InternalError:
             return None  # the client went while a write was blocked; nobody is left to answer
         except Exception as bug:
-            frames = "".join(traceback.format_tb(bug.__traceback__))
-            _log.error("%s failed with %s\n%s", name, type(bug).__name__, frames)
-            answer = Internal("INTERNAL", "a fault of the daemon")
+            _log.error("%s failed with %s", name, described(bug))
+            answer = internal()
         await context.abort_with_status(status_of(answer, limits))
         raise AssertionError("abort_with_status returned")
 
@@ -113,7 +112,7 @@ def _guarded(name: str, behaviour: Behaviour, limits: Limits) -> Any:
 
 def _checked(request: Any) -> Any:
     if isinstance(request, Malformed):
-        raise InvalidRequest("BAD_REQUEST", "the bytes of the request are not its message")
+        raise Refused(Reason.BAD_REQUEST, "the bytes of the request are not its message")
     return request
 
 
@@ -123,7 +122,7 @@ async def _wellformed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
 
 
 async def _unimplemented(_request: Any, _context: Context) -> Message | None:
-    raise NotBuilt("UNIMPLEMENTED", "not built yet")
+    raise Refused(Reason.UNIMPLEMENTED, "not built yet")
 
 
 def _parser(method: MethodDescriptor) -> Callable[[bytes], Message | Malformed]:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from sapwood.scheduler.errors import InvalidRequest, Precondition
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import prompt_pb2 as pb
 
 SPEAKERS = frozenset({"system", "user", "assistant", "tool"})
@@ -131,8 +131,8 @@ def _no_constant(name: str) -> NoReturn:
 def _check_feature(name: str, features: frozenset[str], field: str) -> None:
     if name not in features:
         problem = f"the model's chat template has no place for {field.rpartition('.')[2]}"
-        raise Precondition("UNSUPPORTED", problem, field=field)
+        raise Refused(Reason.UNSUPPORTED, problem, field=field)
 
 
 def _bad(problem: str, field: str) -> NoReturn:
-    raise InvalidRequest("BAD_REQUEST", problem, field=field)
+    raise Refused(Reason.BAD_REQUEST, problem, field=field)

@@ -17,9 +17,10 @@ from sapwood.daemon.engine.engine import Engine, EngineEnded
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.rpc.admission import Admission
 from sapwood.daemon.rpc.mailbox import Mailboxes
-from sapwood.daemon.rpc.reasons import engine_failed, model_loading
-from sapwood.scheduler.errors import Refused
+from sapwood.daemon.rpc.refusals import engine_failed, model_loading
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import Outcome
+from sapwood.scheduler.reasons import Refused
 
 _T = TypeVar("_T")
 
@@ -31,7 +32,7 @@ class Gate:
         self.engine = engine
         self.limits = limits
         self.mailboxes = Mailboxes(limits)
-        self.turned_away: Counter[str] = Counter()
+        self.turned_away: Counter[Outcome] = Counter()
         self.closed_by: Callable[[], Refused] | None = model_loading
         self._depth = depth
         self._card: ModelCard | None = None

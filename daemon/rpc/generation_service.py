@@ -15,8 +15,9 @@ from sapwood.daemon.rpc.boundary import Behaviour, Context
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
 from sapwood.daemon.rpc.responses import response_of
-from sapwood.scheduler.errors import Refused
 from sapwood.scheduler.events import Cancel, Request, Submit
+from sapwood.scheduler.outcomes import CancelReason, Outcome
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
 
 
@@ -43,14 +44,15 @@ class GenerationService:
         async def write(event: ReplyEvent) -> None:
             await context.write(response_of(event))
 
-        failed = False
+        why: CancelReason | None = None
         try:
             await mailbox.pump(write)
-        except Refused:
-            failed = True
+        except Refused as refusal:
+            slow = refusal.reason is Reason.SLOW_READER
+            why = CancelReason.SLOW_READER if slow else CancelReason.FAULT
             raise
         finally:
-            self._leave(mailbox, "failed" if failed else self._why_gone(deadline))
+            self._leave(mailbox, why or self._why_gone(deadline))
 
     async def _admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
         try:
@@ -58,14 +60,14 @@ class GenerationService:
             admitted = await self._gate.admission.admit(request, deadline)
             self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
         except Refused:
-            self._gate.turned_away["rejected"] += 1
+            self._gate.turned_away[Outcome.REJECTED] += 1
             raise
         except asyncio.CancelledError:
-            self._gate.turned_away[self._why_gone(deadline)] += 1
+            self._gate.turned_away[self._why_gone(deadline).outcome] += 1
             raise
         return admitted
 
-    def _leave(self, mailbox: Mailbox, reason: str) -> None:
+    def _leave(self, mailbox: Mailbox, reason: CancelReason) -> None:
         self._gate.mailboxes.close(mailbox)
         if not mailbox.settled:
             self._gate.engine.send(Cancel(mailbox.id, reason))
@@ -106,7 +108,7 @@ class GenerationService:
         most = self._gate.limits.request_s_max
         return time.monotonic() + (most if remaining is None else min(remaining, most))
 
-    def _why_gone(self, deadline: float) -> str:
+    def _why_gone(self, deadline: float) -> CancelReason:
         """A client whose deadline passes cancels at about that time, by its own clock."""
         late = time.monotonic() >= deadline - self._gate.limits.deadline_slack_s
-        return "deadline" if late else "cancelled"
+        return CancelReason.DEADLINE if late else CancelReason.CANCELLED

@@ -14,7 +14,8 @@ import anyio
 from grpc_health.v1 import health_pb2
 
 from sapwood.daemon.rpc.boundary import Behaviour, Context
-from sapwood.scheduler.errors import Missing, NotServing
+from sapwood.daemon.rpc.refusals import draining
+from sapwood.scheduler.reasons import Reason, Refused
 
 
 class Health:
@@ -46,7 +47,7 @@ class Health:
         self, request: health_pb2.HealthCheckRequest, _context: Context
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._services:
-            raise Missing("", "unknown service")
+            raise Refused(Reason.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
     async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
@@ -59,7 +60,7 @@ class Health:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
                 sent = status
             if self._closed:
-                raise NotServing("DRAINING", "the daemon is shutting down")
+                raise draining()
             await changed.wait()
 
     def _status(self, service: str) -> int:

@@ -4,26 +4,31 @@
   are coalesced into one: a slow reader gets fewer, larger messages, in order and none twice.
 - Bytes that wait are at most `mailbox_bytes_max`, one write lasts at most `write_s_max`; past
   either the RPC alone ends with SLOW_READER. gRPC's own flow control starts megabytes later.
+- A fault in one mailbox ends its RPC and nobody else's.
 - Exactly one end: Finished, or the Refused that `pump` raises. What is put after it is dropped.
 - The engine never waits for a client.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 import anyio
 
-from sapwood.daemon.rpc.reasons import refusal_of, slow_reader
-from sapwood.scheduler.errors import Refused
+from sapwood.daemon.faults import described
+from sapwood.daemon.rpc.refusals import internal, refusal_of, slow_reader
 from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Refused
 from sapwood.scheduler.result import TokenLogprobs
 
 _TOKEN_ID_BYTES = 4
 _LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
 ReplyEvent = Progress | Delta | Finished
+
+_log = logging.getLogger(__name__)
 
 
 class Mailbox:
@@ -163,10 +168,18 @@ class Mailboxes:
             self._emptied.set()
 
     def deliver(self, effects: Iterable[Effect]) -> None:
-        """Effects of sequences whose RPC is gone are dropped."""
+        """Effects of sequences whose RPC is gone are dropped.
+
+        A fault in taking one in ends that RPC alone: the step's other effects are for others.
+        """
         for effect in effects:
-            if (mailbox := self._open.get(effect.id)) is not None:
+            if (mailbox := self._open.get(effect.id)) is None:
+                continue
+            try:
                 mailbox.put(effect)
+            except Exception as bug:
+                _log.error("an effect was not delivered: %s", described(bug))
+                mailbox.fail(internal())
 
     def fail_all(self, refusal: Refused) -> None:
         for mailbox in self._open.values():

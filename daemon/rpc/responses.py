@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from sapwood.daemon.rpc.mailbox import ReplyEvent
 from sapwood.scheduler.events import Delta, Finished, Progress, Usage
+from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.result import TokenLogprobs
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2
 
 _FINISH_REASONS = {
-    "stop": pb.FINISH_REASON_STOP,
-    "length": pb.FINISH_REASON_LENGTH,
-    "stop_sequence": pb.FINISH_REASON_STOP_SEQUENCE,
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.STOP_SEQUENCE: pb.FINISH_REASON_STOP_SEQUENCE,
 }
 
 

@@ -10,8 +10,8 @@ import math
 import os
 from collections.abc import Mapping
 
-from sapwood.scheduler.errors import InvalidRequest, Precondition
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
 from sapwood.v1 import generation_pb2 as pb
 
@@ -46,7 +46,7 @@ def checked_sampling(
     )
     for name, holds, rule in checks:
         if not holds:
-            raise InvalidRequest("BAD_SAMPLING", f"{name} must be {rule}", field=f"sampling.{name}")
+            raise Refused(Reason.BAD_SAMPLING, f"{name} must be {rule}", field=f"sampling.{name}")
     seeded = given.HasField("seed")
     noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
     return Sampling(
@@ -70,20 +70,20 @@ def _checked_bias(
     field, most = "sampling.logit_bias", limits.logit_bias_max
     if len(given) > limits.logit_bias_tokens_max:
         problem = f"logit_bias names at most {limits.logit_bias_tokens_max} tokens"
-        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+        raise Refused(Reason.BAD_SAMPLING, problem, field=field)
     if given and max(given) >= vocabulary:
         problem = f"token ids are below {vocabulary}, the vocabulary's size"
-        raise InvalidRequest("BAD_TOKEN_ID", problem, field=field)
+        raise Refused(Reason.BAD_TOKEN_ID, problem, field=field)
     if not all(-most <= bias <= most for bias in given.values()):
         problem = f"every logit_bias must be in [-{most:g}, {most:g}]"
-        raise InvalidRequest("BAD_SAMPLING", problem, field=field)
+        raise Refused(Reason.BAD_SAMPLING, problem, field=field)
     return tuple(sorted((id, bias) for id, bias in given.items() if bias))
 
 
 def check_supported(request: pb.GenerateRequest) -> None:
     """Refuse what is in the contract but not built yet, by the field's name."""
     if request.priority not in pb.Priority.values():
-        raise InvalidRequest("BAD_REQUEST", "there is no such priority", field="priority")
+        raise Refused(Reason.BAD_REQUEST, "there is no such priority", field="priority")
     unsupported = {
         "session": bool(request.session),
         "cache.mark": request.cache.mark,
@@ -96,5 +96,5 @@ def check_supported(request: pb.GenerateRequest) -> None:
             raise unsupported_field(field)
 
 
-def unsupported_field(field: str) -> Precondition:
-    return Precondition("UNSUPPORTED", f"{field} is not supported yet", field=field)
+def unsupported_field(field: str) -> Refused:
+    return Refused(Reason.UNSUPPORTED, f"{field} is not supported yet", field=field)

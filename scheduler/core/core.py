@@ -20,7 +20,6 @@ from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
-from sapwood.scheduler import outcomes
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.roster import Roster
@@ -40,19 +39,14 @@ from sapwood.scheduler.events import (
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.policy.step_cost import StepShape
+from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Meters, Stats
-
-# What a Cancel's reason becomes: status or reason of the wire contract, and the client's message.
-_CANCELLED = {
-    outcomes.CANCELLED: ("CANCELLED", "cancelled"),
-    outcomes.DEADLINE: ("DEADLINE_EXCEEDED", "the deadline passed"),
-    outcomes.FAILED: ("SLOW_READER", "the client read too slowly"),
-}
 
 
 class Core:
@@ -165,13 +159,13 @@ class Core:
         if self._roster.find(request.id) is not None:
             return
         if self._draining:
-            self._refuse(request.id, "DRAINING", "the daemon is shutting down")
+            self._refuse(request.id, Reason.DRAINING, "the daemon is shutting down")
         elif not self._memory.servable(request):
             message = "prompt and max_tokens need more memory than there is"
-            self._refuse(request.id, "OUT_OF_MEMORY", message)
+            self._refuse(request.id, Reason.OUT_OF_MEMORY, message)
         elif waiting.full:
             message = f"{len(waiting)} requests are waiting already"
-            self._refuse(request.id, "QUEUE_FULL", message, self._retry_after())
+            self._refuse(request.id, Reason.QUEUE_FULL, message, self._retry_after())
         else:
             waiting.add(self._new_sequence(request, now))
 
@@ -186,38 +180,41 @@ class Core:
         return sequence
 
     def _refuse(
-        self, id: int, reason: str, message: str, retry_after_s: float | None = None
+        self, id: int, reason: Reason, message: str, retry_after_s: float | None = None
     ) -> None:
-        self._meters.requests[outcomes.REJECTED] += 1
+        self._meters.requests[Outcome.REJECTED] += 1
         self._effects.append(Failed(id, reason, message, retry_after_s))
 
-    def _cancel(self, id: int, why: str, now: float) -> None:
+    def _cancel(self, id: int, why: CancelReason, now: float) -> None:
         """A late or duplicate cancel finds nobody and is a no-op."""
         sequence = self._roster.find(id)
         if sequence is not None:
-            reason, message = _CANCELLED[why]
-            self._fail(sequence, now, why, reason, message)
+            self._fail(sequence, now, why.outcome, why.reason, why.message)
 
     def _drain(self, now: float) -> None:
         self._draining = True
         for sequence in list(self._roster.waiting):
-            self._fail(sequence, now, outcomes.REJECTED, "DRAINING", "the daemon is shutting down")
+            self._fail(
+                sequence, now, Outcome.REJECTED, Reason.DRAINING, "the daemon is shutting down"
+            )
 
     def _expire(self, now: float) -> None:
         everybody = (*self._roster.waiting, *self._roster.live.values())
         for sequence in [s for s in everybody if now >= s.expires_at]:
             message = "the request's time is over"
-            self._fail(sequence, now, outcomes.DEADLINE, "DEADLINE_EXCEEDED", message)
+            self._fail(sequence, now, Outcome.DEADLINE, Reason.DEADLINE_EXCEEDED, message)
         for sequence in [s for s in self._roster.waiting if now >= s.queue_expires_at]:
             message = f"no place was free for {self._limits.queue_s_max:g} s"
-            self._fail(sequence, now, outcomes.REJECTED, "QUEUE_FULL", message, self._retry_after())
+            self._fail(
+                sequence, now, Outcome.REJECTED, Reason.QUEUE_FULL, message, self._retry_after()
+            )
 
     def _fail(
         self,
         sequence: Sequence,
         now: float,
-        outcome: str,
-        reason: str,
+        outcome: Outcome,
+        reason: Reason,
         message: str,
         retry_after_s: float | None = None,
     ) -> None:
@@ -319,6 +316,6 @@ class Core:
             usage = sequence.usage(now)
             self._meters.request_decode.observe(usage.decode_seconds)
             self._meters.request_duration.observe(now - sequence.submitted_at)
-            self._meters.requests[reply.reason] += 1
+            self._meters.requests[reply.reason.outcome] += 1
             self._roster.end(sequence, now, reply.reason)
             self._effects.append(Finished(sequence.id, reply.reason, reply.stop_sequence, usage))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.model_facts import ModelFacts
-from sapwood.scheduler.outcomes import LENGTH, STOP, STOP_SEQUENCE
+from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.reply.parts import ReplyParts
 from sapwood.scheduler.result import Decoded
 
 
 class GeneratedReply:
-    """What one sequence has emitted. `reason` is empty while the reply goes on."""
+    """What one sequence has emitted. `reason` is None while the reply goes on."""
 
     __slots__ = (
         "_ending_ids",
@@ -39,7 +39,7 @@ class GeneratedReply:
         self._max_tokens = request.max_tokens
         self.parts = ReplyParts(token_bytes, request.stop, facts.control_tokens, request.prompt)
         self.tokens: list[int] = []
-        self.reason = ""
+        self.reason: FinishReason | None = None
         self.decode_steps = 0
         self.rounds = 0
         self.draft_tokens = 0
@@ -51,7 +51,7 @@ class GeneratedReply:
 
     @property
     def stop_sequence(self) -> str:
-        return self.parts.stopped_by if self.reason == STOP_SEQUENCE else ""
+        return self.parts.stopped_by if self.reason is FinishReason.STOP_SEQUENCE else ""
 
     def push_first(self, token: int) -> None:
         """The token that the prefill drew."""
@@ -78,12 +78,12 @@ class GeneratedReply:
         assert not self.reason, f"token {token} after the reply ended by {self.reason}"
         self.tokens.append(token)
         if token in self._ending_ids:
-            self._end(STOP)
+            self._end(FinishReason.STOP)
         elif self.parts.push(token):
-            self._end(STOP_SEQUENCE)
+            self._end(FinishReason.STOP_SEQUENCE)
         elif len(self.tokens) == self._max_tokens:
-            self._end(LENGTH)
+            self._end(FinishReason.LENGTH)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: FinishReason) -> None:
         self.reason = reason
         self.parts.finish()

@@ -26,6 +26,7 @@ from sapwood.scheduler.events import (
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.sampling import Sampling
@@ -139,7 +140,7 @@ class House:
         self.handle(Submit(request))
         return stream
 
-    def cancel(self, stream: Stream, reason: str = "cancelled") -> None:
+    def cancel(self, stream: Stream, reason: CancelReason = CancelReason.CANCELLED) -> None:
         self.handle(Cancel(stream.request.id, reason))
 
     def handle(self, event: Command) -> None:

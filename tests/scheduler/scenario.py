@@ -138,7 +138,7 @@ def _tell(effect: Effect) -> str:
     if isinstance(effect, Delta):
         return f"{list(effect.token_ids)} {effect.text!r}"
     if isinstance(effect, Failed):
-        return f"{effect.reason}"
+        return effect.reason.name
     return f"{effect.reason} {effect.stop_sequence!r} cached {effect.usage.cached_tokens}"
 
 

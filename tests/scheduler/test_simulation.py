@@ -11,6 +11,8 @@ import pytest
 
 from sapwood.scheduler.events import Drain
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import CancelReason
+from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import VOCABULARY, toy_facts
 from tests.scheduler.house import ROOMY, House, Stream, bare, prompt
@@ -81,7 +83,7 @@ def drive(seed: int, steps: int) -> House:
         while random.random() < rate / (1 + rate):
             submit(random, house)
         if random.random() < 0.1 and house.streams:
-            reason = random.choice(("cancelled", "deadline", "failed"))
+            reason = random.choice(list(CancelReason))
             house.cancel(random.choice(list(house.streams.values())), reason)
         if house.core.has_work:
             house.step()
@@ -108,7 +110,7 @@ def test_a_drain_at_any_time_lets_the_running_finish(seed: int) -> None:
     house.run()
     assert house.core.finished
     assert late.end is not None
-    assert getattr(late.end, "reason", "") == "DRAINING"
+    assert getattr(late.end, "reason", None) is Reason.DRAINING
     assert running <= len(house.streams) - len(ended)
     house.close()
 

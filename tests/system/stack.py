@@ -29,6 +29,7 @@ from sapwood.scheduler.events import (
     Submit,
 )
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.result import TokenLogprobs
@@ -134,7 +135,7 @@ class Stack:
         self.core.handle(Submit(request), self.now)
         return stream
 
-    def cancel(self, stream: Stream, reason: str = "cancelled") -> None:
+    def cancel(self, stream: Stream, reason: CancelReason = CancelReason.CANCELLED) -> None:
         self.core.handle(Cancel(stream.request.id, reason), self.now)
         self.core.check()
         self._deliver()

@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
@@ -69,7 +70,7 @@ def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_serve
     refused = stack.submit([5] * 100, 157)
     served = [stack.submit([6 + i] * 236, 20) for i in range(3)]
     stack.run()
-    assert getattr(refused.end, "reason", "") == "OUT_OF_MEMORY"
+    assert getattr(refused.end, "reason", None) is Reason.OUT_OF_MEMORY
     assert all(stream.finished.reason == "length" for stream in served)
     stack.check(oracle(name))
     stack.close()

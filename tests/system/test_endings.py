@@ -11,6 +11,8 @@ from random import Random
 import pytest
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import CancelReason, FinishReason
+from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
 from tests.system.pairs import oracle, pair, prompts
 from tests.system.stack import Stack, Stream
@@ -31,7 +33,7 @@ def end(stack: Stack, victim: Stream, random: Random) -> None:
     if victim.request.deadline is None:
         for _ in range(random.randint(0, 10)):
             stack.step()
-        stack.cancel(victim, random.choice(("cancelled", "failed")))
+        stack.cancel(victim, random.choice((CancelReason.CANCELLED, CancelReason.SLOW_READER)))
         stack.step()
         return
     while victim.end is None:
@@ -47,7 +49,7 @@ def stored(victim: Stream) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str) -> None:
-    random, phases = Random(f"endings {name}"), Counter[tuple[str, str]]()
+    random, phases = Random(f"endings {name}"), Counter[tuple[str, Reason | FinishReason | None]]()
     stack = Stack(pair(name), LIMITS)
     for number in range(VICTIMS):
         while sum(stream.end is None for stream in stack.streams) < random.randint(2, 5):
@@ -62,7 +64,7 @@ def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str) -> N
         roster = stack.core._roster
         here = {sequence.id for sequence in (*roster.live.values(), *roster.leaving)}
         assert victim.request.id not in here, "R2: it still has its slot after a step"
-        phases[phase(victim), getattr(victim.end, "reason", "")] += 1
+        phases[phase(victim), getattr(victim.end, "reason", None)] += 1
         repeat = stack.submit(prompt, 3, **own)
         while not repeat.progress:
             stack.step()
@@ -70,7 +72,7 @@ def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str) -> N
     stack.run()
     stack.check(oracle(name))
     stack.close()
-    reasons = {"CANCELLED", "DEADLINE_EXCEEDED", "SLOW_READER"}
+    reasons = {Reason.CANCELLED, Reason.DEADLINE_EXCEEDED, Reason.SLOW_READER}
     assert {reason for _, reason in phases} == reasons
     for moment in ("queue", "prefill", "decode"):
         assert len({r for m, r in phases if m == moment}) > 1, phases

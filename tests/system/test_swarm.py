@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import CancelReason
 from tests.cache.arrays.poison import poison
 from tests.system.pairs import ALL, oracle, pair
 from tests.system.stack import GIB, Stack, budget_bytes
@@ -48,7 +49,7 @@ def swarm(name: str, seed: int, steps: int) -> Stack:
             traffic.submit(stack, deadline=late)
         if stack.streams and random.random() < 0.08:
             victim = random.choice(stack.streams[-12:])
-            stack.cancel(victim, random.choice(("cancelled", "deadline", "failed")))
+            stack.cancel(victim, random.choice(list(CancelReason)))
         stack.step()
     stack.run()
     return stack

@@ -15,8 +15,8 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.rpc.services import HEALTH
-from sapwood.scheduler.errors import NotServing
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Refused
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.conftest import (
     collect,
@@ -242,5 +242,5 @@ async def test_d4_an_idle_daemon_is_not_stalled() -> None:
 async def test_a_question_to_an_engine_that_ended_is_refused() -> None:
     async with running() as run:
         pass
-    with pytest.raises(NotServing, match="engine failed"):
+    with pytest.raises(Refused, match="engine failed"):
         await run.daemon._gate.ask(Loaded.view_tree)

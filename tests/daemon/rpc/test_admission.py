@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.admission import Admission
 from sapwood.daemon.rpc.rules import checked_sampling
-from sapwood.scheduler.errors import Refused
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.conftest import prompt_of
@@ -178,7 +178,7 @@ async def test_a_prompt_with_image_or_audio_tokens_is_unsupported(
             continue
         with pytest.raises(Refused) as caught:
             await door.admit(request_, 0)
-        assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", field)
+        assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, field)
         door.close()
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from sapwood.daemon.rpc.conversation import conversation_of
-from sapwood.scheduler.errors import Refused
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import prompt_pb2 as pb
 
 LIMITS = Limits()
@@ -101,7 +101,7 @@ def test_what_does_not_make_sense_is_a_bad_request(case: str) -> None:
     given, field = BAD[case]
     with pytest.raises(Refused) as caught:
         conversation_of(given, ALL, LIMITS)
-    assert (caught.value.reason, caught.value.field) == ("BAD_REQUEST", f"messages.{field}")
+    assert (caught.value.reason, caught.value.field) == (Reason.BAD_REQUEST, f"messages.{field}")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,10 @@ def test_what_is_no_json_object_is_a_bad_request(text: str) -> None:
     ):
         with pytest.raises(Refused) as caught:
             conversation_of(given, ALL, LIMITS)
-        assert (caught.value.reason, caught.value.field) == ("BAD_REQUEST", f"messages.{field}")
+        assert (caught.value.reason, caught.value.field) == (
+            Reason.BAD_REQUEST,
+            f"messages.{field}",
+        )
         assert len(caught.value.message) < 100
 
 
@@ -136,7 +139,7 @@ def test_what_the_template_has_no_place_for_is_unsupported(
     conversation_of(given, ALL, LIMITS)
     with pytest.raises(Refused) as caught:
         conversation_of(given, ALL - {feature}, LIMITS)
-    assert (caught.value.reason, caught.value.field) == ("UNSUPPORTED", f"messages.{field}")
+    assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, f"messages.{field}")
 
 
 def test_no_thinking_needs_no_place_in_the_template() -> None:

@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.daemon.rpc.mailbox import Mailbox, Mailboxes, ReplyEvent
-from sapwood.daemon.rpc.reasons import engine_failed
-from sapwood.scheduler.errors import Exhausted, NotServing
+from sapwood.daemon.rpc.refusals import engine_failed
 from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall, Usage
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import FinishReason
+from sapwood.scheduler.reasons import Reason, Refused
 from tests.fakes import toy_logprobs
 
 USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
-FINISHED = Finished(1, "stop", "", USAGE)
+FINISHED = Finished(1, FinishReason.STOP, "", USAGE)
 
 
 def delta(text: str, *ids: int) -> Delta:
@@ -105,7 +106,7 @@ async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
         over = Mailbox(1, limits)
         for effect in (delta("ä" * 8, 1), more, FINISHED):
             over.put(effect)
-        with pytest.raises(Exhausted, match="not read in time"):
+        with pytest.raises(Refused, match="not read in time"):
             await pumped(over)
         assert not over.settled
 
@@ -113,7 +114,11 @@ async def test_r6_bytes_at_the_limit_wait_and_one_more_is_slow_reader() -> None:
 @pytest.mark.anyio
 async def test_a_failure_comes_after_what_was_committed_and_nothing_after_it() -> None:
     mailbox = Mailbox(1, Limits())
-    effects: list[Effect] = [delta("a", 1), Failed(1, "OUT_OF_MEMORY", "no room", 2.0), delta("b")]
+    effects: list[Effect] = [
+        delta("a", 1),
+        Failed(1, Reason.OUT_OF_MEMORY, "no room", 2.0),
+        delta("b"),
+    ]
     for effect in effects:
         mailbox.put(effect)
     written: list[ReplyEvent] = []
@@ -121,7 +126,7 @@ async def test_a_failure_comes_after_what_was_committed_and_nothing_after_it() -
     async def write(event: ReplyEvent) -> None:
         written.append(event)
 
-    with pytest.raises(Exhausted, match="no room") as caught:
+    with pytest.raises(Refused, match="no room") as caught:
         await mailbox.pump(write)
     assert caught.value.retry_after_s == 2.0
     assert written == [delta("a", 1)]
@@ -138,8 +143,25 @@ async def test_fail_interrupts_a_blocked_write() -> None:
         mailboxes.fail_all(engine_failed())
         await anyio.sleep_forever()
 
-    with anyio.fail_after(5), pytest.raises(NotServing, match="engine failed"):
+    with anyio.fail_after(5), pytest.raises(Refused, match="engine failed"):
         await mailbox.pump(write)
     mailboxes.close(mailbox)
     with anyio.fail_after(5):
         await mailboxes.wait_empty()
+
+
+@pytest.mark.anyio
+async def test_an_effect_that_cannot_be_taken_in_ends_one_rpc_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A fault while a step is delivered must not cost a neighbour its tokens of that step."""
+    mailboxes = Mailboxes(Limits())
+    first, second = mailboxes.open(1), mailboxes.open(2)
+    broken = Delta(1, "secret \ud800", (5,))  # no UTF-8 has a lone surrogate
+    finished = Finished(2, FinishReason.STOP, "", USAGE)
+    mailboxes.deliver((broken, Delta(2, "whole", (6,)), finished))
+    with pytest.raises(Refused) as caught:
+        await pumped(first)
+    assert caught.value.reason is Reason.INTERNAL
+    assert await pumped(second) == [Delta(2, "whole", (6,)), finished]
+    assert "UnicodeEncodeError" in caplog.text and "secret" not in caplog.text

@@ -6,6 +6,8 @@ import pytest
 
 from sapwood.scheduler.events import Cancel, Submit
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import CancelReason, Outcome
+from sapwood.scheduler.reasons import Reason
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, failed, finished, prompt
 
@@ -26,11 +28,11 @@ def test_past_the_queue_a_request_is_refused_with_a_time_to_come_back() -> None:
     waiting = [house.submit(prompt(10, seed)) for seed in (1, 2)]
     refused = house.submit(prompt(10, 3))
     house.deliver()
-    assert failed(refused).reason == "QUEUE_FULL"
+    assert failed(refused).reason is Reason.QUEUE_FULL
     assert failed(refused).retry_after_s is not None
     house.run()
     assert [finished(s).reason for s in (first, *waiting)]
-    assert house.core.stats().requests["rejected"] == 1
+    assert house.core.stats().requests[Outcome.REJECTED] == 1
     house.close()
 
 
@@ -42,15 +44,15 @@ def test_what_cannot_fit_alone_is_refused_at_once() -> None:
     house = House(limits=SMALL, budget_bytes=budget)
     servable, never = house.submit(prompt(60), 4), house.submit(prompt(60), 5)
     house.deliver()
-    assert failed(never).reason == "OUT_OF_MEMORY"
+    assert failed(never).reason is Reason.OUT_OF_MEMORY
     house.run()
     assert finished(servable).usage.completion_tokens <= 4
     house.close()
     tight = House(limits=SMALL, budget_bytes=budget - 1)
-    assert failed_now(tight, tight.submit(prompt(60), 4)) == "OUT_OF_MEMORY"
+    assert failed_now(tight, tight.submit(prompt(60), 4)) is Reason.OUT_OF_MEMORY
 
 
-def failed_now(house: House, stream: Stream) -> str:
+def failed_now(house: House, stream: Stream) -> Reason:
     house.deliver()
     return failed(stream).reason
 
@@ -74,14 +76,15 @@ def test_a_second_submit_of_a_live_id_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("reason", "status", "outcome"),
     [
-        ("cancelled", "CANCELLED", "cancelled"),
-        ("deadline", "DEADLINE_EXCEEDED", "deadline"),
-        ("failed", "SLOW_READER", "failed"),
+        (CancelReason.CANCELLED, "CANCELLED", Outcome.CANCELLED),
+        (CancelReason.DEADLINE, "DEADLINE_EXCEEDED", Outcome.DEADLINE),
+        (CancelReason.SLOW_READER, "SLOW_READER", Outcome.FAILED),
+        (CancelReason.FAULT, "INTERNAL", Outcome.FAILED),
     ],
 )
 @pytest.mark.parametrize("steps", [0, 1, 3, 6])
 def test_cancel_in_any_state_leaves_with_the_next_plan(
-    steps: int, reason: str, status: str, outcome: str
+    steps: int, reason: CancelReason, status: str, outcome: Outcome
 ) -> None:
     """R2: queued, in prefill, in decode; the slot is released by the very next plan."""
     house = House(limits=SMALL)
@@ -92,7 +95,7 @@ def test_cancel_in_any_state_leaves_with_the_next_plan(
     house.cancel(stream, reason)
     plan = house.step()
     house.deliver()
-    assert failed(stream).reason == status
+    assert failed(stream).reason.name == status
     assert house.core.stats().requests[outcome] == 1
     if steps:
         assert plan is not None
@@ -115,8 +118,8 @@ def test_a_deadline_is_honoured_in_queue_prefill_and_decode(steps: int) -> None:
         house.step()
     house.now = deadline
     deliver(house)
-    assert failed(stream).reason == "DEADLINE_EXCEEDED"
-    assert house.core.stats().requests["deadline"] == 1
+    assert failed(stream).reason is Reason.DEADLINE_EXCEEDED
+    assert house.core.stats().requests[Outcome.DEADLINE] == 1
     house.run()
     house.close()
 
@@ -127,7 +130,7 @@ def test_a_request_without_a_deadline_still_has_a_longest_time() -> None:
     house.step()
     house.now += SMALL.request_s_max
     deliver(house)
-    assert failed(stream).reason == "DEADLINE_EXCEEDED"
+    assert failed(stream).reason is Reason.DEADLINE_EXCEEDED
     house.close()
 
 
@@ -138,7 +141,7 @@ def test_nobody_waits_in_the_queue_for_ever() -> None:
     house.step()
     house.now += house.limits.queue_s_max
     deliver(house)
-    assert failed(waiting).reason == "QUEUE_FULL"
+    assert failed(waiting).reason is Reason.QUEUE_FULL
     assert "60 s" in failed(waiting).message
     assert failed(waiting).retry_after_s is not None
     house.run()

@@ -25,15 +25,15 @@ def reply(**options: object) -> GeneratedReply:
 @pytest.mark.parametrize(
     ("options", "tokens", "emitted", "reason", "text", "accepted"),
     [
-        ({}, (5, 6, 4), 3, "", "bca", 2),
+        ({}, (5, 6, 4), 3, None, "bca", 2),
         ({}, (5, EOS, 6), 2, "stop", "b", 2),
         ({}, (5, 6, EOS), 3, "stop", "bc", 2),
-        ({"ignore_eos": True}, (5, EOS, 6), 3, "", "bc", 2),
+        ({"ignore_eos": True}, (5, EOS, 6), 3, None, "bc", 2),
         ({"stop_token_ids": frozenset({5})}, (5, 6, 4), 1, "stop", "", 1),
         ({"stop_token_ids": frozenset({5}), "ignore_eos": True}, (5, 6, 4), 1, "stop", "", 1),
         ({"stop": ("ca",)}, (5, 6, 4), 3, "stop_sequence", "b", 2),
         ({"stop": ("b",)}, (6, 5, 4), 2, "stop_sequence", "c", 2),
-        ({"stop": ("cb",)}, (5, 6, 4), 3, "", "bca", 2),
+        ({"stop": ("cb",)}, (5, 6, 4), 3, None, "bca", 2),
         ({"max_tokens": 3}, (5, 6, 4), 2, "length", "bc", 2),
         ({"max_tokens": 2}, (7, 6, 4), 1, "length", "\ufffd", 1),
     ],
@@ -42,7 +42,7 @@ def test_a_round_is_cut_where_the_reply_ends(
     options: dict[str, object],
     tokens: tuple[int, ...],
     emitted: int,
-    reason: str,
+    reason: str | None,
     text: str,
     accepted: int,
 ) -> None:
