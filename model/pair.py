@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from sapwood.cache.arrays.attention import SLICE_SCORES_MAX
+from sapwood.cache.geometry import ring_tokens, tail_tokens
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
@@ -146,8 +147,7 @@ def _compared(target: TargetConfig, draft: AssistantConfig) -> Iterator[tuple[st
 def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     """The model as the core sees it, in bytes of the real shapes and dtype.
 
-    A sliding layer's ring holds window + depth_max + 2 positions: the drafter's window + 1 and the
-    deepest verify run.
+    depth_max: most drafts of a round, which then verifies one row more.
     """
     config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
     sliding = config.kv_bytes_per_token("sliding", item_bytes)
@@ -163,8 +163,8 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         weights_bytes=weights,
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=sliding,
-        ring_bytes=sliding * (text.window + depth_max + 2),
-        tail_bytes=sliding * (text.window - 1),
+        ring_bytes=sliding * ring_tokens(text.window, depth_max + 1),
+        tail_bytes=sliding * tail_tokens(text.window),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
         # The head's logits, their softcap, and a float32 copy for the sampler.
         logits_bytes_per_row=text.vocabulary * (2 * item_bytes + 4),
@@ -185,7 +185,7 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     attention = 4 * text.heads * max(text.head_dim, text.full_head_dim)
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
-    scores = text.heads * (text.window + depth_max + 2)
+    scores = text.heads * ring_tokens(text.window, depth_max + 1)
     return activations * item_bytes + 2 * scores * 4
 
 

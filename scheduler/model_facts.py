@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.cache.geometry import ROW_TOKENS_MIN, row_tokens
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.sampling import Sampling
 
@@ -28,15 +29,13 @@ class ModelFacts:
     score_bytes_per_key: int = 0  # and per decode row and key of its context
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
-    full_tokens_granularity: int = 256  # live full K/V capacity grows to powers of two of this
+    row_tokens_min: int = ROW_TOKENS_MIN  # the smallest row of live full K/V
     control_tokens: ControlTokens = ControlTokens()  # noqa: RUF009 (frozen)
 
     def live_bytes(self, tokens: int) -> int:
         """Live K/V that a slot holding up to `tokens` tokens may need at most."""
-        capacity = self.full_tokens_granularity
-        while capacity < tokens:
-            capacity *= 2
-        return self.ring_bytes + self.tail_bytes + capacity * self.full_bytes_per_token
+        row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
+        return self.ring_bytes + self.tail_bytes + row_bytes
 
     def draw_bytes_per_row(self, sampling: Sampling) -> int:
         """What a draw takes beside the logits that all rows have."""

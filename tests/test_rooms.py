@@ -20,9 +20,10 @@ ROOTS = ("sapwood", "bench", "tests")
 
 # What each room may import of ours: whole rooms, or single files of one.
 EDGES: Mapping[str, set[str]] = {
+    "cache": set(),
     "cache/prefix": set(),
-    "cache/arrays": {"cache/prefix/snapshot"},
-    "scheduler": {"cache/prefix"},
+    "cache/arrays": {"cache", "cache/prefix/snapshot"},
+    "scheduler": {"cache", "cache/prefix"},
     "scheduler/policy": set(),
     "scheduler/reply": {"scheduler"},
     "scheduler/core": {"cache/prefix", "scheduler", "scheduler/policy", "scheduler/reply"},
@@ -30,7 +31,7 @@ EDGES: Mapping[str, set[str]] = {
     "model/prompt": {"model/checkpoint", "scheduler/control_tokens", "scheduler/sampling"},
     "model/sampling": {"scheduler/result", "scheduler/sampling"},
     "model": {
-        *("cache/arrays", "cache/prefix/snapshot"),
+        *("cache", "cache/arrays", "cache/prefix/snapshot"),
         *("model/checkpoint", "model/prompt", "model/sampling"),
         *("scheduler/model_facts", "scheduler/plan", "scheduler/result", "scheduler/sampling"),
     },
@@ -59,7 +60,14 @@ EDGES: Mapping[str, set[str]] = {
     "sapwood/__main__": {"daemon/cli"},
 }
 # No clock, no thread, no randomness, no device, no I/O: a simulator drives these as they are.
-PURE = {"cache/prefix", "scheduler", "scheduler/core", "scheduler/policy", "scheduler/reply"}
+PURE = {
+    "cache",
+    "cache/prefix",
+    "scheduler",
+    "scheduler/core",
+    "scheduler/policy",
+    "scheduler/reply",
+}
 
 SHELL = {"anyio", "asyncio", "grpc", "prometheus_client"}
 ARRAYS = {"mlx", "mlx_lm", "numpy"}

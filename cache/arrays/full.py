@@ -1,6 +1,6 @@
 """Full-attention K/V of all slots of one layer: the contract's KVCache.
 
-- A slot lies in the pool of the smallest capacity (256 x 2^i tokens) that holds it: rows of like
+- A slot lies in the pool of the smallest capacity (geometry.row_tokens) that holds it: rows of like
   length are attended in one call and padding never doubles what is read, however unlike the
   sequences are.
 - Position p lies at entry p: rewind to any offset is free, commit and rollback are one integer.
@@ -16,16 +16,6 @@ from sapwood.cache.arrays.history import PoolHistory
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pools import Pools
 from sapwood.cache.arrays.ranges import Range, merge_full
-
-STEP = 256
-
-
-def capacity_for(step: int, tokens: int) -> int:
-    """The smallest capacity class step x 2^i that holds `tokens`."""
-    capacity = step
-    while capacity < tokens:
-        capacity *= 2
-    return capacity
 
 
 class FullStore:

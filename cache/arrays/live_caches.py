@@ -16,10 +16,11 @@ from functools import partial
 import mlx.core as mx
 
 from sapwood.cache.arrays.batch import Batch
-from sapwood.cache.arrays.full import STEP, FullStore, capacity_for
+from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.ranges import EdgePayload, evaluated, window_of
 from sapwood.cache.arrays.window import WindowStore
+from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +41,19 @@ class LiveCaches:
         window: int,
         round_max: int,
         dtype: mx.Dtype,
-        step: int = STEP,
+        row_tokens_min: int = ROW_TOKENS_MIN,
     ) -> None:
         """round_max: most rows one round verifies, the bonus token's included.
 
-        step: the smallest capacity of a full layer's row, in tokens.
+        row_tokens_min: the smallest capacity of a full layer's row.
         """
-        ring = window + round_max + 1
-        self.rows, self.rings = Placement(partial(capacity_for, step)), Placement(lambda _: ring)
-        self.step = step
+        ring = ring_tokens(window, round_max)
+        self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min))
+        self.rings = Placement(lambda _: ring)
+        self.row_tokens_min = row_tokens_min
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [
-            WindowStore(s.kv_heads, s.head_dim, window, self.rings, dtype)
+            WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype)
             if s.sliding
             else FullStore(s.kv_heads, s.head_dim, self.rows, dtype)
             for s in layers

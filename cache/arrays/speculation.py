@@ -142,7 +142,8 @@ def _slot_caches(caches: Sequence[Cache | None]) -> list[SlotCache | None] | Non
 def _copy_of(caches: LiveCaches, slot: int) -> LiveCaches:
     """A sequence's content in caches of its own, evaluated: a read left pending would make the next
     write of the live pools copy them."""
-    copy = LiveCaches(caches.shapes, caches.window, caches.round_max, caches.dtype, caches.step)
+    least = caches.row_tokens_min
+    copy = LiveCaches(caches.shapes, caches.window, caches.round_max, caches.dtype, least)
     offset = caches.offset(slot)
     copy.reserve(slot, offset + caches.round_max)
     for store, live in zip(copy.stores, caches.stores, strict=True):

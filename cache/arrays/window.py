@@ -1,7 +1,7 @@
 """Sliding-window K/V of all slots of one layer, in over-provisioned rings: the contract's
 RotatingKVCache.
 
-- R = window + deepest round + 1 entries a slot, position p at entry p mod R: positions P-1-W ..
+- R = geometry.ring_tokens entries a slot, position p at entry p mod R: positions P-1-W ..
   P+k coexist, so a round never lands on a live entry, and commit and rollback are one integer.
 - A slot holds exactly [floor, offset). What a restore, rewind, snapshot or view would need below
   the floor is refused or left out, never guessed: the entry may hold another sequence's K/V.
@@ -25,6 +25,7 @@ from sapwood.cache.arrays.history import PoolHistory
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pools import KeysValues, Pools
 from sapwood.cache.arrays.ranges import Range, merge_sliding
+from sapwood.cache.geometry import tail_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,20 +43,21 @@ class WindowStore:
     merge = staticmethod(merge_sliding)
 
     def __init__(
-        self, kv_heads: int, head_dim: int, window: int, placement: Placement, dtype: mx.Dtype
+        self,
+        kv_heads: int,
+        head_dim: int,
+        window: int,
+        round_max: int,
+        placement: Placement,
+        dtype: mx.Dtype,
     ) -> None:
-        """placement's one capacity is the ring: window + most rows that one round verifies + 1."""
+        """placement's one capacity is the ring. round_max: most decode rows of one span."""
         assert window > 1, window
-        self.window, self.ring = window, placement.capacity_for(0)
+        self.window, self.round_max, self.ring = window, round_max, placement.capacity_for(0)
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
         self.offsets: dict[int, int] = {}
         self._floors: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot
         self._tails: dict[int, Tail] = {}
-
-    @property
-    def round_max(self) -> int:
-        """Most decode rows of one span that leave what was committed intact."""
-        return self.ring - self.window - 1
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -162,13 +164,13 @@ class WindowStore:
                 own = [mx.concatenate(list(pair), axis=2) for pair in zip(past, own, strict=True)]
             slices.append((own[0], own[1]))
             # Copied: a view would keep all of the slice, and the window before it, in memory.
-            tail = [mx.contiguous(a[:, :, -(self.window - 1) :]) for a in own]
+            tail = [mx.contiguous(a[:, :, -tail_tokens(self.window) :]) for a in own]
             self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
         return tuple(slices)
 
     def _past(self, slot: int, start: int) -> KeysValues | None:
         """The last W-1 entries before `start`; read from the ring only where no tail fits."""
-        low = max(0, start - (self.window - 1))
+        low = max(0, start - tail_tokens(self.window))
         if low == start:
             return None
         if (tail := self._tails.get(slot)) is not None:

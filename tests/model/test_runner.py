@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from sapwood.model.drafting import DraftPosition
-from sapwood.model.pair import Pair, load_pair
+from sapwood.model.pair import Pair, load_pair, model_facts
 from sapwood.model.runner import Runner
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import StepResult
@@ -165,3 +165,12 @@ def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runn
     for payload in (*path, captured):
         assert payload is not None
         payload.close()
+
+
+def test_a_slot_takes_the_bytes_that_the_ledger_reserves_for_it(pair: Pair) -> None:
+    """One geometry: what live_bytes reserves is what the arrays are made to."""
+    facts = model_facts(pair, 7)
+    for tokens in (1, 256, 257, 1000):
+        caches = Runner(pair, slots_max=1, depth_max=7).caches
+        caches.reserve(0, tokens)
+        assert caches.nbytes == facts.live_bytes(tokens) - facts.tail_bytes

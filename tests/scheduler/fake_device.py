@@ -42,7 +42,7 @@ def toy_facts(has_drafter: bool = True, window: int = WINDOW) -> ModelFacts:
         sliding_bytes_per_token=SLIDING_BYTES,
         ring_bytes=(window + depth_max + 1) * SLIDING_BYTES,
         workspace_bytes_per_token=1,
-        full_tokens_granularity=16,
+        row_tokens_min=16,
     )
 
 

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.cache.arrays.batch import Batch, Span
-from sapwood.cache.arrays.full import capacity_for
 from sapwood.cache.arrays.placement import Move, Place, Placement
 from sapwood.cache.arrays.pools import Writes
+from sapwood.cache.geometry import row_tokens
 
 
 def test_capacity_classes_are_powers_of_two_of_the_step() -> None:
     tokens = (0, 1, 256, 257, 512, 513, 5000)
-    assert [capacity_for(256, t) for t in tokens] == [256, 256, 256, 512, 512, 1024, 8192]
+    assert [row_tokens(t) for t in tokens] == [256, 256, 256, 512, 512, 1024, 8192]
 
 
 def test_a_freed_row_is_taken_again_before_the_pool_grows() -> None:
@@ -26,7 +26,7 @@ def test_a_freed_row_is_taken_again_before_the_pool_grows() -> None:
 
 
 def test_a_slot_moves_up_when_it_outgrows_its_class_and_never_down() -> None:
-    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    placement = Placement(lambda tokens: row_tokens(tokens, 8))
     assert placement.reserve([(0, 3)]) == [Move(None, Place(8, 0))]
     assert placement.reserve([(0, 8)]) == []
     assert placement.reserve([(0, 9)]) == [Move(Place(8, 0), Place(16, 0))]
@@ -35,7 +35,7 @@ def test_a_slot_moves_up_when_it_outgrows_its_class_and_never_down() -> None:
 
 
 def test_rows_of_a_class_that_is_left_and_taken_at_once_stay_what_the_pools_have() -> None:
-    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    placement = Placement(lambda tokens: row_tokens(tokens, 8))
     placement.reserve([(0, 3), (1, 3)])
     placement.free(0)
     moves = placement.reserve([(1, 9), (2, 3)])
@@ -71,7 +71,7 @@ def test_no_entry_of_a_ring_is_written_twice_in_one_step() -> None:
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 40))))
 def test_rows_are_distinct_and_few(calls: list[tuple[int, int]]) -> None:
     """tokens 0 frees the slot. Rows stay within a quarter of the owners, or one."""
-    placement = Placement(lambda tokens: capacity_for(8, tokens))
+    placement = Placement(lambda tokens: row_tokens(tokens, 8))
     for slot, tokens in calls:
         placement.reserve([(slot, tokens)]) if tokens else placement.free(slot)
         placement.pack()

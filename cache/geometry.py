@@ -1,0 +1,34 @@
+"""How many tokens of live K/V a slot has room for, by kind of layer.
+
+The arrays are made to these sizes and the ledger reserves by them: one module for both, so that
+neither can change alone. Pure numbers.
+"""
+
+from __future__ import annotations
+
+ROW_TOKENS_MIN = 256  # the smallest row of a full layer
+
+
+def row_tokens(tokens: int, tokens_min: int = ROW_TOKENS_MIN) -> int:
+    """A full layer's row for `tokens` tokens: the smallest class tokens_min x 2^i that holds them.
+
+    Doubling, so that a sequence that grows moves log2 times, and padding never doubles a read.
+    """
+    capacity = tokens_min
+    while capacity < tokens:
+        capacity *= 2
+    return capacity
+
+
+def ring_tokens(window: int, round_rows_max: int) -> int:
+    """A sliding layer's ring: the window, the deepest round's rows, and one more.
+
+    The drafter looks at window + 1 committed positions while a round of `round_rows_max` rows, the
+    bonus token's included, is written behind them.
+    """
+    return window + round_rows_max + 1
+
+
+def tail_tokens(window: int) -> int:
+    """What a prefill keeps aside of a sliding layer: what its next slice sees before itself."""
+    return window - 1
