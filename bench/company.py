@@ -20,7 +20,7 @@ from bench.setup import Setup
 from sapwood import AsyncClient
 from sapwood.client.values import GenerateOptions
 
-CLIENTS, _PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS, WARM_TOKENS = 16, 64, 128, 16, 24
+_CLIENTS, _PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS, _WARM_TOKENS = 16, 64, 128, 16, 24
 ALONE_WITH_MTP = 4
 
 
@@ -37,9 +37,9 @@ async def _measure(address: str, setup: Setup) -> list[Figure]:
         Group("together, MTP", True, None),
     )
     tokens = _QUICK_TOKENS if setup.quick else _NEW_TOKENS
-    async with connected(address, CLIENTS) as clients:
+    async with connected(address, _CLIENTS) as clients:
         for group in groups[1::2]:  # one by one needs nothing that these do not warm
-            await _serve(clients, group, setup, WARM_TOKENS)
+            await _serve(clients, group, setup, _WARM_TOKENS)
         for run in range(setup.runs):
             for group in alternated(groups, run):
                 few = not group.together and group.draft_tokens is None

@@ -24,7 +24,8 @@ from bench.setup import Setup
 from bench.stopwatch import TimedStep
 from sapwood.client.values import GenerateOptions
 
-ROWS, _PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS = 32, 64, 64, 32
+ROWS = 32
+_PROMPT_TOKENS, _NEW_TOKENS, _QUICK_TOKENS = 64, 64, 32
 STEPS_MIN = 8
 SIDES = (("plain", 0), ("mtp", None))
 

@@ -21,7 +21,7 @@ from bench.setup import Setup
 from sapwood import AsyncClient
 from sapwood.client.values import GenerateOptions
 
-CACHED_TOKENS, _NEW_TOKENS = 2000, 32
+_CACHED_TOKENS, _NEW_TOKENS = 2000, 32
 PREFIX_OPTIONS = GenerateOptions(max_tokens=1, temperature=0.0, draft_tokens=0, ignore_eos=True)
 
 MeasuredPrompt = list[int]
@@ -54,8 +54,8 @@ async def _measure(
 
 
 def _prompts(setup: Setup) -> tuple[MeasuredPrompt, MeasuredPrompt]:
-    """Two that share their first CACHED_TOKENS and not one more."""
-    shared, first = setup.prompt(CACHED_TOKENS), setup.prompt(_NEW_TOKENS)
+    """Two that share their first _CACHED_TOKENS and not one more."""
+    shared, first = setup.prompt(_CACHED_TOKENS), setup.prompt(_NEW_TOKENS)
     second = setup.prompt(_NEW_TOKENS)
     while first[0] == second[0]:
         second = setup.prompt(_NEW_TOKENS)
@@ -68,8 +68,8 @@ async def _run(
     """The cold one has to come first: it is what the hit finds."""
     cold, hit = await ask(client, prompt, PREFIX_OPTIONS), await ask(client, other, PREFIX_OPTIONS)
     found = cold.usage.cached_tokens, hit.usage.cached_tokens
-    if found != (0, CACHED_TOKENS):
-        raise BenchError(f"cached tokens were {found}, not {(0, CACHED_TOKENS)}")
+    if found != (0, _CACHED_TOKENS):
+        raise BenchError(f"cached tokens were {found}, not {(0, _CACHED_TOKENS)}")
     return cold, hit
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from sapwood.daemon.cli import main as cli
+from sapwood.__main__ import main as command
 from sapwood.daemon.engine.loaded import Loaded, StepCore, StepRunner
 from sapwood.daemon.process import assemble
 from sapwood.daemon.settings.config import Config
@@ -161,7 +161,7 @@ def main(argv: Sequence[str]) -> int:
         return replace(loaded, core=core, runner=runner)
 
     assemble.load = timed
-    return cli.main(["serve", *argv[1:]])
+    return command(["serve", *argv[1:]])
 
 
 if __name__ == "__main__":

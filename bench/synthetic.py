@@ -18,9 +18,9 @@ import numpy as np
 
 from sapwood.model.checkpoint.locate import DEMO
 
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD, GLOBAL_HEAD = 512, 2048, 8, 2, 64, 128
-VOCABULARY, _WINDOW = 8192, 512
-LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 2
+_HIDDEN, _INTERMEDIATE, _HEADS, _KV_HEADS, _HEAD, _GLOBAL_HEAD = 512, 2048, 8, 2, 64, 128
+_VOCABULARY, _WINDOW = 8192, 512
+_LAYERS = (["sliding_attention"] * 5 + ["full_attention"]) * 2
 
 
 def text_config(
@@ -29,15 +29,15 @@ def text_config(
     """A text_config with every key spelled out, as releases do."""
     demo: dict[str, object] = json.loads((DEMO / "target" / "config.json").read_text())
     return demo | {
-        "vocab_size": VOCABULARY,
-        "vocab_size_per_layer_input": VOCABULARY,
+        "vocab_size": _VOCABULARY,
+        "vocab_size_per_layer_input": _VOCABULARY,
         "hidden_size": hidden,
         "intermediate_size": intermediate,
         "num_hidden_layers": len(layers),
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD,
-        "global_head_dim": GLOBAL_HEAD,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KV_HEADS,
+        "head_dim": _HEAD,
+        "global_head_dim": _GLOBAL_HEAD,
         "sliding_window": _WINDOW,
         "layer_types": layers,
         "hidden_size_per_layer_input": 0,
@@ -49,15 +49,15 @@ def text_config(
 
 def layer_shapes(kind: str, hidden: int, intermediate: int, owns_kv: bool) -> dict[str, list[int]]:
     """Tensor shapes of one layer, names below `layers.N.`."""
-    head = HEAD if kind == "sliding_attention" else GLOBAL_HEAD
+    head = _HEAD if kind == "sliding_attention" else _GLOBAL_HEAD
     norms = (
         "input_layernorm", "post_attention_layernorm",
         "pre_feedforward_layernorm", "post_feedforward_layernorm",
     )  # fmt: skip
     shapes = {f"{name}.weight": [hidden] for name in norms} | {
         "layer_scalar": [1],
-        "self_attn.q_proj.weight": [HEADS * head, hidden],
-        "self_attn.o_proj.weight": [hidden, HEADS * head],
+        "self_attn.q_proj.weight": [_HEADS * head, hidden],
+        "self_attn.o_proj.weight": [hidden, _HEADS * head],
         "self_attn.q_norm.weight": [head],
         "mlp.gate_proj.weight": [intermediate, hidden],
         "mlp.up_proj.weight": [intermediate, hidden],
@@ -65,8 +65,8 @@ def layer_shapes(kind: str, hidden: int, intermediate: int, owns_kv: bool) -> di
     }
     if owns_kv:
         shapes |= {
-            "self_attn.k_proj.weight": [KV_HEADS * head, hidden],
-            "self_attn.v_proj.weight": [KV_HEADS * head, hidden],
+            "self_attn.k_proj.weight": [_KV_HEADS * head, hidden],
+            "self_attn.v_proj.weight": [_KV_HEADS * head, hidden],
             "self_attn.k_norm.weight": [head],
         }
     return shapes
@@ -76,7 +76,7 @@ def weights(
     layers: list[str], hidden: int, intermediate: int, owns_kv: bool, rng: np.random.Generator
 ) -> dict[str, mx.array]:
     """Random tensors below `model.`: matrices that keep a unit scale, norms and scalars of one."""
-    shapes = {"embed_tokens.weight": [VOCABULARY, hidden], "norm.weight": [hidden]}
+    shapes = {"embed_tokens.weight": [_VOCABULARY, hidden], "norm.weight": [hidden]}
     for index, kind in enumerate(layers):
         for name, shape in layer_shapes(kind, hidden, intermediate, owns_kv).items():
             shapes[f"layers.{index}.{name}"] = shape
@@ -104,16 +104,16 @@ def write_synthetic_pair(root: Path, seed: int = 0) -> tuple[Path, Path]:
     rng = np.random.default_rng(seed)
     save_model(
         target,
-        text_config(LAYERS, HIDDEN, INTERMEDIATE, 0),
-        weights(LAYERS, HIDDEN, INTERMEDIATE, True, rng),
+        text_config(_LAYERS, _HIDDEN, _INTERMEDIATE, 0),
+        weights(_LAYERS, _HIDDEN, _INTERMEDIATE, True, rng),
     )
     small, layers = 128, ["sliding_attention", "full_attention"]
     tensors = weights(layers, small, 2 * small, False, rng)
-    tensors["pre_projection.weight"] = draw([small, 2 * HIDDEN], rng)
-    tensors["post_projection.weight"] = draw([HIDDEN, small], rng)
+    tensors["pre_projection.weight"] = draw([small, 2 * _HIDDEN], rng)
+    tensors["post_projection.weight"] = draw([_HIDDEN, small], rng)
     config = json.loads((DEMO / "assistant" / "config.json").read_text())
     config |= {
-        "backbone_hidden_size": HIDDEN,
+        "backbone_hidden_size": _HIDDEN,
         "dtype": "float32",
         "text_config": text_config(layers, small, 2 * small, len(layers))
         | {"final_logit_softcapping": None, "vocab_size_per_layer_input": 0},

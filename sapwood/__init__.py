@@ -105,16 +105,17 @@ __all__ = [
 # Where to look for a name, the cheapest first: `values` imports nothing.
 _MODULES = ("values", "errors", "sync_client", "async_client")
 
+if not TYPE_CHECKING:  # to a type checker it would say that every name is there
 
-def __getattr__(name: str) -> Any:
-    """A public name, from its module; kept here, so that the next use finds it at once."""
-    if name in __all__:
-        for module in _MODULES:
-            found = vars(import_module(f"{__name__}.client.{module}"))
-            if name in found:
-                globals()[name] = found[name]
-                return found[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """A public name, from its module; kept here, so that the next use finds it at once."""
+        if name in __all__:
+            for module in _MODULES:
+                found = vars(import_module(f"{__name__}.client.{module}"))
+                if name in found:
+                    globals()[name] = found[name]
+                    return found[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The control tokens by which a model divides its replies."""
+"""Which token ids divide a reply into text, thinking and calls."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Admit:
     path: tuple[Payload, ...]
     sampling: Sampling
     tokens_max: int  # prompt + max_tokens: what the slot may grow to
-    prompt: tuple[int, ...] = ()  # whole: penalties count restored tokens, which no Prefill holds
+    prompt: tuple[int, ...] = ()  # whole: penalties count restored tokens, which no slice holds
     top_logprobs: int = 0  # alternatives to report with each drawn token; 0: no report at all
 
 

@@ -1,6 +1,6 @@
 """What the device answers to a step plan.
 
-- Answers come in plan order, one per Decode, Prefill and Capture.
+- Answers come in plan order, one per DecodeRow, PrefillSlice and Capture.
 - Payloads are fresh, evaluated, and owned by the receiver.
 """
 
@@ -44,7 +44,7 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Answers in plan order, one per Decode, Prefill and Capture. Payload arrays are evaluated."""
+    """Answers in plan order; payload arrays are evaluated."""
 
     decoded: tuple[Decoded, ...] = ()
     prefilled: tuple[Prefilled, ...] = ()

@@ -12,8 +12,8 @@ from __future__ import annotations
 import mlx.core as mx
 
 from sapwood.cache.arrays.batch import Batch
-from sapwood.cache.arrays.history import PoolHistory
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
 from sapwood.cache.arrays.ranges import Range, merge_full
 

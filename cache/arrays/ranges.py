@@ -110,7 +110,7 @@ Ranges = tuple[Range | None, ...]
 
 @dataclass(slots=True)
 class EdgePayload:
-    """All layers' K/V of one edge [start, end): the arrays behind cache.snapshot.Payload.
+    """All layers' K/V of one edge [start, end): the arrays behind prefix.snapshot.Payload.
 
     full: one Range per full layer over [start, end). sliding: one per sliding layer over
     [sliding_start, end), or all None where that is empty.

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sapwood.cache.arrays.batch import Batch
-from sapwood.cache.arrays.history import PoolHistory
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import KeysValues, Pools
 from sapwood.cache.arrays.ranges import Range, merge_sliding
 from sapwood.cache.geometry import tail_tokens

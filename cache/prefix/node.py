@@ -65,7 +65,7 @@ def weigh(*nodes: Node) -> Weight:
 
 @dataclass(slots=True)
 class Totals:
-    """What the tree holds and has done. Written by the moves of cache/ only."""
+    """What the tree holds and has done. Written by radix and leases only."""
 
     nodes: int = 0  # without roots
     full_bytes: int = 0

@@ -104,7 +104,7 @@ def picture(found: DemoReport) -> str:
     console = Console(
         record=True, file=io.StringIO(), width=_SVG_COLUMNS, force_terminal=True, highlight=False
     )
-    console.print(panels("together", found.together.conversations))
+    console.print(panels("together", found.together.dialogues))
     console.print(report_tables(found))
     # Without rich's web font: a picture in a README loads nothing from elsewhere.
     return _WEB_FONT.sub("", console.export_svg(title="sapwood demo"))

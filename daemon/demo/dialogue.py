@@ -17,7 +17,7 @@ from enum import StrEnum
 import anyio
 
 from sapwood import Delta, Event, Finish, Message, Prefill
-from sapwood.daemon.demo.script import PINNED_DEPTH, SYSTEM, Role
+from sapwood.daemon.demo.script import PINNED_DEPTH, SYSTEM, ClientPart
 
 
 class TurnState(StrEnum):
@@ -60,11 +60,11 @@ class Prompts:
         return (*self.first, *said, self.turn_end, *self.follow_up)
 
 
-def messages(part: Role) -> list[Message]:
+def messages(part: ClientPart) -> list[Message]:
     return [Message("system", SYSTEM), Message("user", part.question)]
 
 
-def follow_up_messages(part: Role) -> list[Message]:
+def follow_up_messages(part: ClientPart) -> list[Message]:
     """Whatever the reply will be: only what comes after it is used."""
     return [*messages(part), Message("assistant", "."), Message("user", part.follow_up)]
 
@@ -144,7 +144,7 @@ class Turn:
 class Dialogue:
     """One client's turns, and what it is doing now."""
 
-    part: Role
+    part: ClientPart
     prompts: Prompts
     depth: int = PINNED_DEPTH  # if its part pins one
     state: TurnState = TurnState.WAITING

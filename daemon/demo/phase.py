@@ -1,4 +1,4 @@
-"""The eight conversations over real gRPC, all together or one after another.
+"""The eight dialogues over real gRPC, all together or one after another.
 
 - Each client has a connection of its own, made and its prompts encoded before the clock starts.
 - Together: the first wave begins at one moment; who joins later waits for another client's tokens,
@@ -23,7 +23,7 @@ from sapwood.daemon.demo.dialogue import Dialogue, TurnState, follow_up_messages
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.process import DaemonProcess
 from sapwood.daemon.demo.scrape import Check, compare, settled
-from sapwood.daemon.demo.script import Role
+from sapwood.daemon.demo.script import ClientPart
 from sapwood.daemon.demo.view import View
 
 _TICK_S = 0.125
@@ -35,14 +35,14 @@ class Seat:
     """A client's connection and what it says there."""
 
     client: AsyncClient
-    conversation: Dialogue
+    dialogue: Dialogue
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """What one phase measured. conversations: in the order of the cast."""
+    """What one phase measured. dialogues: in the order of the cast."""
 
-    conversations: tuple[Dialogue, ...]
+    dialogues: tuple[Dialogue, ...]
     span_s: float
     checks: tuple[Check, ...]
     model: Model
@@ -52,20 +52,22 @@ class Phase:
     @property
     def tokens_per_s(self) -> float:
         """Every token that a client saw, the cancelled one's included, over the whole span."""
-        return sum(c.tokens for c in self.conversations) / self.span_s
+        return sum(c.tokens for c in self.dialogues) / self.span_s
 
 
-async def play(daemon: DaemonProcess, cast: Sequence[Role], together: bool, view: View) -> Phase:
-    """Runs all conversations against a fresh daemon. Raises DemoError or a SapwoodError."""
+async def play(
+    daemon: DaemonProcess, cast: Sequence[ClientPart], together: bool, view: View
+) -> Phase:
+    """Runs all dialogues against a fresh daemon. Raises DemoError or a SapwoodError."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(daemon.address)) for _ in cast]
         model = await clients[0].get_model()
         seats = [await _seat(c, part, model) for c, part in zip(clients, cast, strict=True)]
-        conversations = tuple(seat.conversation for seat in seats)
-        async with _shown(view, "together" if together else "one by one", conversations):
+        dialogues = tuple(seat.dialogue for seat in seats)
+        async with _shown(view, "together" if together else "one by one", dialogues):
             windows = [await _window(daemon, group, together) for group in _groups(seats, together)]
         return Phase(
-            conversations,
+            dialogues,
             sum(span_s for span_s, _ in windows),
             tuple(check for _, checks in windows for check in checks),
             model,
@@ -79,18 +81,18 @@ async def play(daemon: DaemonProcess, cast: Sequence[Role], together: bool, view
 def _groups(seats: Sequence[Seat], together: bool) -> list[list[Seat]]:
     if together:
         return [list(seats)]
-    cancelled = [seat for seat in seats if seat.conversation.part.cancels_at]
+    cancelled = [seat for seat in seats if seat.dialogue.part.cancels_at]
     return [[seat for seat in seats if seat not in cancelled], cancelled]
 
 
-async def _seat(client: AsyncClient, part: Role, model: Model) -> Seat:
+async def _seat(client: AsyncClient, part: ClientPart, model: Model) -> Seat:
     await client.is_serving()  # connects
     first = await client.tokenize(messages(part))
     both = await client.tokenize(follow_up_messages(part)) if part.follow_up else ()
-    conversation = Dialogue(part, prompts(first, both, model.eos_token_ids))
+    dialogue = Dialogue(part, prompts(first, both, model.eos_token_ids))
     if not model.drafter:
-        conversation.depth = 0
-    return Seat(client, conversation)
+        dialogue.depth = 0
+    return Seat(client, dialogue)
 
 
 async def _window(
@@ -104,54 +106,54 @@ async def _window(
         for seat in seats:
             await _converse(seat)
     after = await to_thread.run_sync(settled, daemon.metrics)
-    conversations = [seat.conversation for seat in seats]
-    turns = [turn for conversation in conversations for turn in conversation.turns]
+    dialogues = [seat.dialogue for seat in seats]
+    turns = [turn for dialogue in dialogues for turn in dialogue.turns]
     span_s = max(turn.ended or 0.0 for turn in turns) - min(turn.asked for turn in turns)
-    return span_s, compare(before, after, conversations)
+    return span_s, compare(before, after, dialogues)
 
 
 async def _all_at_once(seats: Sequence[Seat]) -> None:
-    pacer = next(seat.conversation for seat in seats if seat.conversation.part.cancels_at)
+    pacer = next(seat.dialogue for seat in seats if seat.dialogue.part.cancels_at)
     async with anyio.create_task_group() as tasks:
         for seat in seats:
             tasks.start_soon(_join, seat, pacer, seats)
 
 
 async def _join(seat: Seat, pacer: Dialogue, seats: Sequence[Seat]) -> None:
-    while pacer.tokens < seat.conversation.part.joins_at:
+    while pacer.tokens < seat.dialogue.part.joins_at:
         await pacer.moved.wait()
-    states = [other.conversation.state for other in seats]
-    seat.conversation.company = states.count(TurnState.STREAMING)
+    states = [other.dialogue.state for other in seats]
+    seat.dialogue.company = states.count(TurnState.STREAMING)
     await _converse(seat)
 
 
 async def _converse(seat: Seat) -> None:
-    conversation = seat.conversation
-    await _turn(seat, messages(conversation.part), conversation.prompts.first)
-    if conversation.part.follow_up:
-        reply = conversation.turns[0]
+    dialogue = seat.dialogue
+    await _turn(seat, messages(dialogue.part), dialogue.prompts.first)
+    if dialogue.part.follow_up:
+        reply = dialogue.turns[0]
         stopped = reply.outcome == FinishReason.STOP
-        prompt_ids = conversation.prompts.second(reply.token_ids, stopped)
+        prompt_ids = dialogue.prompts.second(reply.token_ids, stopped)
         await _turn(seat, prompt_ids, prompt_ids)
 
 
 async def _turn(seat: Seat, prompt: Prompt, prompt_ids: tuple[int, ...]) -> None:
-    conversation = seat.conversation
-    turn = conversation.ask(prompt_ids, _clock())
-    options = conversation.part.options(has_drafter=conversation.depth > 0)
+    dialogue = seat.dialogue
+    turn = dialogue.ask(prompt_ids, _clock())
+    options = dialogue.part.options(has_drafter=dialogue.depth > 0)
     async with seat.client.generate(prompt, **options) as stream:
         async for event in stream:
-            conversation.note(event, _clock())
-            if conversation.wants_to_hang_up:
+            dialogue.note(event, _clock())
+            if dialogue.wants_to_hang_up:
                 break  # leaving the context cancels, with nothing awaited in between
-    hung_up = conversation.wants_to_hang_up
+    hung_up = dialogue.wants_to_hang_up
     if turn.finish is None and not hung_up:
-        raise DemoError(f"the reply to {conversation.part.id} ended without a finish")
-    conversation.end(TurnState.CANCELLED if hung_up else TurnState.DONE, _clock())
+        raise DemoError(f"the reply to {dialogue.part.id} ended without a finish")
+    dialogue.end(TurnState.CANCELLED if hung_up else TurnState.DONE, _clock())
 
 
 @asynccontextmanager
-async def _shown(view: View, title: str, conversations: Sequence[Dialogue]) -> AsyncIterator[None]:
+async def _shown(view: View, title: str, dialogues: Sequence[Dialogue]) -> AsyncIterator[None]:
     """Keeps `view` up to date while the body runs, and once more at its end."""
 
     async def follow() -> None:
@@ -159,7 +161,7 @@ async def _shown(view: View, title: str, conversations: Sequence[Dialogue]) -> A
             view.tick()
             await anyio.sleep(_TICK_S)
 
-    with view.showing(title, conversations):
+    with view.showing(title, dialogues):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(follow)
             yield

@@ -70,7 +70,7 @@ class DemoReport:
     @property
     def same_replies(self) -> int:
         """Clients that read the same tokens in both phases, as far as both read them."""
-        pairs = zip(self.together.conversations, self.one_by_one.conversations, strict=True)
+        pairs = zip(self.together.dialogues, self.one_by_one.dialogues, strict=True)
         return sum(_same(left, right) for left, right in pairs)
 
     def as_json(self) -> dict[str, object]:
@@ -80,7 +80,7 @@ class DemoReport:
 def demo_report(together: Phase, one_by_one: Phase, blas: str) -> DemoReport:
     agree = all(check.agrees for check in together.checks + one_by_one.checks)
     figures = Figures(
-        tuple(client_figures(conversation) for conversation in together.conversations),
+        tuple(client_figures(dialogue) for dialogue in together.dialogues),
         together.tokens_per_s,
         one_by_one.tokens_per_s,
         blas,
@@ -90,15 +90,15 @@ def demo_report(together: Phase, one_by_one: Phase, blas: str) -> DemoReport:
     return DemoReport(figures, claims(together, agree), together, one_by_one)
 
 
-def client_figures(conversation: Dialogue) -> ClientFigures:
-    """Of a conversation that ended. Every one has at least one token: that is what ends it."""
-    counts, first = conversation.counts, conversation.turns[0]
-    assert first.first_token is not None, conversation.part.id
+def client_figures(dialogue: Dialogue) -> ClientFigures:
+    """Of a dialogue that ended. Every one has at least one token: that is what ends it."""
+    counts, first = dialogue.counts, dialogue.turns[0]
+    assert first.first_token is not None, dialogue.part.id
     return ClientFigures(
-        conversation.part.id,
+        dialogue.part.id,
         **asdict(counts),
         ttft_s=first.first_token - first.asked,
-        finish=conversation.turns[-1].outcome,
+        finish=dialogue.turns[-1].outcome,
     )
 
 
@@ -108,11 +108,11 @@ def tree_figures(phase: Phase) -> TreeFigures:
 
 
 def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
-    conversations = together.conversations
-    shared = shared_tokens([c.prompts.first for c in conversations])
-    firsts = [c.turns[0].cached_tokens or 0 for c in conversations]
-    late = [c for c in conversations if c.part.joins_at]
-    second = [c for c in conversations if c.part.follow_up]
+    dialogues = together.dialogues
+    shared = shared_tokens([c.prompts.first for c in dialogues])
+    firsts = [c.turns[0].cached_tokens or 0 for c in dialogues]
+    late = [c for c in dialogues if c.part.joins_at]
+    second = [c for c in dialogues if c.part.follow_up]
     return (
         Claim(
             f"the prompts share {shared} tokens, computed once: "
@@ -130,7 +130,7 @@ def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
             f"{len(second)} second turns found first prompt and reply in the cache",
             all(map(_continued, second)),
         ),
-        Claim("every usage is what its stream carried", all(map(_usage_is_true, conversations))),
+        Claim("every usage is what its stream carried", all(map(_usage_is_true, dialogues))),
         Claim("the daemon's counters are the clients' sums", metrics_agree),
     )
 
@@ -143,17 +143,17 @@ def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
     )
 
 
-def _continued(conversation: Dialogue) -> bool:
+def _continued(dialogue: Dialogue) -> bool:
     """All but the reply's last token, which no forward has seen, and one to evaluate anew."""
-    first, second = conversation.turns
+    first, second = dialogue.turns
     return (second.cached_tokens or 0) >= len(first.prompt_ids) + len(first.token_ids) - 2
 
 
-def _usage_is_true(conversation: Dialogue) -> bool:
+def _usage_is_true(dialogue: Dialogue) -> bool:
     return all(
         (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         == (len(turn.prompt_ids), turn.cached_tokens, len(turn.token_ids))
-        for turn in conversation.turns
+        for turn in dialogue.turns
         if turn.finish is not None and (usage := turn.finish.usage)
     )
 

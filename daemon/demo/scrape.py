@@ -95,14 +95,14 @@ def total(counters: Counters, name: str, label: str | None = None) -> float:
     return sum(found) if found else math.nan
 
 
-def compare(before: Counters, after: Counters, conversations: Sequence[Dialogue]) -> list[Check]:
-    """Every counter that a client can confirm, over the requests of `conversations`."""
+def compare(before: Counters, after: Counters, dialogues: Sequence[Dialogue]) -> list[Check]:
+    """Every counter that a client can confirm, over the requests of `dialogues`."""
     low = high = Counts()
-    for conversation in conversations:
-        for turn in conversation.turns:
-            least, most = _range(turn, conversation.depth)
+    for dialogue in dialogues:
+        for turn in dialogue.turns:
+            least, most = _range(turn, dialogue.depth)
             low, high = low + least, high + most
-    outcomes = [turn.outcome for c in conversations for turn in c.turns]
+    outcomes = [turn.outcome for c in dialogues for turn in c.turns]
     checks = [
         Check(f"requests_total {label}", _moved(before, after, "requests_total", label), n, n)
         for label, n in ((label, outcomes.count(label)) for label in KNOWN_OUTCOMES)

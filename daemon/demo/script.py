@@ -46,13 +46,13 @@ weather, the sea, tools, food or music. Some of them want a story before they sl
 only want to say hello. Treat all of them in the same way: listen, think about what they need, and \
 answer as a good teacher would answer a curious child.
 
-When a conversation goes on, remember what was said before. If the next question says "it" or \
+When a dialogue goes on, remember what was said before. If the next question says "it" or \
 "that", it means the thing you have just talked about. When the person thanks you, thank them too, \
-and end the conversation with a friendly word."""
+and end the dialogue with a friendly word."""
 
 
 @dataclass(frozen=True, slots=True)
-class Role:
+class ClientPart:
     """What one client does.
 
     follow_up: its second turn. seed: None is greedy. joins_at: waits until the client that will be
@@ -79,12 +79,12 @@ class Role:
 
 
 CAST = (
-    Role("river", "What is a river?"),
-    Role("fox", "Tell me a short story about a fox.", "What was the fox called?", seed=1),
-    Role("bread", "What is bread?"),
-    Role("clara", "My name is Clara.", "What is my name?"),
-    Role("boat", "Tell me a long story about a little boat.", seed=2, cancels_at=48),
-    Role("volcano", "What is a volcano?"),
-    Role("bicycle", "What is a bicycle?", joins_at=8),
-    Role("moon", "What is the moon?", joins_at=24),
+    ClientPart("river", "What is a river?"),
+    ClientPart("fox", "Tell me a short story about a fox.", "What was the fox called?", seed=1),
+    ClientPart("bread", "What is bread?"),
+    ClientPart("clara", "My name is Clara.", "What is my name?"),
+    ClientPart("boat", "Tell me a long story about a little boat.", seed=2, cancels_at=48),
+    ClientPart("volcano", "What is a volcano?"),
+    ClientPart("bicycle", "What is a bicycle?", joins_at=8),
+    ClientPart("moon", "What is the moon?", joins_at=24),
 )

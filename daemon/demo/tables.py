@@ -38,15 +38,15 @@ def clients_table(report: DemoReport) -> Table:
     for name in ("prompt", "cached", "generated", "first token", "accepted/round"):
         table.add_column(name.replace(" ", "\n").replace("/", "\nper "), justify="right")
     table.add_column("finish")
-    pairs = zip(report.figures.clients, report.together.conversations, strict=True)
-    for figures, conversation in pairs:
-        table.add_row(*_client_row(figures, conversation))
+    pairs = zip(report.figures.clients, report.together.dialogues, strict=True)
+    for figures, dialogue in pairs:
+        table.add_row(*_client_row(figures, dialogue))
     table.caption = "stories are drawn with the model's sampling and a seed, the rest is greedy"
     return table
 
 
-def _client_row(figures: ClientFigures, conversation: Dialogue) -> tuple[str, ...]:
-    part, name = conversation.part, figures.id
+def _client_row(figures: ClientFigures, dialogue: Dialogue) -> tuple[str, ...]:
+    part, name = dialogue.part, figures.id
     if part.follow_up:
         name += ", 2 turns"
     if part.joins_at:

@@ -1,6 +1,6 @@
 """The streams as a person watches them: panels in a terminal, lines anywhere else.
 
-- A view only reads conversations; what it shows is what their clients have seen so far.
+- A view only reads dialogues; what it shows is what their clients have seen so far.
 - While a reply streams, its accepted drafts are the tokens beyond one of each message; the final
   table has the daemon's usage instead.
 - A tick is cheap: it shares a process with the clients and must not make them slow readers.
@@ -37,7 +37,7 @@ class View(Protocol):
     """Shows one phase at a time."""
 
     def showing(
-        self, title: str, conversations: Sequence[Dialogue]
+        self, title: str, dialogues: Sequence[Dialogue]
     ) -> AbstractContextManager[None]: ...
 
     def tick(self) -> None: ...
@@ -53,11 +53,11 @@ class LiveView:
         self._conversations: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
-        self._title, self._conversations = title, conversations
+    def showing(self, title: str, dialogues: Sequence[Dialogue]) -> Iterator[None]:
+        self._title, self._conversations = title, dialogues
         with Live(console=self._console, auto_refresh=False) as self._live:
             yield
-            self._live.update(panels(title, conversations), refresh=True)
+            self._live.update(panels(title, dialogues), refresh=True)
 
     def tick(self) -> None:
         if self._live is not None:
@@ -76,48 +76,48 @@ class PlainView:
         self._conversations: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
-        self._told, self._conversations = set(), conversations
+    def showing(self, title: str, dialogues: Sequence[Dialogue]) -> Iterator[None]:
+        self._told, self._conversations = set(), dialogues
         self._console.print(Text(title, style="bold"))
         yield
 
     def tick(self) -> None:
-        for conversation in self._conversations:
-            for index, turn in enumerate(conversation.turns):
+        for dialogue in self._conversations:
+            for index, turn in enumerate(dialogue.turns):
                 for step, line in _story(turn):
-                    told = (conversation.part.id, index, step)
+                    told = (dialogue.part.id, index, step)
                     if told not in self._told:
                         self._told.add(told)
-                        said = Text(f"  {conversation.part.id:<8} {line}")
+                        said = Text(f"  {dialogue.part.id:<8} {line}")
                         self._console.print(said, soft_wrap=True)
 
 
 def panels(
-    title: str, conversations: Sequence[Dialogue], text_rows: int | None = None
+    title: str, dialogues: Sequence[Dialogue], text_rows: int | None = None
 ) -> RenderableType:
     """All streams. text_rows: newest lines of a reply to show; None is all of it."""
     grid = Table.grid(expand=True)
     for _ in range(_COLUMNS):
         grid.add_column(ratio=1)
-    for first in range(0, len(conversations), _COLUMNS):
-        row = conversations[first : first + _COLUMNS]
-        grid.add_row(*(_panel(conversation, text_rows) for conversation in row))
+    for first in range(0, len(dialogues), _COLUMNS):
+        row = dialogues[first : first + _COLUMNS]
+        grid.add_row(*(_panel(dialogue, text_rows) for dialogue in row))
     return Group(Text(title, style="bold"), grid)
 
 
-def _panel(conversation: Dialogue, text_rows: int | None) -> Panel:
-    colour = _COLOURS[conversation.state]
+def _panel(dialogue: Dialogue, text_rows: int | None) -> Panel:
+    colour = _COLOURS[dialogue.state]
     body = Text(overflow="fold")
-    for index, turn in enumerate(conversation.turns):
-        asked = conversation.part.follow_up if index else conversation.part.question
+    for index, turn in enumerate(dialogue.turns):
+        asked = dialogue.part.follow_up if index else dialogue.part.question
         body.append(f"{asked}\n", style="bright_black")
-        body.append(turn.text + ("" if turn is conversation.turns[-1] else "\n"))
-    if conversation.state is TurnState.CANCELLED:
+        body.append(turn.text + ("" if turn is dialogue.turns[-1] else "\n"))
+    if dialogue.state is TurnState.CANCELLED:
         body.append(" ✂", style="red")
     return Panel(
         body if text_rows is None else _Tail(body, text_rows),
-        title=Text.assemble((conversation.part.id, "bold"), f" {conversation.state}"),
-        subtitle=_pace(conversation),
+        title=Text.assemble((dialogue.part.id, "bold"), f" {dialogue.state}"),
+        subtitle=_pace(dialogue),
         title_align="left",
         subtitle_align="right",
         border_style=colour,
@@ -139,12 +139,12 @@ class _Tail:
         yield Text("\n").join(lines[-self._rows :])
 
 
-def _pace(conversation: Dialogue) -> Text:
-    pace = conversation.tokens_per_s(time.perf_counter())
+def _pace(dialogue: Dialogue) -> Text:
+    pace = dialogue.tokens_per_s(time.perf_counter())
     if pace is None:
         return Text("")
-    accepted = sum(map(_accepted, conversation.turns))
-    return Text(f"{conversation.tokens} tokens · {pace:.0f}/s · {accepted} drafts accepted")
+    accepted = sum(map(_accepted, dialogue.turns))
+    return Text(f"{dialogue.tokens} tokens · {pace:.0f}/s · {accepted} drafts accepted")
 
 
 def _accepted(turn: Turn) -> int:

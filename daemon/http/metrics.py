@@ -86,7 +86,7 @@ def _requests(stats: Stats, turned_away: Mapping[Outcome, int]) -> Iterator[Metr
     yield _counter("requests", "Requests by how they ended.", "outcome", outcomes)
     yield _gauge("requests_running", "Requests in prefill or decode.", stats.requests_running)
     yield _gauge("requests_waiting", "Requests in the queue.", stats.requests_waiting)
-    yield _histogram("rows_per_step", "Sequences in one step.", stats.rows_per_step)
+    yield _histogram("rows_per_step", "Requests in one step.", stats.rows_per_step)
     yield _histogram("tokens_per_step", "Packed tokens of one step.", stats.tokens_per_step)
 
 

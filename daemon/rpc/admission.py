@@ -1,7 +1,6 @@
 """The only door: a GenerateRequest becomes a scheduler Request, or is Refused.
 
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
-- What the contract names but the daemon does not do yet is refused by field name, never ignored.
 - Tokenising runs in `tokenise_workers` threads, off the event loop. What cannot fit into the
   context by its length alone is refused before.
 - Placeholders of images and sound are refused however they came: only the text part is loaded.

@@ -1,4 +1,4 @@
-"""The loop's side of the daemon: whether requests may enter, and what they share.
+"""The loop's side of the daemon: whether requests may enter, and what the services share.
 
 - `closed_by` says why nothing enters (loading, draining, failed); None while the daemon serves.
 - A request that never reached the core is counted here, every other one by the core's Stats.

@@ -1,4 +1,4 @@
-"""GenerationService and CacheService: one coroutine per RPC that is built.
+"""GenerationService: one coroutine per RPC that is built.
 
 - Errors are raised as Refused; the boundary turns them into statuses.
 - Whatever ends a handler (reply complete, cancel, disconnect, deadline, a blocked write) passes its

@@ -58,7 +58,7 @@ def convert(
         files = _write_shards(staging, parts, report)
         for name, plan in parts.items():
             files |= _write_texts(staging, name, plan)
-        manifest = Manifest(settings.tool, {name: r.part for name, r in parts.items()}, files)
+        manifest = Manifest(settings.tool, {name: plan.part for name, plan in parts.items()}, files)
         _write_text(staging, MANIFEST, manifest.text())
         staging.publish()
     return manifest

@@ -17,8 +17,6 @@ from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.model.prompt.tokenizer import Tokenizer
 
 _TOKENIZER_BYTES_MAX = 128 << 20
-
-
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 

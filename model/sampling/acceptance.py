@@ -130,7 +130,7 @@ def _drafted_probs(
     contested: np.ndarray,
 ) -> mx.array:
     """q over the support of p, [n, C]; anything in rows that are not contested."""
-    at = _support_places(drawn_from, rows)[rows.owners[flat], rows.offsets[flat]]
+    at = _drafted_places(drawn_from, rows)[rows.owners[flat], rows.offsets[flat]]
     assert (at[contested] >= 0).all(), "an unseeded row drafted without keeping its distribution"
     chosen = mx.array(np.maximum(at, 0))
     kept = [draft for draft in drawn_from if draft is not None]
@@ -141,8 +141,8 @@ def _drafted_probs(
     return mx.where(target.ids[:, :, None] == ids[:, None, :], probs[:, None, :], 0).sum(axis=-1)
 
 
-def _support_places(drawn_from: Sequence[DraftDistribution | None], rows: DrawRows) -> np.ndarray:
-    """[B, K + 1]: where the distribution of a row's draft at each position lies; else -1."""
+def _drafted_places(drawn_from: Sequence[DraftDistribution | None], rows: DrawRows) -> np.ndarray:
+    """[B, K + 1]: where what a row's draft was drawn from lies among all of these; else -1."""
     places = np.full((len(rows.depth), rows.depth_max + 1), -1)
     count = 0
     for j, draft in enumerate(drawn_from):

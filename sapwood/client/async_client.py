@@ -104,7 +104,7 @@ class AsyncStream:
 class AsyncClient:
     """A connection to one daemon, made on first use and kept.
 
-    target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.address).
+    target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
     """
 
     def __init__(self, target: str | None = None) -> None:

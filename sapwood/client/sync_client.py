@@ -88,7 +88,7 @@ class Stream:
 class Client:
     """A connection to one daemon, made on first use and kept.
 
-    target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.address).
+    target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
     """
 
     def __init__(self, target: str | None = None) -> None:

@@ -1,13 +1,13 @@
 """The pure core: commands in, step plans and effects out. The engine's loop is
 
-    for event in inbox: core.handle(event, now)
+    for command in inbox: core.handle(command, now)
     plan = core.plan(now)               # captures, releases, admits, one forward
     effects = core.take_effects()       # leave while the device works
     core.commit(plan, result, now)      # only where there was a plan
 
 - Sequences, the queue and pending effects have this one writer; tree and ledger move in
   DeviceMemory.
-- plan() is a function of the events, results and times that came before, nothing else (L8).
+- plan() is a function of the commands, results and times that came before, nothing else (L8).
 - A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
   with the next plan, which first captures what the tree lacks of it (R2).
 - Counters move before the effect that tells of them leaves.
@@ -21,6 +21,7 @@ from collections import abc
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.memory import DeviceMemory
+from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
@@ -46,7 +47,7 @@ from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.policy.step_cost import StepShape
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
-from sapwood.scheduler.stats import Meters, Stats
+from sapwood.scheduler.stats import Stats
 
 
 class Core:

@@ -49,10 +49,8 @@ class Planner:
         releases = tuple(sequence.slot for sequence in roster.leaving)
         captured, captures = self._leave(step)
         admitted = self._admit(step, now)
-        decoding, prefilling = (
-            roster.in_state(SequenceState.DECODE),
-            roster.in_state(SequenceState.PREFILL),
-        )
+        decoding = roster.in_state(SequenceState.DECODE)
+        prefilling = roster.in_state(SequenceState.PREFILL)
         decodes = self._decodes(decoding, prefilling)
         shares = self._shares(prefilling, decodes)
         for sequence, share in shares:

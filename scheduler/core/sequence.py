@@ -20,11 +20,11 @@ from enum import Enum
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
+from sapwood.scheduler.core.meters import COLD, DIVERGED, EVICTED, THINNED
 from sapwood.scheduler.events import Request, Usage
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import Drafting
 from sapwood.scheduler.reply.reply import GeneratedReply
-from sapwood.scheduler.stats import COLD, DIVERGED, EVICTED, THINNED
 
 
 class SequenceState(Enum):

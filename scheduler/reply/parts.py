@@ -47,7 +47,7 @@ class ReplyParts:
         self._calls: list[ToolCall] = []
         self._thinks = self._names_channel = False
         for token in _since_last(prompt, control_tokens):
-            self._mark(token)
+            self._divides(token)
             self._without_name(token)
 
     @property
@@ -58,7 +58,7 @@ class ReplyParts:
         """Append a token. True when it completed a stop string: the reply ends with this token."""
         if self._call is not None:
             return self._push_call(token, self._call)
-        if self._mark(token):
+        if self._divides(token):
             return False
         if self._thinks:
             self._thinking.push_bytes(self._without_name(token))
@@ -91,7 +91,7 @@ class ReplyParts:
             self._names_channel = not newline
         return data
 
-    def _mark(self, token: int) -> bool:
+    def _divides(self, token: int) -> bool:
         """Whether the token divides the reply, which it then does."""
         control_tokens = self._control_tokens
         if token == control_tokens.channel_start:

@@ -208,7 +208,7 @@ def test_c3_any_chunking_of_a_prefill_gives_the_same_content_and_logits(name: st
 
 
 @BOTH
-def test_c4_sessions_packed_together_equal_each_alone(name: str) -> None:
+def test_c4_sequences_packed_together_equal_each_alone(name: str) -> None:
     """Joining and leaving at any step, at any depth, among prefills."""
     rng, together = np.random.default_rng(6), Sequences(name)
     alone = {slot: Sequences(name) for slot in range(5)}
@@ -261,7 +261,7 @@ def test_c5_poison_changes_no_bit_of_any_logit(name: str) -> None:
 
 
 @BOTH
-def test_c6_a_session_parked_in_payloads_goes_on_as_if_it_had_stayed(name: str) -> None:
+def test_c6_a_sequence_parked_in_payloads_goes_on_as_if_it_had_stayed(name: str) -> None:
     tokens = story(name, 3)
     stayed, parked = Sequences(name), Sequences(name)
     for sequences in (stayed, parked):

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sapwood.scheduler.core.meters import RECOMPUTE_CAUSES
 from sapwood.scheduler.events import Finished, Usage
 from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
-from sapwood.scheduler.stats import RECOMPUTE_CAUSES, Stats
+from sapwood.scheduler.stats import Stats
 from tests.scheduler.house import House, Stream, prompt
 
 

@@ -77,7 +77,9 @@ def sample_text(sample: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sapwood.model.demo.train.card", description=__doc__
+    )
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     (folder / "README.md").write_text(card(folder), encoding="utf-8")

@@ -38,7 +38,7 @@ ASK_OTHERS = {
 
 
 @dataclass(slots=True)
-class Told:
+class ChatMemory:
     """What the moves of one chat know of it."""
 
     style: systems.Style
@@ -52,7 +52,7 @@ def fill(form: str, thing: Thing) -> str:
     return upper(form.format(x=thing.name, xs=thing.many))
 
 
-def fact(draw: Draw, memory: Told) -> ChatTurn:
+def fact(draw: Draw, memory: ChatMemory) -> ChatTurn:
     thing = memory.thing = draw.one(all_things())
     memory.told = {"what"}
     part = draw.weighted((("what", 50), ("brief", 8), ("whole", 10), ("one", 20), ("after", 12)))
@@ -69,7 +69,7 @@ def fact(draw: Draw, memory: Told) -> ChatTurn:
     return fill(draw.one(WHAT if part == "what" else WHAT_AFTER), thing), thing.sentences(3)
 
 
-def about_it(draw: Draw, memory: Told) -> ChatTurn:
+def about_it(draw: Draw, memory: ChatMemory) -> ChatTurn:
     """A follow-up that says "it"."""
     thing = memory.thing
     if thing is None:
@@ -82,7 +82,7 @@ def about_it(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(forms), f"{getattr(thing, name)}."
 
 
-def tell_story(draw: Draw, memory: Told) -> ChatTurn:
+def tell_story(draw: Draw, memory: ChatMemory) -> ChatTurn:
     size = draw.one(("short ", "short ", "", "", "little ", "long ", "long "))
     long = size == "long " or (not size and draw.happens(0.5))
     hero = draw.one(HEROES)
@@ -95,11 +95,11 @@ def tell_story(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(TELL).format(s=size, a=article(noun), h=noun), told.text
 
 
-def about_story(draw: Draw, memory: Told) -> ChatTurn:
+def about_story(draw: Draw, memory: ChatMemory) -> ChatTurn:
     return draw.one(memory.story) if memory.story else tell_story(draw, memory)
 
 
-def capital(draw: Draw, memory: Told) -> ChatTurn:
+def capital(draw: Draw, memory: ChatMemory) -> ChatTurn:
     country, city, land = draw.one(lines("capitals.txt"))
     form = draw.one(("capital", "capital", "capital", "where", "city"))
     if form == "where":
@@ -109,7 +109,7 @@ def capital(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(pool("capital")).format(country), f"The capital of {country} is {city}."
 
 
-def arithmetic(draw: Draw, memory: Told) -> ChatTurn:
+def arithmetic(draw: Draw, memory: ChatMemory) -> ChatTurn:
     """The result first, as a number; small numbers, which the model can learn by heart."""
     sign = draw.weighted((("plus", 5), ("minus", 3), ("times", 3), ("word", 1)))
     if sign == "times":
@@ -133,7 +133,7 @@ def lists() -> list[tuple[str, list[str]]]:
     return [(group, members.split(", ")) for group, members in lines("lists.txt")]
 
 
-def listing(draw: Draw, memory: Told) -> ChatTurn:
+def listing(draw: Draw, memory: ChatMemory) -> ChatTurn:
     group, members = draw.one(lists())
     count = draw.number(3, 5)
     word = {3: "three", 4: "four", 5: "five"}[count]
@@ -145,67 +145,67 @@ def listing(draw: Draw, memory: Told) -> ChatTurn:
     return draw.one(forms).format(word, group).replace("  ", " "), "\n".join(shown)
 
 
-def difference(draw: Draw, memory: Told) -> ChatTurn:
+def difference(draw: Draw, memory: ChatMemory) -> ChatTurn:
     topic = draw.one(("nature", "animals", "animals", "made", "food_people"))
     one, two = draw.some(things(topic), 2)
     question = upper(draw.one(pool("differ")).format(one.name, two.name))
     return question, f"{one.definition} {two.definition}"
 
 
-def both(draw: Draw, memory: Told) -> ChatTurn:
+def both(draw: Draw, memory: ChatMemory) -> ChatTurn:
     one, two = draw.some(all_things(), 2)
     question = draw.one(pool("both")).format(one.many, two.many)
     return question, f"{one.sentences(3)}\n\n{two.sentences(3)}"
 
 
-def simple(draw: Draw, memory: Told) -> ChatTurn:
+def simple(draw: Draw, memory: ChatMemory) -> ChatTurn:
     question, answer = draw.one(lines("facts.txt"))
     leads = (("", 6), ("Please tell me: ", 1), ("I have a question. ", 1), ("Hello! ", 1))
     lead = draw.weighted(leads)
     return lead + question, answer
 
 
-def hello(draw: Draw, memory: Told) -> ChatTurn:
+def hello(draw: Draw, memory: ChatMemory) -> ChatTurn:
     question = draw.one(HELLO)
     if "how are" in question.lower():
         return question, "I am well, thank you. How can I help you?"
     return question, "Hello! How can I help you?"
 
 
-def introduce(draw: Draw, memory: Told) -> ChatTurn:
+def introduce(draw: Draw, memory: ChatMemory) -> ChatTurn:
     memory.user = draw.one((*NAMES, *systems.MODEL_NAMES[9:]))
     return draw.one(pool("introduce")).format(
         memory.user
     ), f"Hello {memory.user}! How can I help you?"
 
 
-def my_name(draw: Draw, memory: Told) -> ChatTurn:
+def my_name(draw: Draw, memory: ChatMemory) -> ChatTurn:
     forms = pool("my_name")
     if not memory.user:
         return draw.one(forms), "I do not know your name. Please tell me."
     return draw.one(forms), f"Your name is {memory.user}."
 
 
-def who(draw: Draw, memory: Told) -> ChatTurn:
+def who(draw: Draw, memory: ChatMemory) -> ChatTurn:
     return draw.one(WHO), memory.style.introduction()
 
 
-def can(draw: Draw, memory: Told) -> ChatTurn:
+def can(draw: Draw, memory: ChatMemory) -> ChatTurn:
     able = "answer short questions about everyday things, work out small sums, make lists and tell"
     return draw.one(CAN), f"I can {able} stories. What would you like?"
 
 
-def thanks(draw: Draw, memory: Told) -> ChatTurn:
+def thanks(draw: Draw, memory: ChatMemory) -> ChatTurn:
     name = f", {memory.user}" if memory.user else ""
     return draw.one(THANKS), f"You are welcome{name}! Thank you for asking. Have a nice day!"
 
 
-def bye(draw: Draw, memory: Told) -> ChatTurn:
+def bye(draw: Draw, memory: ChatMemory) -> ChatTurn:
     name = f", {memory.user}" if memory.user else ""
     return draw.one(BYE), f"Goodbye{name}! It was nice to talk with you."
 
 
-def unknown(draw: Draw, memory: Told) -> ChatTurn:
+def unknown(draw: Draw, memory: ChatMemory) -> ChatTurn:
     """Real words outside the table, and words that nobody knows."""
     if draw.happens(0.6):
         name = draw.one(lines("unknown.txt")[0][0].split(", "))
@@ -227,7 +227,7 @@ def unknown(draw: Draw, memory: Told) -> ChatTurn:
     return fill(draw.one((*WHAT, *BRIEF[:3])), thing), reply
 
 
-def refuse(draw: Draw, memory: Told) -> ChatTurn:
+def refuse(draw: Draw, memory: ChatMemory) -> ChatTurn:
     kind, question = draw.one(lines("refuse.txt"))
     leads = (("", 5), ("Please help me. ", 1), ("Hello! ", 1), ("I have a question. ", 1))
     lead = draw.weighted(leads)
@@ -269,7 +269,7 @@ def careless(draw: Draw, question: str) -> str:
 
 def any_chat(draw: Draw) -> Chat:
     style = systems.style(draw)
-    memory = Told(style)
+    memory = ChatMemory(style)
     longest = 4 if len(style.prompt) > 300 else 3
     move = draw.weighted(FIRST)
     turns = []

@@ -50,7 +50,7 @@ ASSISTANT: dict[str, Any] = {
 def export_target(work: Path, out: Path) -> None:
     weights = torch.load(work / "target.pt", weights_only=True)["model"]
     named = {f"model.{name}": weight for name, weight in weights.items()}
-    write_pair(out, work / "tokenizer.json", TARGET, SPECIAL_IDS | SAMPLING, named)
+    write_checkpoint(out, work / "tokenizer.json", TARGET, SPECIAL_IDS | SAMPLING, named)
 
 
 def export_drafter(work: Path, out: Path) -> None:
@@ -59,10 +59,10 @@ def export_drafter(work: Path, out: Path) -> None:
         name if "projection" in name.split(".")[0] else f"model.{name}": weight
         for name, weight in weights.items()
     }
-    write_pair(out, work / "tokenizer.json", ASSISTANT, SPECIAL_IDS | DRAFTING, named)
+    write_checkpoint(out, work / "tokenizer.json", ASSISTANT, SPECIAL_IDS | DRAFTING, named)
 
 
-def write_pair(
+def write_checkpoint(
     out: Path,
     tokenizer: Path,
     config: dict[str, Any],

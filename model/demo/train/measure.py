@@ -38,16 +38,18 @@ SHOWN = 12  # chats in the card
 
 @dataclass(slots=True)
 class MeasuredReply:
+    """One prompt, what was said to it, and how its rounds went."""
+
     prompt: tuple[int, ...]
-    reply: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     rounds: list[tuple[int, int]] = field(default_factory=list)  # (accepted, tokens that counted)
     ended: bool = False
 
     def take(self, tokens: Sequence[int], ends: frozenset[int]) -> int:
         """Keeps tokens up to the end of the reply and says how many."""
         at = next((at for at, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-        self.reply += tokens[: at + 1]
-        self.ended = self.reply[-1] in ends or len(self.reply) >= MEASURED_TOKENS_MAX
+        self.tokens += tokens[: at + 1]
+        self.ended = self.tokens[-1] in ends or len(self.tokens) >= MEASURED_TOKENS_MAX
         return at + 1
 
 
@@ -90,15 +92,15 @@ def converse(
     def step(**plan: Any) -> Any:
         return runner.wait(runner.submit(StepPlan(0, **plan)))
 
-    for slot, session in enumerate(group):
-        tokens_max = len(session.prompt) + MEASURED_TOKENS_MAX + depth + 1
+    for slot, reply in enumerate(group):
+        tokens_max = len(reply.prompt) + MEASURED_TOKENS_MAX + depth + 1
         admit = Admit(slot, 0, (), sampling, tokens_max)
         result = step(
             admits=(admit,),
-            prefills=(PrefillSlice(slot, 0, session.prompt, draws=True, capture=False),),
+            prefills=(PrefillSlice(slot, 0, reply.prompt, draws=True, capture=False),),
         )
-        session.take((result.prefilled[0].token,), ends)
-    while speaking := [slot for slot, session in enumerate(group) if not session.ended]:
+        reply.take((result.prefilled[0].token,), ends)
+    while speaking := [slot for slot, reply in enumerate(group) if not reply.ended]:
         decodes = [next_round(slot, group[slot], depth) for slot in speaking]
         for slot, decoded in zip(speaking, step(decodes=tuple(decodes)).decoded, strict=True):
             counted = group[slot].take(decoded.tokens, ends)
@@ -106,14 +108,14 @@ def converse(
     step(releases=tuple(range(len(group))))
 
 
-def next_round(slot: int, session: MeasuredReply, depth: int) -> DecodeRow:
-    start = len(session.prompt) + len(session.reply) - 1
-    return DecodeRow(slot, start, session.reply[-1], depth, len(session.reply))
+def next_round(slot: int, reply: MeasuredReply, depth: int) -> DecodeRow:
+    start = len(reply.prompt) + len(reply.tokens) - 1
+    return DecodeRow(slot, start, reply.tokens[-1], depth, len(reply.tokens))
 
 
-def acceptance(sessions: Sequence[MeasuredReply], depth: int) -> dict[str, Any]:
+def acceptance(replies: Sequence[MeasuredReply], depth: int) -> dict[str, Any]:
     """By position, given that the drafts before it were accepted; and tokens per round."""
-    rounds = [played for session in sessions for played in session.rounds]
+    rounds = [played for reply in replies for played in reply.rounds]
     by_position = []
     for position in range(1, depth + 1):
         tried = [
@@ -173,8 +175,8 @@ def measured(pair: Pair, chats: Sequence[Chat]) -> dict[str, Any]:
         runner = Runner(pair, TOGETHER, max(DEPTHS), position)
         for name, sampling in samplers.items():
             for depth in DEPTHS:
-                sessions = answer(runner, prompts, depth, sampling, pair)
-                drafting[f"{name}, {position}, depth {depth}"] = acceptance(sessions, depth)
+                replies = answer(runner, prompts, depth, sampling, pair)
+                drafting[f"{name}, {position}, depth {depth}"] = acceptance(replies, depth)
         runner.close()
     return {"prompts": len(prompts), "drafting": drafting, "held_out": held_out_loss(pair, chats)}
 
@@ -182,15 +184,17 @@ def measured(pair: Pair, chats: Sequence[Chat]) -> dict[str, Any]:
 def samples(pair: Pair, chats: Sequence[Chat]) -> Iterator[dict[str, str]]:
     runner = Runner(pair, TOGETHER, max(DEPTHS), "bonus")
     prompts = [tuple(pair.tokenizer.encode_messages(messages_of(chat, 1))) for chat in chats]
-    for chat, session in zip(chats, answer(runner, prompts, 4, Sampling(), pair), strict=True):
+    for chat, reply in zip(chats, answer(runner, prompts, 4, Sampling(), pair), strict=True):
         ends = pair.tokenizer.eos_token_ids
-        reply = pair.tokenizer.decode([token for token in session.reply if token not in ends])
-        yield {"system": chat.system, "question": chat.turns[0][0], "reply": reply}
+        text = pair.tokenizer.decode([token for token in reply.tokens if token not in ends])
+        yield {"system": chat.system, "question": chat.turns[0][0], "reply": text}
     runner.close()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sapwood.model.demo.train.measure", description=__doc__
+    )
     parser.add_argument("--pair", help="directory with target/ and assistant/ (default: bundled)")
     parser.add_argument("--reference", type=Path, help="reference.npz of the export")
     parser.add_argument("--chats", type=int, default=CHATS)

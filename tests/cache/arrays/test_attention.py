@@ -114,7 +114,7 @@ def crowd(seed: int, poisoned: bool = False) -> list[Floats]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_c4_packed_rows_equal_each_sessions_own_attention(seed: int) -> None:
+def test_c4_packed_rows_equal_each_sequences_own_attention(seed: int) -> None:
     assert crowd(seed)
 
 

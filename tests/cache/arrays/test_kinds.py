@@ -77,7 +77,7 @@ def test_what_a_prefill_kept_aside_is_not_taken_for_another_branch_of_the_same_l
     world.step({0: Feed((92, 93, 94))})
 
 
-def test_a_session_that_ran_into_another_ones_branch_is_refused_not_guessed() -> None:
+def test_a_sequence_that_ran_into_another_ones_branch_is_refused_not_guessed() -> None:
     world, cache = live(SLIDING, 30)
     assert cache.restore(None, 28)
     world.tokens[0] = list(TOKENS[:28])

@@ -123,7 +123,7 @@ def test_c6_captures_and_isolated_copies_leave_no_view_behind() -> None:
     assert peak_bytes(lambda: write(caches, fresh_copy(DECODE))) < POOL_BYTES
 
 
-def test_m3_live_bytes_follow_the_sessions_and_end_at_the_baseline() -> None:
+def test_m3_live_bytes_follow_the_sequences_and_end_at_the_baseline() -> None:
     mx.clear_cache()
     baseline = mx.get_active_memory()
     for _ in range(3):
@@ -135,7 +135,7 @@ def test_m3_live_bytes_follow_the_sessions_and_end_at_the_baseline() -> None:
         assert mx.get_active_memory() - baseline < 1 << 16
 
 
-def test_m3_pools_shrink_when_sessions_leave_and_the_last_row_stays() -> None:
+def test_m3_pools_shrink_when_sequences_leave_and_the_last_row_stays() -> None:
     caches = big()
     for slot in range(SLOTS - 1):
         caches.release(slot)
@@ -149,7 +149,7 @@ def test_m3_pools_shrink_when_sessions_leave_and_the_last_row_stays() -> None:
     np.testing.assert_array_equal(np.array(held.full[0].keys), np.ones((1, HELD + 1, DIM)))
 
 
-def test_m3_a_session_that_leaves_as_another_comes_copies_no_pool() -> None:
+def test_m3_a_sequence_that_leaves_as_another_comes_copies_no_pool() -> None:
     caches = big()
 
     def change() -> None:
@@ -173,7 +173,7 @@ def test_m3_growing_holds_one_pool_twice_and_not_all_of_them() -> None:
     assert peak_bytes(grow) <= 2 * grown + 4 * (grown - POOL_BYTES)
 
 
-def test_c6_a_session_that_outgrows_its_pool_leaves_the_others_to_write_in_place() -> None:
+def test_c6_a_sequence_that_outgrows_its_pool_leaves_the_others_to_write_in_place() -> None:
     caches = LiveCaches([LayerShape(False, 1, DIM)], 2, 4, mx.float32)
     for slot in range(SLOTS):
         caches.restore(slot, (), 0)

@@ -166,7 +166,7 @@ def test_begin_is_none_where_a_cache_kind_cannot_take_part() -> None:
     assert begin_isolated_speculation(mixed) is None
 
 
-def test_caches_of_two_sessions_are_our_mistake() -> None:
+def test_caches_of_two_sequences_are_our_mistake() -> None:
     world, caches = sequence()
     with pytest.raises(AssertionError, match="several sequences"):
         begin_speculation([caches[0], caches_of(world.caches, 0)[1]])
@@ -185,7 +185,7 @@ def test_isolated_never_touches_live_state_and_gives_the_same_result() -> None:
     assert [w.offset for w in copies if w is not None] == [len(PROMPT)] * len(caches)
 
 
-def test_isolated_replays_a_round_while_the_session_goes_on() -> None:
+def test_isolated_replays_a_round_while_the_sequence_goes_on() -> None:
     world, caches = sequence()
     copies = isolated(caches)
     world.step({2: Feed((50, 51, 52), kept=3), 0: Feed((53,), kept=1)})
@@ -194,7 +194,7 @@ def test_isolated_replays_a_round_while_the_session_goes_on() -> None:
     forward(world, copies, (50, 51, 52))
 
 
-def test_isolated_of_an_empty_session_starts_at_0() -> None:
+def test_isolated_of_an_empty_sequence_starts_at_0() -> None:
     world = World()
     world.admit(2)
     forward(world, isolated(caches_of(world.caches, 2)))

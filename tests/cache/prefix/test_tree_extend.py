@@ -84,7 +84,7 @@ def test_t12_a_duplicate_over_many_nodes_is_not_even_cut() -> None:
     assert garden.tracker.operations == before
 
 
-def test_t12_two_cold_sessions_compute_one_prefix_and_part() -> None:
+def test_t12_two_cold_sequences_compute_one_prefix_and_part() -> None:
     """Slices of different sizes end at different places; the tree keeps one copy."""
     garden = Garden()
     one, two = garden.lease(""), garden.lease("")

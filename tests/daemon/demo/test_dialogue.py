@@ -25,8 +25,8 @@ def tokenizer() -> Tokenizer:
     return load_tokenizer(ModelDirectory(Path(DEMO, "target")), vocabulary=2048)
 
 
-def encoded(tokenizer: Tokenizer, conversation: list[Message]) -> list[int]:
-    return tokenizer.encode_messages(turns(*((m.role, m.content) for m in conversation)))
+def encoded(tokenizer: Tokenizer, dialogue: list[Message]) -> list[int]:
+    return tokenizer.encode_messages(turns(*((m.role, m.content) for m in dialogue)))
 
 
 def test_the_cast_is_the_one_that_the_demo_promises() -> None:
@@ -69,8 +69,8 @@ def test_a_second_prompt_extends_prompt_and_reply(reply: tuple[int, ...], stoppe
 
 
 def test_a_finished_turn_counts_its_own_tokens_and_takes_drafts_from_usage() -> None:
-    conversation = told(FOX, [[30], [31, 32, 6]], [[33, 6]], cached=(3, 7))
-    assert conversation.counts == Counts(
+    dialogue = told(FOX, [[30], [31, 32, 6]], [[33, 6]], cached=(3, 7))
+    assert dialogue.counts == Counts(
         prompt_tokens=4 + 10,
         cached_tokens=3 + 7,
         completion_tokens=4 + 2,
@@ -81,9 +81,9 @@ def test_a_finished_turn_counts_its_own_tokens_and_takes_drafts_from_usage() -> 
 
 
 def test_tokens_are_what_arrived_whatever_usage_says() -> None:
-    conversation = told(FOX, [[30], [31, 6]], reported=usage(99, 99, 99))
-    assert conversation.counts.completion_tokens == 3
-    assert conversation.counts.prompt_tokens == 4
+    dialogue = told(FOX, [[30], [31, 6]], reported=usage(99, 99, 99))
+    assert dialogue.counts.completion_tokens == 3
+    assert dialogue.counts.prompt_tokens == 4
 
 
 @pytest.mark.parametrize(
@@ -105,17 +105,17 @@ def test_a_cancelled_client_counts_the_rounds_that_its_messages_prove(
 
 
 def test_without_a_drafter_a_cancelled_client_counts_no_rounds() -> None:
-    conversation = told(BOAT, [[30], [31], [32]])
-    conversation.depth = 0
-    assert conversation.counts == Counts(prompt_tokens=4, completion_tokens=3)
+    dialogue = told(BOAT, [[30], [31], [32]])
+    dialogue.depth = 0
+    assert dialogue.counts == Counts(prompt_tokens=4, completion_tokens=3)
 
 
 def test_the_pace_leaves_out_the_wait_for_the_first_token() -> None:
-    conversation = told(FOX, [[30], [31, 32], [33, 6]])
-    assert conversation.tokens_per_s(now=100.0) == 4 / 2.0
+    dialogue = told(FOX, [[30], [31, 32], [33, 6]])
+    assert dialogue.tokens_per_s(now=100.0) == 4 / 2.0
 
 
 def test_the_pace_is_that_of_all_turns() -> None:
     """A short second turn may come in one step, in no time."""
-    conversation = told(FOX, [[30], [31, 32], [33, 6]], [[40, 41, 42, 43, 6]], cached=(0, 8))
-    assert conversation.tokens_per_s(now=100.0) == (4 + 4) / 2.0
+    dialogue = told(FOX, [[30], [31, 32], [33, 6]], [[40, 41, 42, 43, 6]], cached=(0, 8))
+    assert dialogue.tokens_per_s(now=100.0) == (4 + 4) / 2.0

@@ -12,7 +12,7 @@ import pytest
 from sapwood.daemon.demo.dialogue import Dialogue, TurnState
 from sapwood.daemon.demo.phase import Phase, play
 from sapwood.daemon.demo.process import DaemonProcess
-from sapwood.daemon.demo.script import Role
+from sapwood.daemon.demo.script import ClientPart
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 from tests.daemon.conftest import running
@@ -21,9 +21,9 @@ from tests.daemon.fakes import BOS, EOS, FIRST_BYTE, ByteTokenizer, FakeDevice
 pytestmark = pytest.mark.anyio
 
 STEP_S = 0.004  # so that a cancel can overtake the reply
-FOX = Role("fox", "a fox?", "its name?", seed=1)
-BOAT = Role("boat", "a boat?", cancels_at=24)
-MOON = Role("moon", "the moon?", joins_at=8)
+FOX = ClientPart("fox", "a fox?", "its name?", seed=1)
+BOAT = ClientPart("boat", "a boat?", cancels_at=24)
+MOON = ClientPart("moon", "the moon?", joins_at=8)
 
 
 class PacedDevice(FakeDevice):
@@ -55,8 +55,8 @@ class Recorded:
         self.shown: Sequence[Dialogue] = ()
 
     @contextmanager
-    def showing(self, title: str, conversations: Sequence[Dialogue]) -> Iterator[None]:
-        self.title, self.shown = title, conversations
+    def showing(self, title: str, dialogues: Sequence[Dialogue]) -> Iterator[None]:
+        self.title, self.shown = title, dialogues
         yield
 
     def tick(self) -> None:
@@ -73,19 +73,19 @@ async def played(together: bool, view: Recorded) -> Phase:
 async def test_everybody_plays_their_part(together: bool) -> None:
     view = Recorded()
     phase = await played(together, view)
-    fox, boat, moon = phase.conversations
-    assert [c.state for c in phase.conversations] == [
+    fox, boat, moon = phase.dialogues
+    assert [c.state for c in phase.dialogues] == [
         TurnState.DONE,
         TurnState.CANCELLED,
         TurnState.DONE,
     ]
-    assert [len(c.turns) for c in phase.conversations] == [2, 1, 1]
+    assert [len(c.turns) for c in phase.dialogues] == [2, 1, 1]
     assert boat.tokens >= BOAT.cancels_at
     assert boat.turns[0].finish is None
     assert (moon.company > 0) is together
-    assert phase.tokens_per_s == sum(c.tokens for c in phase.conversations) / phase.span_s
+    assert phase.tokens_per_s == sum(c.tokens for c in phase.dialogues) / phase.span_s
     assert phase.nodes
-    assert view.shown == phase.conversations and view.ticks > 0
+    assert view.shown == phase.dialogues and view.ticks > 0
     first, second = fox.turns
     assert second.prompt_ids[: len(first.prompt_ids)] == first.prompt_ids
     assert second.cached_tokens is not None
@@ -109,7 +109,7 @@ async def test_one_by_one_compares_what_finished_exactly() -> None:
 
 async def test_both_phases_do_the_same_work() -> None:
     together, alone = await played(True, Recorded()), await played(False, Recorded())
-    for one, other in zip(together.conversations, alone.conversations, strict=True):
+    for one, other in zip(together.dialogues, alone.dialogues, strict=True):
         assert one.turns[0].prompt_ids == other.turns[0].prompt_ids
         seen = min(one.tokens, other.tokens)
         assert seen > 0

@@ -14,7 +14,7 @@ from sapwood.daemon.demo.dialogue import Dialogue
 from sapwood.daemon.demo.phase import Phase
 from sapwood.daemon.demo.report import DemoReport, claims, demo_report, shared_tokens
 from sapwood.daemon.demo.scrape import Check
-from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN, Role
+from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN, ClientPart
 from sapwood.daemon.demo.tables import report_tables
 from tests.daemon.demo.told import told, usage
 
@@ -31,8 +31,8 @@ AGREED = (Check("prompt_tokens_total", 500.0, 500, 500),)
 DIFFERED = (Check("prompt_tokens_total", 501.0, 500, 500),)
 
 
-def turn(part: Role, cached: Sequence[int] = (500,), **more: object) -> Dialogue:
-    """A conversation of the part's number of turns that went as it should."""
+def turn(part: ClientPart, cached: Sequence[int] = (500,), **more: object) -> Dialogue:
+    """A dialogue of the part's number of turns that went as it should."""
     prompt = [*SHARED, 100 + CAST.index(part), 6, 8]
     reply = [[30], [31, 32, 33], [34, 6]]
     replies = [reply, reply] if part.follow_up else [reply]
@@ -43,9 +43,9 @@ def turn(part: Role, cached: Sequence[int] = (500,), **more: object) -> Dialogue
 
 
 def phase(
-    conversations: Sequence[Dialogue], checks: tuple[Check, ...] = AGREED, span_s: float = 2.0
+    dialogues: Sequence[Dialogue], checks: tuple[Check, ...] = AGREED, span_s: float = 2.0
 ) -> Phase:
-    return Phase(tuple(conversations), span_s, checks, MODEL, NODES, 4)
+    return Phase(tuple(dialogues), span_s, checks, MODEL, NODES, 4)
 
 
 def whole_cast(**changed: Dialogue) -> list[Dialogue]:

@@ -63,8 +63,8 @@ AFTER_FINISHED = {
 }
 
 
-def broken(after: dict[str, float], *conversations: object) -> list[str]:
-    checks = compare(counters(), counters(**after), conversations)  # type: ignore[arg-type]
+def broken(after: dict[str, float], *dialogues: object) -> list[str]:
+    checks = compare(counters(), counters(**after), dialogues)  # type: ignore[arg-type]
     return [check.name for check in checks if not check.agrees]
 
 

@@ -30,8 +30,8 @@ def shown(on: Console) -> str:
 def test_plain_lines_tell_each_step_of_each_turn_once() -> None:
     on = console()
     view = PlainView(on)
-    conversation = told(FOX, WORDS, [[33, 6]], cached=(0, 16))
-    with view.showing("together", [conversation]):
+    dialogue = told(FOX, WORDS, [[33, 6]], cached=(0, 16))
+    with view.showing("together", [dialogue]):
         view.tick()
         view.tick()
     lines = shown(on).splitlines()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sapwood import Delta, Finish, FinishReason, Prefill, Usage
 from sapwood.daemon.demo.dialogue import Dialogue, Prompts, TurnState
-from sapwood.daemon.demo.script import Role
+from sapwood.daemon.demo.script import ClientPart
 
 TURN_END = 6
 
@@ -17,7 +17,7 @@ def usage(prompt: int, cached: int, completion: int, rounds: int = 0, drafts: in
 
 
 def told(
-    part: Role,
+    part: ClientPart,
     *replies: Sequence[Sequence[int]],
     prompt: Sequence[int] = (2, 7, 6, 8),
     cached: Sequence[int] = (0,),
@@ -27,20 +27,20 @@ def told(
 
     The last turn is cut off if its part cancels. reported: instead of what the stream carried.
     """
-    conversation = Dialogue(part, Prompts(tuple(prompt), TURN_END, (9, 9)))
+    dialogue = Dialogue(part, Prompts(tuple(prompt), TURN_END, (9, 9)))
     now, ids = 0.0, tuple(prompt)
     for reply, hit in zip(replies, cached, strict=True):
-        conversation.ask(ids, now)
-        conversation.note(Prefill(hit, len(ids), len(ids)), now)
+        dialogue.ask(ids, now)
+        dialogue.note(Prefill(hit, len(ids), len(ids)), now)
         for message in reply:
             now += 1.0
-            conversation.note(Delta("".join(map(chr, message)), tuple(message)), now)
+            dialogue.note(Delta("".join(map(chr, message)), tuple(message)), now)
         flat = [id for message in reply for id in message]
         if part.cancels_at:
-            conversation.end(TurnState.CANCELLED, now)
+            dialogue.end(TurnState.CANCELLED, now)
             break
         took = reported or usage(len(ids), hit, len(flat), rounds=2, drafts=4)
-        conversation.note(Finish(FinishReason.STOP, "", took), now)
-        conversation.end(TurnState.DONE, now)
-        ids = conversation.prompts.second(flat, stopped=True)
-    return conversation
+        dialogue.note(Finish(FinishReason.STOP, "", took), now)
+        dialogue.end(TurnState.DONE, now)
+        ids = dialogue.prompts.second(flat, stopped=True)
+    return dialogue

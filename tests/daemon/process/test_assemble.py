@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sapwood import AsyncClient, Message
-from sapwood.daemon.cli.main import main
+from sapwood.__main__ import main
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.process import assemble

@@ -1,4 +1,4 @@
-"""Generate over real sockets: order, usage, cancel and deadline at each phase."""
+"""Generate over real sockets: order, usage, and what a reply is made of."""
 
 from __future__ import annotations
 

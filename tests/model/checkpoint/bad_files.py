@@ -11,13 +11,7 @@ from typing import Any
 import numpy as np
 
 from tests.model.checkpoint.damage import CONFIG, ONE_PATH, TOKENIZER, TWO_PATH, Damage
-from tests.model.checkpoint.sound import (
-    DRAFT,
-    INDEX,
-    ONE,
-    TWO,
-    with_header,
-)
+from tests.model.checkpoint.sound import DRAFT, INDEX, ONE, TWO, with_header
 
 Change = Callable[[Damage], object]
 INNER = "model.language_model."

@@ -199,7 +199,7 @@ def test_better_drafters_are_accepted_more(seeded):
 
 
 @pytest.mark.parametrize("filters", list(FILTERS))
-def test_acceptance_is_the_overlap_of_the_laws(filters):
+def test_acceptance_is_the_overlap_of_the_distributions(filters):
     """Exact rejection sampling accepts with probability sum(min(p, q)): no rule accepts more."""
     count = 20_000
     samplings = requests(FILTERS[filters], count, seeded=False, salt=9)
@@ -275,7 +275,7 @@ def test_rows_that_draw_a_first_token_need_no_drafts():
     assert result[:, 0].tolist() == beside[:-1, 0].tolist()
 
 
-def test_unseeded_draft_without_its_law_is_our_mistake():
+def test_unseeded_draft_without_its_distribution_is_our_mistake():
     rows = DrawRows((Sampling(1.0, top_k=3),), (1,), (0,))
     with pytest.raises(AssertionError):
         verify(mx.zeros((2, 8)), rows, mx.zeros((1, 1), mx.int32), [None])

@@ -63,7 +63,7 @@ def on_a_boundary(logits: np.ndarray, sampling: Sampling) -> bool:
     min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
 )
 @example(seed=1, width=16, step=1.0, temperature=1.0, top_k=3, top_p=0.6, min_p=1.0)
-def test_law_is_the_reference(seed, width, step, temperature, top_k, top_p, min_p):
+def test_distribution_is_the_reference(seed, width, step, temperature, top_k, top_p, min_p):
     """Every combination of filters, on logits rounded to `step` so that ties are the rule."""
     rng = np.random.default_rng(seed)
     logits = (np.round(rng.normal(0, 3, width) / step) * step).astype(np.float32)
@@ -184,7 +184,7 @@ def test_seeded_drafts_keep_no_distribution():
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_drafts_are_drawn_from_their_distribution(sparse):
-    """S2 rests on it: the proposal's distribution is exactly the distribution that is handed on."""
+    """S2 rests on it: a proposal is drawn from exactly what is handed on."""
     rng = np.random.default_rng(3)
     count, width = 40_000, 12
     logits = rng.normal(0, 1.5, width).astype(np.float32)
@@ -213,7 +213,7 @@ def test_drafts_are_drawn_from_their_distribution(sparse):
     assert (np.abs(seen - expected) <= 5 * np.sqrt(expected / count)).all()
 
 
-def test_draft_law_reaches_no_further_than_64_candidates():
+def test_draft_distribution_reaches_no_further_than_64_candidates():
     rng = np.random.default_rng(4)
     logits = rng.normal(0, 1, (2, 20_000)).astype(np.float32)
     rows = rows_of(Sampling(1.0), Sampling(1.0, top_k=1000))

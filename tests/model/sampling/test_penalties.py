@@ -227,7 +227,7 @@ def test_a_drafter_with_the_targets_history_is_always_accepted(name, seeded):
     assert rate > 0.999
 
 
-def test_a_proposal_is_drawn_from_the_law_that_is_handed_on():
+def test_a_proposal_is_drawn_from_the_distribution_that_is_handed_on():
     """S2 rests on it: q is whatever the drafter drew from, its penalties and drafts included."""
     count, sampling = 20_000, ADJUSTED["all"]
     samplings = requests(sampling, count, seeded=False)

@@ -172,7 +172,7 @@ def test_the_lowest_free_slot_is_taken_and_everybody_decodes_in_every_step() -> 
     house.close()
 
 
-def test_an_admitted_session_is_served_within_as_many_steps_as_there_are_slots() -> None:
+def test_an_admitted_sequence_is_served_within_as_many_steps_as_there_are_slots() -> None:
     """L2: with one slice a step and long prompts, nobody goes without for longer."""
     limits = Limits(slots_max=5, prefill_tokens_max=8, prefill_slices_max=1)
     house = House(limits=limits)
@@ -192,7 +192,7 @@ def test_an_admitted_session_is_served_within_as_many_steps_as_there_are_slots()
     house.close()
 
 
-def test_an_admitted_session_ends_within_a_known_number_of_steps() -> None:
+def test_an_admitted_sequence_ends_within_a_known_number_of_steps() -> None:
     """L2: its slices, each at worst a turn of all slots away, and one token a step at least."""
     limits = Limits(slots_max=3, prefill_tokens_max=16, prefill_slices_max=2)
     house = House(limits=limits, quality=0.0)

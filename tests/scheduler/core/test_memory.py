@@ -43,7 +43,7 @@ def test_what_is_reserved_covers_the_step_and_goes_back_with_the_slot() -> None:
     house.close()
 
 
-def test_scores_of_slices_are_reserved_for_the_longest_session_that_lives() -> None:
+def test_scores_of_slices_are_reserved_for_the_longest_sequence_that_lives() -> None:
     """M2: a small budget serves short requests, whatever a tile of scores may weigh at most."""
     facts = replace(FACTS, score_bytes_per_key=2, slice_score_bytes=16 * 50 * 2)
     room = facts.weights_bytes + facts.live_bytes(20) + 16 + 16 * 20 * 2 + 9 * (1 + 20 * 2)
@@ -55,7 +55,7 @@ def test_scores_of_slices_are_reserved_for_the_longest_session_that_lives() -> N
     house.close()
 
 
-def test_what_slices_need_shrinks_when_the_longest_session_leaves() -> None:
+def test_what_slices_need_shrinks_when_the_longest_sequence_leaves() -> None:
     facts = replace(FACTS, score_bytes_per_key=2, slice_score_bytes=16 * 50 * 2)
     house = House(limits=LIMITS, facts=facts)
     long = house.submit(prompt(90), 10, ignore_eos=True)

@@ -33,16 +33,16 @@ def test_the_bundled_pair_stays_small() -> None:
 
 
 def test_a_position_counts_where_the_drafts_before_it_were_accepted() -> None:
-    sequence = MeasuredReply((1,))
+    reply = MeasuredReply((1,))
     for accepted in (3, 0, 1):
-        sequence.rounds.append((accepted, sequence.take(range(10, 11 + accepted), ENDS)))
-    found = acceptance([sequence], 3)
+        reply.rounds.append((accepted, reply.take(range(10, 11 + accepted), ENDS)))
+    found = acceptance([reply], 3)
     assert found == {"by_position": [0.667, 0.5, 1.0], "tokens_per_round": 2.33, "rounds": 3}
 
 
 def test_what_comes_after_the_end_of_a_reply_counts_for_nothing() -> None:
-    sequence = MeasuredReply((1,))
-    sequence.rounds.append((3, sequence.take([10, 6, 11, 12], ENDS)))
-    assert sequence.ended and sequence.reply == [10, 6]
-    found = acceptance([sequence], 3)
+    reply = MeasuredReply((1,))
+    reply.rounds.append((3, reply.take([10, 6, 11, 12], ENDS)))
+    assert reply.ended and reply.tokens == [10, 6]
+    found = acceptance([reply], 3)
     assert found == {"by_position": [1.0, 1.0, 0.0], "tokens_per_round": 2.0, "rounds": 1}

@@ -7,7 +7,7 @@ from grpc_health.v1 import health_pb2
 
 import sapwood
 from sapwood.v1 import cache_pb2
-from tests.sapwood.fake import done, each, serving
+from tests.sapwood.client.fake import done, each, serving
 
 pytestmark = pytest.mark.anyio
 

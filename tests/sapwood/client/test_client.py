@@ -11,7 +11,7 @@ import pytest
 
 import sapwood
 from sapwood.v1 import generation_pb2, prompt_pb2
-from tests.sapwood.fake import (
+from tests.sapwood.client.fake import (
     USAGE,
     delta,
     done,

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 import sapwood
-from tests.sapwood.fake import done, endless_reply, prefill, refuse, whole_reply
+from tests.sapwood.client.fake import done, endless_reply, prefill, refuse, whole_reply
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ async def test_foreign_and_broken_details_count_as_none(connect, daemon, address
 
 
 async def test_unavailable_is_retried_before_the_first_event_only(daemon, address):
-    """By the async client: see sapwood.channel for why the other does not."""
+    """By the async client: see sapwood.client.channel for why the other does not."""
 
     def loading_twice(request, context):
         if len(daemon.requests) < 3:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 import sapwood
-from tests.sapwood.fake import FakeDaemon, serving, whole_reply
+from tests.sapwood.client.fake import FakeDaemon, serving, whole_reply
 
 
 @pytest.fixture
