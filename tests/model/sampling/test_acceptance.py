@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.sampling import verify as product
+from sapwood.model.sampling import acceptance as product
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows, Filters, distribution_of
 from sapwood.model.sampling.proposals import DraftDistribution, DraftLogits, draft

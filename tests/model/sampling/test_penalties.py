@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapwood.model.sampling import acceptance as product
 from sapwood.model.sampling import proposals
-from sapwood.model.sampling import verify as product
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.penalties import Penalties, Tally
