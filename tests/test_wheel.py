@@ -74,7 +74,15 @@ def installed(
     (archive,) = built.glob(request.param)
     subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
     bin = place / "venv" / "bin"
-    pip = [bin / "python", "-m", "pip", "install", "--quiet", "-c", constraints(place)]
+    pip: list[str | Path] = [
+        bin / "python",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        constraints(place),
+    ]
     subprocess.run([*pip, *NEIGHBOURS], check=True, env=clean_environ())
     before = digests(site_packages(bin))
     subprocess.run([*pip, archive], check=True, env=clean_environ())

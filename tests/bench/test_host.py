@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,12 +18,12 @@ from bench.stopwatch import Stopwatch, TimedStep
 from sapwood.scheduler.plan import Capture, DecodeRow, PrefillSlice, StepPlan
 
 
-def step(rows=ROWS, prefill_tokens=0, moves=0, **seconds: float) -> TimedStep:
+def step(rows: int = ROWS, prefill_tokens: int = 0, moves: int = 0, **seconds: float) -> TimedStep:
     parts = ("plan_s", "build_s", "device_s", "emit_s", "commit_s")
     return TimedStep(rows, 0, prefill_tokens, moves, **{p: seconds.get(p, 1.0) for p in parts})
 
 
-def test_only_full_steps_without_prefill_or_moves_count():
+def test_only_full_steps_without_prefill_or_moves_count() -> None:
     full = [step()] * STEPS_MIN
     others = [step(rows=ROWS - 1), step(prefill_tokens=1), step(moves=1)]
     assert full_steps([*others, *full]) == full
@@ -29,7 +31,7 @@ def test_only_full_steps_without_prefill_or_moves_count():
         full_steps([*others, *full[1:]])
 
 
-def test_host_is_plan_commit_and_emit_and_the_step_is_all():
+def test_host_is_plan_commit_and_emit_and_the_step_is_all() -> None:
     found = mean_step([step(plan_s=1, build_s=2, device_s=3, emit_s=4, commit_s=5), step(plan_s=3)])
     assert found["host"] == ((1 + 4 + 5) + (3 + 1 + 1)) / 2
     assert found["step"] == (15 + 7) / 2
@@ -38,11 +40,11 @@ def test_host_is_plan_commit_and_emit_and_the_step_is_all():
 
 def test_the_stopwatch_splits_a_step_at_the_hand_overs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+) -> None:
     """Every call of the loop takes its own power of two, so that no sum can hide a mix-up."""
     now = 0.0
 
-    def takes(seconds: float, answer: object = None):
+    def takes(seconds: float, answer: object = None) -> Callable[..., Any]:
         def call(*_: object) -> object:
             nonlocal now
             now += seconds
@@ -63,8 +65,8 @@ def test_the_stopwatch_splits_a_step_at_the_hand_overs(
         takes(4)()
         mx.async_eval()
 
-    core = SimpleNamespace(plan=takes(1, plan), commit=takes(64), has_work=True)
-    runner = SimpleNamespace(submit=submit, wait=takes(32), close=takes(0))
+    core: Any = SimpleNamespace(plan=takes(1, plan), commit=takes(64), has_work=True)
+    runner: Any = SimpleNamespace(submit=submit, wait=takes(32), close=takes(0))
     watch = Stopwatch(tmp_path / "steps.json")
     core, runner = watch.timed(core, runner)
     assert core.has_work

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from bench.measure import Figure, Side, Spread, alternated, at_least, at_most
+from bench.measure import Figure, Goal, Side, Spread, alternated, at_least, at_most
 
 
-def figure(ours: tuple[float, ...], peer: tuple[float, ...], target=None) -> Figure:
+def figure(ours: tuple[float, ...], peer: tuple[float, ...], target: Goal | None = None) -> Figure:
     return Figure(
         "bench/figure", "A figure", Side("ours", "s", ours), Side("peer", "s", peer), target
     )
 
 
-def test_a_spread_has_quartiles_and_range():
+def test_a_spread_has_quartiles_and_range() -> None:
     assert Spread.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Spread(3.0, 2.0, 4.0, 1.0, 5.0, 5)
     assert Spread.of([2.0, 1.0]) == Spread(1.5, 1.25, 1.75, 1.0, 2.0, 2)
 
 
-def test_one_run_has_no_spread():
+def test_one_run_has_no_spread() -> None:
     assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0, 7.0, 7.0, 1)
 
 
-def test_the_ratio_is_taken_within_each_run():
+def test_the_ratio_is_taken_within_each_run() -> None:
     """A machine that is ten times slower in one run changes nothing."""
     found = figure((1.0, 20.0, 3.0), (2.0, 40.0, 6.0))
     assert found.ratios == [0.5, 0.5, 0.5]
@@ -30,7 +30,7 @@ def test_the_ratio_is_taken_within_each_run():
     assert skewed.spread.median == 1.0  # of the medians it would be 4
 
 
-def test_sides_of_unlike_length_are_no_figure():
+def test_sides_of_unlike_length_are_no_figure() -> None:
     with pytest.raises(ValueError, match="shorter"):
         _ = figure((1.0, 2.0), (1.0,)).ratios
 
@@ -45,9 +45,9 @@ def test_sides_of_unlike_length_are_no_figure():
         (None, 1e9, None),
     ],
 )
-def test_a_verdict_is_the_medians(target, ours, met):
+def test_a_verdict_is_the_medians(target: Goal | None, ours: float, met: bool | None) -> None:
     assert figure((ours,), (1.0,), target).met is met
 
 
-def test_sides_take_turns_in_going_first():
+def test_sides_take_turns_in_going_first() -> None:
     assert [alternated("abc", run) for run in (0, 1, 2)] == [list("abc"), list("cba"), list("abc")]

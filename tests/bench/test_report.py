@@ -42,7 +42,7 @@ def report(figures: tuple[Figure, ...] = FIGURES) -> BenchReport:
     )
 
 
-def test_json_holds_every_run_of_every_figure(tmp_path: Path):
+def test_json_holds_every_run_of_every_figure(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     assert (found["schema"], found["quick"], found["blas"]) == (
@@ -60,7 +60,7 @@ def test_json_holds_every_run_of_every_figure(tmp_path: Path):
     assert (free["target"], free["met"], free["details"]) == (None, None, {"rounds": 7.0})
 
 
-def test_the_documentation_names_every_key(tmp_path: Path):
+def test_the_documentation_names_every_key(tmp_path: Path) -> None:
     write_report(report(), tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())
     documented = set(re.findall(r"`(\w+)`", (ROOT / "docs/bench/README.md").read_text()))
@@ -69,7 +69,7 @@ def test_the_documentation_names_every_key(tmp_path: Path):
     assert keys - documented == set()
 
 
-def test_the_picture_shows_every_figure_and_is_the_same_twice(tmp_path: Path):
+def test_the_picture_shows_every_figure_and_is_the_same_twice(tmp_path: Path) -> None:
     write_report(report(), tmp_path / "a")
     write_report(report(), tmp_path / "b")
     picture = (tmp_path / "a/results.svg").read_bytes()
@@ -81,7 +81,7 @@ def test_the_picture_shows_every_figure_and_is_the_same_twice(tmp_path: Path):
     assert (tmp_path / "c/results.svg").read_bytes().count(b">Hit: ") == 1
 
 
-def test_the_table_says_met_missed_or_nothing():
+def test_the_table_says_met_missed_or_nothing() -> None:
     out = io.StringIO()
     Console(file=out, width=160).print(table(FIGURES))
     rows = {
@@ -98,11 +98,11 @@ def test_the_table_says_met_missed_or_nothing():
 @pytest.mark.parametrize(
     ("value", "shown"), [(0.01234, "0.012"), (1.0349, "1.03"), (12.34, "12.3")]
 )
-def test_numbers_have_three_digits(value, shown):
+def test_numbers_have_three_digits(value: float, shown: str) -> None:
     assert number(value) == shown
 
 
-def test_the_commit_is_gits_own_or_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_the_commit_is_gits_own_or_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", machine.commit())
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.commit() == "unknown"

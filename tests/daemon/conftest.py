@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -21,7 +21,7 @@ from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.daemon.settings.config import Config, load_config
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
-from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc
+from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.fakes import FakeDevice, make_loader
 
@@ -98,7 +98,7 @@ async def running(
 
 
 def prompt_of(*ids: int, **fields: Any) -> pb.GenerateRequest:
-    return pb.GenerateRequest(token_ids={"ids": ids}, **fields)
+    return pb.GenerateRequest(token_ids=prompt_pb2.TokenIds(ids=ids), **fields)
 
 
 async def collect(call: Any) -> tuple[list[int], str, list[pb.GenerateResponse]]:
@@ -109,9 +109,9 @@ async def collect(call: Any) -> tuple[list[int], str, list[pb.GenerateResponse]]
     return ids, "".join(delta.text for delta in deltas), events
 
 
-def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
+def reason_of(error: grpc.RpcError) -> tuple[str, str]:
     """Status and our reason; the reason is empty where the status carries none."""
-    status = rpc_status.from_call(error)
+    status = _status_of(error)
     info = error_details_pb2.ErrorInfo()
     for detail in status.details if status else ():
         if detail.Unpack(info):
@@ -119,9 +119,14 @@ def reason_of(error: grpc.aio.AioRpcError) -> tuple[str, str]:
     return error.code().name, info.reason
 
 
+def _status_of(error: grpc.RpcError) -> Any:
+    # The errors of both APIs have the three methods of a Call that this reads.
+    return rpc_status.from_call(cast("grpc.Call", error))
+
+
 def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
     """The detail of one kind, or None."""
-    status = rpc_status.from_call(error)
+    status = _status_of(error)
     found = kind()
     return found if status and any(d.Unpack(found) for d in status.details) else None
 
@@ -133,9 +138,13 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def stats(run: Running) -> Stats:
-    published = run.daemon._engine.published
-    assert published is not None
-    return published.stats
+    return published(run.daemon)
+
+
+def published(daemon: Daemon) -> Stats:
+    found = daemon._engine.published
+    assert found is not None
+    return found.stats
 
 
 def open_rpcs(run: Running) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
-from sapwood.daemon.engine.card import ModelCard, SamplingDefaults
+from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.model.prompt.errors import PromptTooLong
 from sapwood.scheduler.core.core import Core
@@ -22,6 +22,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Capture, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
+from sapwood.scheduler.sampling import SamplingDefaults
 from tests.fakes import TokenLog, Tracker, toy_logprobs
 
 EOS, BOS, FIRST_BYTE = 1, 2, 3

@@ -90,8 +90,12 @@ def packed(pair: Directories, place: Path, packing: Quantization) -> Directories
 def _pack(
     module: nn.Module, source: ModelDirectory, place: Path, packing: Quantization, prefix: str
 ) -> ModelDirectory:
-    wanted = {"group_size": packing.group_size, "bits": packing.bits, "mode": packing.mode}
-    table: dict[str, Any] = dict(wanted)
+    wanted: dict[str, Any] = {
+        "group_size": packing.group_size,
+        "bits": packing.bits,
+        "mode": packing.mode,
+    }
+    table = dict(wanted)
 
     def choose(path: str, inner: Any) -> bool | dict[str, Any]:
         if path.endswith("router.proj"):

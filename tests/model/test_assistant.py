@@ -8,11 +8,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.assistant import Attend, DraftLogits, load_assistant
+from sapwood.model.assistant import Attend, load_assistant
 from sapwood.model.checkpoint.config import AttentionKind
 from sapwood.model.checkpoint.config_file import read_assistant_config
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.safetensors import weight_files
+from sapwood.model.sampling.proposals import DraftLogits
 from tests.model.reference import (
     DETAILED,
     FAMILIES,

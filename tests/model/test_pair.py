@@ -137,7 +137,7 @@ def test_a_model_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
 
     try_out(demo)
     with pytest.raises(ModelRefused, match="does not run in float32 on this device"):
-        try_out(dataclasses.replace(demo, target=target))
+        try_out(dataclasses.replace(demo, target=target))  # type: ignore[arg-type]
 
 
 def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
@@ -146,7 +146,7 @@ def test_a_drafter_that_the_device_cannot_run_is_refused(demo: Pair) -> None:
             raise ValueError("[gather_qmm] only on the GPU.")
 
     with pytest.raises(ModelRefused, match="the drafter does not run in float32"):
-        try_out(dataclasses.replace(demo, assistant=Broken()))
+        try_out(dataclasses.replace(demo, assistant=Broken()))  # type: ignore[arg-type]
 
 
 def _fingerprint(directory: Any, dtype: str = "float32") -> str:

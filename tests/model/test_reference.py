@@ -76,9 +76,9 @@ def test_packed_logits_and_hidden_rows_equal_the_references_in_any_slices(name: 
             fed = arrays[f"p{prompt}_ids"][at : at + int(rng.integers(1, ROUND_MAX + 1))]
             feeds[prompt] = Feed(fed.tolist(), kept=len(fed))
         for prompt, rows in sequences.step(feeds).items():
-            at = slice(starts[prompt], starts[prompt] + len(rows))
-            _close(rows, arrays[f"p{prompt}_logits"][at])
-            _close(np.array(sequences.hidden[prompt]), arrays[f"p{prompt}_hidden"][at])
+            shown = slice(starts[prompt], starts[prompt] + len(rows))
+            _close(rows, arrays[f"p{prompt}_logits"][shown])
+            _close(np.array(sequences.hidden[prompt]), arrays[f"p{prompt}_hidden"][shown])
             compared += len(rows)
     assert compared == sum(len(arrays[f"p{p}_ids"]) for p in PROMPTS)
 
@@ -138,12 +138,12 @@ def test_a_prompt_of_many_windows_gives_the_references_logits_and_text() -> None
 def test_a_config_that_transformers_saved_gives_the_same_facts_and_logits(
     name: str, tmp_path: Path
 ) -> None:
-    directories = [copied(n, tmp_path, weights=True) for n in (name, f"{name}-assistant")]
-    for directory in directories:
+    target, drafter = (copied(n, tmp_path, weights=True) for n in (name, f"{name}-assistant"))
+    for directory in (target, drafter):
         saved = directory.path / "config.saved-by-transformers.json"
         saved.replace(directory.path / "config.json")
     released = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
-    resaved = load_pair(*directories, "float32")
+    resaved = load_pair(target, drafter, "float32")
     assert model_facts(resaved, 5) == model_facts(released, 5)
     assert resaved.assistant_config == released.assistant_config
     ids = golden(name)["p3_ids"]

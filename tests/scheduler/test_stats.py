@@ -34,7 +34,7 @@ def test_the_counters_are_the_sum_of_the_clients() -> None:
     house = busy_house()
     house.run()
     stats, seen = house.core.stats(), usages(house)
-    assert len(seen) == sum(stats.requests.values()) - stats.requests["rejected"] == 8
+    assert len(seen) == sum(stats.requests.values()) - stats.requests[Outcome.REJECTED] == 8
     assert stats.prompt_tokens == sum(u.prompt_tokens for u in seen)
     assert stats.prefix_cached_tokens == sum(u.cached_tokens for u in seen)
     assert stats.generated_tokens == sum(u.completion_tokens for u in seen)
@@ -74,7 +74,7 @@ def test_counters_never_fall_and_agree_at_every_step() -> None:
         assert stats.memory == house.ledger.view()
         assert stats.requests_running <= 3
         before = stats
-    assert before.requests["cancelled"] == 2
+    assert before.requests[Outcome.CANCELLED] == 2
     house.close()
 
 

@@ -50,6 +50,7 @@ class Traffic:
 
     def _sampling(self) -> Sampling:
         random = self.random
+        penalties: tuple[float, float, float, tuple[tuple[int, float], ...]]
         penalties = (1.0, 0.0, 0.0, ())
         if random.random() < 0.3:
             penalties = (random.choice((1.0, 1.3)), random.choice((0.0, 0.5)), 0.3, ((9, 2.0),))

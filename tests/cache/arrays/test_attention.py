@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -175,7 +177,7 @@ def test_a_slice_is_the_same_in_tiles(
     sizes = []
     fused = mx.fast.scaled_dot_product_attention
 
-    def counted(rows: mx.array, *rest: mx.array, **options: object) -> mx.array:
+    def counted(rows: mx.array, *rest: mx.array, **options: Any) -> mx.array:
         sizes.append(rows.shape[2])
         return fused(rows, *rest, **options)
 

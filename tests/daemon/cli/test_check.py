@@ -59,7 +59,7 @@ def test_a_runner_that_computes_something_else_fails(
     right = PackedGemma4.logits
 
     def wrong(self: PackedGemma4, hidden: mx.array) -> mx.array:
-        return mx.roll(right(self, hidden), 1, axis=-1)
+        return mx.roll(right(self, hidden), 1, -1)
 
     monkeypatch.setattr(PackedGemma4, "logits", wrong)
     assert main(["check", TARGET, "--json"]) == 1

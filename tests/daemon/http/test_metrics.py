@@ -274,5 +274,7 @@ async def test_a_tree_is_described_while_the_device_works() -> None:
         call.cancel()
 
 
-async def collect_nodes(call: grpc.aio.UnaryStreamCall) -> int:
+async def collect_nodes(
+    call: grpc.aio.UnaryStreamCall[cache_pb2.DescribeTreeRequest, cache_pb2.DescribeTreeResponse],
+) -> int:
     return len([response async for response in call])

@@ -24,6 +24,7 @@ from tests.daemon.conftest import (
     details_of,
     open_rpcs,
     prompt_of,
+    published,
     reason_of,
     running,
     until,
@@ -116,7 +117,7 @@ async def test_d1_a_drain_finishes_what_runs_and_refuses_what_comes() -> None:
         waits = generate(channel, prompt_of(8, max_tokens=30))
         await until(lambda: len(daemon._gate.mailboxes) == 2)
         device.step()
-        await until(lambda: daemon._engine.published.stats.requests_waiting == 1)
+        await until(lambda: published(daemon).requests_waiting == 1)
         daemon.drain()
         stopping = asyncio.ensure_future(daemon.stop())
         with pytest.raises(grpc.aio.AioRpcError) as caught:

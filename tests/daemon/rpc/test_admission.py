@@ -18,6 +18,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
 from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
 from tests.daemon.conftest import prompt_of
 from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
 
@@ -116,8 +117,8 @@ def test_unset_sampling_comes_from_the_models_generation_config() -> None:
     assert (given_zero.temperature, given_zero.top_k, given_zero.min_p) == (0, 0, 0)
     assert given_zero.top_p == 0.95
     assert (unset.repetition_penalty, unset.adjusted) == (1.2, True)
-    neutral = {"repetition_penalty": 1, "presence_penalty": 0, "logit_bias": {5: 0}}
-    assert not checked_sampling(pb.Sampling(**neutral), model, VOCABULARY, LIMITS).adjusted
+    neutral = pb.Sampling(repetition_penalty=1, presence_penalty=0, logit_bias={5: 0})
+    assert not checked_sampling(neutral, model, VOCABULARY, LIMITS).adjusted
 
 
 def test_a_top_k_that_keeps_everything_is_off() -> None:
@@ -161,7 +162,11 @@ async def test_two_workers_tokenise_and_a_cancelled_caller_frees_no_third() -> N
         (prompt_of(5, 6, 7), "token_ids.ids"),
         (pb.GenerateRequest(text="\x03"), "text"),
         (
-            pb.GenerateRequest(messages={"messages": [{"role": "user", "content": "\x03"}]}),
+            pb.GenerateRequest(
+                messages=prompt_pb2.Messages(
+                    messages=[prompt_pb2.Message(role="user", content="\x03")]
+                )
+            ),
             "messages",
         ),
     ],

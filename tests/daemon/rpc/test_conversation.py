@@ -29,7 +29,7 @@ def result(name: str, content: str = "1") -> dict[str, Any]:
 
 
 def messages_of(*messages: dict[str, Any], **fields: Any) -> pb.Messages:
-    return pb.Messages(messages=messages, **fields)
+    return pb.Messages(messages=[pb.Message(**message) for message in messages], **fields)
 
 
 def test_a_conversation_has_the_form_that_templates_take() -> None:

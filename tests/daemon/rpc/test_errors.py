@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2
 from sapwood.daemon.rpc.boundary import service_handler
 from sapwood.daemon.rpc.services import CACHE, GENERATION, HEALTH, REFLECTION, SESSION
 from sapwood.scheduler.limits import Limits
-from sapwood.v1 import cache_pb2
+from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.conftest import (
     Running,
@@ -38,15 +38,16 @@ def text_of(**fields: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(text="x", **fields)
 
 
-def said(role: str, content: str = "hi", **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": role, "content": content, **more}]}
+def said(role: str, content: str = "hi", times: int = 1, **more: Any) -> prompt_pb2.Messages:
+    message = prompt_pb2.Message(role=role, content=content, **more)
+    return prompt_pb2.Messages(messages=[message] * times)
 
 
 BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "no prompt": (pb.GenerateRequest(), "EMPTY_PROMPT", "prompt"),
     "empty text": (pb.GenerateRequest(text=""), "EMPTY_PROMPT", "text"),
     "no ids": (prompt_of(), "EMPTY_PROMPT", "token_ids"),
-    "no messages": (pb.GenerateRequest(messages={}), "EMPTY_PROMPT", "messages"),
+    "no messages": (pb.GenerateRequest(messages=prompt_pb2.Messages()), "EMPTY_PROMPT", "messages"),
     "unknown role": (
         pb.GenerateRequest(messages=said("<turn|>")),
         "BAD_REQUEST",
@@ -58,7 +59,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         "messages",
     ),
     "too many messages": (
-        pb.GenerateRequest(messages={"messages": said("user")["messages"] * 4097}),
+        pb.GenerateRequest(messages=said("user", times=4097)),
         "BAD_REQUEST",
         "messages.messages",
     ),
@@ -192,8 +193,8 @@ async def test_what_is_not_built_is_refused_by_name(run: Running) -> None:
         error = await refused(run.generation.Generate(request))
         assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED"), field
         assert field in (error.details() or "")
-    request = cache_pb2.DescribeTreeRequest(include_tokens=True)
-    error = await refused(run.cache.DescribeTree(request))
+    with_tokens = cache_pb2.DescribeTreeRequest(include_tokens=True)
+    error = await refused(run.cache.DescribeTree(with_tokens))
     assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED")
 
 
@@ -268,10 +269,11 @@ async def test_r4_malformed_bytes_on_every_method_are_bad_request(run: Running) 
     ]
     served = {method.full_name for method in methods}
     assert {"sapwood.v1.GenerationService.Generate", "grpc.health.v1.Health.Watch"} <= served
+    channel: Any = run.channel  # whose kind of call depends on the method
     for method in methods:
         path = f"/{method.containing_service.full_name}/{method.name}"
         for junk in (b"\xff\xff\xff", b"\x0a\x05ab"):
-            make = run.channel.unary_stream if method.server_streaming else run.channel.unary_unary
+            make = channel.unary_stream if method.server_streaming else channel.unary_unary
             call = make(path)(junk)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await (collect(call) if method.server_streaming else call)
@@ -279,12 +281,16 @@ async def test_r4_malformed_bytes_on_every_method_are_bad_request(run: Running) 
 
 
 async def test_r4_text_that_is_not_utf8_is_bad_request(run: Running) -> None:
-    call = run.channel.unary_stream(f"/{GENERATION.full_name}/Generate")(b"\x0a\x02\xff\xfe")
+    generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
+    generate = run.channel.unary_stream(f"/{GENERATION.full_name}/Generate")
+    call = generate(b"\x0a\x02\xff\xfe")
     assert reason_of(await refused(call)) == ("INVALID_ARGUMENT", "BAD_REQUEST")
 
 
 async def test_r4_malformed_bytes_on_the_reflection_stream_are_bad_request(run: Running) -> None:
-    call = run.channel.stream_stream(f"/{REFLECTION.full_name}/ServerReflectionInfo")()
+    reflect: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+    reflect = run.channel.stream_stream(f"/{REFLECTION.full_name}/ServerReflectionInfo")
+    call = reflect()
     await call.write(b"\xff\xff\xff")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await collect(call)
@@ -297,8 +303,10 @@ async def test_what_is_not_built_is_unimplemented(run: Running) -> None:
         (CACHE, ["PinPrefix", "ListPins", "UnpinPrefix", "EvictPrefix", "ClearCache"]),
     ):
         for name in names:
+            call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+            call = run.channel.unary_unary(f"/{service.full_name}/{name}")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await run.channel.unary_unary(f"/{service.full_name}/{name}")(b"")
+                await call(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, name
 
 
@@ -329,6 +337,7 @@ async def test_a_bug_of_ours_is_internal_without_its_text(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         call = channel.unary_unary(f"/{GENERATION.full_name}/Detokenize")
         for _ in range(2):
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
 from tests.chat import turns
 from tests.daemon.conftest import collect, prompt_of, running
 from tests.daemon.fakes import EOS, FACTS, FIRST_BYTE, ByteTokenizer, reply_to
@@ -92,13 +94,14 @@ async def test_a_second_turn_finds_the_first_in_the_tree() -> None:
     assert events[-1].finish.usage.cached_tokens >= len(PROMPT) + 40 - 2
 
 
+Script = Sequence[int | str]
 EOS_IDS = (EOS, 290, 291)
 CONTROL_TOKENS = ControlTokens(
     turn_start=280, channel_start=281, channel_end=282, call_start=283, call_end=284, quote=285
 )
 
 
-def scripted(prompt_tokens: int, script: Sequence[int | str]) -> Callable[[Sequence[int]], int]:
+def scripted(prompt_tokens: int, script: Script) -> Callable[[Sequence[int]], int]:
     """A model that says this, whatever the prompt: ids, and texts byte by byte."""
     ids = [i for part in script for i in ([part] if isinstance(part, int) else spelled(part))]
     return lambda tokens: ids[len(tokens) - prompt_tokens]
@@ -110,8 +113,8 @@ def spelled(text: str) -> list[int]:
 
 @pytest.mark.parametrize("draft_tokens", [0, 8])
 async def test_thinking_and_calls_come_apart_from_the_text(draft_tokens: int) -> None:
-    thinks = [281, "thought\nhüm\n", 282]
-    calls = [283, "call:f{a:", 285, "x,y}", 285, ",n:1}", 284, 283, "call:g{}", 284]
+    thinks: Script = [281, "thought\nhüm\n", 282]
+    calls: Script = [283, "call:f{a:", 285, "x,y}", 285, ",n:1}", 284, 283, "call:g{}", 284]
     script = [*thinks, "So: ", *calls, 291, "never"]
     facts = replace(FACTS, eos_token_ids=frozenset(EOS_IDS), control_tokens=CONTROL_TOKENS)
     async with running(facts=facts) as run:
@@ -147,12 +150,16 @@ async def test_every_end_of_turn_id_ends_a_reply_unless_they_are_ignored(eos: in
 async def test_a_whole_conversation_reaches_the_models_tokenizer() -> None:
     """Tools, calls, results and thinking in the form of transformers' templates."""
     call = {"name": "f", "arguments": '{"a": 1}'}
-    said = [
+    said: list[dict[str, Any]] = [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": "", "thinking": "hm\n", "tool_calls": [call]},
         {"role": "tool", "content": "42", "tool_name": "f"},
     ]
-    messages = {"messages": said, "tools": [{"name": "f"}], "thinking": True}
+    messages = prompt_pb2.Messages(
+        messages=[prompt_pb2.Message(**turn) for turn in said],
+        tools=[prompt_pb2.Tool(name="f")],
+        thinking=True,
+    )
     async with running() as run:
         request = pb.TokenizeRequest(messages=messages)
         ids = (await run.generation.Tokenize(request)).token_ids
@@ -182,7 +189,7 @@ async def test_text_and_messages_reach_the_model_through_its_tokenizer() -> None
         request = pb.GenerateRequest(text="hello", max_tokens=5)
         ids, _, _ = await collect(run.generation.Generate(request))
         assert ids == reply_to(tokenizer.encode_text("hello"), 5)
-        messages = {"messages": [{"role": "user", "content": "hi"}]}
+        messages = prompt_pb2.Messages(messages=[prompt_pb2.Message(role="user", content="hi")])
         request = pb.GenerateRequest(messages=messages, max_tokens=5)
         ids, _, _ = await collect(run.generation.Generate(request))
         assert ids == reply_to(tokenizer.encode_messages(turns(("user", "hi"))), 5)

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.outcomes import Outcome
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import generation_pb2_grpc
 from tests.daemon.conftest import (
@@ -46,7 +47,7 @@ async def test_r2_cancel_in_the_queue(gated: Running) -> None:
     second.cancel()
     await until(lambda: open_rpcs(gated) == 1)
     gated.device.step()
-    await until(lambda: stats(gated).requests["cancelled"] == 1)
+    await until(lambda: stats(gated).requests[Outcome.CANCELLED] == 1)
     assert stats(gated).requests_waiting == 0
     assert stats(gated).requests_running == 1
     first.cancel()
@@ -63,7 +64,7 @@ async def test_r2_cancel_in_prefill_keeps_what_was_computed() -> None:
         call.cancel()
         await until(lambda: open_rpcs(run) == 0)
         run.device.ungate()
-        await until(lambda: stats(run).requests["cancelled"] == 1 and not run.device.slots)
+        await until(lambda: stats(run).requests[Outcome.CANCELLED] == 1 and not run.device.slots)
         ids, _, events = await collect(run.generation.Generate(prompt_of(*prompt, max_tokens=4)))
         assert events[-1].finish.usage.cached_tokens >= event.prefill.processed_tokens
         assert ids == reply_to(prompt, 4)
@@ -84,7 +85,7 @@ async def test_r2_cancel_in_decode_frees_the_slot_and_disturbs_nobody() -> None:
         ids, _, _ = await collect(other)
         assert ids == reply_to((8, 9), 50)
         await until(lambda: not run.device.slots)
-        assert stats(run).requests["cancelled"] == 1
+        assert stats(run).requests[Outcome.CANCELLED] == 1
 
 
 async def test_r2_a_channel_that_closes_cancels_its_requests(gated: Running) -> None:
@@ -98,7 +99,7 @@ async def test_r2_a_channel_that_closes_cancels_its_requests(gated: Running) -> 
     await channel.close()
     await until(lambda: open_rpcs(gated) == 0)
     gated.device.ungate()
-    await until(lambda: stats(gated).requests["cancelled"] == 1 and not gated.device.slots)
+    await until(lambda: stats(gated).requests[Outcome.CANCELLED] == 1 and not gated.device.slots)
 
 
 async def test_r2_cancel_while_the_prompt_is_tokenised_is_counted() -> None:
@@ -108,7 +109,7 @@ async def test_r2_cancel_while_the_prompt_is_tokenised_is_counted() -> None:
         call = run.generation.Generate(pb.GenerateRequest(text="hello"))
         await until(lambda: bool(tokenizer.threads))
         call.cancel()
-        await until(lambda: run.daemon._gate.turned_away["cancelled"] == 1)
+        await until(lambda: run.daemon._gate.turned_away[Outcome.CANCELLED] == 1)
         tokenizer.gate.set()
         assert stats(run).requests_running == 0
 
@@ -126,7 +127,7 @@ async def test_r2_the_deadline_is_honoured_in_every_phase(phase: str, gated: Run
     await until(lambda: open_rpcs(gated) == len(before))
     assert stats(gated).requests_waiting == len(before)
     gated.device.step(3)
-    await until(lambda: stats(gated).requests["deadline"] == 1)
+    await until(lambda: stats(gated).requests[Outcome.DEADLINE] == 1)
     for blocker in before:
         blocker.cancel()
 
@@ -142,7 +143,7 @@ async def test_request_s_max_is_the_deadline_of_those_who_have_none() -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await collect(events)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert stats(run).requests["deadline"] == 1
+        assert stats(run).requests[Outcome.DEADLINE] == 1
 
 
 @asynccontextmanager
@@ -162,7 +163,7 @@ async def test_r6_a_slow_reader_ends_alone() -> None:
         run.device.next_token = lambda tokens: LONG_TEXT if tokens[0] == 7 else next_token(tokens)
         events = aiter(stub.Generate(prompt_of(7, max_tokens=3000, draft_tokens=0)))
         await until(lambda: open_rpcs(run) == 2)
-        while stats(run).requests["failed"] == 0:
+        while stats(run).requests[Outcome.FAILED] == 0:
             run.device.step()
             await asyncio.sleep(0.001)
         assert open_rpcs(run) == 1

@@ -26,6 +26,14 @@ def _one_infinity(size: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.where(np.arange(size) == size // 2, np.inf, -1).astype(np.float32)
 
 
+def _template_in_config(template: Any) -> Change:
+    def moved(damage: Damage) -> None:
+        damage.remove(TEMPLATE)
+        damage.key(NAMES, "chat_template", template)
+
+    return moved
+
+
 CASES: dict[str, Change] = {
     "an empty file": lambda d: d.put(ONE_PATH, b""),
     "a file shorter than its length field": lambda d: d.put(ONE_PATH, b"1234567"),
@@ -189,14 +197,9 @@ CASES: dict[str, Change] = {
     "a template of too many blocks": lambda d: d.put(
         TEMPLATE, b"{% for x in y %}" * 30 + b"{% endfor %}" * 30
     ),
-    "a template that is no text": lambda d: (d.remove(TEMPLATE), d.key(NAMES, "chat_template", 7)),
-    "templates whose default is no text": lambda d: (
-        d.remove(TEMPLATE),
-        d.key(
-            NAMES,
-            "chat_template",
-            [{"name": [], "template": "x"}, {"name": "default", "template": 1}],
-        ),
+    "a template that is no text": _template_in_config(7),
+    "templates whose default is no text": _template_in_config(
+        [{"name": [], "template": "x"}, {"name": "default", "template": 1}]
     ),
 }
 PACKED: dict[str, Change] = {

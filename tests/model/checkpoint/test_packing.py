@@ -54,7 +54,8 @@ def test_packed_weights_give_the_logits_and_drafts_of_their_dequantised_ones(
 ) -> None:
     made = packed(pair, tmp_path, packing)
     loaded = load_pair(*made, "float32")
-    twin = load_pair(*(unpacked(directory, tmp_path) for directory in made), "float32")
+    target, drafter = (unpacked(directory, tmp_path) for directory in made)
+    twin = load_pair(target, drafter, "float32")
     assert loaded.quantization == f"{packing}, mixed; drafter {packing}, mixed"
     assert twin.quantization == ""
     rows = PackedGemma4(loaded.target).embed(mx.array(IDS))

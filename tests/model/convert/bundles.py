@@ -24,11 +24,11 @@ def bundle(
 ) -> Manifest:
     """The pair as one bundle at `place`, in several shards."""
     sources = [
-        Source(directory, directory.path.name, how and parse_packing(how, None))
+        Source(directory, directory.path.name, parse_packing(how, None) if how else None)
         for directory, how in zip(pair, (packing, draft_packing), strict=True)
     ]
-    chosen = Settings(**{"tool": "test", "shard_bytes_max": SHARD_BYTES} | settings)
-    return convert(sources[0], sources[1], place, chosen, report)
+    chosen: dict[str, Any] = {"tool": "test", "shard_bytes_max": SHARD_BYTES} | settings
+    return convert(sources[0], sources[1], place, Settings(**chosen), report)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

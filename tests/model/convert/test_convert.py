@@ -117,7 +117,9 @@ def test_memory_is_bounded_by_chunks_and_not_by_tensors(
     one: Directories, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle(one, tmp_path / "whole")
-    largest = max(t.nbytes for t in mx.load(str(one[0].path / "model.safetensors")).values())
+    tensors = mx.load(str(one[0].path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    largest = max(tensor.nbytes for tensor in tensors.values())
     monkeypatch.setattr("sapwood.model.convert.shards.CHUNK_BYTES", 4096)
     peaks: list[int] = []
 
@@ -152,8 +154,8 @@ def test_sources_are_refused_before_anything_is_written(pair: Directories, tmp_p
     first, second = (_tensors(tmp_path / name / "target") for name in ("packed", "again"))
     assert first.keys() == second.keys()
     assert all(mx.array_equal(first[k], second[k]) for k in first)
-    first, second = (contents(tmp_path / name / "target") for name in ("packed", "again"))
-    assert first["config.json"] == second["config.json"]
+    before, after = (contents(tmp_path / name / "target") for name in ("packed", "again"))
+    assert before["config.json"] == after["config.json"]
 
 
 def _tensors(folder: Path) -> dict[str, mx.array]:

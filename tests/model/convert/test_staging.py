@@ -93,7 +93,8 @@ def test_a_finished_file_that_was_damaged_since_is_made_again(
 
 def test_another_conversion_is_never_continued(one: Directories, tmp_path: Path) -> None:
     _stopped(one, tmp_path / "made", LAST)
-    for other in ({"packing": "8bit"}, {"dtype": "float16"}, {"tool": "newer"}):
+    others: list[dict[str, Any]] = [{"packing": "8bit"}, {"dtype": "float16"}, {"tool": "newer"}]
+    for other in others:
         with pytest.raises(ModelRefused, match="unfinished conversion of other sources"):
             bundle(one, tmp_path / "made", **other)
     assert not (tmp_path / "made").exists()

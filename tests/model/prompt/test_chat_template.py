@@ -14,10 +14,10 @@ from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.prompt.chat_template import (
     ROLES,
     ChatTemplate,
-    PromptRefused,
     _end_settled_scans,
     read_chat_template,
 )
+from sapwood.model.prompt.errors import PromptRefused
 from tests.chat import turns
 from tests.model.reference import FIXTURES
 

@@ -16,7 +16,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sapwood.model.prompt.chat_template import PromptRefused
+from sapwood.model.prompt.errors import PromptRefused
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 from tests.chat import turns

@@ -56,7 +56,8 @@ def filtered_probs(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         before = np.cumsum(probs[order]) - probs[order]
         probs[order[before >= sampling.top_p]] = 0
     probs[probs < sampling.min_p * probs.max()] = 0
-    return probs / probs.sum()
+    kept: np.ndarray = probs / probs.sum()
+    return kept
 
 
 def table_drafter(table: np.ndarray, ids: np.ndarray | None = None) -> Drafter:
@@ -132,11 +133,11 @@ def generate(
         for s, prompt in zip(samplings, prompts, strict=True)
     ]
     reply = np.zeros((total, count), np.int32)
-    length, last = np.zeros(total, int), np.broadcast_to(np.int32(first), total).copy()
+    length, last = np.zeros(total, int), np.broadcast_to(np.array(first, np.int32), total).copy()
     accepted = drafted = 0
     while (live := np.flatnonzero(length < count)).size:
         rows = DrawRows(
-            tuple(samplings[b] for b in live),
+            tuple(samplings[int(b)] for b in live),
             tuple(depth(int(b), int(length[b])) if drafter else 0 for b in live),
             tuple(length[live].tolist()),
             tuple(tallies[b] for b in live) if any(tallies) else (),
@@ -170,7 +171,8 @@ def joint_distribution(table: np.ndarray, sampling: Sampling, first: int) -> np.
 
     second = np.array([distribution(a) for a in range(width)])
     third = np.array([[distribution(a, b) for b in range(width)] for a in range(width)])
-    return distribution()[:, None, None] * second[:, :, None] * third
+    joint: np.ndarray = distribution()[:, None, None] * second[:, :, None] * third
+    return joint
 
 
 def p_value(tokens: np.ndarray, joint: np.ndarray) -> float:

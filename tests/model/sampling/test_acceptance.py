@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.sampling import verify as product
+from sapwood.model.sampling import acceptance as product
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows, Filters, distribution_of
 from sapwood.model.sampling.proposals import DraftDistribution, DraftLogits, draft
@@ -72,7 +73,7 @@ def joint_p_value(
         ("all", "good", 3),
     ],
 )
-def test_s2_rejection_sampling_is_lossless(filters, drafter, depth):
+def test_s2_rejection_sampling_is_lossless(filters: str, drafter: str, depth: int) -> None:
     """S2, unseeded rows: the joint of the first three tokens is the target's."""
     assert joint_p_value(FILTERS[filters], drafter, depth, seeded=False) > 1e-4
 
@@ -87,7 +88,7 @@ def test_s2_rejection_sampling_is_lossless(filters, drafter, depth):
         ("all", "good", 4),
     ],
 )
-def test_s2_shared_noise_is_lossless(filters, drafter, depth):
+def test_s2_shared_noise_is_lossless(filters: str, drafter: str, depth: int) -> None:
     """S2, seeded rows: over the seeds, the joint of the first three tokens is the target's."""
     assert joint_p_value(FILTERS[filters], drafter, depth, seeded=True) > 1e-4
 
@@ -107,7 +108,9 @@ def test_s2_shared_noise_is_lossless(filters, drafter, depth):
     ],
     ids=["without residual", "accepts all", "accepts none"],
 )
-def test_s2_notices_a_broken_rule(monkeypatch, step, broken):
+def test_s2_notices_a_broken_rule(
+    monkeypatch: pytest.MonkeyPatch, step: str, broken: Callable[..., mx.array]
+) -> None:
     """The inverse of S2: a verifier without one of its steps must fail the same test."""
     monkeypatch.setattr(product, step, broken)
     assert joint_p_value(FILTERS["temperature"], "good", 2, seeded=False, rows=20_000) < 1e-4
@@ -119,7 +122,7 @@ def depth_of(row: int, length: int) -> int:
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
-def test_s5_seeded_tokens_do_not_depend_on_depth_or_drafter(drafter):
+def test_s5_seeded_tokens_do_not_depend_on_depth_or_drafter(drafter: str) -> None:
     samplings = [
         s
         for salt, f in enumerate(FILTERS.values())
@@ -141,7 +144,7 @@ def mixed_company() -> list[Sampling]:
     ]
 
 
-def test_s5_company_changes_nobody():
+def test_s5_company_changes_nobody() -> None:
     """Every kind of row together, ragged depths: each row gets what it gets alone.
 
     Holds for unseeded rows too, where the depths are the same: no row sees another's noise.
@@ -149,39 +152,38 @@ def test_s5_company_changes_nobody():
     samplings = mixed_company()
     together, _ = generate(TABLE, samplings, depth_of, DRAFTERS["good"], 9, FIRST)
     for row, sampling in enumerate(samplings):
-        alone, _ = generate(
-            TABLE, [sampling], lambda _, n, row=row: depth_of(row, n), DRAFTERS["good"], 9, FIRST
-        )
+
+        def depth(_: int, length: int, row: int = row) -> int:
+            return depth_of(row, length)
+
+        alone, _ = generate(TABLE, [sampling], depth, DRAFTERS["good"], 9, FIRST)
         assert alone[0].tolist() == together[row].tolist()
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
-def test_s1_greedy_is_the_argmax_at_any_depth(drafter):
+def test_s1_greedy_is_the_argmax_at_any_depth(drafter: str) -> None:
     expected = [FIRST]
     for _ in range(12):
         expected.append(int(TABLE[expected[-1]].argmax()))
-    for depth in (0, 1, 2, 4):
-        tokens, _ = generate(
-            TABLE,
-            [Sampling()] * 3,
-            lambda row, n, k=depth: max(k - row, 0),
-            DRAFTERS[drafter],
-            12,
-            FIRST,
-        )
+    for deepest in (0, 1, 2, 4):
+
+        def depth(row: int, length: int, deepest: int = deepest) -> int:
+            return max(deepest - row, 0)
+
+        tokens, _ = generate(TABLE, [Sampling()] * 3, depth, DRAFTERS[drafter], 12, FIRST)
         assert [expected[1:]] * 3 == tokens.tolist()
 
 
-def test_greedy_ties_go_to_the_lower_id():
+def test_greedy_ties_go_to_the_lower_id() -> None:
     logits = mx.array([[0.0, 5, 5, 1], [7, 7, 7, 7], [0, 0, 0, 2]], mx.bfloat16)
     rows = DrawRows((Sampling(),), (2,), (0,))
     assert verify(logits, rows, mx.array([[1, 0]], mx.int32)).tolist() == [[1, 0, 3, 2]]
-    rejected = verify(logits, rows, mx.array([[2, 0]], mx.int32)).tolist()[0]
+    rejected = np.array(verify(logits, rows, mx.array([[2, 0]], mx.int32)))[0]
     assert (rejected[0], rejected[-1]) == (1, 0)
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_better_drafters_are_accepted_more(seeded):
+def test_better_drafters_are_accepted_more(seeded: bool) -> None:
     """Losslessness alone would be met by a verifier that accepts nothing."""
     rates = [
         generate(
@@ -199,7 +201,7 @@ def test_better_drafters_are_accepted_more(seeded):
 
 
 @pytest.mark.parametrize("filters", list(FILTERS))
-def test_acceptance_is_the_overlap_of_the_distributions(filters):
+def test_acceptance_is_the_overlap_of_the_distributions(filters: str) -> None:
     """Exact rejection sampling accepts with probability sum(min(p, q)): no rule accepts more."""
     count = 20_000
     samplings = requests(FILTERS[filters], count, seeded=False, salt=9)
@@ -215,7 +217,7 @@ def test_acceptance_is_the_overlap_of_the_distributions(filters):
     assert abs(kept.mean() - overlap) < 5 * np.sqrt(overlap * (1 - overlap) / count)
 
 
-def test_draft_without_mass_is_never_accepted():
+def test_draft_without_mass_is_never_accepted() -> None:
     """Whatever the coin: the draft's own distribution may even call it certain."""
     count = 5000
     rows = DrawRows(
@@ -229,7 +231,7 @@ def test_draft_without_mass_is_never_accepted():
     assert {0, 1} == set(result[:, 0].tolist())
 
 
-def test_vanished_residual_falls_back_to_the_target():
+def test_vanished_residual_falls_back_to_the_target() -> None:
     """p equal to q to the last bit leaves nothing of p - q: then p, never an argmax of -inf."""
     rows = DrawRows((Sampling(1.0, top_k=3),), (0,), (0,))
     distribution = distribution_of(mx.array([[0.0, 1, 2, 3, 4]]), Filters.of(rows.table), 64)
@@ -239,7 +241,7 @@ def test_vanished_residual_falls_back_to_the_target():
     )
 
 
-def test_garbage_beyond_a_depth_is_never_read():
+def test_garbage_beyond_a_depth_is_never_read() -> None:
     """S3: rows without drafts beside deep ones; the runner pads with anything."""
     rng = np.random.default_rng(6)
     samplings = tuple(mixed_company())
@@ -261,7 +263,7 @@ def test_garbage_beyond_a_depth_is_never_read():
     assert results[0] == results[1] == results[2]
 
 
-def test_rows_that_draw_a_first_token_need_no_drafts():
+def test_rows_that_draw_a_first_token_need_no_drafts() -> None:
     samplings = tuple(mixed_company())
     rows = DrawRows(samplings, (0,) * len(samplings), (0,) * len(samplings))
     logits = mx.array(TABLE[np.arange(len(samplings)) % VOCABULARY])
@@ -275,13 +277,13 @@ def test_rows_that_draw_a_first_token_need_no_drafts():
     assert result[:, 0].tolist() == beside[:-1, 0].tolist()
 
 
-def test_unseeded_draft_without_its_distribution_is_our_mistake():
+def test_unseeded_draft_without_its_distribution_is_our_mistake() -> None:
     rows = DrawRows((Sampling(1.0, top_k=3),), (1,), (0,))
     with pytest.raises(AssertionError):
         verify(mx.zeros((2, 8)), rows, mx.zeros((1, 1), mx.int32), [None])
 
 
-def test_nothing_waits_for_the_device():
+def test_nothing_waits_for_the_device() -> None:
     """One sync per round is the runner's: under a trace, reading a value raises."""
     samplings = tuple(mixed_company())
     rows = DrawRows(samplings, tuple(depth_of(r, 1) for r in range(len(samplings))), (0,) * 28)

@@ -63,7 +63,9 @@ def on_a_boundary(logits: np.ndarray, sampling: Sampling) -> bool:
     min_p=st.one_of(st.just(0.0), st.floats(0, 1)),
 )
 @example(seed=1, width=16, step=1.0, temperature=1.0, top_k=3, top_p=0.6, min_p=1.0)
-def test_distribution_is_the_reference(seed, width, step, temperature, top_k, top_p, min_p):
+def test_distribution_is_the_reference(
+    seed: int, width: int, step: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     """Every combination of filters, on logits rounded to `step` so that ties are the rule."""
     rng = np.random.default_rng(seed)
     logits = (np.round(rng.normal(0, 3, width) / step) * step).astype(np.float32)
@@ -76,7 +78,7 @@ def test_distribution_is_the_reference(seed, width, step, temperature, top_k, to
 
 
 @pytest.mark.parametrize("top_k", [0, 4, 64])
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_k):
+def test_top_p_keeps_the_smallest_set_that_reaches_it(top_k: int) -> None:
     """Exact binary fractions: at 0.5 one token reaches it, just above it takes another."""
     logits = np.log(np.array([0.125, 0.5, 0.25, 0.125], np.float32))
     kept = [
@@ -86,7 +88,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_k):
     assert kept == [[1], [1], [1, 2], [1, 2], [0, 1, 2], [0, 1, 2]]
 
 
-def test_top_p_of_a_flat_vocabulary_keeps_its_share():
+def test_top_p_of_a_flat_vocabulary_keeps_its_share() -> None:
     """262,144 equal tokens: a sum from the top in float32 would drift; ties go to the lower ids."""
     probs = distribution_probs(np.zeros(262_144, np.float32), Sampling(1.0, top_p=0.75))
     kept = np.flatnonzero(probs)
@@ -94,7 +96,7 @@ def test_top_p_of_a_flat_vocabulary_keeps_its_share():
     assert kept.tolist() == list(range(len(kept)))
 
 
-def test_long_tail_is_not_lost_against_one():
+def test_long_tail_is_not_lost_against_one() -> None:
     """A tail of tokens below 2**-25 each, 0.4 % together: top_p 0.998 takes half of it."""
     logits = np.full(262_144, np.log(0.004 / 262_143), np.float32)
     logits[7] = np.log(0.996)
@@ -113,7 +115,7 @@ def test_long_tail_is_not_lost_against_one():
         Sampling(1.0, top_p=1e-300, min_p=5e-324),
     ],
 )
-def test_extreme_samplers_are_the_argmax(sampling):
+def test_extreme_samplers_are_the_argmax(sampling: Sampling) -> None:
     """S2, T -> 0 and its like: finite, and a point mass on the best token."""
     logits = np.array([-30, 29.999, 30, -np.inf, 1e-3] + [0] * 95, np.float32)
     probs = distribution_probs(logits, sampling)
@@ -121,7 +123,7 @@ def test_extreme_samplers_are_the_argmax(sampling):
     assert probs[2] == pytest.approx(1)
 
 
-def test_highest_temperature_is_uniform():
+def test_highest_temperature_is_uniform() -> None:
     probs = distribution_probs(np.array([-30, 30, 0, 12], np.float32), Sampling(1e300))
     np.testing.assert_allclose(probs, 0.25, rtol=1e-6)
 
@@ -130,7 +132,7 @@ def test_highest_temperature_is_uniform():
     ("width", "k"),
     [(16, 64), (64, 64), (65, 64), (4096, 64), (8192, 64), (8200, 64), (16384, 1), (131_072, 1024)],
 )
-def test_ranked_breaks_ties_by_id(width, k):
+def test_ranked_breaks_ties_by_id(width: int, k: int) -> None:
     """Directly and through blocks (from 2 * 64 * k wide): what MLX's sorts must keep doing."""
     rng = np.random.default_rng(width)
     logits = rng.integers(-3, 4, (3, width)).astype(np.float32)
@@ -143,7 +145,7 @@ def test_ranked_breaks_ties_by_id(width, k):
         assert logits[row][expected].tolist() == values[row].tolist()
 
 
-def test_rows_are_grouped_by_what_they_need():
+def test_rows_are_grouped_by_what_they_need() -> None:
     samplings = [
         (Sampling(), GREEDY),
         (Sampling(top_k=3, top_p=0.5, seeded=True), GREEDY),
@@ -157,13 +159,13 @@ def test_rows_are_grouped_by_what_they_need():
     assert [reach for _, reach in samplings] == rows_of(*(s for s, _ in samplings)).reaches.tolist()
 
 
-def test_joined_rows_return_to_their_places():
+def test_joined_rows_return_to_their_places() -> None:
     values = mx.arange(10)[:, None] * mx.array([1, 10])
     members = [np.array([1, 4, 9]), np.array([0, 2]), np.array([3, 5, 6, 7, 8])]
     assert values.tolist() == join_rows([take_rows(values, m) for m in members], members).tolist()
 
 
-def test_greedy_drafts_are_the_argmax_and_keep_no_distribution():
+def test_greedy_drafts_are_the_argmax_and_keep_no_distribution() -> None:
     logits = mx.array([[1.0, 3, 3, 0], [2, 2, 2, 2]])
     tokens, distribution = draft(DraftLogits(logits), rows_of(Sampling(), Sampling()), (0, 1), 0)
     assert tokens.tolist() == [1, 0]
@@ -176,14 +178,14 @@ def test_greedy_drafts_are_the_argmax_and_keep_no_distribution():
     assert distribution is None
 
 
-def test_seeded_drafts_keep_no_distribution():
+def test_seeded_drafts_keep_no_distribution() -> None:
     sampling = Sampling(1.0, seeded=True, noise_key=5)
     _, distribution = draft(DraftLogits(mx.zeros((1, 100))), rows_of(sampling), (0,), 0)
     assert distribution is None
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_drafts_are_drawn_from_their_distribution(sparse):
+def test_drafts_are_drawn_from_their_distribution(sparse: bool) -> None:
     """S2 rests on it: a proposal is drawn from exactly what is handed on."""
     rng = np.random.default_rng(3)
     count, width = 40_000, 12
@@ -213,7 +215,7 @@ def test_drafts_are_drawn_from_their_distribution(sparse):
     assert (np.abs(seen - expected) <= 5 * np.sqrt(expected / count)).all()
 
 
-def test_draft_distribution_reaches_no_further_than_64_candidates():
+def test_draft_distribution_reaches_no_further_than_64_candidates() -> None:
     rng = np.random.default_rng(4)
     logits = rng.normal(0, 1, (2, 20_000)).astype(np.float32)
     rows = rows_of(Sampling(1.0), Sampling(1.0, top_k=1000))
@@ -223,7 +225,7 @@ def test_draft_distribution_reaches_no_further_than_64_candidates():
     np.testing.assert_allclose(np.exp(np.array(distribution.log_probs)).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_mixed_subset_drafts_each_row_as_if_alone():
+def test_mixed_subset_drafts_each_row_as_if_alone() -> None:
     """Rows come in the runner's order, deepest first, and any of them may have stopped drafting."""
     rng = np.random.default_rng(5)
     table = rng.normal(0, 2, (5, 500)).astype(np.float32)

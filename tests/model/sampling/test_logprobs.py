@@ -19,7 +19,9 @@ from sapwood.scheduler.sampling import Sampling
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=5),
     st.sampled_from([mx.float32, mx.bfloat16]),
 )
-def test_a_report_is_the_log_softmax_of_the_raw_logits(seed, kinds, dtype):
+def test_a_report_is_the_log_softmax_of_the_raw_logits(
+    seed: int, kinds: list[tuple[int, int]], dtype: mx.Dtype
+) -> None:
     """Every row that asks, at every place, with ties going to the lower id."""
     depth, asked = (tuple(values) for values in zip(*kinds, strict=True))
     rng = np.random.default_rng(seed)

@@ -52,12 +52,14 @@ def counter_of(*indices: int, stream: NoiseStream = NoiseStream.TARGET) -> mx.ar
         ((0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_reference_gives_the_published_vectors(counter, key, expected):
+def test_reference_gives_the_published_vectors(
+    counter: tuple[int, int], key: tuple[int, int], expected: tuple[int, int]
+) -> None:
     """Known answers of Random123 1.09 for threefry2x32, 20 rounds."""
     assert expected == threefry_2x32_20(key, counter)
 
 
-def test_mlx_hash_is_threefry_2x32_20():
+def test_mlx_hash_is_threefry_2x32_20() -> None:
     """What the module takes from mx.random.split is the published function, whatever the key."""
     keys = np.random.default_rng(1).integers(0, 2**32, (500, 2), dtype=np.uint32)
     keys[:2] = [[0, 0], [WORD, WORD]]
@@ -65,7 +67,7 @@ def test_mlx_hash_is_threefry_2x32_20():
     assert expected == noise._threefry(mx.array(keys)).tolist()
 
 
-def test_numbers_are_those_of_their_address():
+def test_numbers_are_those_of_their_address() -> None:
     cases = [(0, 0, 0), (2**64 - 1, 262_143, 262_143), (0x1234_5678_9ABC_DEF0, 17, 106)]
     keys = keys_of(*(key for key, _, _ in cases))
     ids = mx.array([[token] for *_, token in cases], mx.int32)
@@ -77,7 +79,7 @@ def test_numbers_are_those_of_their_address():
         np.testing.assert_allclose(drawn, -np.log(-np.log1p(-unit)), rtol=1e-5)
 
 
-def test_subset_of_ids_sees_the_noise_of_the_whole_vocabulary():
+def test_subset_of_ids_sees_the_noise_of_the_whole_vocabulary() -> None:
     """S5: a row reduced to its candidates draws with the same noise as over all ids."""
     keys, counters = keys_of(3, 2**40 + 3), counter_of(5, 9)
     whole = np.array(noise.gumbel(keys, counters, mx.arange(1000)))
@@ -86,14 +88,14 @@ def test_subset_of_ids_sees_the_noise_of_the_whole_vocabulary():
     assert (np.take_along_axis(whole, ids, axis=1) == part).all()
 
 
-def test_a_row_does_not_see_its_company():
+def test_a_row_does_not_see_its_company() -> None:
     keys, counters = keys_of(*range(40)), counter_of(*range(40))
     together = np.array(noise.gumbel(keys, counters, mx.arange(100)))
     alone = np.array(noise.gumbel(keys[7:8], counters[7:8], mx.arange(100)))
     assert (together[7] == alone[0]).all()
 
 
-def test_other_threads_draw_the_same():
+def test_other_threads_draw_the_same() -> None:
     """The engine's thread is not the one that imported the module."""
     keys, counters = keys_of(11), counter_of(4)
     here = noise.gumbel(keys, counters, mx.arange(64)).tolist()
@@ -108,20 +110,20 @@ def test_other_threads_draw_the_same():
     assert [here] == there
 
 
-def test_extreme_bits_stay_finite():
+def test_extreme_bits_stay_finite() -> None:
     bits = mx.array([[0, 0], [0, 1], [WORD, WORD], [WORD, 0]], mx.uint32)
     unit = noise._unit(bits)
     assert ((unit > 0) & (unit < 1)).all().item()
     assert np.isfinite(np.array(-mx.log(-mx.log1p(-unit)))).all()
 
 
-def test_low_word_refines_the_smallest_numbers():
+def test_low_word_refines_the_smallest_numbers() -> None:
     """The largest noise of a large vocabulary comes from here."""
     unit = noise._unit(mx.array([[0, 2**31], [1, 2**31], [2**31, 0]], mx.uint32))
     assert unit.tolist() == [2.0**-33, 1.5 * 2.0**-32, 0.5]
 
 
-def test_tail_is_not_quantised():
+def test_tail_is_not_quantised() -> None:
     """A vocabulary of 2**18 meets the top 2**-18 of the noise at every draw: keep it smooth."""
     drawn = np.array(noise.gumbel(keys_of(*range(16)), counter_of(*range(16)), mx.arange(2**18)))
     top = np.sort(drawn.ravel())[-256:]
@@ -130,7 +132,7 @@ def test_tail_is_not_quantised():
 
 
 @pytest.mark.parametrize("stream", list(NoiseStream))
-def test_uniform_is_uniform(stream):
+def test_uniform_is_uniform(stream: NoiseStream) -> None:
     """Neighbouring seeds and indices, as clients choose them."""
     seeds, indices = np.divmod(np.arange(100_000), 100)
     keys = mx.array(np.stack([seeds, np.zeros_like(seeds)], axis=1).astype(np.uint32))
@@ -140,12 +142,12 @@ def test_uniform_is_uniform(stream):
     assert stats.chisquare(pairs.ravel()).pvalue > 1e-4
 
 
-def test_gumbel_is_gumbel():
+def test_gumbel_is_gumbel() -> None:
     drawn = np.array(noise.gumbel(keys_of(*range(200)), counter_of(*range(200)), mx.arange(500)))
     assert stats.kstest(drawn.ravel(), "gumbel_r").pvalue > 1e-4
 
 
-def test_streams_indices_and_keys_are_unrelated():
+def test_streams_indices_and_keys_are_unrelated() -> None:
     """No two addresses that differ in one part share anything: correlations are those of chance."""
     ids = mx.arange(20_000)
     rows = [(1, 0, s) for s in NoiseStream] + [(1, i, NoiseStream.TARGET) for i in (1, 2, 3)]
@@ -159,6 +161,6 @@ def test_streams_indices_and_keys_are_unrelated():
     assert related.max() < 5 / np.sqrt(20_000)
 
 
-def test_key_of_more_than_64_bits_is_our_mistake():
+def test_key_of_more_than_64_bits_is_our_mistake() -> None:
     with pytest.raises(AssertionError):
         noise.key_words(2**64)

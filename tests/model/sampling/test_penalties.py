@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Never
 
 import mlx.core as mx
 import numpy as np
@@ -10,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapwood.model.sampling import acceptance as product
 from sapwood.model.sampling import proposals
-from sapwood.model.sampling import verify as product
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.penalties import Penalties, Tally
@@ -55,7 +57,7 @@ def requests(sampling: Sampling, count: int, *, seeded: bool) -> list[Sampling]:
     return [replace(sampling, seeded=seeded, noise_key=key) for key in range(count)]
 
 
-def test_penalties_by_hand():
+def test_penalties_by_hand() -> None:
     """CTRL divides what is above 0 and multiplies what is below; the prompt counts only there."""
     sampling = Sampling(0.0, 0, 1.0, 0.0, False, 0, 2.0, 0.5, 0.25, ((0, 3.0), (5, -1.0)))
     tally = Tally(sampling, [1, 2, 5], 7)
@@ -83,7 +85,9 @@ TOKENS = st.lists(st.integers(0, 19), max_size=6)
     st.integers(0, 2**32 - 1),
     st.lists(st.tuples(SAMPLINGS, TOKENS, TOKENS, TOKENS), min_size=1, max_size=4),
 )
-def test_adjusted_logits_are_the_reference(seed, rows):
+def test_adjusted_logits_are_the_reference(
+    seed: int, rows: list[tuple[Sampling, list[int], list[int], list[int]]]
+) -> None:
     """Rows of any history together, each place with its own drafts before it, in any company."""
     logits = np.random.default_rng(seed).normal(0, 4, (len(rows), 20)).astype(np.float32)
     tallies = [Tally(sampling, prompt, 20) for sampling, prompt, _, _ in rows]
@@ -110,7 +114,7 @@ def test_adjusted_logits_are_the_reference(seed, rows):
 
 
 @pytest.mark.parametrize("penalty", [1e-45, 1e-30, 1e30, 3e38])
-def test_extreme_penalties_stay_finite(penalty):
+def test_extreme_penalties_stay_finite(penalty: float) -> None:
     tally = Tally(Sampling(repetition_penalty=penalty), [0, 1], 4)
     scores = Penalties.of([tally]).everywhere(mx.array([[30.0, -30, 29, -29]]), np.array([0]))
     assert np.isfinite(np.array(scores)).all()
@@ -128,22 +132,31 @@ def test_extreme_penalties_stay_finite(penalty):
         ("all", "good", 4, True),
     ],
 )
-def test_s2_both_rules_are_lossless_with_bias_and_penalties(name, drafter, depth, seeded):
+def test_s2_both_rules_are_lossless_with_bias_and_penalties(
+    name: str, drafter: str, depth: int, seeded: bool
+) -> None:
     """The joint of the first three tokens is the target's, each given those before it."""
     drawn = requests(ADJUSTED[name], DRAWS, seeded=seeded)
     assert joint_p_value(TABLE, drawn, DRAFTERS[drafter], depth, FIRST) > 1e-4
 
 
-def without_last_draft(logits, rows, flat, drafts):
+def without_last_draft(
+    logits: mx.array, rows: DrawRows, flat: np.ndarray, drafts: mx.array | None
+) -> mx.array:
     """The mistake of a history that ends one token early at a draft's place."""
     owners, offsets = rows.owners[flat], rows.offsets[flat]
-    past = np.arange(max(rows.depth_max, 1)) < offsets[:, None] - 1
-    before = mx.where(mx.array(past), drafts[mx.array(owners)], -1) if rows.depth_max else None
+    before = None
+    if rows.depth_max:
+        assert drafts is not None
+        past = np.arange(rows.depth_max) < offsets[:, None] - 1
+        before = mx.where(mx.array(past), drafts[mx.array(owners)], -1)
     return rows.penalties.everywhere(logits, owners, before)
 
 
 @pytest.mark.parametrize(("name", "seeded"), [("presence", False), ("all", True)])
-def test_s2_notices_a_round_whose_history_is_short_of_one_draft(monkeypatch, name, seeded):
+def test_s2_notices_a_round_whose_history_is_short_of_one_draft(
+    monkeypatch: pytest.MonkeyPatch, name: str, seeded: bool
+) -> None:
     """The inverse of S2."""
     monkeypatch.setattr(product, "_adjusted", without_last_draft)
     drawn = requests(ADJUSTED[name], DRAWS, seeded=seeded)
@@ -151,11 +164,14 @@ def test_s2_notices_a_round_whose_history_is_short_of_one_draft(monkeypatch, nam
 
 
 @pytest.mark.parametrize(("name", "seeded"), [("frequency", False), ("repetition", True)])
-def test_s2_notices_a_tally_that_is_one_commit_late(monkeypatch, name, seeded):
+def test_s2_notices_a_tally_that_is_one_commit_late(
+    monkeypatch: pytest.MonkeyPatch, name: str, seeded: bool
+) -> None:
     """The inverse of S2."""
-    push, pushed = Tally.push, {}
+    push = Tally.push
+    pushed: dict[int, Sequence[int]] = {}
 
-    def late(tally, tokens):
+    def late(tally: Tally, tokens: Sequence[int]) -> None:
         waiting = pushed.get(id(tally), ())
         pushed[id(tally)] = tokens
         push(tally, waiting)
@@ -171,7 +187,7 @@ def depth_of(row: int, length: int) -> int:
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
-def test_s5_seeded_tokens_do_not_depend_on_depth_or_drafter(drafter):
+def test_s5_seeded_tokens_do_not_depend_on_depth_or_drafter(drafter: str) -> None:
     samplings = [s for f in ADJUSTED.values() for s in requests(f, 30, seeded=True)]
     plain, _ = generate(TABLE, samplings, lambda row, length: 0, None, 9, FIRST)
     for depth in (lambda row, length: 1, lambda row, length: 4, depth_of):
@@ -180,7 +196,7 @@ def test_s5_seeded_tokens_do_not_depend_on_depth_or_drafter(drafter):
 
 
 @pytest.mark.parametrize("drafter", list(DRAFTERS))
-def test_s1_greedy_is_the_adjusted_argmax_at_any_depth(drafter):
+def test_s1_greedy_is_the_adjusted_argmax_at_any_depth(drafter: str) -> None:
     samplings = [replace(s, temperature=0.0) for s in ADJUSTED.values()]
     expected = []
     for sampling in samplings:
@@ -206,20 +222,22 @@ def mixed_company() -> list[Sampling]:
     ]
 
 
-def test_s5_company_changes_nobody():
+def test_s5_company_changes_nobody() -> None:
     """S5: each row gets what it gets alone, whoever else has penalties."""
     samplings = mixed_company()
     together, _ = generate(TABLE, samplings, depth_of, DRAFTERS["good"], 9, FIRST)
     for row, sampling in enumerate(samplings):
-        alone, _ = generate(
-            TABLE, [sampling], lambda _, n, row=row: depth_of(row, n), DRAFTERS["good"], 9, FIRST
-        )
+
+        def depth(_: int, length: int, row: int = row) -> int:
+            return depth_of(row, length)
+
+        alone, _ = generate(TABLE, [sampling], depth, DRAFTERS["good"], 9, FIRST)
         assert alone[0].tolist() == together[row].tolist()
 
 
 @pytest.mark.parametrize("seeded", [False, True], ids=["rejection", "shared-noise"])
 @pytest.mark.parametrize("name", ["repetition", "frequency", "all"])
-def test_a_drafter_with_the_targets_history_is_always_accepted(name, seeded):
+def test_a_drafter_with_the_targets_history_is_always_accepted(name: str, seeded: bool) -> None:
     """Drafter and target look at one history: equal logits give equal distributions throughout."""
     _, rate = generate(
         TABLE, requests(ADJUSTED[name], 500, seeded=seeded), lambda *_: 4, table_drafter(TABLE), 10
@@ -227,7 +245,7 @@ def test_a_drafter_with_the_targets_history_is_always_accepted(name, seeded):
     assert rate > 0.999
 
 
-def test_a_proposal_is_drawn_from_the_distribution_that_is_handed_on():
+def test_a_proposal_is_drawn_from_the_distribution_that_is_handed_on() -> None:
     """S2 rests on it: q is whatever the drafter drew from, its penalties and drafts included."""
     count, sampling = 20_000, ADJUSTED["all"]
     samplings = requests(sampling, count, seeded=False)
@@ -243,7 +261,7 @@ def test_a_proposal_is_drawn_from_the_distribution_that_is_handed_on():
     assert (np.abs(seen - expected) <= 5 * np.sqrt(expected / count)).all()
 
 
-def test_garbage_beyond_a_depth_is_no_history():
+def test_garbage_beyond_a_depth_is_no_history() -> None:
     """S3: rows without drafts beside deep ones; the runner pads with anything."""
     samplings = tuple(mixed_company())
     depth = tuple(depth_of(row, 1) for row in range(len(samplings)))
@@ -262,10 +280,10 @@ def test_garbage_beyond_a_depth_is_no_history():
     assert results[0] == results[1] == results[2]
 
 
-def test_rows_without_penalties_cost_nothing(monkeypatch):
+def test_rows_without_penalties_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """No table is built and nothing is worked where no row of a step has bias or penalties."""
 
-    def never(*_):
+    def never(*_: object) -> Never:
         raise AssertionError("asked for penalties")
 
     monkeypatch.setattr(Penalties, "of", never)
@@ -277,7 +295,7 @@ def test_rows_without_penalties_cost_nothing(monkeypatch):
         generate(TABLE, mixed_company(), depth_of, DRAFTERS["good"], 5, FIRST)
 
 
-def test_a_row_without_its_tally_is_our_mistake():
+def test_a_row_without_its_tally_is_our_mistake() -> None:
     sampling = ADJUSTED["presence"]
     with pytest.raises(AssertionError):
         DrawRows((sampling,), (0,), (0,))
@@ -287,7 +305,7 @@ def test_a_row_without_its_tally_is_our_mistake():
         DrawRows((Sampling(),), (0,), (0,), (Tally(sampling, [], VOCABULARY),))
 
 
-def test_nothing_waits_for_the_device():
+def test_nothing_waits_for_the_device() -> None:
     """One sync per round is the runner's: under a trace, reading a value raises."""
     samplings = tuple(mixed_company())
     count = len(samplings)
@@ -296,7 +314,8 @@ def test_nothing_waits_for_the_device():
     rows = DrawRows(samplings, depth, (0,) * count, tallies)
 
     def step(logits: mx.array, table: mx.array) -> mx.array:
-        said, distributions = [], []
+        said: list[mx.array] = []
+        distributions = []
         for j in range(rows.depth_max):
             subset = rows.drafting(j)
             before = [tokens[mx.array(subset)] for tokens in said]

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
 import sapwood
 from tests.sapwood.client.fake import FakeDaemon, serving, whole_reply
 
+Either = sapwood.Client | sapwood.AsyncClient
+Connect = Callable[[str], AbstractAsyncContextManager[Either]]
+
 
 @pytest.fixture
-def anyio_backend():
+def anyio_backend() -> str:
     return "asyncio"
 
 
 @pytest.fixture(params=["sync", "async"])
-def connect(request):
+def connect(request: pytest.FixtureRequest) -> Connect:
     """Opens a client of the one or the other kind."""
 
     @asynccontextmanager
-    async def opened(address):
+    async def opened(address: str) -> AsyncIterator[Either]:
         if request.param == "sync":
             with sapwood.Client(address) as client:
                 yield client
@@ -32,11 +36,12 @@ def connect(request):
 
 
 @pytest.fixture
-def daemon():
-    return FakeDaemon(whole_reply)
+def daemon() -> FakeDaemon:
+    # What is not played is abstract to the stubs only: it answers UNIMPLEMENTED.
+    return FakeDaemon(whole_reply)  # type: ignore[abstract]
 
 
 @pytest.fixture
-def address(daemon):
+def address(daemon: FakeDaemon) -> Iterator[str]:
     with serving(daemon, "127.0.0.1:0") as address:
         yield address

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Never
+from typing import Any, Never, TypeVar
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -24,10 +24,10 @@ from grpc_status import rpc_status
 import sapwood
 from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
 
-Script = Callable[
-    [generation_pb2.GenerateRequest, grpc.ServicerContext],
-    Iterator[generation_pb2.GenerateResponse],
-]
+T = TypeVar("T")
+Request = generation_pb2.GenerateRequest
+Responses = Iterator[generation_pb2.GenerateResponse]
+Script = Callable[[Request, grpc.ServicerContext], Responses]
 
 
 def prefill(cached: int, processed: int, prompt: int) -> generation_pb2.GenerateResponse:
@@ -45,7 +45,7 @@ def delta(text: str, *token_ids: int) -> generation_pb2.GenerateResponse:
 
 
 def finish(
-    reason: generation_pb2.FinishReason = generation_pb2.FINISH_REASON_STOP,
+    reason: generation_pb2.FinishReason.ValueType = generation_pb2.FINISH_REASON_STOP,
     stop_sequence: str = "",
     **usage: Any,
 ) -> generation_pb2.GenerateResponse:
@@ -71,26 +71,32 @@ class FakeDaemon(
 ):
     def __init__(self, reply: Script) -> None:
         self.reply = reply
-        self.requests: list[Message] = []
+        self.requests: list[Any] = []  # messages of several kinds
         self.ended = threading.Event()  # a Generate ended, however it did
         self.health = HealthServicer()
         self.nodes: list[cache_pb2.TreeNode] = []
         self.stats = cache_pb2.GetCacheStatsResponse()
 
-    def Generate(self, request, context):
+    def Generate(self, request: Request, context: grpc.ServicerContext) -> Responses:
         self.requests.append(request)
         context.add_callback(self.ended.set)
         yield from self.reply(request, context)
 
-    def Tokenize(self, request, context):
+    def Tokenize(
+        self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.TokenizeResponse:
         self.requests.append(request)
         return generation_pb2.TokenizeResponse(token_ids=[2, 7, 9])
 
-    def Detokenize(self, request, context):
+    def Detokenize(
+        self, request: generation_pb2.DetokenizeRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.DetokenizeResponse:
         self.requests.append(request)
         return generation_pb2.DetokenizeResponse(text="seven nine")
 
-    def GetModel(self, request, context):
+    def GetModel(
+        self, request: generation_pb2.GetModelRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.GetModelResponse:
         return generation_pb2.GetModelResponse(
             name="demo",
             family="gemma4",
@@ -103,10 +109,14 @@ class FakeDaemon(
             device="cpu",
         )
 
-    def GetCacheStats(self, request, context):
+    def GetCacheStats(
+        self, request: cache_pb2.GetCacheStatsRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.GetCacheStatsResponse:
         return self.stats
 
-    def DescribeTree(self, request, context):
+    def DescribeTree(
+        self, request: cache_pb2.DescribeTreeRequest, context: grpc.ServicerContext
+    ) -> Iterator[cache_pb2.DescribeTreeResponse]:
         self.requests.append(request)
         for node in self.nodes:
             yield cache_pb2.DescribeTreeResponse(node=node)
@@ -129,7 +139,7 @@ def serving(daemon: FakeDaemon, address: str) -> Iterator[str]:
             server.stop(None).wait()
 
 
-USAGE = {
+USAGE: dict[str, Any] = {
     "prompt_tokens": 9,
     "cached_tokens": 4,
     "completion_tokens": 3,
@@ -143,7 +153,7 @@ USAGE = {
 }
 
 
-def whole_reply(request, context):
+def whole_reply(request: Request, context: grpc.ServicerContext) -> Responses:
     yield prefill(4, 6, 9)
     yield prefill(4, 9, 9)
     yield delta("Hi ", 10)
@@ -152,7 +162,7 @@ def whole_reply(request, context):
     yield finish(generation_pb2.FINISH_REASON_STOP_SEQUENCE, "\n", **USAGE)
 
 
-def endless_reply(request, context):
+def endless_reply(request: Request, context: grpc.ServicerContext) -> Responses:
     yield prefill(0, 1, 1)
     turn = threading.Event()
     context.add_callback(turn.set)
@@ -160,12 +170,12 @@ def endless_reply(request, context):
         yield delta("x", 1)
 
 
-async def done(result):
+async def done(result: T | Awaitable[T]) -> T:
     return await result if inspect.isawaitable(result) else result
 
 
-async def each(stream):
-    if hasattr(stream, "__aiter__"):
+async def each(stream: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(stream, AsyncIterable):
         async for item in stream:
             yield item
     else:
@@ -173,11 +183,11 @@ async def each(stream):
             yield item
 
 
-async def read_to_a_delta(stream):
+async def read_to_a_delta(stream: Iterable[sapwood.Event] | AsyncIterable[sapwood.Event]) -> None:
     async for event in each(stream):
         if isinstance(event, sapwood.Delta):
             return
 
 
-def part(**fields):
+def part(**fields: Any) -> generation_pb2.GenerateResponse:
     return generation_pb2.GenerateResponse(delta=generation_pb2.Delta(**fields))

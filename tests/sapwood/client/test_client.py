@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import sapwood
+from sapwood.client.values import Messages
 from sapwood.v1 import generation_pb2, prompt_pb2
+from tests.sapwood.client.conftest import Connect
 from tests.sapwood.client.fake import (
     USAGE,
+    FakeDaemon,
+    Request,
+    Responses,
     delta,
     done,
     each,
@@ -26,7 +33,7 @@ from tests.sapwood.client.fake import (
 pytestmark = pytest.mark.anyio
 
 
-async def test_events_arrive_in_order_and_typed(connect, address):
+async def test_events_arrive_in_order_and_typed(connect: Connect, address: str) -> None:
     """R1: exactly one Finish, last; nothing lost, doubled or reordered."""
     async with connect(address) as client:
         events = [event async for event in each(client.generate("hello"))]
@@ -40,7 +47,7 @@ async def test_events_arrive_in_order_and_typed(connect, address):
     ]
 
 
-async def test_collect_includes_what_was_read_before(connect, address):
+async def test_collect_includes_what_was_read_before(connect: Connect, address: str) -> None:
     async with connect(address) as client:
         stream = client.generate("hello")
         await read_to_a_delta(stream)
@@ -52,8 +59,10 @@ async def test_collect_includes_what_was_read_before(connect, address):
     assert reply.finish.usage.accepted_tokens == 1
 
 
-async def test_logprobs_arrive_with_their_tokens(connect, daemon, address):
-    def reply(request, context):
+async def test_logprobs_arrive_with_their_tokens(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
+    def reply(request: Request, context: grpc.ServicerContext) -> Responses:
         yield prefill(4, 9, 9)
         for token in (10, 11):
             event = delta("x", token)
@@ -72,14 +81,16 @@ async def test_logprobs_arrive_with_their_tokens(connect, daemon, address):
     )
 
 
-async def test_stream_that_ends_without_finish_is_no_reply(connect, daemon, address):
+async def test_stream_that_ends_without_finish_is_no_reply(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     daemon.reply = lambda request, context: iter([prefill(0, 1, 1), delta("x", 1)])
     async with connect(address) as client:
         with pytest.raises(sapwood.SapwoodError, match="before the reply did"):
             await done(client.generate("hello").collect())
 
 
-async def test_unset_options_stay_unset(connect, daemon, address):
+async def test_unset_options_stay_unset(connect: Connect, daemon: FakeDaemon, address: str) -> None:
     async with connect(address) as client:
         await done(client.generate("hello", max_tokens=None, temperature=None).collect())
     (request,) = daemon.requests
@@ -90,7 +101,9 @@ async def test_unset_options_stay_unset(connect, daemon, address):
     )
 
 
-async def test_every_option_reaches_the_daemon(connect, daemon, address):
+async def test_every_option_reaches_the_daemon(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     async with connect(address) as client:
         stream = client.generate(
             [5, 6],
@@ -137,9 +150,11 @@ async def test_every_option_reaches_the_daemon(connect, daemon, address):
     )
 
 
-async def test_messages_may_be_values_or_mappings(connect, daemon, address):
+async def test_messages_may_be_values_or_mappings(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     async with connect(address) as client:
-        messages = [
+        messages: Messages = [
             sapwood.Message("system", "Be brief."),
             {"role": "user", "content": "<turn|>"},
         ]
@@ -158,9 +173,11 @@ WEATHER = sapwood.Tool(
 )
 
 
-async def test_a_conversation_carries_tools_thinking_and_calls(connect, daemon, address):
+async def test_a_conversation_carries_tools_thinking_and_calls(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     call = sapwood.ToolCall("weather", {"city": "Paris", "days": [1, None]})
-    messages = [
+    messages: Messages = [
         {"role": "user", "content": "hi"},
         sapwood.Message("assistant", "", thinking="hm", tool_calls=[call]),
         sapwood.Message("tool", "rain", tool_name="weather"),
@@ -184,10 +201,12 @@ async def test_a_conversation_carries_tools_thinking_and_calls(connect, daemon, 
     assert not plain.HasField("thinking") and not plain.tools
 
 
-async def test_a_reply_is_the_next_prompts_message(connect, daemon, address):
+async def test_a_reply_is_the_next_prompts_message(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     """What the model thought and called comes apart from its text, and goes back as it came."""
 
-    def reply(request, context):
+    def reply(request: Request, context: grpc.ServicerContext) -> Responses:
         yield prefill(0, 3, 3)
         yield part(thinking="so ")
         yield part(thinking="so\n", text="Let me see. ")
@@ -202,21 +221,27 @@ async def test_a_reply_is_the_next_prompts_message(connect, daemon, address):
     assert got.message() == sapwood.Message("assistant", got.text, got.thinking, (call,))
 
 
-async def test_token_ids_may_be_any_sequence_or_array(connect, daemon, address):
+async def test_token_ids_may_be_any_sequence_or_array(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
+    # To a type checker an array is no Sequence.
+    prompts: list[Any] = [[2, 7], (2, 7), range(2, 12, 5), np.array([2, 7]), np.array([])]
     async with connect(address) as client:
-        for ids in ([2, 7], (2, 7), range(2, 12, 5), np.array([2, 7]), np.array([])):
+        for ids in prompts:
             await done(client.generate(ids).collect())
     sent = [list(request.token_ids.ids) for request in daemon.requests]
     assert sent == [[2, 7]] * 4 + [[]]
 
 
-async def test_unknown_option_is_a_type_error(connect, address):
+async def test_unknown_option_is_a_type_error(connect: Connect, address: str) -> None:
     async with connect(address) as client:
         with pytest.raises(TypeError, match="'temprature'"):
-            client.generate("hello", temprature=1)
+            client.generate("hello", temprature=1)  # type: ignore[call-arg]
 
 
-async def test_cancel_reaches_the_daemon_and_ends_the_reader(connect, daemon, address):
+async def test_cancel_reaches_the_daemon_and_ends_the_reader(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     """R2: after cancel() reading raises Cancelled, and the daemon's handler ends."""
     daemon.reply = endless_reply
     async with connect(address) as client:
@@ -228,7 +253,7 @@ async def test_cancel_reaches_the_daemon_and_ends_the_reader(connect, daemon, ad
         assert await asyncio.to_thread(daemon.ended.wait, 10)
 
 
-async def test_leaving_a_stream_cancels_it(daemon, address):
+async def test_leaving_a_stream_cancels_it(daemon: FakeDaemon, address: str) -> None:
     daemon.reply = endless_reply
     with sapwood.Client(address) as client:
         with client.generate("hello") as stream:
@@ -236,7 +261,7 @@ async def test_leaving_a_stream_cancels_it(daemon, address):
         assert await asyncio.to_thread(daemon.ended.wait, 10)
 
 
-async def test_leaving_an_async_stream_cancels_it(daemon, address):
+async def test_leaving_an_async_stream_cancels_it(daemon: FakeDaemon, address: str) -> None:
     daemon.reply = endless_reply
     async with sapwood.AsyncClient(address) as client:
         async with client.generate("hello") as stream:
@@ -244,10 +269,10 @@ async def test_leaving_an_async_stream_cancels_it(daemon, address):
         assert await asyncio.to_thread(daemon.ended.wait, 10)
 
 
-async def test_cancelled_reader_task_stays_cancelled(daemon, address):
+async def test_cancelled_reader_task_stays_cancelled(daemon: FakeDaemon, address: str) -> None:
     """A task's own cancellation is never turned into an error of ours, and ends the stream."""
 
-    def silent(request, context):
+    def silent(request: Request, context: grpc.ServicerContext) -> Responses:
         yield prefill(0, 1, 1)
         ended = threading.Event()
         context.add_callback(ended.set)
@@ -264,7 +289,9 @@ async def test_cancelled_reader_task_stays_cancelled(daemon, address):
             await anext(stream)
 
 
-async def test_closing_the_client_ends_its_streams(connect, daemon, address):
+async def test_closing_the_client_ends_its_streams(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
     daemon.reply = endless_reply
     async with connect(address) as client:
         stream = client.generate("hello")

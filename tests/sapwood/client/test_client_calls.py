@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from grpc_health.v1 import health_pb2
 
 import sapwood
 from sapwood.v1 import cache_pb2
-from tests.sapwood.client.fake import done, each, serving
+from tests.sapwood.client.conftest import Connect
+from tests.sapwood.client.fake import FakeDaemon, done, each, serving
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_calls_over_a_unix_socket(connect, daemon, tmp_path):
+async def test_calls_over_a_unix_socket(
+    connect: Connect, daemon: FakeDaemon, tmp_path: Path
+) -> None:
     with serving(daemon, f"unix:{tmp_path}/d.sock") as address:
         async with connect(address) as client:
             assert await done(client.tokenize("seven nine")) == [2, 7, 9]
@@ -34,7 +40,7 @@ async def test_calls_over_a_unix_socket(connect, daemon, tmp_path):
     assert list(detokenize.token_ids) == [7, 9]
 
 
-async def test_health(connect, daemon, address):
+async def test_health(connect: Connect, daemon: FakeDaemon, address: str) -> None:
     async with connect(address) as client:
         assert await done(client.is_serving()) is True
         daemon.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -44,7 +50,8 @@ async def test_health(connect, daemon, address):
 STORED = [
     cache_pb2.StoredBytes(tier=cache_pb2.TIER_DEVICE, layer=cache_pb2.LAYER_KIND_FULL, bytes=64),
     cache_pb2.StoredBytes(tier=cache_pb2.TIER_DISK, layer=cache_pb2.LAYER_KIND_SLIDING, bytes=8),
-    cache_pb2.StoredBytes(tier=77, layer=cache_pb2.LAYER_KIND_FULL, bytes=1),
+    # Of a daemon that knows more tiers.
+    cache_pb2.StoredBytes(tier=77, layer=cache_pb2.LAYER_KIND_FULL, bytes=1),  # type: ignore[arg-type]
 ]
 STORED_VALUES = {
     (sapwood.Tier.DEVICE, sapwood.LayerKind.FULL): 64,
@@ -52,7 +59,7 @@ STORED_VALUES = {
 }
 
 
-async def test_cache_stats(connect, daemon, address):
+async def test_cache_stats(connect: Connect, daemon: FakeDaemon, address: str) -> None:
     counts = {"nodes": 1, "depth_tokens": 2, "leased_bytes": 3, "splits": 4, "merges": 5}
     counts |= {"evictions": 6, "hit_tokens": 7, "miss_tokens": 8}
     memory = {"budget_bytes": 15, "weights_bytes": 1, "live_bytes": 2, "snapshots_bytes": 3}
@@ -66,9 +73,23 @@ async def test_cache_stats(connect, daemon, address):
         )
 
 
-async def test_describe_tree(connect, daemon, address):
-    root = {"id": 1, "start": 0, "end": 3, "leases": 2, "age_steps": 0, "pinned": True}
-    leaf = {"id": 2, "start": 3, "end": 5, "leases": 0, "age_steps": 9, "pinned": False}
+async def test_describe_tree(connect: Connect, daemon: FakeDaemon, address: str) -> None:
+    root: dict[str, Any] = {
+        "id": 1,
+        "start": 0,
+        "end": 3,
+        "leases": 2,
+        "age_steps": 0,
+        "pinned": True,
+    }
+    leaf: dict[str, Any] = {
+        "id": 2,
+        "start": 3,
+        "end": 5,
+        "leases": 0,
+        "age_steps": 9,
+        "pinned": False,
+    }
     daemon.nodes = [
         cache_pb2.TreeNode(hit_count=4, stored=STORED, **root),
         cache_pb2.TreeNode(hit_count=0, parent_id=1, token_ids=[5, 6], text="ab", **leaf),

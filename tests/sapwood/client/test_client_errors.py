@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Never
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 import sapwood
-from tests.sapwood.client.fake import done, endless_reply, prefill, refuse, whole_reply
+from tests.sapwood.client.conftest import Connect
+from tests.sapwood.client.fake import (
+    FakeDaemon,
+    Request,
+    Responses,
+    done,
+    endless_reply,
+    prefill,
+    refuse,
+    whole_reply,
+)
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_deadline(connect, daemon, address):
+async def test_deadline(connect: Connect, daemon: FakeDaemon, address: str) -> None:
     daemon.reply = endless_reply
     async with connect(address) as client:
         stream = client.generate("hello", timeout=0.2)
@@ -39,7 +52,9 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("status", CLASSES)
-async def test_each_status_has_its_class(connect, daemon, address, status):
+async def test_each_status_has_its_class(
+    connect: Connect, daemon: FakeDaemon, address: str, status: str
+) -> None:
     daemon.reply = lambda request, context: refuse(context, grpc.StatusCode[status], "no")
     async with connect(address) as client:
         with pytest.raises(sapwood.SapwoodError) as caught:
@@ -48,7 +63,7 @@ async def test_each_status_has_its_class(connect, daemon, address, status):
     assert caught.value.message == "no"
 
 
-async def test_details_are_decoded(connect, daemon, address):
+async def test_details_are_decoded(connect: Connect, daemon: FakeDaemon, address: str) -> None:
     violation = error_details_pb2.BadRequest.FieldViolation(
         field="sampling.top_p", description="not in (0, 1]"
     )
@@ -68,13 +83,15 @@ async def test_details_are_decoded(connect, daemon, address):
     assert caught.value.retry_after_s == 1.5
 
 
-async def test_foreign_and_broken_details_count_as_none(connect, daemon, address):
-    def foreign(request, context):
+async def test_foreign_and_broken_details_count_as_none(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
+    def foreign(request: Request, context: grpc.ServicerContext) -> Never:
         info = error_details_pb2.ErrorInfo(domain="proxy.example", reason="QUEUE_FULL")
         refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", info)
 
-    def broken(request, context):
-        context.set_trailing_metadata([("grpc-status-details-bin", b"\xff\xff")])
+    def broken(request: Request, context: grpc.ServicerContext) -> Never:
+        context.set_trailing_metadata((("grpc-status-details-bin", b"\xff\xff"),))
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
 
     async with connect(address) as client:
@@ -84,15 +101,17 @@ async def test_foreign_and_broken_details_count_as_none(connect, daemon, address
             assert (caught.value.reason, caught.value.retry_after_s) == ("", None)
 
 
-async def test_unavailable_is_retried_before_the_first_event_only(daemon, address):
+async def test_unavailable_is_retried_before_the_first_event_only(
+    daemon: FakeDaemon, address: str
+) -> None:
     """By the async client: see sapwood.client.channel for why the other does not."""
 
-    def loading_twice(request, context):
+    def loading_twice(request: Request, context: grpc.ServicerContext) -> Responses:
         if len(daemon.requests) < 3:
             context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
         return whole_reply(request, context)
 
-    def breaks_later(request, context):
+    def breaks_later(request: Request, context: grpc.ServicerContext) -> Responses:
         yield prefill(0, 1, 1)
         context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
 
@@ -108,14 +127,14 @@ async def test_unavailable_is_retried_before_the_first_event_only(daemon, addres
         assert len(daemon.requests) == 1
 
 
-def test_the_sync_client_says_unavailable_at_once(daemon, address):
+def test_the_sync_client_says_unavailable_at_once(daemon: FakeDaemon, address: str) -> None:
     daemon.reply = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
     with sapwood.Client(address) as client, pytest.raises(sapwood.Unavailable, match="loading"):
         client.generate("hello").collect()
     assert len(daemon.requests) == 1
 
 
-async def test_no_daemon_is_unavailable_not_a_hang(connect, tmp_path):
+async def test_no_daemon_is_unavailable_not_a_hang(connect: Connect, tmp_path: Path) -> None:
     async with connect(f"unix:{tmp_path}/nobody.sock") as client:
         with pytest.raises(sapwood.Unavailable):
             await done(client.generate("hello").collect())

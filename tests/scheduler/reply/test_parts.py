@@ -42,9 +42,14 @@ def divided(
     ids: list[int], prompt: tuple[int, ...] = (), **options: Any
 ) -> tuple[str, str, list[ToolCall]]:
     reply = ReplyParts(TOKEN_BYTES, control_tokens=CONTROL_TOKENS, prompt=prompt, **options)
-    text, thinking, calls = "", "", []
+    text, thinking = "", ""
+    calls: list[ToolCall] = []
     for token in [*ids, None]:
-        stopped = reply.finish() if token is None else reply.push(token)
+        stopped = False
+        if token is None:
+            reply.finish()
+        else:
+            stopped = reply.push(token)
         text, thinking = text + reply.take_text(), thinking + reply.take_thinking()
         calls += reply.take_calls()
         if stopped:
@@ -139,7 +144,8 @@ def test_a_call_is_read(written: Written, arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("ended", [True, False])
 def test_what_is_no_whole_call_is_text(written: Written, ended: bool) -> None:
     raw = "".join(part if isinstance(part, str) else part[0] for part in written)
-    ids = tokens("hm ", CALL, *written, *([DONE, "."] if ended else []))
+    end: tuple[str | int, ...] = (DONE, ".") if ended else ()
+    ids = tokens("hm ", CALL, *written, *end)
     assert divided(ids) == (f"hm {raw}{'.' if ended else ''}", "", [])
 
 
@@ -148,7 +154,7 @@ def test_an_unfinished_call_with_good_syntax_is_text_too() -> None:
 
 
 def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
-    call = [CALL, "call:f{a:", ["END"], "}", DONE]
+    call: list[str | int | list[str]] = [CALL, "call:f{a:", ["END"], "}", DONE]
     text, thinking, calls = divided(
         tokens(THINK, "thought\nEND", END, "xE", *call, "NDy"), stops=("END",)
     )
