@@ -6,7 +6,7 @@ A release beyond the bound is let in by whoever has seen these tests pass with i
 from __future__ import annotations
 
 import inspect
-from importlib.metadata import requires
+import tomllib
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from sapwood.model.pair import Pair, load_pair
 from tests.model.reference import checkpoint
-from tests.test_rooms import NAMES, PATHS, modules
+from tests.test_rooms import NAMES, PATHS, ROOT, modules
 
 BOUNDED = {"mlx-lm": "mlx_lm", "grpcio-reflection": "grpc_reflection"}
 IMPORTED = {
@@ -59,7 +59,8 @@ MODEL = ("args", "final_logit_softcapping", "model", "sanitize", "tie_word_embed
 
 @pytest.mark.parametrize("package", BOUNDED)
 def test_a_package_whose_insides_we_use_is_bounded(package: str) -> None:
-    (needed,) = [n for n in map(Requirement, requires("sapwood") or ()) if n.name == package]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (needed,) = [n for n in map(Requirement, listed) if n.name == package]
     assert {bound.operator for bound in needed.specifier} == {">=", "<"}
 
 
@@ -77,9 +78,13 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 def test_mlx_lms_modules_have_the_parts_that_we_reach_into(pair: Pair) -> None:
     model, text = pair.target, pair.target.model
     assert lacking(model, MODEL) == lacking(text, TEXT) == []
+    head = text.embed_tokens if model.tie_word_embeddings else model
+    assert hasattr(head, "as_linear" if model.tie_word_embeddings else "lm_head")
     for layer in text.layers:
         assert lacking(layer, LAYER) == lacking(layer.self_attn, ATTENTION) == []
-        assert not layer.self_attn.has_kv or lacking(layer.self_attn, OWN_KV) == []
+        attention = layer.self_attn
+        assert not attention.has_kv or lacking(attention, OWN_KV) == []
+        assert attention.use_k_eq_v or not attention.has_kv or hasattr(attention, "v_proj")
         assert layer.layer_type in ("sliding_attention", "full_attention")
         assert not text.hidden_size_per_layer_input or lacking(layer, PER_LAYER) == []
         assert not layer.enable_moe or lacking(layer, EXPERTS) == []

@@ -23,7 +23,7 @@ EDGES: Mapping[str, set[str]] = {
     "cache": set(),
     "cache/prefix": set(),
     "cache/arrays": {"cache", "cache/prefix/snapshot"},
-    "scheduler": {"cache", "cache/prefix"},
+    "scheduler": {"cache", *(f"cache/prefix/{file}" for file in ("ledger", "node", "snapshot"))},
     "scheduler/policy": set(),
     "scheduler/reply": {"scheduler"},
     "scheduler/core": {"cache/prefix", "scheduler", "scheduler/policy", "scheduler/reply"},
@@ -44,7 +44,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/engine": {"cache/prefix/describe", "daemon", "scheduler"},
     "daemon/rpc": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
-        *("sapwood/v1", "scheduler"),
+        *("sapwood/client/errors", "sapwood/v1", "scheduler"),
     },
     "daemon/http": {"daemon", "daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},
     "daemon/process": {
@@ -52,7 +52,7 @@ EDGES: Mapping[str, set[str]] = {
         *("daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
         *("scheduler", "scheduler/core"),
     },
-    "daemon/demo": {"daemon", "sapwood"},
+    "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
     "daemon/cli": {
         *("daemon", "daemon/demo", "daemon/engine", "daemon/process", "daemon/settings"),
         *("model", "model/checkpoint", "model/convert", "sapwood"),
@@ -71,7 +71,12 @@ PURE = {
 
 SHELL = {"anyio", "asyncio", "grpc", "prometheus_client"}
 ARRAYS = {"mlx", "mlx_lm", "numpy"}
-WORLD = {"logging", "os", "pathlib", "random", "socket", "subprocess", "threading", "time"}
+# All that a pure room may import of Python's own, and what it may not call.
+PURE_LIBRARIES = {
+    *("__future__", "array", "bisect", "codecs", "collections", "dataclasses", "enum"),
+    *("heapq", "json", "math", "typing"),
+}
+IMPURE_CALLS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 
 
 def name_of(path: Path) -> str:
@@ -195,8 +200,15 @@ def test_a_circle_is_found() -> None:
 
 
 def test_nobody_but_main_imports_the_command_line() -> None:
-    users = {name for name in NAMES for other in imported(name) if other.startswith("daemon/cli")}
-    assert {name for name in users if not name.startswith("daemon/cli")} == {"sapwood/__main__"}
+    """Its own files and their tests aside; whoever wants the command takes it from __main__."""
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for root in (*FOLDERS, *ROOTS)
+        for path in (ROOT / root).rglob("*.py")
+        if any(module.startswith("sapwood.daemon.cli") for module in modules(path))
+    }
+    own = ("daemon/cli/", "tests/daemon/cli/")
+    assert {user for user in users if not user.startswith(own)} == {"sapwood/__main__.py"}
 
 
 def libraries(path: Path) -> set[str]:
@@ -215,9 +227,14 @@ def test_libraries_stay_in_their_rooms() -> None:
 def test_pure_rooms_are_pure_all_the_way_down(room: str) -> None:
     below = {target if target in EDGES else target.rpartition("/")[0] for target in EDGES[room]}
     assert below <= PURE
-    for name in NAMES:
-        if room_of(name) == room:
-            assert libraries(PATHS[name]) & (SHELL | ARRAYS | WORLD) == set(), name
+    for name in (name for name in NAMES if room_of(name) == room):
+        assert libraries(PATHS[name]) - {"sapwood"} <= PURE_LIBRARIES, name
+        called = {
+            node.func.id
+            for node in ast.walk(tree(PATHS[name]))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert called & IMPURE_CALLS == set(), name
 
 
 def test_our_own_code_is_imported_by_one_name() -> None:
@@ -225,6 +242,18 @@ def test_our_own_code_is_imported_by_one_name() -> None:
     for root in (*FOLDERS, *ROOTS, "proto"):
         for path in (ROOT / root).rglob("*.py"):
             assert libraries(path) & {*FOLDERS, "proto"} == set(), path
+            assert {name for name in strings(path) if _is_bare_module(name)} == set(), path
+
+
+def strings(path: Path) -> set[str]:
+    constants = (node for node in ast.walk(tree(path)) if isinstance(node, ast.Constant))
+    return {node.value for node in constants if isinstance(node.value, str)}
+
+
+def _is_bare_module(text: str) -> bool:
+    """A dotted name that an import_module or a monkeypatch would find beside `sapwood`."""
+    head, dot, _ = text.partition(".")
+    return bool(dot) and head in FOLDERS and text.replace(".", "/") in PATHS
 
 
 def test_the_links_lead_to_the_folders() -> None:

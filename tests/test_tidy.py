@@ -5,18 +5,19 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from tests.test_rooms import PATHS, ROOT, tree
+from tests.test_rooms import PATHS, ROOT, modules, tree
 
 PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in PATHS.values())
 BENCH = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bench").rglob("*.py"))
+TOOLS = ["proto/generate.py"]
 TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
-WRITTEN = [*PRODUCT, *BENCH, *TESTS]
+WRITTEN = [*PRODUCT, *BENCH, *TOOLS, *TESTS]
 TEXTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("proto", "tests", "model/demo/train")
-    for pattern in ("*.proto", "*.txt")
+    for pattern in ("*.proto", "*.txt", "*.jinja")
     for path in (ROOT / folder).rglob(pattern)
 )
 FUNCTION_LINES_MAX = 70
@@ -95,7 +96,7 @@ def test_a_public_name_means_one_thing() -> None:
 
 def top_level_names(name: str) -> Iterator[str]:
     """Classes, functions and variables that a file defines."""
-    for node in tree(ROOT / name).body:
+    for node in _statements(tree(ROOT / name).body):
         match node:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 yield node.name
@@ -106,8 +107,31 @@ def top_level_names(name: str) -> Iterator[str]:
                 yield word
 
 
-def test_tests_mirror_the_folders() -> None:
-    """A test lies in the folder of what it tests; `system` has the whole, `fixtures` the data."""
-    rooms = {str(path.parent.relative_to(ROOT)) for path in PATHS.values()} | {"bench", "system"}
-    folders = {name.removeprefix("tests/").rpartition("/")[0] for name in TESTS if "/test_" in name}
-    assert {folder for folder in folders - {""} if folder not in rooms} == set()
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Those of a file's top level, those under its ifs, tries and withs included."""
+    for node in body:
+        yield node
+        for inner in ("body", "orelse", "finalbody"):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield from _statements(getattr(node, inner, []))
+
+
+def test_tests_mirror_the_rooms() -> None:
+    """A test lies in the folder of its room; `system` tests the whole, `examples` what is shown.
+
+    Below the daemon it also imports from that room; the daemon is tested through its sockets.
+    """
+    rooms = {str(path.parent.relative_to(ROOT)) for path in PATHS.values()}
+    for name in (name for name in TESTS if "/test_" in name):
+        folder = name.removeprefix("tests/").rpartition("/")[0]
+        assert folder in rooms | {"", "bench", "examples", "system"}, name
+        if folder.split("/")[0] in ("cache", "model", "scheduler"):
+            wanted = f"sapwood.{folder.replace('/', '.')}."
+            used = set(modules(ROOT / name)) | helper_modules(name)
+            assert any(module.startswith(wanted) for module in used), name
+
+
+def helper_modules(name: str) -> set[str]:
+    """What the helpers in tests/ that a test imports themselves import."""
+    helpers = {module.replace(".", "/") + ".py" for module in modules(ROOT / name)}
+    return {inner for helper in helpers & set(TESTS) for inner in modules(ROOT / helper)}

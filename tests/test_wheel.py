@@ -11,7 +11,9 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -182,6 +184,17 @@ def test_a_client_talks_to_an_installed_daemon(installed: Installed) -> None:
         assert installed.python(code)
 
 
-def test_the_sdist_leaves_the_fixtures_out(built: Path) -> None:
-    (archive,) = built.glob("*.tar.gz")
-    assert archive.stat().st_size < SDIST_BYTES_MAX
+def test_archives_hold_the_product_alone(built: Path) -> None:
+    """No tests, no fixtures, nothing of what trained the bundled pair, and no links."""
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    packed = zipfile.ZipFile(wheel).namelist()
+    with tarfile.open(sdist) as archive:
+        assert not [member for member in archive.getmembers() if member.issym()]
+        sources = [name.partition("/")[2] for name in archive.getnames()]
+    assert {name.split("/")[0] for name in packed} == {"sapwood", f"{wheel.name[:-16]}.dist-info"}
+    modules = {name for name in packed if name.startswith("sapwood/")}
+    assert {name for name in sources if name.startswith("sapwood/")} == modules
+    assert "sapwood/model/demo/target/model.safetensors" in modules
+    assert not [name for name in modules if name.startswith("sapwood/model/demo/train")]
+    assert not [name for name in sources if name.startswith("tests")]
+    assert sdist.stat().st_size < SDIST_BYTES_MAX

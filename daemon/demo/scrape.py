@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sapwood.daemon.demo.dialogue import Counts, Dialogue, Turn
 from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.http.metrics import PREFIX
+from sapwood.scheduler.outcomes import Outcome
 
-METRIC_PREFIX = "sapwood_"
-KNOWN_OUTCOMES = ("stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed")
 CANCEL_STEPS_MAX = 2
 CONFIRMED = {
     "prompt_tokens_total": "prompt_tokens",
@@ -57,9 +57,9 @@ def parse_metrics(text: str) -> Counters:
     samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith(METRIC_PREFIX) and not sample.name.endswith("_bucket"):
+            if sample.name.startswith(PREFIX) and not sample.name.endswith("_bucket"):
                 label = ",".join(sample.labels.values())
-                samples[sample.name.removeprefix(METRIC_PREFIX), label] = sample.value
+                samples[sample.name.removeprefix(PREFIX), label] = sample.value
     return samples
 
 
@@ -105,7 +105,7 @@ def compare(before: Counters, after: Counters, dialogues: Sequence[Dialogue]) ->
     outcomes = [turn.outcome for c in dialogues for turn in c.turns]
     checks = [
         Check(f"requests_total {label}", _moved(before, after, "requests_total", label), n, n)
-        for label, n in ((label, outcomes.count(label)) for label in KNOWN_OUTCOMES)
+        for label, n in ((label, outcomes.count(label)) for label in Outcome)
     ]
     return checks + [
         Check(name, _moved(before, after, name), getattr(low, field), getattr(high, field))

@@ -16,7 +16,7 @@ from sapwood.v1 import cache_pb2 as pb
 
 
 class CacheService:
-    """Looks into the prefix tree that all sessions share."""
+    """Looks into the prefix tree that all requests share."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate

@@ -11,11 +11,11 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from sapwood.client.errors import DOMAIN
 from sapwood.scheduler.events import Failed
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 
-ERROR_DOMAIN = "sapwood"
 RETRY_AFTER_S = 1.0
 
 
@@ -52,7 +52,7 @@ def status_of(refusal: Refused, limits: Limits) -> grpc.Status:
     message, reason = refusal.message[: limits.error_detail_chars_max], refusal.reason
     status = status_pb2.Status(code=reason.status.value, message=message)
     if reason.travels:
-        info = error_details_pb2.ErrorInfo(domain=ERROR_DOMAIN, reason=reason.name)
+        info = error_details_pb2.ErrorInfo(domain=DOMAIN, reason=reason.name)
         status.details.append(_packed(info))
     if refusal.field:
         violation = error_details_pb2.BadRequest.FieldViolation(

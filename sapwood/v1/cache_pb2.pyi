@@ -117,7 +117,7 @@ class Memory(_message.Message):
     weights_bytes: _builtins.int
     """Weights of target and drafter."""
     live_bytes: _builtins.int
-    """K/V of sessions that run."""
+    """K/V of requests that run."""
     snapshots_bytes: _builtins.int
     """K/V of the tree."""
     workspace_bytes: _builtins.int
@@ -180,7 +180,7 @@ class GetCacheStatsResponse(_message.Message):
     depth_tokens: _builtins.int
     """Tokens of the longest path."""
     leased_bytes: _builtins.int
-    """Bytes of nodes that running sessions lease."""
+    """Bytes of nodes that running requests lease."""
     splits: _builtins.int
     """Nodes split because a prompt left an edge in its middle."""
     merges: _builtins.int
@@ -293,7 +293,7 @@ class TreeNode(_message.Message):
     end: _builtins.int
     """One past its last token."""
     leases: _builtins.int
-    """Running sessions that hold it. A leased node is never evicted."""
+    """Running requests that hold it. A leased node is never evicted."""
     age_steps: _builtins.int
     """Steps since it was last used."""
     pinned: _builtins.bool

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CacheServiceStub:
-    """Looks into and steers the prefix tree that all sessions share.
+    """Looks into and steers the prefix tree that all requests share.
     """
 
     def __init__(self, channel):
@@ -73,7 +73,7 @@ class CacheServiceStub:
 
 
 class CacheServiceServicer:
-    """Looks into and steers the prefix tree that all sessions share.
+    """Looks into and steers the prefix tree that all requests share.
     """
 
     def GetCacheStats(self, request, context):
@@ -172,7 +172,7 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService:
-    """Looks into and steers the prefix tree that all sessions share.
+    """Looks into and steers the prefix tree that all requests share.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CacheServiceStub:
-    """Looks into and steers the prefix tree that all sessions share."""
+    """Looks into and steers the prefix tree that all requests share."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -50,7 +50,7 @@ class CacheServiceStub:
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
-    """Looks into and steers the prefix tree that all sessions share."""
+    """Looks into and steers the prefix tree that all requests share."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetCacheStats: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetCacheStatsRequest, _cache_pb2.GetCacheStatsResponse]  # type: ignore[assignment]
@@ -69,7 +69,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Evicts everything that is neither leased nor pinned."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks into and steers the prefix tree that all sessions share."""
+    """Looks into and steers the prefix tree that all requests share."""
 
     @_abc_1.abstractmethod
     def GetCacheStats(

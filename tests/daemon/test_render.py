@@ -6,7 +6,6 @@ from rich.console import Console
 
 from sapwood import LayerKind, Tier, TreeNode
 from sapwood.daemon.render import draw_tree
-from sapwood.daemon.sizes import format_bytes
 
 
 def node(id: int, parent: int | None, start: int, end: int, size: int, leases: int = 0) -> TreeNode:
@@ -48,16 +47,3 @@ def test_what_is_not_drawn_is_counted() -> None:
 
 def test_an_empty_tree() -> None:
     assert drawn() == ["0 nodes · 0 B"]
-
-
-def test_bytes() -> None:
-    sizes = (0, 1023, 1024, 1536, 1 << 20, 5 << 30, 3 << 40)
-    assert [format_bytes(size) for size in sizes] == [
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "1.5 KiB",
-        "1.0 MiB",
-        "5.0 GiB",
-        "3.0 TiB",
-    ]

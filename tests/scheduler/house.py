@@ -36,6 +36,8 @@ from tests.scheduler.reference import expected_reply
 
 ROOMY = 10**7
 
+SMALL = Limits(slots_max=2, prefill_tokens_max=16, share_tokens_min=8, queued_max=2)
+
 
 @dataclass
 class Stream:

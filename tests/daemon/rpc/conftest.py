@@ -11,6 +11,7 @@ from tests.daemon.conftest import Running, running
 from tests.daemon.fakes import FakeDevice
 
 ONE_SLOT = Limits(slots_max=1)
+PROMPT = tuple(range(5, 60))
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from sapwood.v1 import prompt_pb2
 from tests.chat import turns
 from tests.daemon.conftest import collect, prompt_of, running
 from tests.daemon.fakes import EOS, FACTS, FIRST_BYTE, ByteTokenizer, reply_to
+from tests.daemon.rpc.conftest import PROMPT
 from tests.fakes import toy_logprobs
 
 pytestmark = pytest.mark.anyio
-
-PROMPT = tuple(range(5, 60))
 
 
 async def test_a_reply_is_prefill_then_deltas_then_one_finish() -> None:

@@ -32,7 +32,7 @@ from tests.daemon.fakes import (
     next_token,
     reply_to,
 )
-from tests.daemon.rpc.test_generate import PROMPT
+from tests.daemon.rpc.conftest import PROMPT
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason
 from tests.scheduler.fake_device import toy_facts
-from tests.scheduler.house import House, Stream, failed, finished, prompt
-
-SMALL = Limits(slots_max=2, prefill_tokens_max=16, share_tokens_min=8, queued_max=2)
+from tests.scheduler.house import SMALL, House, Stream, failed, finished, prompt
 
 
 def deliver(house: House) -> None:

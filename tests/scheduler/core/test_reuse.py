@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.scheduler.core.test_core import SMALL
 from tests.scheduler.fake_device import EOS
-from tests.scheduler.house import House, finished, prompt
+from tests.scheduler.house import SMALL, House, finished, prompt
 
 
 @pytest.mark.parametrize("depth", [0, 3])
