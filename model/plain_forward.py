@@ -30,6 +30,11 @@ def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[
     logits = model.model.embed_tokens.as_linear(hidden)
     if model.final_logit_softcapping is not None:
         logits = logit_softcap(model.final_logit_softcapping, logits)
+    return below_maximum(logits, reply)
+
+
+def below_maximum(logits: mx.array, tokens: Sequence[int]) -> list[float]:
+    """How far each token lies below the largest of its row's logits [n, vocabulary]."""
     logits = logits.astype(mx.float32)
-    emitted = mx.take_along_axis(logits, mx.array(list(reply))[:, None], axis=-1)[:, 0]
+    emitted = mx.take_along_axis(logits, mx.array(list(tokens))[:, None], axis=-1)[:, 0]
     return [float(short) for short in np.array(mx.max(logits, axis=-1) - emitted)]

@@ -21,10 +21,16 @@ from sapwood.cache.arrays.batch import Batch, Span, indices
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.arrays.speculation import (
+    Transaction,
+    begin_isolated_speculation,
+    begin_speculation,
+)
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.model.drafting import Drafter, DraftPosition, Drafts
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.pair import Pair
+from sapwood.model.plain_forward import below_maximum
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
@@ -62,6 +68,7 @@ class Ticket:
     payloads: tuple[EdgePayload | None, ...]
     captured: tuple[Payload | None, ...]
     pending: tuple[mx.array, ...]
+    transaction: Transaction | None  # of what the forward wrote
 
 
 class Runner:
@@ -94,11 +101,14 @@ class Runner:
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
-            return Ticket(plan, (), None, None, (), captured, ())
+            return Ticket(plan, (), None, None, (), captured, (), None)
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
         """Block until the step is done, commit it and hand over what it drew."""
+        transaction = ticket.transaction
+        if transaction is None:
+            return StepResult(captured=ticket.captured)
         mx.eval(ticket.pending)
         ticket.pending = ()
         drawn = iter(_drawn(ticket))
@@ -106,17 +116,29 @@ class Runner:
         for d in ticket.decodes:
             tokens, logprobs = next(drawn)
             decoded[d.slot] = Decoded(tokens, d.depth, logprobs)
-            self.caches.commit(d.slot, d.start + len(tokens))
+            transaction.commit(d.slot, len(tokens))
             self._samplers[d.slot].push(tokens)
         prefilled = []
         for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True):
             tokens, logprobs = next(drawn) if p.draws else ((), ())
             prefilled.append(Prefilled(tokens[0] if tokens else None, payload, logprobs))
-            self.caches.commit(p.slot, p.end)
+            transaction.commit(p.slot, len(p.tokens))
             self._samplers[p.slot].push(tokens)
         return StepResult(
             tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
+
+    def replay(self, row: DecodeRow, tokens: Sequence[int]) -> list[float]:
+        """How far each token of a committed round lies below the largest logit of its place.
+
+        `tokens`: what the round committed. It is evaluated once more, alone and through an isolated
+        speculation, which leaves live state as it is; between wait() and the next submit().
+        """
+        fed = [row.token, *tokens[:-1]]
+        layers = begin_isolated_speculation(self.caches, row.slot, row.start, len(fed))
+        batch = Batch([Span(row.slot, row.start, len(fed))])
+        hidden = self.target.forward(mx.array(fed), batch, layers).hidden
+        return below_maximum(self.target.logits(hidden), tokens)
 
     def close(self) -> None:
         """Drop every array, on the thread that made them."""
@@ -152,7 +174,8 @@ class Runner:
             # time they are written, which then happens in place.
             mx.async_eval(drafts.tokens)
         tokens = _packed_tokens(decodes, plan.prefills, drafts)
-        forward = self.target.forward(tokens, batch, self.caches)
+        layers, transaction = begin_speculation(self.caches, batch)
+        forward = self.target.forward(tokens, batch, layers)
         drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
@@ -160,7 +183,7 @@ class Runner:
         extra = () if reported is None else reported.arrays
         pending = (*first, *extra, self.frontier, *self.caches.arrays, *fresh)
         mx.async_eval(pending)
-        return Ticket(plan, decodes, drawn, reported, payloads, captured, pending)
+        return Ticket(plan, decodes, drawn, reported, payloads, captured, pending, transaction)
 
     def _draw_rows(
         self, decodes: Sequence[DecodeRow], firsts: Sequence[PrefillSlice]

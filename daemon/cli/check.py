@@ -74,6 +74,11 @@ def _examine(config: Config, findings: Findings) -> None:
         findings.drafter = f"fits the target, {drafter or 'not quantised'}"
     findings.self_check = checked = SelfCheck.of(pair)
     checked.run(pair, loaded)
+    if checked.replay_faults:
+        findings.problem = (
+            f"{checked.replay_faults} of {checked.replayed} tokens come out otherwise when their "
+            "round is computed again alone"
+        )
     if checked.faults:
         findings.problem = (
             f"{checked.faults} of {checked.tokens} tokens are not what a plain forward gives: "
@@ -136,6 +141,7 @@ def _self_check_lines(checked: SelfCheck) -> list[tuple[str, str]]:
     lines = [
         ("self-check", f"{checked.prompts} prompts at once, {checked.steps} steps"),
         ("", f"{good} of {checked.tokens} tokens are the plain forward's own, {ties}"),
+        ("", f"{checked.replayed} tokens replayed in isolation, {checked.replay_faults} differ"),
     ]
     if not checked.rounds:
         return lines

@@ -3,6 +3,8 @@
 - Drafts included, at a pinned depth, all prompts at once: the engine's loop, in line.
 - A token within the tolerance of the largest logit is a near-tie; further below it is a fault. The
   drafter's acceptance is counted, never judged.
+- Some rounds are replayed at once, each alone through an isolated speculation: what packing and
+  company did to a round shows there, before later rounds hide it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from sapwood.daemon.errors import StartError
 from sapwood.model.pair import Pair
 from sapwood.model.plain_forward import near_tie, shortfalls
 from sapwood.model.prompt.errors import PromptRefused
+from sapwood.model.runner import Runner
 from sapwood.scheduler.events import Delta, Failed, Request, Submit
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
@@ -28,11 +31,15 @@ _LONG = "The river runs past the mill and under the old bridge. "
 _REPLY_TOKENS = 48
 _DEPTH = 4
 _STEPS_MAX = 10_000
+_REPLAY_EVERY = 4  # steps; a replay copies a sequence's K/V
 
 
 @dataclass(slots=True)
 class SelfCheck:
-    """What the rounds showed. drafted[i], accepted[i]: of the drafts at position i, from 0."""
+    """What the rounds showed. drafted[i], accepted[i]: of the drafts at position i, from 0.
+
+    replayed: tokens of replayed rounds; replay_faults: those that a replay would not have emitted.
+    """
 
     prompts: int
     tolerance: float
@@ -40,6 +47,8 @@ class SelfCheck:
     steps: int = 0
     near_ties: int = 0
     faults: int = 0
+    replayed: int = 0
+    replay_faults: int = 0
     drafted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
     accepted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
 
@@ -74,6 +83,10 @@ class SelfCheck:
         self.faults += len(short) - within
         self.near_ties += sum(0 < value <= self.tolerance for value in short)
 
+    def judge_replay(self, short: list[float]) -> None:
+        self.replayed += len(short)
+        self.replay_faults += len(short) - sum(value <= self.tolerance for value in short)
+
 
 def _prompts(pair: Pair) -> list[tuple[int, ...]]:
     """Questions in the model's own turns, and a text that is longer than its sliding window."""
@@ -94,6 +107,7 @@ def _converse(
 ) -> list[list[int]]:
     """Greedy replies to all prompts at once, at a pinned depth: the engine's loop, in line."""
     core, runner = loaded.core, loaded.runner
+    assert isinstance(runner, Runner), "a check runs on the device"
     depth = _DEPTH if loaded.card.facts.has_drafter else 0
     for id, prompt in enumerate(prompts):
         request = Request(id, b"check", prompt, _REPLY_TOKENS, Sampling(), depth=depth)
@@ -107,6 +121,9 @@ def _converse(
             result = runner.wait(runner.submit(plan))
             core.commit(plan, result, time.monotonic())
             checked.count(result)
+            if checked.steps % _REPLAY_EVERY == 0:
+                for row, decoded in zip(plan.decodes, result.decoded, strict=True):
+                    checked.judge_replay(runner.replay(row, decoded.tokens))
         for effect in core.take_effects():
             if isinstance(effect, Delta):
                 replies[effect.id] += effect.token_ids

@@ -8,16 +8,20 @@ from functools import cache
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from sapwood.cache.arrays.attention import Layers
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload
 from sapwood.model.gemma4 import PackedGemma4
-from tests.model.reference import Array, assistant, golden, target
+from tests.model.reference import NAMES, Array, assistant, golden, target
 
 ROUND_MAX = 9
 LENGTH_MAX = 1 << 20
+TOLERANCE = 1e-4
+
+BOTH = pytest.mark.parametrize("name", NAMES)
 
 
 @cache
@@ -136,3 +140,8 @@ class Sequences:
         ranges = [r for r in (*held.full, *held.sliding) if r is not None]
         assert len(ranges) == len(self.caches.stores)
         return [np.array(a) for r in ranges for a in (r.keys, r.values)]
+
+
+def largest(found: Array, expected: Array) -> float:
+    assert found.shape == expected.shape
+    return float(np.abs(found - expected).max(initial=0.0))

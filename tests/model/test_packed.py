@@ -10,28 +10,13 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.ranges import EdgePayload
-from sapwood.cache.arrays.slot_cache import caches_of
-from sapwood.cache.arrays.speculation import (
-    SpeculativeLayers,
-    begin_isolated_speculation,
-    begin_speculation,
-)
 from tests.cache.arrays.poison import poison
-from tests.model.packed import ROUND_MAX, Feed, Sequences, plain, story
-from tests.model.reference import FAMILIES, GAP_MIN, NAMES, PROMPTS, VARIANTS, Array, golden, target
+from tests.model.packed import BOTH, ROUND_MAX, TOLERANCE, Feed, Sequences, largest, plain, story
+from tests.model.reference import FAMILIES, GAP_MIN, PROMPTS, VARIANTS, Array, golden, target
 
-TOLERANCE = 1e-4
 VOCABULARY = 1024
 NOISE_TOKENS = 50
-
-BOTH = pytest.mark.parametrize("name", NAMES)
-
-
-def largest(found: Array, expected: Array) -> float:
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max(initial=0.0))
 
 
 class Walk:
@@ -275,48 +260,6 @@ def test_c6_a_sequence_parked_in_payloads_goes_on_as_if_it_had_stayed(name: str)
         assert one.tobytes() == two.tobytes()
     feed = Feed(tokens[54:58].tolist(), kept=3)
     assert largest(stayed.step({1: feed})[1], parked.step({0: feed})[0]) <= TOLERANCE
-
-
-@BOTH
-def test_a_round_replayed_through_an_isolated_speculation_gives_the_same_logits(name: str) -> None:
-    """The online self-check: begun before the round, run plainly after others have gone on."""
-    sequences = Sequences(name)
-    for slot in (0, 3):
-        sequences.admit(slot)
-    sequences.step({s: Feed(story(name, s)[:60].tolist()) for s in (0, 3)})
-    copies = begin_isolated_speculation(caches_of(sequences.caches, 3))
-    assert copies is not None
-    fed = story(name, 3)[60:65].tolist()
-    live = sequences.step({3: Feed(fed, kept=2), 0: Feed(story(name, 0)[60:61].tolist(), kept=1)})
-    sequences.step({3: Feed([7, 8, 9], kept=1)})
-    before = sequences.content(3)
-    batch = Batch([Span(3, 60, len(fed))])
-    replayed = sequences.logits(batch, {3: Feed(fed, kept=0)}, SpeculativeLayers.of(copies))
-    assert largest(replayed[3], live[3]) <= TOLERANCE
-    for one, two in zip(before, sequences.content(3), strict=True):
-        assert one.tobytes() == two.tobytes()
-
-
-@BOTH
-def test_a_round_through_a_speculation_commits_like_one_through_the_caches(name: str) -> None:
-    tokens, results = story(name, 3), []
-    for wrapped in (False, True):
-        sequences = Sequences(name)
-        sequences.admit(2)
-        sequences.step({2: Feed(tokens[:60].tolist())})
-        feed = Feed([*tokens[60:63].tolist(), 1, 2], kept=3)
-        if wrapped:
-            begun = begin_speculation(caches_of(sequences.caches, 2))
-            assert begun is not None
-            layers = SpeculativeLayers.of(begun[0])
-            rows = [sequences.logits(sequences.batch({2: feed}), {2: feed}, layers)[2]]
-            begun[1].commit(3)
-        else:
-            rows = [sequences.step({2: feed})[2]]
-        assert sequences.caches.offset(2) == 63
-        rows.append(sequences.step({2: Feed(tokens[63:64].tolist(), kept=1)})[2])
-        results.append([r.tobytes() for r in rows] + [a.tobytes() for a in sequences.content(2)])
-    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

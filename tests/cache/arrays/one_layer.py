@@ -8,20 +8,20 @@ import pytest
 
 from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.ranges import Range
-from sapwood.cache.arrays.slot_cache import SlotCache, caches_of
+from tests.cache.arrays.handle import Handle, handles
 from tests.cache.arrays.world import Feed, World, code
 
 SLIDING, FULL = (LayerShape(True, 2, 8),), (LayerShape(False, 2, 8),)
 TOKENS = tuple(int(t) for t in np.random.default_rng(1).integers(0, 50, 60))
 
 
-def live(shapes: tuple[LayerShape, ...], count: int, slot: int = 0) -> tuple[World, SlotCache]:
+def live(shapes: tuple[LayerShape, ...], count: int, slot: int = 0) -> tuple[World, Handle]:
     """A one-layer world whose slot holds TOKENS[:count]."""
     world = World(shapes)
     world.admit(slot)
     if count:
         world.step({slot: Feed(TOKENS[:count])})
-    return world, caches_of(world.caches, slot)[0]
+    return world, handles(world.caches, slot)[0]
 
 
 def stored(
@@ -31,14 +31,14 @@ def stored(
     return Range(start, end, mx.array(keys[:, start:]), mx.array(values[:, start:]))
 
 
-def bits(cache: SlotCache) -> tuple[int, list[bytes]]:
+def bits(cache: Handle) -> tuple[int, list[bytes]]:
     """The live content, to see that it has not changed."""
     held = cache.store.snapshot(cache.slot, 0)
     arrays = [] if held is None else [held.keys, held.values]
     return cache.offset, [np.array(a).tobytes() for a in arrays]
 
 
-def holds(world: World, cache: SlotCache, start: int, end: int) -> None:
+def holds(world: World, cache: Handle, start: int, end: int) -> None:
     """The cache holds exactly TOKENS[start:end] at [start, end)."""
     assert cache.offset == end
     held = cache.snapshot(0)

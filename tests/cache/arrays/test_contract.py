@@ -9,7 +9,7 @@ import pytest
 
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape
-from sapwood.cache.arrays.slot_cache import caches_of
+from tests.cache.arrays.handle import handles
 from tests.cache.arrays.one_layer import BOTH, FULL, SLIDING, TOKENS, bits, holds, live, stored
 from tests.cache.arrays.world import RING, WINDOW, Feed, World
 
@@ -164,7 +164,7 @@ def test_restore_full_feeds_the_snapshot_from_its_start_and_clamps_to_the_target
 @pytest.mark.parametrize("shapes", [SLIDING, FULL], ids=["sliding", "full"])
 def test_restore_into_a_free_slot_takes_room_for_it(shapes: tuple[LayerShape, ...]) -> None:
     world = World(shapes)
-    cache = caches_of(world.caches, 3)[0]
+    cache = handles(world.caches, 3)[0]
     assert cache.restore(stored(shapes, 0, 30), 30)
     holds(world, cache, 30 - RING if shapes is SLIDING else 0, 30)
 

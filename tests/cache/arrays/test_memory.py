@@ -12,7 +12,6 @@ from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, Range
-from sapwood.cache.arrays.slot_cache import caches_of
 from sapwood.cache.arrays.speculation import begin_isolated_speculation
 from tests.cache.arrays.world import Feed, World
 
@@ -117,9 +116,9 @@ def test_c6_drafts_that_are_evaluated_before_the_target_writes_cost_no_copy() ->
 def test_c6_captures_and_isolated_copies_leave_no_view_behind() -> None:
     caches = big()
     held = caches.capture(3, 0, HELD)
-    copies = begin_isolated_speculation(caches_of(caches, 3))
+    copies = begin_isolated_speculation(caches, 3, HELD, 1)
     assert held is not None
-    assert copies is not None
+    assert copies.stores
     assert peak_bytes(lambda: write(caches, fresh_copy(DECODE))) < POOL_BYTES
 
 

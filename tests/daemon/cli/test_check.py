@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
+from sapwood.cache.arrays.attention import Layers
+from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
-from sapwood.model.gemma4 import PackedGemma4
+from sapwood.model.gemma4 import Forward, PackedGemma4
 from tests.model.convert.bundles import bundle
 from tests.model.reference import checkpoint
 
@@ -36,6 +39,7 @@ def test_a_good_bundle_passes_and_its_acceptance_is_shown(
     assert found["manifest"]["target"]["source"] == "e2b-tiny"
     checked = found["self_check"]
     assert checked["faults"] == 0 and checked["tokens"] >= 4 * 2
+    assert checked["replayed"] > 4 and checked["replay_faults"] == 0
     drafted, accepted = checked["drafted"], checked["accepted"]
     assert checked["rounds"] == drafted[0] > 0 and len(drafted) == len(accepted) == 4
     assert all(a <= d for a, d in zip(accepted, drafted, strict=True))
@@ -66,6 +70,24 @@ def test_a_runner_that_computes_something_else_fails(
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"] and found["self_check"]["faults"] > 0
     assert "are not what a plain forward gives" in found["problem"]
+
+
+def test_a_round_that_comes_out_otherwise_alone_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only packing does wrong: a forward of several sequences swaps the rows of two."""
+    right = PackedGemma4.forward
+
+    def wrong(self: PackedGemma4, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
+        made = right(self, tokens, batch, caches)
+        if len(batch.decodes) < 2:
+            return made
+        return replace(made, hidden=mx.concatenate([made.hidden[1:], made.hidden[:1]]))
+
+    monkeypatch.setattr(PackedGemma4, "forward", wrong)
+    assert main(["check", TARGET, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["self_check"]["replay_faults"] > 0
 
 
 def test_damage_and_a_drafter_that_does_not_fit_are_said(
