@@ -108,7 +108,7 @@ class Core:
                 self._submit(request, now)
             case Cancel(id, reason):
                 self._cancel(id, reason, now)
-            case Drain():
+            case Drain():  # pragma: no branch (there is no fourth)
                 self._drain(now)
 
     def plan(self, now: float) -> StepPlan | None:

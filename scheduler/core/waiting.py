@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from sapwood.cache.prefix.radix import common
 from sapwood.scheduler.core.memory import DeviceMemory
@@ -50,9 +51,7 @@ class Waiting:
 
     def take(self, sequence: Sequence) -> None:
         """The sequence gets a slot: it overtakes all that came before it."""
-        for other in self._sequences.values():
-            if other is sequence:
-                break
+        for other in takewhile(lambda other: other is not sequence, self):
             other.overtaken += 1
         self.remove(sequence)
         sequence.awaited = None

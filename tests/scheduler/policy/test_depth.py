@@ -254,3 +254,22 @@ def test_parked_rows_are_counted_but_probes_and_pins_are_not_parking() -> None:
     pinned = Row(world.policy.drafting(), 8, CONTEXT, pinned=0)
     world.policy.choose([*world.rows(), pinned], 0)
     assert world.policy.parked_rows == 3
+
+
+def test_a_search_that_is_cut_short_keeps_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its iterations are bounded; after the first it has more than plain decoding gives."""
+    world = World(FLAT, [0.9, 0.5, 0.1])
+    world.run(300)
+
+    def depths(iterations: int) -> list[int]:
+        monkeypatch.setattr("sapwood.scheduler.policy.depth.RATE_ITERATIONS", iterations)
+        world.policy._step = 0  # so that this step is no probe
+        world.policy._plain_due.clear()  # nor a plain one
+        return world.policy.choose(world.rows(), 0)
+
+    assert depths(0) == [0, 0, 0]
+    found = depths(1)
+    gains = [world.policy.gains(row) for row in world.rows()]
+    tokens = sum(1 + sum(g[:depth]) for g, depth in zip(gains, found, strict=True))
+    plain = 3 / FLAT(StepShape(3, 0, 0, 3 * CONTEXT))
+    assert tokens / FLAT(StepShape(3, sum(found), max(found), 3 * CONTEXT)) > plain

@@ -130,6 +130,8 @@ def test_a_call_is_read(written: Written, arguments: dict[str, Any]) -> None:
         ["call:f{a:1}b"],
         ["call:f{a:1,}"],
         ["call:f{a:}"],
+        ["call:f{:1}"],
+        ["call:f{", ["a"], " 1}"],
         ["call:f{a:[1}"],
         ["call:f{a:x", ["y"], "}"],
         ["call:{a:1}"],
