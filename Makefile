@@ -26,7 +26,7 @@ TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
-.PHONY: .venv demo bench train wheel test test-long check proto lock clean
+.PHONY: .venv demo bench train wheel test test-long check breaking coverage proto lock clean
 
 .venv: $(STAMP)
 
@@ -80,13 +80,22 @@ test: check
 test-long: check
 	$(WITH_BLAS) $(BIN)/python -m pytest -m "" --timeout 3600 $(ARGS)
 
-check: $(STAMP)
+check: $(STAMP) breaking
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry sapwood cache daemon model scheduler
 	$(BIN)/buf lint
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m pytest -q tests/test_rooms.py
+
+# What clients of the newest release would notice of a changed contract.
+breaking: $(STAMP)
+	$(BIN)/python proto/breaking.py
+
+# Writes docs/coverage.md; with ARGS, for pytest, it measures a part and writes nothing.
+coverage: $(STAMP)
+	$(WITH_BLAS) $(BIN)/python -m tests.branch_coverage $(ARGS)
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
