@@ -84,6 +84,7 @@ check: $(STAMP) breaking
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples
 	$(BIN)/deptry sapwood cache daemon model scheduler
 	$(BIN)/buf lint
 	$(BIN)/python proto/generate.py --check

@@ -11,7 +11,7 @@ from tests.test_rooms import PATHS, ROOT, modules, tree
 
 PRODUCT = sorted(path.relative_to(ROOT).as_posix() for path in PATHS.values())
 BENCH = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "bench").rglob("*.py"))
-TOOLS = ["proto/generate.py"]
+TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "proto").glob("*.py"))
 TESTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py"))
 WRITTEN = [*PRODUCT, *BENCH, *TOOLS, *TESTS]
 TEXTS = sorted(
