@@ -1,4 +1,4 @@
-"""What the prefix tree may know of stored K/V: ranges, bytes and five operations.
+"""What the prefix tree may know of stored K/V: ranges, bytes and four operations.
 
 - A Payload holds the K/V of one edge, tokens [start, end): full-attention layers all of it, sliding
   layers its newest part [sliding_start, end), possibly nothing (sliding_start == end).
