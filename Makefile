@@ -103,7 +103,7 @@ proto: $(STAMP)
 
 # For whoever changes a dependency; needs uv. One file serves pip and uv, on Linux and macOS.
 lock:
-	uv pip compile pyproject.toml --group dev --group bench --universal --generate-hashes \
+	uv pip compile pyproject.toml --extra serve --group dev --group bench --universal --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --python-version 3.11 \
 		--quiet --output-file requirements.lock
 

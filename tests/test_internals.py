@@ -16,6 +16,7 @@ from mlx_lm.models import gemma4_text, rope_utils, switch_layers
 from mlx_lm.utils import infer_quant_config
 from packaging.requirements import Requirement
 
+from sapwood.daemon.extras import PACKAGES
 from sapwood.model.pair import Pair, load_pair
 from tests.model.reference import checkpoint
 from tests.test_rooms import NAMES, PATHS, ROOT, modules
@@ -59,9 +60,18 @@ MODEL = ("args", "final_logit_softcapping", "model", "sanitize", "tie_word_embed
 
 @pytest.mark.parametrize("package", BOUNDED)
 def test_a_package_whose_insides_we_use_is_bounded(package: str) -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (needed,) = [n for n in map(Requirement, listed) if n.name == package]
+    (needed,) = [n for n in served() if n.name == package]
     assert {bound.operator for bound in needed.specifier} == {">=", "<"}
+
+
+def served() -> list[Requirement]:
+    """What the extra `serve` asks for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [Requirement(line) for line in project["optional-dependencies"]["serve"]]
+
+
+def test_commands_look_for_all_that_the_extra_installs() -> None:
+    assert {needed.name.replace("-", "_") for needed in served()} == set(PACKAGES)
 
 
 def test_what_we_import_of_them_is_what_is_looked_at_here() -> None:

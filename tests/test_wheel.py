@@ -27,6 +27,7 @@ from tests.test_rooms import ROOT
 pytestmark = pytest.mark.long
 
 NEIGHBOURS = ("python-daemon==3.1.2", "scheduler==0.8.8")
+CLIENT_DISTRIBUTIONS_MAX, CLIENT_BYTES_MAX = 15, 50_000_000
 SDIST_BYTES_MAX = 12_000_000  # the bundled pair is 11 MB unpacked, the tests' fixtures 21 MB
 
 
@@ -38,11 +39,14 @@ class Installed:
     work: Path
     neighbours: dict[str, str]  # digests of their files before ours came
 
-    def run(self, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, input: str = "", **environ: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.bin / command[0]), *command[1:]],
             cwd=self.work,
             env=clean_environ() | environ,
+            input=input,
             capture_output=True,
             text=True,
             timeout=600,
@@ -87,8 +91,25 @@ def installed(
     ]
     subprocess.run([*pip, *NEIGHBOURS], check=True, env=clean_environ())
     before = digests(site_packages(bin))
-    subprocess.run([*pip, archive], check=True, env=clean_environ())
+    subprocess.run([*pip, f"{archive}[serve]"], check=True, env=clean_environ())
     return Installed(bin, user_directory(place), before)
+
+
+@pytest.fixture(scope="module")
+def client_alone(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The wheel without an extra, and nobody else."""
+    place = tmp_path_factory.mktemp("client")
+    (wheel,) = built.glob("*.whl")
+    subprocess.run([sys.executable, "-m", "venv", place / "venv"], check=True)
+    bin = place / "venv" / "bin"
+    install(bin, place, str(wheel))
+    return Installed(bin, user_directory(place), {})
+
+
+def install(bin: Path, place: Path, *what: str) -> None:
+    command = [str(bin / "python"), "-m", "pip", "install", "--quiet"]
+    command += ["-c", str(constraints(place)), *what]
+    subprocess.run(command, check=True, env=clean_environ())
 
 
 def constraints(place: Path) -> Path:
@@ -152,6 +173,32 @@ def test_the_demo_runs(installed: Installed) -> None:
     assert report["metrics_agree"] and len(report["clients"]) >= 8
 
 
+def test_the_client_alone_is_small(client_alone: Installed) -> None:
+    """What pip itself brings does not count."""
+    listed = client_alone.run("python", "-m", "pip", "list", "--format", "json").stdout
+    tools = {"pip", "setuptools"}
+    names = {entry["name"].lower() for entry in json.loads(listed)} - tools
+    assert names & {"mlx", "mlx-lm", "transformers", "numpy"} == set()
+    assert len(names) <= CLIENT_DISTRIBUTIONS_MAX
+    folder = site_packages(client_alone.bin)
+    ours = [
+        path.lstat().st_size
+        for path in folder.rglob("*")
+        if not path.relative_to(folder).parts[0].startswith((*tools, "pkg_resources", "_distutils"))
+    ]
+    assert sum(ours) <= CLIENT_BYTES_MAX
+
+
+@pytest.mark.parametrize("command", ["serve", "demo", "convert SRC DST", "check"])
+def test_without_the_extra_a_command_says_what_to_install(
+    client_alone: Installed, command: str
+) -> None:
+    done = client_alone.run("sapwood", *command.split())
+    assert (done.returncode, done.stdout) == (1, "")
+    name = command.split()[0]
+    assert done.stderr == f'sapwood: {name} needs the daemon: pip install "sapwood[serve]"\n'
+
+
 @contextmanager
 def serving(installed: Installed) -> Iterator[str]:
     """The address of an installed daemon, started from the user's directory."""
@@ -182,6 +229,21 @@ def test_a_client_talks_to_an_installed_daemon(installed: Installed) -> None:
                 print(client.generate([sapwood.Message("user", "Hello")]).collect().text)
             assert not {{"mlx", "mlx_lm", "transformers"}} & sys.modules.keys()"""
         assert installed.python(code)
+
+
+def test_client_commands_work_with_the_client_alone(
+    installed: Installed, client_alone: Installed
+) -> None:
+    with serving(installed) as address:
+        for command, expected in (
+            (("generate", "What is a river?"), "river"),
+            (("status",), "sapwood-demo"),
+            (("tree",), "nodes"),
+        ):
+            done = client_alone.run("sapwood", *command, SAPWOOD_ADDRESS=address)
+            assert done.returncode == 0 and expected in done.stdout, done.stderr
+        said = client_alone.run("sapwood", "chat", input="Hello\n", SAPWOOD_ADDRESS=address)
+        assert said.returncode == 0 and len(said.stdout) > 5, said.stderr
 
 
 def test_archives_hold_the_product_alone(built: Path) -> None:

@@ -1,7 +1,8 @@
 """The command line: flags to one command, errors to one exit code.
 
 - 0 done, 1 failed, 2 bad usage. A message is one line on stderr, without a traceback.
-- What serves and what loads a model is imported by the commands that need it: clients start fast.
+- What serves and what loads a model is imported by the commands that need it: clients start fast,
+  and run where only they are installed.
 - A command that does not exist yet is not listed.
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from sapwood import SapwoodError, __version__
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.extras import require_serve
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
 
 if TYPE_CHECKING:
@@ -25,12 +27,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself exits with 2)."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if given[:1] == ["demo"]:
-        from sapwood.daemon.demo import command
-
-        return int(command.main(given[1:]))
-    arguments = _parser().parse_args(given)
     try:
+        if given[:1] == ["demo"]:
+            return _demo(given[1:])
+        arguments = _parser().parse_args(given)
         return int(arguments.run(arguments))
     except UsageError as error:
         return _fail(error, 2)
@@ -47,7 +47,15 @@ def _fail(error: Exception, code: int) -> int:
     return code
 
 
+def _demo(arguments: Sequence[str]) -> int:
+    require_serve("demo")
+    from sapwood.daemon.demo import command
+
+    return command.main(arguments)
+
+
 def _serve(arguments: argparse.Namespace) -> int:
+    require_serve("serve")
     _log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
@@ -65,12 +73,14 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    require_serve("convert")
     from sapwood.daemon.cli import convert
 
     return convert.run_convert(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    require_serve("check")
     from sapwood.daemon.cli import check
 
     return check.run_check(arguments)
