@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from sapwood.daemon.errors import StartError
 
 # What the extra `serve` installs, by the names that are imported.
-PACKAGES = (
+SERVE_PACKAGES = (
     "anyio",
     "grpc_reflection",
     "huggingface_hub",
@@ -22,5 +22,5 @@ PACKAGES = (
 
 def require_serve(command: str) -> None:
     """Raises StartError, which says what to install, where the extra `serve` is not whole."""
-    if any(find_spec(package) is None for package in PACKAGES):
+    if any(find_spec(package) is None for package in SERVE_PACKAGES):
         raise StartError(f'{command} needs the daemon: pip install "sapwood[serve]"')

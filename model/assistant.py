@@ -150,13 +150,6 @@ def fill_assistant(fitted: Fitted[Assistant], dtype: mx.Dtype | None) -> Assista
     return assistant
 
 
-def load_assistant(
-    files: Sequence[WeightFile], config: AssistantConfig, dtype: mx.Dtype | None
-) -> Assistant:
-    """The drafter with these weights, evaluated. Raises ModelRefused."""
-    return fill_assistant(fit_assistant(files, config), dtype)
-
-
 def _keep_name(name: str) -> str:
     return name
 

@@ -45,7 +45,6 @@ class Pair:
     target: Model
     target_config: TargetConfig
     assistant: Assistant | None
-    assistant_config: AssistantConfig | None
     tokenizer: Tokenizer
     dtype: mx.Dtype
     fingerprint: str
@@ -79,7 +78,6 @@ def load_pair(
         target=target,
         target_config=config,
         assistant=assistant,
-        assistant_config=draft_config,
         tokenizer=tokenizer,
         dtype=used,
         fingerprint=_fingerprint(model_dir, files, used),

@@ -16,7 +16,7 @@ from mlx_lm.models import gemma4_text, rope_utils, switch_layers
 from mlx_lm.utils import infer_quant_config
 from packaging.requirements import Requirement
 
-from sapwood.daemon.extras import PACKAGES
+from sapwood.daemon.extras import SERVE_PACKAGES
 from sapwood.model.pair import Pair, load_pair
 from tests.model.reference import checkpoint
 from tests.test_rooms import NAMES, PATHS, ROOT, modules
@@ -71,7 +71,8 @@ def served() -> list[Requirement]:
 
 
 def test_commands_look_for_all_that_the_extra_installs() -> None:
-    assert {needed.name.replace("-", "_") for needed in served()} == set(PACKAGES)
+    modules = {BOUNDED.get(n.name, n.name.replace("-", "_")) for n in served()}
+    assert modules == set(SERVE_PACKAGES)
 
 
 def test_what_we_import_of_them_is_what_is_looked_at_here() -> None:

@@ -253,7 +253,10 @@ def test_archives_hold_the_product_alone(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         assert not [member for member in archive.getmembers() if member.issym()]
         sources = [name.partition("/")[2] for name in archive.getnames()]
-    assert {name.split("/")[0] for name in packed} == {"sapwood", f"{wheel.name[:-16]}.dist-info"}
+    assert {name.split("/")[0] for name in packed} == {
+        "sapwood",
+        f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info",
+    }
     modules = {name for name in packed if name.startswith("sapwood/")}
     assert {name for name in sources if name.startswith("sapwood/")} == modules
     assert "sapwood/model/demo/target/model.safetensors" in modules

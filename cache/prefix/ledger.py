@@ -56,9 +56,6 @@ class Ledger:
     def held(self, kind: ReservedKind) -> int:
         return self._held[kind]
 
-    def would_fit(self, wanted: int) -> bool:
-        return wanted <= self._free
-
     def reserve(self, kind: ReservedKind, wanted: int) -> None:
         """Raises OutOfMemory, with nothing changed, where `wanted` bytes are not free."""
         assert wanted >= 0, f"reserving {wanted} bytes for {kind}"
@@ -82,6 +79,10 @@ class Ledger:
 
     def view(self) -> LedgerView:
         return LedgerView(self.budget_bytes, self.weights_bytes, **self._held, free=self._free)
+
+    def check_empty(self) -> None:
+        """M3: nothing but the weights is held."""
+        assert not any(self._held.values()), f"M3: {self._held}"
 
     def check(self) -> None:
         """M1."""

@@ -37,22 +37,6 @@ class Match:
     evicted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What extend did. new_bytes is the tree's net change, room made for new nodes included."""
-
-    new_bytes: int
-    new_tokens: int  # that the tree did not have
-    renewed_tokens: int  # that it had with less sliding K/V
-    split: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Evicted:
-    bytes_freed: int
-    by_cause: Mapping[EvictionCause, int]  # how many nodes were thinned, evicted, ...
-
-
 class Tree:
     """Prefix trees of stored K/V under one count of bytes. `now` is the step, never decreasing."""
 
@@ -145,7 +129,7 @@ class Tree:
         now: int,
         *,
         turn_end: bool = False,
-    ) -> Inserted:
+    ) -> None:
         """Store [payload.start, payload.end) of the leased path; the lease then covers it.
 
         Takes `payload`, which may begin before the lease's end and repeat what others stored: the
@@ -156,7 +140,6 @@ class Tree:
         assert lease.live and start <= lease.end, f"[{start}, {end}) does not extend {lease}"
         assert start < end <= len(tokens), f"[{start}, {end}) of {len(tokens)} tokens"
         self._tick(now)
-        was, splits = self._totals.bytes, self._totals.splits
         node, matched = descend(climb(lease.node, start), tokens, start, end)
         assert matched >= min(end, lease.end), f"tokens leave {lease} at {matched}"
         known, fresh = _cut(payload, matched)
@@ -164,30 +147,25 @@ class Tree:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
-        renewed = 0 if known is None else self._renew(node, known)
+        if known is not None:
+            self._renew(node, known)
         landing = climb(node, end - 1) if fresh is None else leaf
         self._land(lease, landing, end, now, turn_end)
         self._make_room()
-        return Inserted(
-            self._totals.bytes - was, end - matched, renewed, self._totals.splits > splits
-        )
 
-    def evict(self, bytes_wanted: int, now: int) -> Evicted:
-        """Free at least `bytes_wanted`, or nothing where evictable_bytes() is less.
+    def evict(self, bytes_wanted: int, now: int) -> int:
+        """Free at least `bytes_wanted`, or nothing where evictable_bytes() is less; bytes freed.
 
         May free somewhat more: a pass looks at every node, so it takes a batch.
         """
         self._tick(now)
         evictable = self.evictable_bytes()
         if not 0 < bytes_wanted <= evictable:
-            return Evicted(0, {})
-        was = self.evictions
+            return 0
         eviction = self._eviction()
         eviction.free(bytes_wanted, max(bytes_wanted, int(evictable * PASS_SHARE)))
         self._forget_empty_roots()
-        counts = self._totals.evictions.items()
-        by_cause = {cause: count - was[cause] for cause, count in counts if count > was[cause]}
-        return Evicted(eviction.freed, by_cause)
+        return eviction.freed
 
     def drop(self) -> int:
         """Close all that nobody leases; returns the bytes freed."""
@@ -284,29 +262,25 @@ class Tree:
             node.age = now
             advance(lease, node, end, self._totals)
 
-    def _renew(self, node: Node, known: Payload) -> int:
+    def _renew(self, node: Node, known: Payload) -> None:
         """Put what `known` has more of sliding K/V into the path above and at `node`.
 
-        A prefix that was thinned and had to be computed again is whole afterwards. Takes `known`;
-        returns the tokens of the replaced ranges.
+        A prefix that was thinned and had to be computed again is whole afterwards. Takes `known`.
         """
         path = (each for each in reversed(trail(node)) if each.end > known.start)
         if not any(_gains(each, known) for each in path):
             known.close()
-            return 0
-        renewed = 0
+            return
         rest: Payload | None = known
         while rest is not None:
             rest, piece = _cut(rest, node.start)
             assert piece is not None, f"{node} lies past what extend stored"
             above = node.above
             if _gains(node, piece):
-                renewed += piece.end - piece.start
                 self._replace(node, piece)
             else:
                 piece.close()
             node = above
-        return renewed
 
     def _replace(self, node: Node, piece: Payload) -> None:
         """Swap the part of `node` that `piece` spans for `piece`. Takes it."""

@@ -136,9 +136,10 @@ class Engine:
         self._listener.ended(fault)
 
     def _live(self) -> Fault | None:
-        steps = StepClock()
+        steps, core = StepClock(), None
         try:
             loaded = self._load()
+            core = loaded.core
             try:
                 self._publish(loaded.core, steps)
                 self._listener.loaded(loaded.card)
@@ -151,7 +152,8 @@ class Engine:
         except StartError as error:
             return Fault(str(error))
         except BaseException as fault:
-            _log.critical("engine failed: %s%s", described(fault), steps.story())
+            told = "\n".join([steps.story(), *_stories(core)])
+            _log.critical("engine failed: %s%s", described(fault), told)
             return Fault(f"the engine failed with {type(fault).__name__}")
         return None
 
@@ -175,6 +177,7 @@ class Engine:
             steps.finish()
             self._quiet_since = clock()
         self._emit(core, steps)
+        core.close()
 
     def _commands(self, loaded: Loaded, steps: StepClock) -> Iterator[Command]:
         """What came in; waits for something where there is nothing to do."""
@@ -213,6 +216,14 @@ class Engine:
         while (item := self._receive(None)) is not None:
             if isinstance(item, _Ask):
                 item.answer.set_exception(EngineEnded("nobody is there to answer"))
+
+
+def _stories(core: StepCore | None) -> list[str]:
+    """What every request went through, for the crash log; a core that broke may not tell it."""
+    try:
+        return [] if core is None else core.stories()
+    except Exception as fault:
+        return [f"the core cannot tell more: {type(fault).__name__}"]
 
 
 def _answer(ask: _Ask, loaded: Loaded) -> None:

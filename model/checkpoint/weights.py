@@ -100,11 +100,6 @@ def fit_target(files: Sequence[WeightFile], config: TargetConfig) -> Fitted[Mode
     return fit(model, files, _target_name, sanitize, config.quantization is not None)
 
 
-def load_target(files: Sequence[WeightFile], config: TargetConfig, dtype: mx.Dtype | None) -> Model:
-    """mlx-lm's Gemma 4 text model with these weights, evaluated. Raises ModelRefused."""
-    return fit_target(files, config).load(dtype)
-
-
 def fit(
     module: M,
     files: Sequence[WeightFile],

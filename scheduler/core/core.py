@@ -149,6 +149,11 @@ class Core:
         self._roster.check()
         self._memory.check(len(self._roster.live) + len(self._roster.leaving))
 
+    def close(self) -> None:
+        """After the last step of a finished core: what it stored is freed, all of it (M3)."""
+        assert self.finished, "a core that still has work"
+        self._memory.close()
+
     def stories(self) -> list[str]:
         """What every sequence that is not gone yet went through, without any of its text."""
         return self._roster.stories()

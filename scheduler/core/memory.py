@@ -182,6 +182,14 @@ class DeviceMemory:
             self._follow()
             sequence.lease = None
 
+    def close(self) -> None:
+        """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
+        assert not self._slots and not self._promised, f"{len(self._slots)} slots are taken"
+        self._tree.drop()
+        self._follow()
+        assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
+        self._ledger.check_empty()
+
     def check(self, slots: int) -> None:
         self._tree.check()
         self._ledger.check()
@@ -210,7 +218,7 @@ class DeviceMemory:
             return True
         if short > self._tree.evictable_bytes() - self._due_bytes():
             return False
-        freed = self._tree.evict(short, step).bytes_freed
+        freed = self._tree.evict(short, step)
         self._follow()
         return freed >= short
 

@@ -16,12 +16,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 from mlx_lm.models.gemma4_text import Model
 
-from sapwood.model.assistant import Assistant, load_assistant
+from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory
-from sapwood.model.checkpoint.safetensors import weight_files
-from sapwood.model.checkpoint.weights import load_target
+from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
+from sapwood.model.checkpoint.weights import fit_target
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 FAMILIES = ("e2b-tiny", "e4b-tiny", "12b-tiny", "a4b-tiny", "31b-tiny")
@@ -33,6 +33,18 @@ VARIANTS = {"hf": 0, "pm1": 1}  # slots before the bonus token's, by name of the
 GAP_MIN = 1e-3  # a smaller gap between two logits may be noise
 
 Array = npt.NDArray[Any]
+
+
+def load_target(
+    files: tuple[WeightFile, ...], config: TargetConfig, dtype: mx.Dtype | None
+) -> Model:
+    return fit_target(files, config).load(dtype)
+
+
+def load_assistant(
+    files: tuple[WeightFile, ...], config: AssistantConfig, dtype: mx.Dtype | None
+) -> Assistant:
+    return fill_assistant(fit_assistant(files, config), dtype)
 
 
 def checkpoint(name: str) -> ModelDirectory:

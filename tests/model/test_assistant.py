@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.assistant import Attend, load_assistant
+from sapwood.model.assistant import Attend
 from sapwood.model.checkpoint.config import AttentionKind
 from sapwood.model.checkpoint.config_file import read_assistant_config
 from sapwood.model.checkpoint.files import ModelRefused
@@ -24,6 +24,7 @@ from tests.model.reference import (
     checkpoint,
     copied,
     golden,
+    load_assistant,
     target,
     target_config,
 )

@@ -181,7 +181,7 @@ class House:
         assert all(stream.end is not None for stream in self.streams.values()), "R1"
         assert not self.device.slots, f"slots {sorted(self.device.slots)} were never released"
         assert self.ledger.held("live") == self.ledger.held("workspace") == 0
-        self.ledger.give_back("snapshots", self.tree.drop())
+        self.core.close()
         assert self.ledger.free == self.ledger.budget_bytes - self.ledger.weights_bytes
         assert not self.device.tracker.live, f"T7: {len(self.device.tracker.live)} not closed"
 

@@ -25,7 +25,7 @@ REPLY = 64  # tokens of a golden continuation
 def pair(name: str, drafter: bool = True) -> Pair:
     """A committed reference pair or the bundled one, in float32."""
     if not drafter:
-        return replace(pair(name), assistant=None, assistant_config=None)
+        return replace(pair(name), assistant=None)
     if name == DEMO:
         return load_pair(*locate(None, None), "float32")
     return load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")

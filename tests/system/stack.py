@@ -180,7 +180,7 @@ class Stack:
         assert not self.runner.caches.arrays, "live K/V of nobody"
         assert self.tree.leased_bytes == 0 and not any(n.leases for n in self.tree.describe())
         assert self.ledger.held("live") == self.ledger.held("workspace") == 0
-        self.ledger.give_back("snapshots", self.tree.drop())
+        self.core.close()
         assert self.ledger.free == self.ledger.budget_bytes - self.ledger.weights_bytes
         self.runner.close()
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sapwood.cache.prefix.node import Lease
-from sapwood.cache.prefix.tree import Inserted, Match, Tree
+from sapwood.cache.prefix.tree import Match, Tree
 from tests.fakes import Tracker
 
 ROOT = b"root"
@@ -21,6 +21,14 @@ ROOT = b"root"
 
 def ids(text: str) -> tuple[int, ...]:
     return tuple(text.lower().encode())
+
+
+class Inserted(NamedTuple):
+    """What an extend changed, seen from outside: the tree's bytes and tokens, and its shape."""
+
+    new_bytes: int
+    new_tokens: int
+    split: bool
 
 
 class Garden:
@@ -61,7 +69,16 @@ class Garden:
         start = lease.end if start is None else start
         sliding_start = start if sliding is None else len(text) - sliding
         log = self.tracker.log(ids(text), start, len(text), sliding_start)
-        return self.tree.extend(lease, ids(text), log, self.step(), turn_end=turn_end)
+        before, splits = self._size(), self.tree.splits
+        self.tree.extend(lease, ids(text), log, self.step(), turn_end=turn_end)
+        (bytes_before, tokens_before), (bytes_now, tokens_now) = before, self._size()
+        return Inserted(
+            bytes_now - bytes_before, tokens_now - tokens_before, self.tree.splits > splits
+        )
+
+    def _size(self) -> tuple[int, int]:
+        views = list(self.tree.describe())
+        return self.tree.bytes, sum(view.end - view.start for view in views)
 
     def say(self, text: str, root: bytes = ROOT) -> None:
         """A whole turn: restore what is here, compute the rest, end."""
@@ -71,9 +88,11 @@ class Garden:
         self.tree.release(lease, self.step())
 
     def evict(self, bytes_wanted: int) -> dict[str, int]:
-        evicted = self.tree.evict(bytes_wanted, self.step())
-        counts = {str(cause): count for cause, count in evicted.by_cause.items()}
-        return {"freed": evicted.bytes_freed} | counts
+        """What went, and how many nodes by which cause."""
+        before = self.tree.evictions
+        freed = self.tree.evict(bytes_wanted, self.step())
+        counts = {str(c): n - before[c] for c, n in self.tree.evictions.items() if n > before[c]}
+        return {"freed": freed} | counts
 
     def draw(self) -> str:
         """The drawing, after a check of everything."""

@@ -34,12 +34,6 @@ def test_reserve_and_give_back_move_bytes_between_free_and_a_kind() -> None:
     assert (ledger.free, ledger.held("live"), ledger.held("workspace")) == (49, 20, 1)
 
 
-def test_would_fit_up_to_the_last_byte() -> None:
-    ledger = Ledger(100, 30)
-    assert ledger.would_fit(70)
-    assert not ledger.would_fit(71)
-
-
 def test_m2_what_does_not_fit_raises_and_changes_nothing() -> None:
     ledger = Ledger(100, 30)
     ledger.reserve("snapshots", 10)
@@ -91,7 +85,7 @@ def test_m1_m3_identity_at_every_boundary_and_back_to_the_baseline(
     ledger, held = Ledger(200, 50), dict.fromkeys(KINDS, 0)
     for kind, delta in moves:
         delta = max(delta, -held[kind])
-        if ledger.would_fit(delta):
+        if delta <= ledger.free:
             ledger.adjust(kind, delta)
             held[kind] += delta
         else:
@@ -104,3 +98,11 @@ def test_m1_m3_identity_at_every_boundary_and_back_to_the_baseline(
     for kind in KINDS:
         ledger.give_back(kind, held[kind])
     assert ledger.view() == Ledger(200, 50).view()
+
+
+def test_m3_what_is_still_held_at_the_end_is_a_mistake() -> None:
+    ledger = Ledger(100, 30)
+    ledger.check_empty()
+    ledger.reserve("live", 5)
+    with pytest.raises(AssertionError, match="M3"):
+        ledger.check_empty()

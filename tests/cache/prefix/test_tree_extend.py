@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sapwood.cache.prefix.tree import Inserted, Match
-from tests.cache.prefix.garden import Garden, drawing, ids
+from sapwood.cache.prefix.tree import Match
+from tests.cache.prefix.garden import Garden, Inserted, drawing, ids
 from tests.fakes import FULL_BYTES, SLIDING_BYTES
 
 BYTES = FULL_BYTES + SLIDING_BYTES
@@ -14,8 +14,8 @@ BYTES = FULL_BYTES + SLIDING_BYTES
 def test_t1_a_new_path_becomes_nodes() -> None:
     garden = Garden()
     lease = garden.lease("")
-    assert garden.extend(lease, "abcd") == Inserted(4 * BYTES, 4, 0, False)
-    assert garden.extend(lease, "abcdef", sliding=1) == Inserted(6 + 10, 2, 0, False)
+    assert garden.extend(lease, "abcd") == Inserted(4 * BYTES, 4, False)
+    assert garden.extend(lease, "abcdef", sliding=1) == Inserted(6 + 10, 2, False)
     assert lease.end == 6
     assert garden.draw() == drawing(
         """
@@ -41,7 +41,7 @@ def test_t5_a_path_that_parts_inside_an_edge_splits_it() -> None:
     garden.say("abcdef")
     short, long, parting = (garden.lease("abcdef", end) for end in (2, 5, 3))
     inserted = garden.extend(parting, "abcxy")
-    assert inserted == Inserted(2 * BYTES, 2, 0, True)
+    assert inserted == Inserted(2 * BYTES, 2, True)
     assert garden.draw() == drawing(
         """
         ABC*+3
@@ -61,10 +61,10 @@ def test_t12_inserting_what_is_here_frees_the_duplicate() -> None:
     garden = Garden()
     garden.say("abcdef")
     first, second = garden.lease("", 0), garden.lease("", 0)
-    assert garden.extend(first, "abcd") == Inserted(0, 0, 0, False), "inside the edge: no split"
-    assert garden.extend(first, "abcdef") == Inserted(0, 0, 0, False)
-    assert garden.extend(second, "abcdef") == Inserted(0, 0, 0, False)
-    assert garden.extend(second, "abcdefg", start=2) == Inserted(BYTES, 1, 0, False)
+    assert garden.extend(first, "abcd") == Inserted(0, 0, False), "inside the edge: no split"
+    assert garden.extend(first, "abcdef") == Inserted(0, 0, False)
+    assert garden.extend(second, "abcdef") == Inserted(0, 0, False)
+    assert garden.extend(second, "abcdefg", start=2) == Inserted(BYTES, 1, False)
     assert (first.end, second.end) == (6, 7)
     assert garden.tracker.operations == 1, "only what is new was cut off; nothing else was sliced"
     assert garden.draw() == drawing(
@@ -80,7 +80,7 @@ def test_t12_a_duplicate_over_many_nodes_is_not_even_cut() -> None:
     garden.say("abc")
     garden.say("abcdef")
     before = garden.tracker.operations
-    assert garden.extend(garden.lease("", 0), "abcdef") == Inserted(0, 0, 0, False)
+    assert garden.extend(garden.lease("", 0), "abcdef") == Inserted(0, 0, False)
     assert garden.tracker.operations == before
 
 
@@ -91,7 +91,7 @@ def test_t12_two_cold_sequences_compute_one_prefix_and_part() -> None:
     garden.extend(one, "abcd")
     garden.extend(two, "ab")
     garden.extend(one, "abcdefgh")
-    assert garden.extend(two, "abcdexy") == Inserted(2 * BYTES, 2, 0, True)
+    assert garden.extend(two, "abcdexy") == Inserted(2 * BYTES, 2, True)
     assert garden.draw() == drawing(
         """
         ABCD+2
@@ -116,7 +116,7 @@ def test_a_payload_may_lie_inside_what_its_lease_covers() -> None:
     garden.say("abcdef")
     lease = garden.lease("abcdef")
     ages = garden.ages()
-    assert garden.extend(lease, "abcd", start=2) == Inserted(0, 0, 0, False)
+    assert garden.extend(lease, "abcd", start=2) == Inserted(0, 0, False)
     assert (lease.end, garden.ages()) == (6, ages), "the frontier is elsewhere"
 
 
@@ -129,15 +129,15 @@ def test_t10_a_frontier_that_repeats_what_is_here_refreshes_its_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "sliding", "renewed", "split", "drawn"),
+    ("start", "sliding", "split", "drawn"),
     [
-        (0, 6, 6, False, "ABCDEF*+1"),
-        (0, 2, 0, False, "abcDEF*+1"),
-        (2, 4, 4, True, "ab+1\n  CDEF*+1"),
+        (0, 6, False, "ABCDEF*+1"),
+        (0, 2, False, "abcDEF*+1"),
+        (2, 4, True, "ab+1\n  CDEF*+1"),
     ],
 )
 def test_a_thinned_range_that_was_computed_again_is_whole(
-    start: int, sliding: int, renewed: int, split: bool, drawn: str
+    start: int, sliding: int, split: bool, drawn: str
 ) -> None:
     garden = Garden()
     garden.say("abcdef")
@@ -147,7 +147,7 @@ def test_a_thinned_range_that_was_computed_again_is_whole(
     gained = garden.tree.bytes
     inserted = garden.extend(lease, "abcdef", sliding=sliding)
     gained = garden.tree.bytes - gained
-    assert inserted == Inserted(gained, 0, renewed, split)
+    assert inserted == Inserted(gained, 0, split)
     assert garden.draw() == drawing(drawn)
 
 
@@ -160,7 +160,7 @@ def test_the_middle_of_an_edge_is_renewed_where_paths_now_part() -> None:
     assert garden.match("abcdxx") == Match(0, 4, False)
     lease = garden.lease("", 0)
     garden.extend(lease, "ab", sliding=0)
-    assert garden.extend(lease, "abcdx", start=1, sliding=4) == Inserted(BYTES + 30, 1, 3, True)
+    assert garden.extend(lease, "abcdx", start=1, sliding=4) == Inserted(BYTES + 30, 1, True)
     assert garden.draw() == drawing(
         """
         a+1
@@ -177,8 +177,8 @@ def test_a_slice_that_ends_inside_a_thinned_edge_is_renewed_there() -> None:
     garden.say("abcdefgh")
     garden.evict(1)
     lease = garden.lease("", 0)
-    assert garden.extend(lease, "ab") == Inserted(2 * SLIDING_BYTES, 0, 2, True)
-    assert garden.extend(lease, "abcd") == Inserted(2 * SLIDING_BYTES, 0, 2, True)
+    assert garden.extend(lease, "ab") == Inserted(2 * SLIDING_BYTES, 0, True)
+    assert garden.extend(lease, "abcd") == Inserted(2 * SLIDING_BYTES, 0, True)
     assert garden.draw() == drawing(
         """
         AB+1
@@ -198,7 +198,7 @@ def test_renewal_takes_only_the_nodes_that_gain() -> None:
         garden.extend(lease, text, sliding=sliding)
     garden.tree.release(lease, garden.step())
     other = garden.lease("", 0)
-    assert garden.extend(other, "abcdef", sliding=6) == Inserted(30, 0, 4, False)
+    assert garden.extend(other, "abcdef", sliding=6) == Inserted(30, 0, False)
     assert garden.draw() == drawing(
         """
         AB+1
@@ -232,7 +232,7 @@ def test_turn_end_keeps_a_node_at_a_prompts_end() -> None:
         """
     )
     other = garden.lease("", 0)
-    assert garden.extend(other, "abc", turn_end=True) == Inserted(0, 0, 0, True)
+    assert garden.extend(other, "abc", turn_end=True) == Inserted(0, 0, True)
     assert garden.draw() == drawing(
         """
         ABC*+1

@@ -211,6 +211,7 @@ async def test_d3_a_device_fault_ends_every_rpc_and_the_daemon(
         assert await run.daemon.stop() == 1
     assert "RuntimeError" in caplog.text
     assert "slot 0" in caplog.text
+    assert "QUEUED (submitted)" in caplog.text, "what each request went through"
     assert "prompt text" not in caplog.text
     assert "201" not in caplog.text
 

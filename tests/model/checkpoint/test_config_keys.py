@@ -18,14 +18,20 @@ from typing import Any
 
 import pytest
 
-from sapwood.model.assistant import load_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig, TextConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.safetensors import weight_files
-from sapwood.model.checkpoint.weights import load_target
 from sapwood.model.pair import check_fit
-from tests.model.reference import FAMILIES, assistant, checkpoint, edit, target_config
+from tests.model.reference import (
+    FAMILIES,
+    assistant,
+    checkpoint,
+    edit,
+    load_assistant,
+    load_target,
+    target_config,
+)
 
 _STYLES = ("config.json", "config.saved-by-transformers.json")
 _EVERYTHING = [*FAMILIES, *(f"{name}-assistant" for name in FAMILIES)]

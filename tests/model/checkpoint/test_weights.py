@@ -22,7 +22,6 @@ from sapwood.model.checkpoint.safetensors import weight_files
 from sapwood.model.checkpoint.weights import (
     DTYPE_NAMES,
     arrays,
-    load_target,
     resolve_dtype,
     weight_bytes,
 )
@@ -34,6 +33,7 @@ from tests.model.reference import (
     copied,
     edit,
     golden,
+    load_target,
     logits,
     parameters,
     target,
