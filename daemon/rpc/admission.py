@@ -18,7 +18,16 @@ from typing import TypeVar
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.conversation import conversation_of
-from sapwood.daemon.rpc.rules import check_supported, checked_sampling
+from sapwood.daemon.rpc.rules import (
+    GENERATE_RULES,
+    KNOWN,
+    PROMPT_RULES,
+    TOO_LONG,
+    Bounds,
+    PromptTokens,
+    check,
+    sampler_of,
+)
 from sapwood.model.prompt.errors import PromptTooLong
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
@@ -36,23 +45,15 @@ class Admission:
         """`depth` is the draft depth of requests that set none; None leaves it to the scheduler."""
         self._card = card
         self._limits = limits
+        self._bounds = Bounds(limits, card.facts, card.media_token_ids)
         self._depth = depth
         self._ids = itertools.count(1)
         self._workers = ThreadPoolExecutor(limits.tokenise_workers, "tokenise")
 
     async def admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
         """`deadline` is in the engine's clock. Raises Refused."""
-        check_supported(request)
-        self._check_stops(request)
-        depth = self._checked_depth(request)
-        if request.top_logprobs > self._limits.top_logprobs_max:
-            problem = f"top_logprobs is at most {self._limits.top_logprobs_max}"
-            raise Refused(Reason.BAD_REQUEST, problem, field="top_logprobs")
-        sampling = checked_sampling(
-            request.sampling, self._card.defaults, self._card.facts.vocabulary, self._limits
-        )
-        if request.HasField("max_tokens") and request.max_tokens == 0:
-            raise Refused(Reason.BAD_REQUEST, "max_tokens must be at least 1", field="max_tokens")
+        check(request, GENERATE_RULES, self._bounds)
+        sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
         prompt = await self._prompt(request)
         return Request(
             id=next(self._ids),
@@ -64,7 +65,7 @@ class Admission:
             stop_token_ids=frozenset(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
             top_logprobs=min(request.top_logprobs, self._card.facts.vocabulary),
-            depth=depth,
+            depth=request.draft_tokens if request.HasField("draft_tokens") else self._depth,
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
@@ -78,24 +79,21 @@ class Admission:
         """Raises Refused for an id that the model does not have."""
 
         def decode() -> str:
-            self._check_ids(token_ids, "token_ids")
+            check(PromptTokens("token_ids", token_ids, ""), (KNOWN,), self._bounds)
             return self._card.tokenizer.decode(token_ids)
 
         return await self._in_worker(decode)
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
-        field = request.WhichOneof("prompt")
-        if field != "token_ids":
-            ids: Sequence[int] = await self._encoded(request, self._prompt_tokens_max)
-            self._check_length(len(ids))
-            self._check_media(ids, field or "prompt")
-            return tuple(ids)
-        ids = request.token_ids.ids
-        if not ids:
-            raise _empty("token_ids")
-        self._check_length(len(ids))
-        self._check_ids(ids, "token_ids.ids")
-        self._check_media(ids, "token_ids.ids")
+        field: str = request.WhichOneof("prompt") or "prompt"
+        ids: Sequence[int]
+        if field == "token_ids":
+            field, ids = "token_ids.ids", request.token_ids.ids
+            if not ids:
+                raise _empty("token_ids")
+        else:
+            ids = await self._encoded(request, self._card.facts.context_tokens_max - 1)
+        check(PromptTokens(field, ids, str(len(ids))), PROMPT_RULES, self._bounds)
         return tuple(ids)
 
     async def _encoded(
@@ -113,7 +111,8 @@ class Admission:
         try:
             return await self._in_worker(work)
         except PromptTooLong as error:
-            raise self._too_long(f"at least {error.fewest}") from None
+            told = PromptTokens("prompt", (), f"at least {error.fewest}")
+            raise TOO_LONG.refusal(told, self._bounds) from None
 
     def _encode_messages(self, messages: prompt_pb2.Messages, tokens_max: int | None) -> list[int]:
         tokenizer = self._card.tokenizer
@@ -135,28 +134,6 @@ class Admission:
         # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
-    @property
-    def _prompt_tokens_max(self) -> int:
-        """A prompt needs room for itself and one token of reply."""
-        return self._card.facts.context_tokens_max - 1
-
-    def _check_length(self, tokens: int) -> None:
-        if tokens > self._prompt_tokens_max:
-            raise self._too_long(str(tokens))
-
-    def _too_long(self, tokens: str) -> Refused:
-        context = self._card.facts.context_tokens_max
-        return Refused(
-            Reason.CONTEXT_TOO_LONG,
-            f"the prompt has {tokens} tokens; with one token of reply at most {context} fit",
-            field="prompt",
-        )
-
-    def _check_media(self, ids: Sequence[int], field: str) -> None:
-        if not self._card.media_token_ids.isdisjoint(ids):
-            problem = "the prompt holds image, audio or video tokens; only text is loaded"
-            raise Refused(Reason.UNSUPPORTED, problem, field=field)
-
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         asked = (
             request.max_tokens
@@ -164,37 +141,6 @@ class Admission:
             else self._limits.max_tokens_default
         )
         return min(asked, self._card.facts.context_tokens_max - prompt_tokens)
-
-    def _check_ids(self, ids: Sequence[int], field: str) -> None:
-        vocabulary = self._card.facts.vocabulary
-        if ids and max(ids) >= vocabulary:
-            problem = f"token ids are below {vocabulary}, the vocabulary's size"
-            raise Refused(Reason.BAD_TOKEN_ID, problem, field=field)
-
-    def _check_stops(self, request: pb.GenerateRequest) -> None:
-        limits = self._limits
-        if len(request.stop) > limits.stop_strings_max:
-            problem = f"at most {limits.stop_strings_max} stop strings"
-            raise Refused(Reason.BAD_REQUEST, problem, field="stop")
-        if any(
-            not 1 <= len(stop.encode()) <= limits.stop_string_bytes_max for stop in request.stop
-        ):
-            problem = f"a stop string has 1 to {limits.stop_string_bytes_max} bytes"
-            raise Refused(Reason.BAD_REQUEST, problem, field="stop")
-        if len(request.stop_token_ids) > limits.stop_token_ids_max:
-            problem = f"at most {limits.stop_token_ids_max} stop token ids"
-            raise Refused(Reason.BAD_REQUEST, problem, field="stop_token_ids")
-        self._check_ids(request.stop_token_ids, "stop_token_ids")
-
-    def _checked_depth(self, request: pb.GenerateRequest) -> int | None:
-        if not request.HasField("draft_tokens"):
-            return self._depth
-        if request.draft_tokens > self._limits.draft_depth_max:
-            problem = f"draft_tokens is at most {self._limits.draft_depth_max}"
-            raise Refused(Reason.BAD_SAMPLING, problem, field="draft_tokens")
-        if request.draft_tokens > 0 and not self._card.facts.has_drafter:
-            raise Refused(Reason.NO_DRAFTER, "no drafter is loaded", field="draft_tokens")
-        return request.draft_tokens
 
 
 def _empty(field: str) -> Refused:

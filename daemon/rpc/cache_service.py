@@ -11,7 +11,7 @@ from sapwood.cache.prefix.describe import NodeView
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.rpc.boundary import Behaviour, Context, write_in_time
 from sapwood.daemon.rpc.gate import Gate
-from sapwood.daemon.rpc.rules import unsupported_field
+from sapwood.daemon.rpc.rules import unsupported
 from sapwood.v1 import cache_pb2 as pb
 
 
@@ -53,7 +53,7 @@ class CacheService:
     async def _describe_tree(self, request: pb.DescribeTreeRequest, context: Context) -> None:
         self._gate.enter()
         if request.include_tokens:
-            raise unsupported_field("include_tokens")
+            raise unsupported("include_tokens")
         view = await self._gate.ask(Loaded.view_tree)
         roots = {node.id for node in view.nodes if node.parent is None}
         for node in view.nodes:

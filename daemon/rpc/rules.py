@@ -1,100 +1,250 @@
-"""What a GenerateRequest may ask for: fields by name, values by range.
+"""What a request may ask for: one table of rules per message, read from the top.
 
-- Unset fields mean the model's defaults; a value out of range is refused, never clipped.
+- A rule says what must hold, of which field, and what is said where it does not. Bounds are those
+  of the limits and the loaded model; the first rule that does not hold refuses the request.
+- A value out of range is refused, never clipped. Comparisons with NaN are false, so every rule is
+  written as what must hold.
 - What the contract names but the daemon does not do yet is refused by field name, never ignored.
+- Rules cost no more than a look at what has already been received.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
 from sapwood.v1 import generation_pb2 as pb
 
+_M = TypeVar("_M")
+_Default = Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty"]
 
-def checked_sampling(
-    given: pb.Sampling, defaults: SamplingDefaults, vocabulary: int, limits: Limits
-) -> Sampling:
-    """One request's sampler: unset fields from the defaults, values out of range BAD_SAMPLING.
 
-    A top_k that keeps the whole vocabulary is off.
-    """
-    temperature = given.temperature if given.HasField("temperature") else defaults.temperature
-    top_k = given.top_k if given.HasField("top_k") else defaults.top_k
-    top_p = given.top_p if given.HasField("top_p") else defaults.top_p
-    min_p = given.min_p if given.HasField("min_p") else defaults.min_p
-    repetition = defaults.repetition_penalty
-    if given.HasField("repetition_penalty"):
-        repetition = given.repetition_penalty
-    presence, frequency, most = given.presence_penalty, given.frequency_penalty, limits.penalty_max
-    # Comparisons with NaN are false, so every bound is written as what must hold.
-    checks = (
-        ("temperature", math.isfinite(temperature) and temperature >= 0, "finite and at least 0"),
-        ("top_p", 0 < top_p <= 1, "in (0, 1]"),
-        ("min_p", 0 <= min_p <= 1, "in [0, 1]"),
-        (
-            "repetition_penalty",
-            math.isfinite(repetition) and repetition > 0,
-            "finite and more than 0",
+class Bounds(NamedTuple):
+    """What rules compare with."""
+
+    limits: Limits
+    facts: ModelFacts
+    media_token_ids: frozenset[int] = frozenset()
+
+    def known(self, ids: Sequence[int]) -> bool:
+        """Whether all ids are of the model's vocabulary."""
+        return not ids or max(ids) < self.facts.vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Generic[_M]):
+    """`field` and `problem` are format strings over {limits.…}, {facts.…} and {message.…}."""
+
+    field: str
+    reason: Reason
+    holds: Callable[[_M, Bounds], bool]
+    problem: str
+
+    def refusal(self, message: _M, bounds: Bounds) -> Refused:
+        values = {"limits": bounds.limits, "facts": bounds.facts, "message": message}
+        problem, field = self.problem.format(**values), self.field.format(**values)
+        return Refused(self.reason, problem, field=field)
+
+
+def check(message: _M, rules: Sequence[Rule[_M]], bounds: Bounds) -> None:
+    """Raises Refused for the first rule that does not hold."""
+    for rule in rules:
+        if not rule.holds(message, bounds):
+            raise rule.refusal(message, bounds)
+
+
+def unsupported(field: str) -> Refused:
+    """The refusal of a field that is in the contract but not built yet."""
+    return Refused(Reason.UNSUPPORTED, _NOT_YET.format(field), field=field)
+
+
+_NOT_YET = "{} is not supported yet"
+_UNKNOWN_ID = "token ids are below {facts.vocabulary}, the vocabulary's size"
+
+
+def _not_yet(field: str, asked: Callable[[pb.GenerateRequest], bool]) -> Rule[pb.GenerateRequest]:
+    return Rule(field, Reason.UNSUPPORTED, lambda r, _: not asked(r), _NOT_YET.format(field))
+
+
+GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
+    Rule(
+        "priority",
+        Reason.BAD_REQUEST,
+        lambda r, _: r.priority in pb.Priority.values(),
+        "there is no such priority",
+    ),
+    _not_yet("session", lambda r: bool(r.session)),
+    _not_yet("cache.mark", lambda r: r.cache.mark),
+    _not_yet("priority", lambda r: r.priority != pb.PRIORITY_UNSPECIFIED),
+    _not_yet("candidates", lambda r: r.candidates > 1),
+    _not_yet("json_schema", lambda r: r.WhichOneof("constraint") == "json_schema"),
+    _not_yet("regex", lambda r: r.WhichOneof("constraint") == "regex"),
+    _not_yet("grammar", lambda r: r.WhichOneof("constraint") == "grammar"),
+    Rule(
+        "stop",
+        Reason.BAD_REQUEST,
+        lambda r, b: len(r.stop) <= b.limits.stop_strings_max,
+        "at most {limits.stop_strings_max} stop strings",
+    ),
+    Rule(
+        "stop",
+        Reason.BAD_REQUEST,
+        lambda r, b: all(
+            1 <= len(stop.encode()) <= b.limits.stop_string_bytes_max for stop in r.stop
         ),
-        ("presence_penalty", -most <= presence <= most, f"in [-{most:g}, {most:g}]"),
-        ("frequency_penalty", -most <= frequency <= most, f"in [-{most:g}, {most:g}]"),
-    )
-    for name, holds, rule in checks:
-        if not holds:
-            raise Refused(Reason.BAD_SAMPLING, f"{name} must be {rule}", field=f"sampling.{name}")
-    seeded = given.HasField("seed")
-    noise_key = given.seed if seeded else int.from_bytes(os.urandom(8))
-    return Sampling(
-        temperature=temperature,
-        top_k=top_k if top_k < vocabulary else 0,
-        top_p=top_p,
-        min_p=min_p,
+        "a stop string has 1 to {limits.stop_string_bytes_max} bytes",
+    ),
+    Rule(
+        "stop_token_ids",
+        Reason.BAD_REQUEST,
+        lambda r, b: len(r.stop_token_ids) <= b.limits.stop_token_ids_max,
+        "at most {limits.stop_token_ids_max} stop token ids",
+    ),
+    Rule(
+        "stop_token_ids",
+        Reason.BAD_TOKEN_ID,
+        lambda r, b: b.known(r.stop_token_ids),
+        _UNKNOWN_ID,
+    ),
+    Rule(
+        "draft_tokens",
+        Reason.BAD_SAMPLING,
+        lambda r, b: r.draft_tokens <= b.limits.draft_depth_max,
+        "draft_tokens is at most {limits.draft_depth_max}",
+    ),
+    Rule(
+        "draft_tokens",
+        Reason.NO_DRAFTER,
+        lambda r, b: not r.draft_tokens or b.facts.has_drafter,
+        "no drafter is loaded",
+    ),
+    Rule(
+        "top_logprobs",
+        Reason.BAD_REQUEST,
+        lambda r, b: r.top_logprobs <= b.limits.top_logprobs_max,
+        "top_logprobs is at most {limits.top_logprobs_max}",
+    ),
+    Rule(
+        "sampling.logit_bias",
+        Reason.BAD_SAMPLING,
+        lambda r, b: len(r.sampling.logit_bias) <= b.limits.logit_bias_tokens_max,
+        "logit_bias names at most {limits.logit_bias_tokens_max} tokens",
+    ),
+    Rule(
+        "sampling.logit_bias",
+        Reason.BAD_TOKEN_ID,
+        lambda r, b: b.known(list(r.sampling.logit_bias)),
+        _UNKNOWN_ID,
+    ),
+    Rule(
+        "sampling.logit_bias",
+        Reason.BAD_SAMPLING,
+        lambda r, b: all(
+            -b.limits.logit_bias_max <= bias <= b.limits.logit_bias_max
+            for bias in r.sampling.logit_bias.values()
+        ),
+        "every logit_bias must be in [-{limits.logit_bias_max:g}, {limits.logit_bias_max:g}]",
+    ),
+    Rule(
+        "max_tokens",
+        Reason.BAD_REQUEST,
+        lambda r, _: r.max_tokens > 0 or not r.HasField("max_tokens"),
+        "max_tokens must be at least 1",
+    ),
+)
+
+
+def _sampling(field: str, holds: Callable[[Sampling, Bounds], bool], rule: str) -> Rule[Sampling]:
+    return Rule(f"sampling.{field}", Reason.BAD_SAMPLING, holds, f"{field} must be {rule}")
+
+
+_PENALTY = "in [-{limits.penalty_max:g}, {limits.penalty_max:g}]"
+
+# Of the sampler that the request comes to, the model's defaults filled in.
+SAMPLING_RULES: tuple[Rule[Sampling], ...] = (
+    _sampling(
+        "temperature",
+        lambda s, _: math.isfinite(s.temperature) and s.temperature >= 0,
+        "finite and at least 0",
+    ),
+    _sampling("top_p", lambda s, _: 0 < s.top_p <= 1, "in (0, 1]"),
+    _sampling("min_p", lambda s, _: 0 <= s.min_p <= 1, "in [0, 1]"),
+    _sampling(
+        "repetition_penalty",
+        lambda s, _: math.isfinite(s.repetition_penalty) and s.repetition_penalty > 0,
+        "finite and more than 0",
+    ),
+    _sampling(
+        "presence_penalty",
+        lambda s, b: -b.limits.penalty_max <= s.presence_penalty <= b.limits.penalty_max,
+        _PENALTY,
+    ),
+    _sampling(
+        "frequency_penalty",
+        lambda s, b: -b.limits.penalty_max <= s.frequency_penalty <= b.limits.penalty_max,
+        _PENALTY,
+    ),
+)
+
+
+class PromptTokens(NamedTuple):
+    """A prompt as ids, and by which field it came. `told`: how many, in the client's words."""
+
+    field: str
+    ids: Sequence[int]
+    told: str
+
+
+TOO_LONG: Rule[PromptTokens] = Rule(
+    "prompt",
+    Reason.CONTEXT_TOO_LONG,
+    lambda p, b: len(p.ids) < b.facts.context_tokens_max,
+    "the prompt has {message.told} tokens; with one token of reply at most "
+    "{facts.context_tokens_max} fit",
+)
+KNOWN: Rule[PromptTokens] = Rule(
+    "{message.field}", Reason.BAD_TOKEN_ID, lambda p, b: b.known(p.ids), _UNKNOWN_ID
+)
+PROMPT_RULES: tuple[Rule[PromptTokens], ...] = (
+    TOO_LONG,
+    KNOWN,
+    Rule(
+        "{message.field}",
+        Reason.UNSUPPORTED,
+        lambda p, b: b.media_token_ids.isdisjoint(p.ids),
+        "the prompt holds image, audio or video tokens; only text is loaded",
+    ),
+)
+
+
+def sampler_of(given: pb.Sampling, defaults: SamplingDefaults, bounds: Bounds) -> Sampling:
+    """One request's sampler, unset fields from the model's defaults. Raises Refused.
+
+    A top_k that keeps the whole vocabulary is off; a bias that adds nothing is left out.
+    """
+
+    def chosen(name: _Default) -> float:
+        return float(getattr(given if given.HasField(name) else defaults, name))
+
+    top_k, seeded = int(chosen("top_k")), given.HasField("seed")
+    sampling = Sampling(
+        temperature=chosen("temperature"),
+        top_k=top_k if top_k < bounds.facts.vocabulary else 0,
+        top_p=chosen("top_p"),
+        min_p=chosen("min_p"),
         seeded=seeded,
-        noise_key=noise_key,
-        repetition_penalty=repetition,
-        presence_penalty=presence,
-        frequency_penalty=frequency,
-        logit_bias=_checked_bias(given.logit_bias, vocabulary, limits),
+        noise_key=given.seed if seeded else int.from_bytes(os.urandom(8)),
+        repetition_penalty=chosen("repetition_penalty"),
+        presence_penalty=given.presence_penalty,
+        frequency_penalty=given.frequency_penalty,
+        logit_bias=tuple(sorted((id, bias) for id, bias in given.logit_bias.items() if bias)),
     )
-
-
-def _checked_bias(
-    given: Mapping[int, float], vocabulary: int, limits: Limits
-) -> tuple[tuple[int, float], ...]:
-    """By id; what adds nothing is left out."""
-    field, most = "sampling.logit_bias", limits.logit_bias_max
-    if len(given) > limits.logit_bias_tokens_max:
-        problem = f"logit_bias names at most {limits.logit_bias_tokens_max} tokens"
-        raise Refused(Reason.BAD_SAMPLING, problem, field=field)
-    if given and max(given) >= vocabulary:
-        problem = f"token ids are below {vocabulary}, the vocabulary's size"
-        raise Refused(Reason.BAD_TOKEN_ID, problem, field=field)
-    if not all(-most <= bias <= most for bias in given.values()):
-        problem = f"every logit_bias must be in [-{most:g}, {most:g}]"
-        raise Refused(Reason.BAD_SAMPLING, problem, field=field)
-    return tuple(sorted((id, bias) for id, bias in given.items() if bias))
-
-
-def check_supported(request: pb.GenerateRequest) -> None:
-    """Refuse what is in the contract but not built yet, by the field's name."""
-    if request.priority not in pb.Priority.values():
-        raise Refused(Reason.BAD_REQUEST, "there is no such priority", field="priority")
-    unsupported = {
-        "session": bool(request.session),
-        "cache.mark": request.cache.mark,
-        "priority": request.priority != pb.PRIORITY_UNSPECIFIED,
-        "candidates": request.candidates > 1,
-        request.WhichOneof("constraint") or "": request.WhichOneof("constraint") is not None,
-    }
-    for field, is_set in unsupported.items():
-        if is_set:
-            raise unsupported_field(field)
-
-
-def unsupported_field(field: str) -> Refused:
-    return Refused(Reason.UNSUPPORTED, f"{field} is not supported yet", field=field)
+    check(sampling, SAMPLING_RULES, bounds)
+    return sampling

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.admission import Admission
-from sapwood.daemon.rpc.rules import checked_sampling
+from sapwood.daemon.rpc.rules import (
+    GENERATE_RULES,
+    PROMPT_RULES,
+    SAMPLING_RULES,
+    Bounds,
+    PromptTokens,
+    sampler_of,
+)
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
@@ -23,6 +30,7 @@ from tests.daemon.conftest import prompt_of
 from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
 
 LIMITS = Limits()
+BOUNDS = Bounds(LIMITS, FACTS)
 USER = {"role": "user", "content": "hi"}
 GREEDY = SamplingDefaults()
 
@@ -109,32 +117,28 @@ async def test_the_daemons_depth_is_for_requests_that_set_none() -> None:
 
 def test_unset_sampling_comes_from_the_models_generation_config() -> None:
     model = SamplingDefaults(0.7, 64, 0.95, 0.05, repetition_penalty=1.2)
-    unset = checked_sampling(pb.Sampling(), model, VOCABULARY, LIMITS)
+    unset = sampler_of(pb.Sampling(), model, BOUNDS)
     assert (unset.temperature, unset.top_k, unset.top_p, unset.min_p) == (0.7, 64, 0.95, 0.05)
-    given_zero = checked_sampling(
-        pb.Sampling(temperature=0, top_k=0, min_p=0), model, VOCABULARY, LIMITS
-    )
+    given_zero = sampler_of(pb.Sampling(temperature=0, top_k=0, min_p=0), model, BOUNDS)
     assert (given_zero.temperature, given_zero.top_k, given_zero.min_p) == (0, 0, 0)
     assert given_zero.top_p == 0.95
     assert (unset.repetition_penalty, unset.adjusted) == (1.2, True)
     neutral = pb.Sampling(repetition_penalty=1, presence_penalty=0, logit_bias={5: 0})
-    assert not checked_sampling(neutral, model, VOCABULARY, LIMITS).adjusted
+    assert not sampler_of(neutral, model, BOUNDS).adjusted
 
 
 def test_a_top_k_that_keeps_everything_is_off() -> None:
     for top_k in (VOCABULARY, 2**32 - 1):
-        assert checked_sampling(pb.Sampling(top_k=top_k), GREEDY, VOCABULARY, LIMITS).top_k == 0
-    below = checked_sampling(pb.Sampling(top_k=VOCABULARY - 1), GREEDY, VOCABULARY, LIMITS)
+        assert sampler_of(pb.Sampling(top_k=top_k), GREEDY, BOUNDS).top_k == 0
+    below = sampler_of(pb.Sampling(top_k=VOCABULARY - 1), GREEDY, BOUNDS)
     assert below.top_k == VOCABULARY - 1
 
 
 def test_unseeded_requests_have_noise_of_their_own() -> None:
-    keys = {
-        checked_sampling(pb.Sampling(), GREEDY, VOCABULARY, LIMITS).noise_key for _ in range(50)
-    }
+    keys = {sampler_of(pb.Sampling(), GREEDY, BOUNDS).noise_key for _ in range(50)}
     assert len(keys) == 50
     assert all(0 <= key < 1 << 64 for key in keys)
-    seeded = checked_sampling(pb.Sampling(seed=0), GREEDY, VOCABULARY, LIMITS)
+    seeded = sampler_of(pb.Sampling(seed=0), GREEDY, BOUNDS)
     assert (seeded.seeded, seeded.noise_key) == (True, 0)
 
 
@@ -245,3 +249,13 @@ def test_r4_a_request_is_servable_or_refused(request: pb.GenerateRequest) -> Non
     assert all(id < VOCABULARY and abs(bias) <= 100 for id, bias in sampling.logit_bias)
     assert 0 <= result.top_logprobs <= LIMITS.top_logprobs_max
     assert result.depth is None or 0 <= result.depth <= LIMITS.draft_depth_max
+
+
+def test_every_rule_can_say_what_is_wrong() -> None:
+    """Format strings are checked by nobody else: each names bounds that there are."""
+    refusals = [rule.refusal(pb.GenerateRequest(), BOUNDS) for rule in GENERATE_RULES]
+    refusals += [rule.refusal(Sampling(), BOUNDS) for rule in SAMPLING_RULES]
+    refusals += [rule.refusal(PromptTokens("text", (), "9"), BOUNDS) for rule in PROMPT_RULES]
+    for refusal in refusals:
+        assert refusal.field and refusal.message and not set("{}") & set(refusal.message)
+    assert "the prompt has 9 tokens; with one token of reply" in refusals[-3].message
