@@ -91,7 +91,10 @@ class Runner:
 
     def submit(self, plan: StepPlan) -> Ticket:
         """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh."""
+        # Copied out and evaluated before anything is written: releases hand the slots on, admits
+        # and the forward write into them.
         captured = tuple(self._capture(c) for c in plan.captures)
+        # Released before admitted: one plan may give a slot away and take it again.
         for slot in plan.releases:
             self.caches.release(slot)
             self._samplers.pop(slot, None)

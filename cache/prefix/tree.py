@@ -143,13 +143,17 @@ class Tree:
         node, matched = descend(climb(lease.node, start), tokens, start, end)
         assert matched >= min(end, lease.end), f"tokens leave {lease} at {matched}"
         known, fresh = _cut(payload, matched)
+        # Shape first, while `node` is where descend left it: renewing splits nodes too, and the
+        # fresh leaf hangs below them, so it stays right whatever is split above it.
         if fresh is not None:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
         if known is not None:
             self._renew(node, known)
+        # Sought only now: a renewal may have put a new node where the end lies.
         landing = climb(node, end - 1) if fresh is None else leaf
+        # The lease moves before room is made, or the leaf that it comes for could be crowded out.
         self._land(lease, landing, end, now, turn_end)
         self._make_room()
 

@@ -128,6 +128,8 @@ class Core:
         planned = self._planned
         assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
         self._planned = None
+        # Promises end before anything is inserted, or the ledger would count a capture twice; that
+        # is in here, so slices come after it.
         self._store_captures(planned, result)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)

@@ -46,6 +46,7 @@ class Planner:
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
         roster = self._roster
+        # Before _leave, which empties `leaving`; and who leaves makes room for who comes.
         releases = tuple(sequence.slot for sequence in roster.leaving)
         captured, captures = self._leave(step)
         admitted = self._admit(step, now)
@@ -55,7 +56,9 @@ class Planner:
         shares = self._shares(prefilling, decodes)
         for sequence, share in shares:
             sequence.storing = sequence.storing and self._memory.promise(share, share, step)
+        # After the last promise: an eviction may shorten what can be restored, and spoils paths.
         admits = self._restores(admitted, step)
+        # After the restores, which say where a new sequence's first slice begins.
         prefills = tuple(self._slice(sequence, share, step) for sequence, share in shares)
         if not (releases or decodes or prefills):
             assert not roster, f"they wait for nothing: {roster.stories()}"
