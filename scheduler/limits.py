@@ -1,6 +1,7 @@
-"""Every bound of the daemon, in one frozen place.
+"""Every bound of a running daemon, in one frozen place.
 
-- A number that limits a queue, list, string, size or time lives here and nowhere else.
+- A number that limits a queue, list, string, size or time of requests, steps, tree or process lives
+  here and nowhere else. What bounds a file's format or a command's own work stands with its reader.
 - Units come last in a name. Half-open ranges: a maximum is the largest value that is allowed.
 - The daemon may replace a value from its configuration at start; nobody changes one afterwards.
 """
@@ -43,6 +44,11 @@ class Limits:
     write_s_max: float = 30.0
     tokenise_workers: int = 2
     deadline_slack_s: float = 0.1
+
+    # The HTTP endpoint of metrics and health.
+    http_head_bytes_max: int = 8192
+    http_request_s_max: float = 5.0
+    http_connections_max: int = 32
 
     # One step.
     prefill_tokens_max: int = 512

@@ -16,10 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.settings.addresses import TcpAddress
-
-HEAD_BYTES_MAX = 8192
-REQUEST_S_MAX = 5.0
-CONNECTIONS_MAX = 32
+from sapwood.scheduler.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +30,16 @@ class ScrapeEndpoint:
     """Serves the registry and two health checks over HTTP/1.1."""
 
     def __init__(
-        self, registry: CollectorRegistry, healthy: Callable[[], bool], ready: Callable[[], bool]
+        self,
+        registry: CollectorRegistry,
+        healthy: Callable[[], bool],
+        ready: Callable[[], bool],
+        limits: Limits,
     ) -> None:
         self._registry = registry
         self._healthy = healthy
         self._ready = ready
+        self._limits = limits
         self._connections = 0
         self._server: asyncio.Server | None = None
 
@@ -45,7 +47,7 @@ class ScrapeEndpoint:
         """Listen; returns the address with its real port."""
         try:
             self._server = await asyncio.start_server(
-                self._serve, address.host, address.port, limit=HEAD_BYTES_MAX
+                self._serve, address.host, address.port, limit=self._limits.http_head_bytes_max
             )
         except OSError as error:
             raise StartError(f"cannot listen on {address} for metrics") from error
@@ -59,8 +61,8 @@ class ScrapeEndpoint:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1
         try:
-            if self._connections <= CONNECTIONS_MAX:
-                async with asyncio.timeout(REQUEST_S_MAX):
+            if self._connections <= self._limits.http_connections_max:
+                async with asyncio.timeout(self._limits.http_request_s_max):
                     await self._exchange(reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the scraper's trouble, not ours

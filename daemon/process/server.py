@@ -67,7 +67,10 @@ class Daemon:
         self._health = Health(service_names())
         self._gate = Gate(self._engine, config.limits, config.draft_depth)
         self._scrape = ScrapeEndpoint(
-            registry(self._engine, self._gate), self._is_healthy, lambda: self._gate.serving
+            registry(self._engine, self._gate),
+            self._is_healthy,
+            lambda: self._gate.serving,
+            config.limits,
         )
         self._server = make_server(self._gate, self._health, reflection=config.reflection)
         self._sockets: list[Path] = []
