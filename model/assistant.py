@@ -122,6 +122,7 @@ class Assistant(nn.Module):
         positions [n] int32: the rotary position, the same for all steps of a round.
         attend(kind, queries [n, heads, head_dim]) -> [n, heads, head_dim]: attention, scale 1, over
         the row's committed K/V in the target's last own layer of that kind.
+        Returns n rows of logits, and the hidden rows [n, Hb] for the next step. Lazy.
         """
         x = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
         y = self.model(x, positions, attend)
@@ -142,7 +143,7 @@ def fit_assistant(files: Sequence[WeightFile], config: AssistantConfig) -> Fitte
 
 
 def fill_assistant(fitted: Fitted[Assistant], dtype: mx.Dtype | None) -> Assistant:
-    """The drafter evaluated, once. Raises ModelRefused."""
+    """The drafter evaluated, once. dtype None: the checkpoint's own. Raises ModelRefused."""
     ordering = fitted.origins.get("masked_embedding.token_ordering")
     assistant = fitted.load(dtype)
     if assistant.masked_embedding is not None and ordering is not None:

@@ -33,6 +33,7 @@ def leave_thread() -> None:
 
 
 def memory_budget_bytes() -> int:
+    """The budget, weights included, unless --memory says another."""
     if mx.default_device() != mx.Device(mx.cpu):
         recommended = mx.device_info().get("max_recommended_working_set_size")
         if recommended:

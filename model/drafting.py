@@ -36,9 +36,10 @@ DraftPosition = Literal["bonus", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Drafts:
-    """tokens: flat, the iterations joined. at[b, j]: where row b's j-th draft lies in it.
+    """tokens: int32 [all drafts], the iterations joined, on the device.
 
-    Past a row's own depth `at` is 0.
+    at: host [B, deepest]; at[b, j] is where row b's draft j lies in `tokens`, 0 past its own depth.
+    distributions: one for each iteration, as `draft` gives it.
     """
 
     tokens: mx.array
@@ -46,7 +47,7 @@ class Drafts:
     distributions: tuple[DraftDistribution | None, ...]
 
     def table(self, rows: int) -> mx.array:
-        """[rows, deepest] draft ids; anything past a row's depth and in rows past the decodes."""
+        """int32 [rows, deepest]; anything past a row's depth and in rows past the decodes."""
         at = np.zeros((rows, self.at.shape[1]), np.int32)
         at[: len(self.at)] = self.at
         return self.tokens[mx.array(at)]

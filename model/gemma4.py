@@ -57,7 +57,7 @@ class PackedGemma4:
         return self.text.embed_tokens(tokens) * self.text.embed_scale
 
     def forward(self, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
-        """Evaluate packed tokens [T]; writes K/V, moves no offset."""
+        """One lazy pass of packed tokens [T] over the stores: writes K/V, moves no offset."""
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
         positions, trimmed = batch.positions, False

@@ -53,6 +53,7 @@ class Pair:
 
     @property
     def dtype_name(self) -> str:
+        """Such as bfloat16."""
         return str(self.dtype).removeprefix("mlx.core.")
 
 

@@ -19,12 +19,15 @@ _NEAR_TIES = {mx.float32: 1e-3, mx.float16: 0.0625, mx.bfloat16: 0.5}
 
 
 def near_tie(pair: Pair) -> float:
-    """How far below the maximum a token may lie, in this pair's dtype."""
+    """How far below the maximum a token may lie, in logits of this pair's dtype."""
     return _NEAR_TIES[pair.dtype]
 
 
 def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[float]:
-    """How far each token of a reply lies below the maximum of its position; 0 where it is it."""
+    """How far each token of a reply lies below the maximum of its position; 0 where it is it.
+
+    In logits. Evaluates prompt and reply in one forward without a cache.
+    """
     model = pair.target
     hidden = model.model(mx.array([[*prompt, *reply[:-1]]]))[0, len(prompt) - 1 :]
     logits = model.model.embed_tokens.as_linear(hidden)
@@ -34,7 +37,7 @@ def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[
 
 
 def below_maximum(logits: mx.array, tokens: Sequence[int]) -> list[float]:
-    """How far each token lies below the largest of its row's logits [n, vocabulary]."""
+    """How far each of n tokens lies below the largest of its row's logits [n, vocabulary]."""
     logits = logits.astype(mx.float32)
     emitted = mx.take_along_axis(logits, mx.array(list(tokens))[:, None], axis=-1)[:, 0]
     return [float(short) for short in np.array(mx.max(logits, axis=-1) - emitted)]

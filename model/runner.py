@@ -56,7 +56,7 @@ class Sampler:
 
 @dataclass(slots=True)
 class Ticket:
-    """A step under way. drawn: int32 [rows, K + 2] of verify, or None where nothing is drawn.
+    """A step under way. drawn: int32 [B, K + 2] of verify, or None where nothing is drawn.
 
     `pending` is dropped by `wait`: it holds the pools, and one that grows would exist twice.
     """
@@ -108,7 +108,10 @@ class Runner:
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
-        """Block until the step is done, commit it and hand over what it drew."""
+        """Block until the step is done, commit it and hand over what it drew.
+
+        Once for each ticket. The payloads are the caller's.
+        """
         transaction = ticket.transaction
         if transaction is None:
             return StepResult(captured=ticket.captured)

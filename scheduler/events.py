@@ -41,6 +41,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
+    """Begin a request. One whose id lives already is a no-op."""
+
     request: Request
 
 
@@ -65,6 +67,8 @@ Command = Submit | Cancel | Drain
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """What one reply took, as the contract's Usage says. Seconds are of the engine's clock."""
+
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int

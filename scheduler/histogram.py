@@ -16,10 +16,12 @@ class HistogramView:
 
     @property
     def count(self) -> int:
+        """Observations in all buckets."""
         return sum(self.counts)
 
     @property
     def mean(self) -> float:
+        """Of the observed values; 0 where there are none."""
         return self.total / self.count if self.count else 0.0
 
 
@@ -35,11 +37,13 @@ class Histogram:
         self._view: HistogramView | None = None
 
     def observe(self, value: float, times: int = 1) -> None:
+        """Count `value`, in the unit of the bounds, as often as `times` says."""
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
         self._view = None
 
     def view(self) -> HistogramView:
+        """The counts as they are now; later observations do not touch the view."""
         if self._view is None:
             self._view = HistogramView(self._bounds, tuple(self._counts), self._total)
         return self._view

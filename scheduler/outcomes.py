@@ -32,6 +32,7 @@ class FinishReason(StrEnum):
 
     @property
     def outcome(self) -> Outcome:
+        """The label that the metrics count it under."""
         return Outcome(self)
 
 

@@ -57,6 +57,7 @@ class PrefillSlice:
 
     @property
     def end(self) -> int:
+        """One past the slice's last position."""
         return self.start + len(self.tokens)
 
 
@@ -77,6 +78,8 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
+    """One step: fields in the order of execution, the last two in one forward. `number`: from 1."""
+
     number: int
     captures: tuple[Capture, ...] = ()
     releases: tuple[int, ...] = ()

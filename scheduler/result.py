@@ -32,11 +32,14 @@ class Decoded:
 
     @property
     def accepted(self) -> int:
+        """Drafts among the tokens: all but the bonus."""
         return len(self.tokens) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Prefilled:
+    """What became of a prompt slice."""
+
     token: int | None  # the first drawn token, where the slice drew one
     payload: Payload | None  # owned by the receiver
     logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the sequence asked

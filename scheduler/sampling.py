@@ -30,6 +30,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
+        """Whether a token is the argmax of what bias and penalties leave."""
         return self.temperature == 0.0
 
     @property

@@ -58,6 +58,33 @@ def test_files_say_what_they_hold_and_leave_nothing_for_later() -> None:
         assert not re.search(r"\b(TOD[O]|FIXM[E]|XX[X])\b", source), name
 
 
+def test_what_is_public_says_what_it_is() -> None:
+    """Each public class, function and method that is installed has a docstring."""
+    installed = [name for name in PRODUCT if not name.startswith("model/demo/train/")]
+    silent = {
+        f"{name}:{node.lineno} {place}"
+        for name in installed
+        for place, node in _public(tree(ROOT / name).body)
+        if not ast.get_docstring(node)
+    }
+    assert silent == set()
+
+
+def _public(
+    body: Sequence[ast.stmt], inside: str = ""
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Definitions by dotted name, but those with "_" in front and what they or functions hold."""
+    for node in _statements(body):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name.startswith("_"):
+            continue
+        place = inside + node.name
+        yield place, node
+        if isinstance(node, ast.ClassDef):
+            yield from _public(node.body, f"{place}.")
+
+
 def test_functions_are_short() -> None:
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     lines = {

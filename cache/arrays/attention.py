@@ -118,7 +118,10 @@ class Grid:
 def over_grid(
     queries: mx.array, grid: Grid, keys: mx.array, values: mx.array, mask: mx.array
 ) -> mx.array:
-    """Packed queries over pools, mask [n, 1, Q, length]; returns the rows of grid.packed."""
+    """Packed queries [T, heads, D] over pools [rows, kv_heads, capacity, D].
+
+    mask [n, 1, Q, length]. Returns [t, heads, D]: one for each of grid.packed, in its order.
+    """
     heads, dim = queries.shape[-2:]
     if grid.first is None:
         queries = queries[grid.gather]
@@ -135,7 +138,9 @@ def over_grid(
 def over_slice(
     queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
 ) -> mx.array:
-    """One prefill span: queries [q, heads, D] over its own K/V [1, kv_heads, L, D].
+    """One prefill span: queries [q, heads, D] over K/V [1, kv_heads, L, D] that end with its own.
+
+    mask: as slice_mask gives it for q and L. Returns [q, heads, D].
 
     In tiles of queries, each over the keys up to its own end, so that no more than
     SLICE_SCORES_MAX scores exist at once: a late slice of a long prompt would need gigabytes, and
@@ -178,7 +183,10 @@ def position_mask(grid: Grid, capacity: int, reach: int | None, floors: Ints | N
 
 
 def slice_mask(queries: int, length: int, reach: int | None) -> mx.array | str | None:
-    """The last `queries` of `length` positions over all of them."""
+    """The last `queries` of `length` positions over all of them: bool [queries, length].
+
+    "causal" where every key is within reach, and None then for one query alone.
+    """
     if reach is None or length <= reach:
         return "causal" if queries > 1 else None
     key = mx.arange(length, dtype=mx.int32)[None]

@@ -39,6 +39,7 @@ class Span:
 
     @property
     def end(self) -> int:
+        """One past its last position."""
         return self.start + self.length
 
 
@@ -80,6 +81,7 @@ class Batch:
 
     @property
     def positions(self) -> mx.array:
+        """Device copy of positions_host, int32 [T]."""
         return self.shared("positions", lambda: mx.array(self.positions_host))
 
     @property
@@ -91,6 +93,7 @@ class Batch:
 
     @property
     def kept_positions(self) -> mx.array:
+        """int32 [kept rows]: the absolute position of each kept row."""
         return self.shared("kept_positions", lambda: mx.array(self.positions_host[self.kept_host]))
 
     def queries_of(self, index: int, trimmed: bool) -> tuple[int, int]:

@@ -29,6 +29,7 @@ class FullStore:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """Keys and values of every pool; nobody keeps them past the step."""
         return self.pools.arrays
 
     def free(self, slot: int) -> None:
@@ -79,7 +80,10 @@ class FullStore:
         return PoolHistory(batch, placement, pools, None, tuple(slices))
 
     def view(self, batch: Batch, keep: int | None = None) -> PoolHistory:
-        """Read-only: a decode span's last position sees the newest `keep` entries up to itself."""
+        """Read-only: a decode span's last position sees the newest `keep` entries up to itself.
+
+        keep None: all of them.
+        """
         return PoolHistory(batch, self.pools.placement, self.pools.by_capacity, keep)
 
     def commit(self, slot: int, offset: int) -> None:

@@ -68,6 +68,7 @@ class LiveCaches:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of everything live, rows without an owner included."""
         return sum(a.nbytes for a in self.arrays)
 
     def offset(self, slot: int) -> int:
@@ -75,7 +76,10 @@ class LiveCaches:
         return self.stores[0].offsets.get(slot, 0)
 
     def restore(self, slot: int, path: Sequence[EdgePayload], target: int) -> None:
-        """Restore [0, target) into a free slot from the tree's payloads, root to leaf."""
+        """Restore [0, target) into a free slot from the tree's payloads, root to leaf.
+
+        They stay the tree's, and the last may reach past `target`.
+        """
         assert not self.holds(slot), f"slot {slot} is taken"
         self.reserve(slot, target)
         for index, store in enumerate(self.full):
@@ -130,7 +134,10 @@ class LiveCaches:
             store.commit(slot, offset)
 
     def capture(self, slot: int, start: int, end: int) -> EdgePayload | None:
-        """Copy [start, end) out, evaluated: full layers all of it, rings what they retain."""
+        """Copy [start, end) out, evaluated: full layers all of it, rings what they retain.
+
+        The copy is the caller's; None where [start, end) is empty.
+        """
         if start >= end:
             return None
         full = tuple(s.snapshot(slot, start, end) for s in self.full)

@@ -48,6 +48,7 @@ class Placement:
         return moves
 
     def free(self, slot: int) -> None:
+        """Let the next one have the slot's row; no other slot moves. Nothing where it has none."""
         place = self.places.pop(slot, None)
         if place is not None:
             self._taken[place.capacity][place.row] = None

@@ -69,6 +69,7 @@ class Pools:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """Keys and values of every class; nobody keeps them past the step."""
         return [a for pool in self.by_capacity.values() for a in pool]
 
     def follow(self, moves: Sequence[Move]) -> None:
@@ -86,6 +87,7 @@ class Pools:
         self.drop_unused()
 
     def drop_unused(self) -> None:
+        """Free the arrays of classes in which nobody has a row any more."""
         for capacity in [c for c in self.by_capacity if not self.placement.rows(c)]:
             del self.by_capacity[capacity]
 

@@ -36,6 +36,7 @@ class Range:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of keys and values together; 0 once closed."""
         return int(self.keys.nbytes + self.values.nbytes)
 
     def close(self) -> None:
@@ -70,7 +71,7 @@ def split_range(snapshot: Range | None, at: int) -> tuple[Range | None, Range | 
 
 
 def join_ranges(parts: Sequence[Range]) -> Range:
-    """Adjacent ranges, oldest first, as one: a single lazy copy. Takes them."""
+    """Adjacent ranges, oldest first and at least one, as one: a single lazy copy. Takes them."""
     for older, newer in pairwise(parts):
         assert older.end == newer.start, (older.end, newer.start)
     keys = mx.concatenate([p.keys for p in parts], axis=1)
@@ -82,7 +83,7 @@ def join_ranges(parts: Sequence[Range]) -> Range:
 
 
 def merge_full(parent: Range | None, child: Range | None) -> Range | None:
-    """Full layers have no use for half a range: a missing side closes the other."""
+    """Full layers have no use for half a range: a missing side closes the other. Takes both."""
     if parent is not None and child is not None:
         return join_ranges((parent, child))
     for side in (parent, child):
@@ -92,7 +93,10 @@ def merge_full(parent: Range | None, child: Range | None) -> Range | None:
 
 
 def merge_sliding(parent: Range | None, child: Range | None) -> Range | None:
-    """Only the newest part matters: without a child nothing is left, over a gap only the child."""
+    """Only the newest part matters: without a child nothing is left, over a gap only the child.
+
+    Takes both.
+    """
     if parent is not None and child is not None and parent.end == child.start:
         return join_ranges((parent, child))
     if parent is not None:
@@ -127,6 +131,7 @@ class EdgePayload:
 
     @property
     def sliding_start(self) -> int:
+        """Payload.sliding_start; the same for all sliding layers."""
         held = next((r for r in self.sliding if r is not None), None)
         return self.end if held is None else held.start
 
@@ -138,10 +143,12 @@ class EdgePayload:
 
     @property
     def full_bytes(self) -> int:
+        """Payload.full_bytes, of all full layers together."""
         return sum(r.nbytes for r in self.full if r is not None)
 
     @property
     def sliding_bytes(self) -> int:
+        """Payload.sliding_bytes, of all sliding layers together."""
         return sum(r.nbytes for r in self.sliding if r is not None)
 
     def split(self, at: int) -> tuple[Payload, Payload]:

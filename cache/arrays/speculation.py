@@ -33,7 +33,7 @@ class SpeculativeStore:
         self.closed = False
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> PoolHistory:
-        """Write the packed batch; no offset moves."""
+        """Write the packed batch [T, kv_heads, D], once; no offset moves."""
         assert not self.closed, "the speculation is over"
         assert not self.written, "a speculation is one forward"
         self.written = True

@@ -61,6 +61,7 @@ class WindowStore:
 
     @property
     def arrays(self) -> list[mx.array]:
+        """Keys and values of every ring and tail; nobody keeps them past the step."""
         tails = [a for tail in self._tails.values() for a in (tail.keys, tail.values)]
         return self.pools.arrays + tails
 

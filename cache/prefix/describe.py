@@ -32,6 +32,7 @@ class NodeView:
 
 
 def view(node: Node, tokens: bool) -> NodeView:
+    """The node as it is now; later changes do not touch the view. `tokens`: copies its edge too."""
     weight = weigh(node) if node.parent else Weight()
     return NodeView(
         id=node.id,

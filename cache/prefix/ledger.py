@@ -51,9 +51,11 @@ class Ledger:
 
     @property
     def free(self) -> int:
+        """Bytes that nobody has reserved."""
         return self._free
 
     def held(self, kind: ReservedKind) -> int:
+        """Bytes reserved for `kind`."""
         return self._held[kind]
 
     def reserve(self, kind: ReservedKind, wanted: int) -> None:
@@ -65,6 +67,7 @@ class Ledger:
         self._free -= wanted
 
     def give_back(self, kind: ReservedKind, returned: int) -> None:
+        """`returned` bytes of `kind` are free again; more than are held is our own mistake."""
         held = self._held[kind]
         assert 0 <= returned <= held, f"giving back {returned} of {held} bytes of {kind}"
         self._held[kind] -= returned
@@ -78,6 +81,7 @@ class Ledger:
             self.give_back(kind, -delta)
 
     def view(self) -> LedgerView:
+        """The account as it is now; later changes do not touch the view."""
         return LedgerView(self.budget_bytes, self.weights_bytes, **self._held, free=self._free)
 
     def check_empty(self) -> None:

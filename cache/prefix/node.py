@@ -37,11 +37,13 @@ class Node:
 
     @property
     def stored(self) -> Payload:
+        """The payload of any node but a root. The node keeps owning it."""
         assert self.payload is not None, f"{self} stores nothing"
         return self.payload
 
     @property
     def above(self) -> Node:
+        """The parent of any node but a root."""
         assert self.parent is not None, f"{self} has no parent"
         return self.parent
 
@@ -58,6 +60,7 @@ class Weight(NamedTuple):
 
 
 def weigh(*nodes: Node) -> Weight:
+    """Bytes of nodes that are no roots, all together."""
     full = sum(node.stored.full_bytes for node in nodes)
     sliding = sum(node.stored.sliding_bytes for node in nodes)
     return Weight(full, sliding, sum(node.stored.full_bytes for node in nodes if node.leases))
@@ -65,7 +68,7 @@ def weigh(*nodes: Node) -> Weight:
 
 @dataclass(slots=True)
 class Totals:
-    """What the tree holds and has done. Written by radix and leases only."""
+    """What the tree holds and has done. Written by radix, leases, eviction and the tree itself."""
 
     nodes: int = 0  # without roots
     full_bytes: int = 0
@@ -81,9 +84,11 @@ class Totals:
 
     @property
     def bytes(self) -> int:
+        """Full and sliding K/V of all nodes together."""
         return self.full_bytes + self.sliding_bytes
 
     def draw_id(self) -> int:
+        """A number that no node of this tree had before, roots included."""
         self.next_id += 1
         return self.next_id - 1
 

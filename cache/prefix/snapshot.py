@@ -15,17 +15,24 @@ class Payload(Protocol):
     """K/V of tokens [start, end) of one path. Immutable; arrays evaluated."""
 
     @property
-    def start(self) -> int: ...
+    def start(self) -> int:
+        """Position of the edge's first token."""
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """One past the position of its last token."""
+
     @property
     def sliding_start(self) -> int:
         """Sliding layers hold [sliding_start, end)."""
 
     @property
-    def full_bytes(self) -> int: ...
+    def full_bytes(self) -> int:
+        """Bytes of full-attention layers, over the whole edge."""
+
     @property
-    def sliding_bytes(self) -> int: ...
+    def sliding_bytes(self) -> int:
+        """Bytes of sliding layers, over [sliding_start, end); 0 where that is empty."""
 
     def split(self, at: int) -> tuple[Payload, Payload]:
         """[start, at) and [at, end) for start < at < end. Takes self."""

@@ -182,6 +182,7 @@ class Tree:
 
     @property
     def nodes(self) -> int:
+        """How many there are, roots left out."""
         return self._totals.nodes
 
     @property
@@ -195,10 +196,12 @@ class Tree:
 
     @property
     def full_bytes(self) -> int:
+        """Bytes of full K/V in all nodes."""
         return self._totals.full_bytes
 
     @property
     def sliding_bytes(self) -> int:
+        """Bytes of sliding K/V in all nodes."""
         return self._totals.sliding_bytes
 
     @property
@@ -212,14 +215,17 @@ class Tree:
         return self._totals.leased_bytes
 
     def evictable_bytes(self) -> int:
+        """All that evict can free in need: windows that live leases stand on count."""
         return self.bytes - self.leased_bytes
 
     @property
     def splits(self) -> int:
+        """Edges cut in two, ever."""
         return self._totals.splits
 
     @property
     def merges(self) -> int:
+        """Pairs of edges joined to one, ever."""
         return self._totals.merges
 
     @property

@@ -24,6 +24,7 @@ PROMPT_CHARS_MAX = 4 * 1024 * 1024
 
 
 def connect(arguments: argparse.Namespace) -> Client:
+    """A client of --connect's address, or of the default ones. Raises UsageError."""
     try:
         return Client(arguments.connect)
     except ValueError as error:

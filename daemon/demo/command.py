@@ -37,6 +37,7 @@ _SVG_COLUMNS = 110
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code. argv None: the process's own. Takes over SIGINT and SIGTERM."""
     arguments = _parser().parse_args(argv)
     console = Console(highlight=False)
     plain = arguments.plain or not console.is_terminal

@@ -21,6 +21,8 @@ from sapwood.daemon.demo.script import PINNED_DEPTH, SYSTEM, ClientPart
 
 
 class TurnState(StrEnum):
+    """Where a client's newest turn is. WAITING: it has asked nothing yet."""
+
     WAITING = "waiting"
     PREFILL = "prefill"
     STREAMING = "streaming"
@@ -61,6 +63,7 @@ class Prompts:
 
 
 def messages(part: ClientPart) -> list[Message]:
+    """A part's first prompt."""
     return [Message("system", SYSTEM), Message("user", part.question)]
 
 
@@ -96,6 +99,7 @@ class Turn:
     finish: Finish | None = None
 
     def note(self, event: Event, now: float) -> None:
+        """Take in the stream's next event, which came at `now`."""
         match event:
             case Prefill():
                 self.cached_tokens = event.cached_tokens
@@ -110,6 +114,7 @@ class Turn:
 
     @property
     def text(self) -> str:
+        """What the deltas said so far, joined; thinking and calls left out."""
         return "".join(self.texts)
 
     @property
@@ -153,17 +158,20 @@ class Dialogue:
     moved: anyio.Event = field(default_factory=anyio.Event)
 
     def ask(self, prompt_ids: Sequence[int], now: float) -> Turn:
+        """Begin a turn: its request is sent at `now`."""
         self.turns.append(Turn(tuple(prompt_ids), now))
         self.state = TurnState.PREFILL
         return self.turns[-1]
 
     def note(self, event: Event, now: float) -> None:
+        """Take in an event of the newest turn, and wake who waits for `moved`."""
         self.turns[-1].note(event, now)
         if isinstance(event, Delta):
             self.state = TurnState.STREAMING
         self._wake()
 
     def end(self, state: TurnState, now: float) -> None:
+        """End the newest turn as DONE or CANCELLED, and wake who waits for `moved`."""
         self.turns[-1].ended = now
         self.state = state
         self._wake()
@@ -174,14 +182,17 @@ class Dialogue:
 
     @property
     def wants_to_hang_up(self) -> bool:
+        """Whether it has read all that it wants; never, for a part that does not cancel."""
         return 0 < self.part.cancels_at <= self.tokens
 
     @property
     def tokens(self) -> int:
+        """Reply tokens that arrived, of all turns."""
         return sum(len(turn.token_ids) for turn in self.turns)
 
     @property
     def counts(self) -> Counts:
+        """Sums over all turns, the running one included."""
         return sum((turn.counts(self.depth) for turn in self.turns), Counts())
 
     def tokens_per_s(self, now: float) -> float | None:

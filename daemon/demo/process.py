@@ -62,6 +62,7 @@ def running(
 
 
 def serve_command(*flags: str) -> list[str]:
+    """argv of `sapwood serve` in this interpreter, for `running`."""
     return [sys.executable, "-m", "sapwood", "serve", *flags]
 
 

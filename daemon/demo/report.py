@@ -20,6 +20,8 @@ from sapwood.daemon.demo.script import SHARED_TOKENS_MIN
 
 @dataclass(frozen=True, slots=True)
 class ClientFigures:
+    """What one client counted, both turns summed. ttft_s, in seconds, is of its first turn."""
+
     id: str
     prompt_tokens: int
     cached_tokens: int
@@ -33,6 +35,8 @@ class ClientFigures:
 
 @dataclass(frozen=True, slots=True)
 class TreeFigures:
+    """The tree at the end of a phase. bytes: of all tiers; splits: since its daemon started."""
+
     nodes: int
     bytes: int
     splits: int
@@ -52,12 +56,16 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
+    """A promise, worded with what was measured, and whether it was kept."""
+
     text: str
     holds: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
+    """What was found, and the phases that it was found in, for the tables."""
+
     figures: Figures
     claims: tuple[Claim, ...]
     together: Phase
@@ -65,6 +73,7 @@ class DemoReport:
 
     @property
     def checks(self) -> tuple[Check, ...]:
+        """Of both phases, `together` first."""
         return self.together.checks + self.one_by_one.checks
 
     @property
@@ -74,10 +83,12 @@ class DemoReport:
         return sum(_same(left, right) for left, right in pairs)
 
     def as_json(self) -> dict[str, object]:
+        """The figures alone, as json.dumps takes them."""
         return asdict(self.figures)
 
 
 def demo_report(together: Phase, one_by_one: Phase, blas: str) -> DemoReport:
+    """From two phases that were played to their end. blas: what both daemons computed with."""
     agree = all(check.agrees for check in together.checks + one_by_one.checks)
     figures = Figures(
         tuple(client_figures(dialogue) for dialogue in together.dialogues),
@@ -103,11 +114,13 @@ def client_figures(dialogue: Dialogue) -> ClientFigures:
 
 
 def tree_figures(phase: Phase) -> TreeFigures:
+    """Bytes are those of all nodes, tiers and kinds of layer."""
     stored = sum(sum(node.stored.values()) for node in phase.nodes)
     return TreeFigures(len(phase.nodes), stored, phase.splits)
 
 
 def claims(together: Phase, metrics_agree: bool) -> tuple[Claim, ...]:
+    """Every claim, in the order in which it is shown. metrics_agree: in both phases."""
     dialogues = together.dialogues
     shared = shared_tokens([c.prompts.first for c in dialogues])
     firsts = [c.turns[0].cached_tokens or 0 for c in dialogues]

@@ -49,6 +49,7 @@ class Check:
 
     @property
     def agrees(self) -> bool:
+        """False also for a counter that is missing: NaN lies in no range."""
         return self.low <= self.counted <= self.high
 
 

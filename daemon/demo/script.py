@@ -67,6 +67,7 @@ class ClientPart:
     cancels_at: int = 0
 
     def options(self, has_drafter: bool) -> GenerateOptions:
+        """For `generate`. Without a drafter the pinned depth is 0."""
         options = GenerateOptions(max_tokens=REPLY_TOKENS_MAX)
         if self.seed is None:
             options["temperature"] = 0.0

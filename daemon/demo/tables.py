@@ -17,6 +17,7 @@ from sapwood.daemon.render import draw_tree
 
 
 def report_tables(report: DemoReport) -> RenderableType:
+    """All of it, in the order in which it is read."""
     return Group(
         "",
         clients_table(report),
@@ -33,6 +34,7 @@ def report_tables(report: DemoReport) -> RenderableType:
 
 
 def clients_table(report: DemoReport) -> Table:
+    """A row for each client, in the order of the cast: the phase together."""
     table = _table("clients, together")
     table.add_column("client")
     for name in ("prompt", "cached", "generated", "first token", "accepted/round"):
@@ -63,6 +65,7 @@ def _client_row(figures: ClientFigures, dialogue: Dialogue) -> tuple[str, ...]:
 
 
 def throughput_lines(report: DemoReport) -> Text:
+    """Tokens per second of both phases, and what computed them."""
     figures, model = report.figures, report.together.model
     together, alone = figures.tokens_per_s_together, figures.tokens_per_s_one_by_one
     return Text.assemble(
@@ -77,6 +80,7 @@ def throughput_lines(report: DemoReport) -> Text:
 
 
 def checks_table(report: DemoReport) -> Table:
+    """A row for each counter of the phase together; of the other, how many agree."""
     table = _table("/metrics against the clients' own sums, together")
     table.add_column("counter")
     for name in ("counted", "clients saw", "agree"):
@@ -90,6 +94,7 @@ def checks_table(report: DemoReport) -> Table:
 
 
 def claim_lines(report: DemoReport) -> Text:
+    """A line for each claim, marked as kept or broken."""
     lines = [Text.assemble(_mark(claim.holds), f" {claim.text}") for claim in report.claims]
     return Text("\n").join(lines)
 

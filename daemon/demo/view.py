@@ -36,11 +36,11 @@ _COLOURS = {
 class View(Protocol):
     """Shows one phase at a time."""
 
-    def showing(
-        self, title: str, dialogues: Sequence[Dialogue]
-    ) -> AbstractContextManager[None]: ...
+    def showing(self, title: str, dialogues: Sequence[Dialogue]) -> AbstractContextManager[None]:
+        """Show the dialogues while the body runs and changes them."""
 
-    def tick(self) -> None: ...
+    def tick(self) -> None:
+        """Show what is new; on the event loop of the clients, inside of `showing` only."""
 
 
 class LiveView:
@@ -54,12 +54,14 @@ class LiveView:
 
     @contextmanager
     def showing(self, title: str, dialogues: Sequence[Dialogue]) -> Iterator[None]:
+        """View.showing; leaves a last frame with every reply in full."""
         self._title, self._conversations = title, dialogues
         with Live(console=self._console, auto_refresh=False) as self._live:
             yield
             self._live.update(panels(title, dialogues), refresh=True)
 
     def tick(self) -> None:
+        """View.tick: draws the whole frame, each reply cut to what the terminal has room for."""
         if self._live is not None:
             rows = -(-len(self._conversations) // _COLUMNS)
             height = (self._console.height - 2) // max(rows, 1) - _FRAME_ROWS
@@ -77,11 +79,13 @@ class PlainView:
 
     @contextmanager
     def showing(self, title: str, dialogues: Sequence[Dialogue]) -> Iterator[None]:
+        """View.showing; forgets what it told of an earlier phase."""
         self._told, self._conversations = set(), dialogues
         self._console.print(Text(title, style="bold"))
         yield
 
     def tick(self) -> None:
+        """View.tick: prints what was not told yet, never a line twice."""
         for dialogue in self._conversations:
             for index, turn in enumerate(dialogue.turns):
                 for step, line in _story(turn):

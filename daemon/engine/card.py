@@ -46,6 +46,8 @@ class ServedTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
+    """The loaded model, as GetModel tells of it. `fingerprint` is also the tree's root key."""
+
     name: str
     family: str
     fingerprint: bytes

@@ -51,9 +51,14 @@ class Published:
 class Listener(Protocol):
     """Who hears from the engine; called on the engine thread, must only post and return."""
 
-    def loaded(self, card: ModelCard) -> None: ...
-    def effects(self, effects: tuple[Effect, ...]) -> None: ...
-    def ended(self, fault: Fault | None) -> None: ...
+    def loaded(self, card: ModelCard) -> None:
+        """Commands and asks are served from here on. At most once, before any effects."""
+
+    def effects(self, effects: tuple[Effect, ...]) -> None:
+        """Of one step, in order, never empty; the counts that go with them are published."""
+
+    def ended(self, fault: Fault | None) -> None:
+        """The last call, always made. `fault` None: it was drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,11 +99,12 @@ class Engine:
 
     @property
     def published(self) -> Published | None:
-        """None until the model is loaded."""
+        """The newest account, for any thread; None until the model is loaded."""
         return self._published
 
     @property
     def alive(self) -> bool:
+        """Whether the thread runs: not before start(), not after its end."""
         return self._thread.is_alive()
 
     @property
@@ -108,13 +114,18 @@ class Engine:
         return 0.0 if since is None else self._clock() - since
 
     def start(self) -> None:
+        """Begin to load, on the engine thread. Once."""
         self._thread.start()
 
     def send(self, command: Command) -> None:
+        """From any thread, without waiting; handled in order, once the model is loaded."""
         self._inbox.put(command)
 
     def ask(self, work: Callable[[Loaded], _T]) -> Future[_T]:
-        """Run a read-only closure between two steps. Fails with EngineEnded once nobody works."""
+        """Run a read-only closure on the engine thread, between two steps; from any thread.
+
+        Fails with what the closure raises, or with EngineEnded once nobody works.
+        """
         ask = _Ask(work)
         self._inbox.put(ask)
         if self._ended.is_set():

@@ -22,23 +22,45 @@ class StepCore(Protocol):
         """Work for the device, or effects to take; False: wait for a command."""
 
     @property
-    def finished(self) -> bool: ...
-    def handle(self, command: Command, now: float) -> None: ...
-    def plan(self, now: float) -> StepPlan | None: ...
-    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None: ...
-    def take_effects(self) -> tuple[Effect, ...]: ...
-    def stats(self) -> Stats: ...
-    def check(self) -> None: ...
-    def close(self) -> None: ...
-    def stories(self) -> list[str]: ...
+    def finished(self) -> bool:
+        """Drained, with nothing left to do or tell: the loop ends."""
+
+    def handle(self, command: Command, now: float) -> None:
+        """Between a commit and the next plan. `now`: the engine's clock, in seconds."""
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, to be committed before another; None: nothing for the device."""
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """What the device answered to the last plan. Takes the result's payloads."""
+
+    def take_effects(self) -> tuple[Effect, ...]:
+        """What happened since the last call, in order, each effect once."""
+
+    def stats(self) -> Stats:
+        """The counts of this moment; cheap enough for every step."""
+
+    def check(self) -> None:
+        """Assert the invariants. O(sequences + tree), so only when idle."""
+
+    def close(self) -> None:
+        """Free what is stored. Only once finished."""
+
+    def stories(self) -> list[str]:
+        """What each sequence went through, without its text: for the crash log."""
 
 
 class StepRunner(Protocol):
     """What the loop asks of the model's Runner."""
 
-    def submit(self, plan: StepPlan) -> Any: ...
-    def wait(self, ticket: Any) -> StepResult: ...
-    def close(self) -> None: ...
+    def submit(self, plan: StepPlan) -> Any:
+        """Start a step without waiting for it; what comes back is for `wait` alone."""
+
+    def wait(self, ticket: Any) -> StepResult:
+        """Block until the step is done; its payloads are the caller's. Once for each ticket."""
+
+    def close(self) -> None:
+        """Free all arrays, on the thread that made them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +74,11 @@ class Loaded:
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
 
     def view_stats(self) -> Stats:
+        """The counts between two steps: for Engine.ask."""
         return self.core.stats()
 
     def view_tree(self) -> TreeView:
+        """Every node, without its tokens: for Engine.ask. O(nodes)."""
         return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
 
 

@@ -54,6 +54,7 @@ class ScrapeEndpoint:
         return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
 
     async def close(self) -> None:
+        """Listen no more. Safe where start() was never called or failed."""
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()

@@ -46,9 +46,11 @@ class DaemonCollector(Collector):
         self._gate = gate
 
     def describe(self) -> Iterable[Metric]:
+        """Collector.describe: nothing, so that registering never scrapes."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """Collector.collect: all of it from one moment, nothing before the model is loaded."""
         published = self._engine.published
         if published is None:
             return

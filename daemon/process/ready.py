@@ -17,6 +17,7 @@ from sapwood.daemon.settings.addresses import Address, TcpAddress
 
 
 def ready_line(listeners: Sequence[Address], metrics: TcpAddress) -> str:
+    """For stdout: every gRPC listener in flag order, and the metrics' URL."""
     joined = " ".join(str(address) for address in listeners)
     return f"sapwood ready: grpc {joined} metrics http://{metrics}/metrics"
 

@@ -54,10 +54,12 @@ class SelfCheck:
 
     @property
     def rounds(self) -> int:
+        """Rounds with at least one draft."""
         return self.drafted[0]
 
     @classmethod
     def of(cls, pair: Pair) -> SelfCheck:
+        """One that has seen nothing yet. Its tolerance, in logits, is that of the pair's dtype."""
         return cls(len(_QUESTIONS) + 1, near_tie(pair))
 
     def run(self, pair: Pair, loaded: Loaded) -> None:
@@ -70,6 +72,7 @@ class SelfCheck:
             loaded.runner.close()
 
     def count(self, result: StepResult) -> None:
+        """One step, with the drafts of its rounds by position."""
         self.steps += 1
         for decoded in result.decoded:
             for position in range(_DEPTH):
@@ -77,6 +80,7 @@ class SelfCheck:
                 self.accepted[position] += decoded.accepted > position
 
     def judge(self, short: list[float]) -> None:
+        """`short`: how far each token of a reply lies below the maximum, in logits."""
         self.tokens += len(short)
         # So that what is no number is a fault.
         within = sum(value <= self.tolerance for value in short)
@@ -84,6 +88,7 @@ class SelfCheck:
         self.near_ties += sum(0 < value <= self.tolerance for value in short)
 
     def judge_replay(self, short: list[float]) -> None:
+        """`short`: as in `judge`, of one round that was replayed."""
         self.replayed += len(short)
         self.replay_faults += len(short) - sum(value <= self.tolerance for value in short)
 

@@ -143,6 +143,7 @@ class Daemon:
 
     @property
     def fault(self) -> Fault | None:
+        """Why the engine failed or stalled; None where it did neither."""
         return self._fault
 
     @property
@@ -153,12 +154,15 @@ class Daemon:
     # The engine's Listener: called on the engine thread, each posts to the loop.
 
     def loaded(self, card: ModelCard) -> None:
+        """Listener.loaded: the gate opens, unless the daemon is ending already."""
         self._post(self._on_loaded, card)
 
     def effects(self, effects: tuple[Effect, ...]) -> None:
+        """Listener.effects: into the mailboxes."""
         self._post(self._gate.mailboxes.deliver, effects)
 
     def ended(self, fault: Fault | None) -> None:
+        """Listener.ended: RPCs still open get DRAINING, or ENGINE_FAILED for a fault."""
         self._post(self._on_ended, fault)
 
     def _post(self, call: Callable[..., None], *args: object) -> None:

@@ -126,6 +126,7 @@ class Admission:
             raise Refused(Reason.BAD_REQUEST, problem, field="messages") from error
 
     def close(self) -> None:
+        """Take no more work; what the workers have is finished, and not waited for."""
         # Queued work is not cancelled: its RPCs would see a CancelledError that is not theirs.
         self._workers.shutdown(wait=False)
 

@@ -22,6 +22,7 @@ class CacheService:
         self._gate = gate
 
     def behaviours(self) -> dict[str, Behaviour]:
+        """By method; those of the contract that are missing answer UNIMPLEMENTED."""
         return {"GetCacheStats": self._get_cache_stats, "DescribeTree": self._describe_tree}
 
     async def _get_cache_stats(

@@ -40,16 +40,19 @@ class Gate:
 
     @property
     def card(self) -> ModelCard:
+        """The loaded model's; only behind enter()."""
         assert self._card is not None, "asked for the model before enter()"
         return self._card
 
     @property
     def admission(self) -> Admission:
+        """The loaded model's door; only behind enter()."""
         assert self._admission is not None, "asked for admission before enter()"
         return self._admission
 
     @property
     def serving(self) -> bool:
+        """Whether enter() lets a request in."""
         return self.closed_by is None
 
     def open(self, card: ModelCard) -> None:
@@ -59,6 +62,7 @@ class Gate:
         self.closed_by = None
 
     def close(self) -> None:
+        """Let the tokenising workers go, without waiting for them."""
         if self._admission is not None:
             self._admission.close()
 

@@ -28,6 +28,7 @@ class GenerationService:
         self._gate = gate
 
     def behaviours(self) -> dict[str, Behaviour]:
+        """By method; those of the contract that are missing answer UNIMPLEMENTED."""
         return {
             "Generate": self._generate,
             "Tokenize": self._tokenize,

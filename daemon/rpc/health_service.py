@@ -29,9 +29,11 @@ class Health:
 
     @property
     def serving(self) -> bool:
+        """What set_serving() said last; False before."""
         return self._serving
 
     def set_serving(self, serving: bool) -> None:
+        """For the process and every service at once; wakes all watches."""
         self._serving = serving
         self._notify()
 
@@ -41,6 +43,7 @@ class Health:
         self.set_serving(False)
 
     def behaviours(self) -> dict[str, Behaviour]:
+        """By method of grpc.health.v1."""
         return {"Check": self._check, "Watch": self._watch}
 
     async def _check(

@@ -55,6 +55,7 @@ class Mailbox:
         return self._settled
 
     def put(self, effect: Effect) -> None:
+        """Take in an effect; where too much waits then, the RPC ends with SLOW_READER."""
         if self._end is not None:
             return
         match effect:
@@ -158,11 +159,13 @@ class Mailboxes:
         return len(self._open)
 
     def open(self, id: int) -> Mailbox:
+        """A mailbox for a sequence that has none yet; whoever opens it closes it, once."""
         assert id not in self._open, id
         mailbox = self._open[id] = Mailbox(id, self._limits)
         return mailbox
 
     def close(self, mailbox: Mailbox) -> None:
+        """Effects of its sequence are dropped from here on."""
         del self._open[mailbox.id]
         if not self._open:
             self._emptied.set()
@@ -182,10 +185,12 @@ class Mailboxes:
                 mailbox.fail(internal())
 
     def fail_all(self, refusal: Refused) -> None:
+        """Mailbox.fail for all that are open now, with the same refusal."""
         for mailbox in self._open.values():
             mailbox.fail(refusal)
 
     async def wait_empty(self) -> None:
+        """Until every RPC has closed its mailbox; at once where none is open."""
         while self._open:
             self._emptied = anyio.Event()
             await self._emptied.wait()

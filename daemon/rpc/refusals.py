@@ -27,18 +27,22 @@ def refusal_of(failed: Failed) -> Refused:
 
 
 def model_loading() -> Refused:
+    """Nothing enters yet: a retry finds it loaded, sooner or later."""
     return Refused(Reason.MODEL_LOADING, "the model is loading", retry_after_s=RETRY_AFTER_S)
 
 
 def draining() -> Refused:
+    """For who comes and who is cut off alike: a retry finds the next daemon."""
     return Refused(Reason.DRAINING, "the daemon is shutting down", retry_after_s=RETRY_AFTER_S)
 
 
 def engine_failed() -> Refused:
+    """The process is about to end: a retry finds the next daemon."""
     return Refused(Reason.ENGINE_FAILED, "the engine failed", retry_after_s=RETRY_AFTER_S)
 
 
 def slow_reader() -> Refused:
+    """Without a time to retry: it is the client that has to change."""
     return Refused(Reason.SLOW_READER, "the reply was not read in time")
 
 

@@ -17,6 +17,7 @@ _FINISH_REASONS = {
 
 
 def response_of(event: ReplyEvent) -> pb.GenerateResponse:
+    """One event, one message."""
     match event:
         case Progress():
             return pb.GenerateResponse(

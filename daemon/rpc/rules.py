@@ -48,6 +48,7 @@ class Rule(Generic[_M]):
     problem: str
 
     def refusal(self, message: _M, bounds: Bounds) -> Refused:
+        """What a message that breaks the rule is told; made, not raised."""
         values = {"limits": bounds.limits, "facts": bounds.facts, "message": message}
         problem, field = self.problem.format(**values), self.field.format(**values)
         return Refused(self.reason, problem, field=field)

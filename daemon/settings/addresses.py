@@ -26,6 +26,8 @@ SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
 
 @dataclass(frozen=True, slots=True)
 class TcpAddress:
+    """`host` without brackets; port 0: any free one, before the bind."""
+
     host: str
     port: int
 
@@ -35,6 +37,8 @@ class TcpAddress:
 
 @dataclass(frozen=True, slots=True)
 class UnixAddress:
+    """The file of a socket, absolute where it was parsed."""
+
     path: Path
 
     def __str__(self) -> str:

@@ -26,6 +26,8 @@ _READ_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
+    """A file of a bundle as it was written. sha256: in hex."""
+
     bytes: int
     sha256: str
 
@@ -41,12 +43,15 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """What a bundle holds: parts by name of PARTS, files by `part/name`. tool: who wrote it."""
+
     tool: str
     parts: Mapping[str, Part]
     files: Mapping[str, FileRecord]
 
     @property
     def bytes(self) -> int:
+        """Of all files together, the manifest itself left out."""
         return sum(record.bytes for record in self.files.values())
 
     def text(self) -> str:

@@ -55,11 +55,14 @@ class LayerConfig:
 
     @property
     def owns_kv(self) -> bool:
+        """Whether it has K/V of its own, and so a store in the live caches."""
         return self.source == self.index
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
+    """A mixture's `top_k` of `count` experts for each token, each of inner size `width`."""
+
     count: int
     top_k: int
     width: int
@@ -175,12 +178,15 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
+    """What a target is, by its config.json."""
+
     text: TextConfig
     eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json may have more
     media_token_ids: frozenset[int]  # image, audio and video placeholders: towers we do not load
     quantization: Quantization | None
 
     def layers(self) -> tuple[LayerConfig, ...]:
+        """All of them in model order, those that borrow included."""
         return tuple(self._layer(i) for i in range(len(self.text.kinds)))
 
     def _layer(self, index: int) -> LayerConfig:
@@ -197,6 +203,7 @@ class TargetConfig:
 
     @property
     def family(self) -> str:
+        """The release whose shape it has, such as gemma-4-E2B; gemma-4 for any other."""
         text = self.text
         return _FAMILIES.get((len(text.kinds), text.hidden_size), "gemma-4")
 
@@ -211,6 +218,8 @@ class OrderedHead:
 
 @dataclass(frozen=True, slots=True)
 class AssistantConfig:
+    """What a drafter is, by its config.json. backbone_hidden_size: its target's."""
+
     text: TextConfig
     backbone_hidden_size: int
     ordered_head: OrderedHead | None

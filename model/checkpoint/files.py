@@ -88,6 +88,7 @@ class ModelDirectory:
             raise ModelRefused(f"{self.path / name}: cannot be read: {reason}") from None
 
     def text(self, name: str, bytes_max: int = _TEXT_BYTES_MAX) -> str:
+        """A whole UTF-8 file of up to `bytes_max` bytes. Raises ModelRefused."""
         with self.open(name) as file:
             content = file.read(bytes_max + 1)
         if len(content) > bytes_max:
@@ -98,10 +99,12 @@ class ModelDirectory:
             raise ModelRefused(f"{self.path / name}: is not UTF-8") from None
 
     def json(self, name: str, bytes_max: int = JSON_BYTES_MAX) -> dict[str, Any]:
+        """A JSON object of up to `bytes_max` bytes, no key twice. Raises ModelRefused."""
         return parse_object(self.text(name, bytes_max), str(self.path / name))
 
 
 def is_plain_name(name: object) -> bool:
+    """Whether it is a name that cannot lead anywhere: no separator, no leading dot."""
     return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
 
 

@@ -126,6 +126,7 @@ def arrays(module: nn.Module) -> list[mx.array]:
 
 
 def weight_bytes(module: nn.Module) -> int:
+    """Bytes of `arrays`, whether they are evaluated or not."""
     return sum(array.nbytes for array in arrays(module))
 
 

@@ -42,6 +42,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
+        """As it lies in the shard."""
         return math.prod(self.shape) * _ITEM_BYTES[self.dtype]
 
 
@@ -63,6 +64,7 @@ class Piece:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the weight before it is packed; of one half, where `half` says so."""
         if self.half is None:
             return self.source.shape
         experts, both, size = self.source.shape
@@ -70,6 +72,7 @@ class Piece:
 
     @property
     def source_bytes(self) -> int:
+        """What is read for it: progress is counted in these."""
         return math.prod(self.shape) * _ITEM_BYTES[self.source.dtype]
 
     @property
@@ -89,6 +92,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
+    """One file to be. pieces: in the order in which they are read."""
+
     name: str
     pieces: tuple[Piece, ...]
 
@@ -100,10 +105,12 @@ class Shard:
 
     @property
     def bytes(self) -> int:
+        """Of its tensors; the header, some kilobytes, comes on top."""
         return sum(tensor.bytes for tensor in self.tensors)
 
     @property
     def source_bytes(self) -> int:
+        """What is read for it: progress is counted in these."""
         return sum(piece.source_bytes for piece in self.pieces)
 
 

@@ -36,10 +36,12 @@ class StagingFolder:
 
     @property
     def folder(self) -> Path:
+        """`DST.partial`: on the destination's file system, so that a rename is enough."""
         return self.destination.with_name(f"{self.destination.name}.partial")
 
     @property
     def bundle(self) -> Path:
+        """What becomes the destination; a file there may still be half written."""
         return self.folder / "bundle"
 
     def write(

@@ -17,6 +17,10 @@ def eos_ids(
     fallback: tuple[int, ...],
     vocabulary: int,
 ) -> frozenset[int]:
+    """What ends a turn: these ids and `fallback`, which are config.json's.
+
+    Raises ModelRefused where there is none, or one of these is not in [0, vocabulary).
+    """
     place = f"{directory.path / 'generation_config.json'}: "
     check_special_ids(generation, place, vocabulary)
     where = f"{place}eos_token_id"

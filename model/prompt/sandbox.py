@@ -68,6 +68,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return template.render(values)
 
     def tick(self) -> bool:
+        """True, until this thread's render has lasted too long: then raises OutOfBounds."""
         if time.monotonic() > self._local.ends_at:
             raise OutOfBounds(f"a template ran longer than {RENDER_S_MAX} s")
         return True
@@ -84,6 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(taken)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """jinja's, of intercepted_binops: measured first. Raises OutOfBounds."""
         if operator == "%":
             _check(not isinstance(left, str))  # a format can pad
         elif operator == "**":
@@ -99,6 +101,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """jinja's: str has no method that pads or expands."""
         if isinstance(obj, str) and attr in _GROWING_METHODS:
             return False
         return bool(super().is_safe_attribute(obj, attr, value))
@@ -107,6 +110,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """jinja lets str.format through, past is_safe_attribute."""
 
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        """jinja's: str.join and str.replace are measured first. Raises OutOfBounds."""
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str) and name == "join":
             return _join(args[0], owner)

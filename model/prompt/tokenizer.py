@@ -74,6 +74,7 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
+        """Ids are in [0, vocabulary): the width of the logits."""
         return len(self.token_bytes)
 
     @property

@@ -94,6 +94,7 @@ class DrawRows:
 
     @property
     def depth_max(self) -> int:
+        """K: the deepest draft of the step, 0 where nobody drafts."""
         return max(self.depth)
 
     @cached_property
@@ -116,12 +117,12 @@ class DrawRows:
 
     @cached_property
     def reaches(self) -> np.ndarray:
-        """[B]"""
+        """[B]: GREEDY, WHOLE, NUCLEUS or a number of ranked candidates."""
         return np.array([_reach(s) for s in self.samplings])
 
     @cached_property
     def seeded(self) -> np.ndarray:
-        """[B] bool"""
+        """[B] bool: the rows whose noise the drafter shares."""
         return np.array([s.seeded for s in self.samplings])
 
     @cached_property
@@ -141,7 +142,7 @@ class DrawRows:
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """uint32 [B, 2]"""
+        """uint32 [B, 2]: each row's noise key, low word first."""
         return np.array([noise.key_words(s.noise_key) for s in self.samplings], np.uint32)
 
     def drafting(self, j: int) -> tuple[int, ...]:
@@ -151,13 +152,16 @@ class DrawRows:
     def gumbel(
         self, owners: np.ndarray, offsets: np.ndarray | int, unseeded: NoiseStream, ids: mx.array
     ) -> mx.array:
-        """Noise [n, C] for n draws at `offsets` of rows `owners`; seeded rows use TARGET."""
+        """Gumbel noise, float32 [n, C], for n draws at `offsets` of rows `owners`.
+
+        ids: [n, C] or [C]. Seeded rows use the stream TARGET, others `unseeded`.
+        """
         streams = np.where(self.seeded[owners], NoiseStream.TARGET, unseeded)
         counters = noise.counters(np.asarray(self.index)[owners] + offsets, streams)
         return noise.gumbel(mx.array(self.keys[owners]), counters, ids)
 
     def coins(self, owners: np.ndarray, offsets: np.ndarray) -> mx.array:
-        """Uniform noise [n] for n acceptances at `offsets` of rows `owners`."""
+        """Uniform noise, float32 [n] in (0, 1), for n acceptances at `offsets` of rows `owners`."""
         counters = noise.counters(np.asarray(self.index)[owners] + offsets, NoiseStream.ACCEPT)
         return noise.uniform(mx.array(self.keys[owners]), counters)
 
@@ -195,7 +199,7 @@ def ranked(logits: mx.array, k: int) -> tuple[mx.array, mx.array]:
 
 
 def filtered(values: mx.array, filters: Filters) -> mx.array:
-    """Log-probabilities [n, C] of ranked logits: all filters, then renormalised."""
+    """Log-probabilities [n, C] of ranked logits [n, C]: all filters, then renormalised."""
     ranks = mx.arange(values.shape[-1])
     # The maximum goes first: dividing by a small temperature must not overflow.
     scaled = (values - values[:, :1]) / filters.temperature

@@ -74,7 +74,7 @@ class Penalties:
 
     @classmethod
     def of(cls, tallies: Sequence[Tally | None]) -> Penalties:
-        """A row without a tally is not to be asked for."""
+        """At least one row has a tally; a row without one is not to be asked for."""
         kept = [tally for tally in tallies if tally is not None]
         width, vocabulary = max(1, *(len(t.ids) for t in kept)), kept[0].vocabulary
         assert (len(tallies) + 1) * vocabulary < 2**31, "keys are int32"

@@ -25,6 +25,7 @@ class ReplyBuilder:
         self._finish: Finish | None = None
 
     def add(self, event: Event) -> None:
+        """The next event of the stream, each once."""
         match event:
             case Prefill():
                 self._prefill = event
@@ -38,6 +39,7 @@ class ReplyBuilder:
                 self._finish = event
 
     def reply(self) -> Reply:
+        """The whole reply. Raises SapwoodError where the stream ended before its Finish."""
         if self._prefill is None or self._finish is None:
             raise SapwoodError(grpc.StatusCode.INTERNAL, "the stream ended before the reply did")
         return Reply(

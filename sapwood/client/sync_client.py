@@ -133,16 +133,19 @@ class Client:
     def detokenize(
         self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
     ) -> str:
+        """Text of ids; special tokens have none. Raises InvalidArgument for unknown ids."""
         request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
         with translated():
             return self._generation.Detokenize(request, timeout=timeout).text
 
     def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
+        """What the daemon has loaded. Raises Unavailable while it loads."""
         request = generation_pb2.GetModelRequest()
         with translated():
             return wire.model(self._generation.GetModel(request, timeout=timeout))
 
     def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
+        """What the prefix tree holds and memory is used for, between two steps."""
         request = cache_pb2.GetCacheStatsRequest()
         with translated():
             return wire.cache_stats(self._cache.GetCacheStats(request, timeout=timeout))

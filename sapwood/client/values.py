@@ -131,6 +131,8 @@ class Delta:
 
 
 class FinishReason(StrEnum):
+    """Why a reply is complete: an end of turn or stop id, `max_tokens`, or a stop string."""
+
     STOP = "stop"
     LENGTH = "length"
     STOP_SEQUENCE = "stop_sequence"
@@ -198,11 +200,15 @@ class Model:
 
 
 class Tier(StrEnum):
+    """Where K/V is stored."""
+
     DEVICE = "device"
     DISK = "disk"
 
 
 class LayerKind(StrEnum):
+    """What attention K/V belongs to: to everything before a token, or to a window."""
+
     FULL = "full"
     SLIDING = "sliding"
 

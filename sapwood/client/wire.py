@@ -55,6 +55,7 @@ _LAYERS = {
 
 
 def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2.GenerateRequest:
+    """Raises TypeError for an unknown option, and TypeError or ValueError for a misfit value."""
     if unknown := options.keys() - GenerateOptions.__annotations__.keys():
         raise TypeError(f"generate() has no option {sorted(unknown)[0]!r}")
     values: dict[str, Any] = dict(options)
@@ -74,6 +75,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
 def tokenize_request(
     prompt: str | Messages | Conversation,
 ) -> generation_pb2.TokenizeRequest:
+    """As generate_request; token ids are no prompt here: ValueError."""
     return generation_pb2.TokenizeRequest(**_prompt(prompt))
 
 
@@ -117,6 +119,7 @@ def _tool(tool: Tool) -> prompt_pb2.Tool:
 
 
 def event(response: generation_pb2.GenerateResponse) -> Event | None:
+    """None for a kind of event that only a newer daemon sends."""
     match response.WhichOneof("event"):
         case "prefill":
             prefill = response.prefill
@@ -146,6 +149,7 @@ def _usage(usage: generation_pb2.Usage) -> Usage:
 
 
 def model(response: generation_pb2.GetModelResponse) -> Model:
+    """`numerics` is empty for a promise that only a newer daemon makes."""
     values = _fields(response, Model)
     values["eos_token_ids"] = tuple(response.eos_token_ids)
     values["numerics"] = _NUMERICS.get(response.numerics, "")
@@ -153,6 +157,7 @@ def model(response: generation_pb2.GetModelResponse) -> Model:
 
 
 def cache_stats(response: cache_pb2.GetCacheStatsResponse) -> CacheStats:
+    """Bytes of tiers and layers that only a newer daemon knows are left out."""
     values = _fields(response, CacheStats)
     values["stored"] = _stored(response.stored)
     values["memory"] = Memory(**_fields(response.memory, Memory))
@@ -160,6 +165,7 @@ def cache_stats(response: cache_pb2.GetCacheStatsResponse) -> CacheStats:
 
 
 def tree_node(node: cache_pb2.TreeNode) -> TreeNode:
+    """A node at the top has no parent_id; text is None unless it was asked for."""
     values = _fields(node, TreeNode)
     values["parent_id"] = node.parent_id if node.HasField("parent_id") else None
     values["stored"] = _stored(node.stored)

@@ -34,6 +34,7 @@ class Demand(NamedTuple):
 
     @classmethod
     def of(cls, request: Request, facts: ModelFacts) -> Demand:
+        """What a request may grow to, with the bytes that its sampler takes for each row."""
         return cls(request.tokens_max, facts.draw_bytes_per_row(request.sampling))
 
 
@@ -42,7 +43,7 @@ DEMAND_MIN = Demand(tokens_max=2)
 
 
 def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
-    """L5: what a sequence needs beside the weights, were it alone."""
+    """L5: what a sequence needs beside the weights, were it alone: K/V and largest step."""
     return facts.live_bytes(demand.tokens_max) + _workspace(facts, limits, [demand])
 
 
@@ -133,7 +134,11 @@ class DeviceMemory:
         return [self._tree.path(s.lease) if s.lease is not None else () for s in sequences]
 
     def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
-        """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be."""
+        """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be.
+
+        sliding_tokens: of how many of them sliding layers have K/V. False, with nothing evicted,
+        where it does not fit.
+        """
         facts = self._facts
         wanted = tokens * facts.full_bytes_per_token
         wanted += sliding_tokens * facts.sliding_bytes_per_token
@@ -191,6 +196,7 @@ class DeviceMemory:
         self._ledger.check_empty()
 
     def check(self, slots: int) -> None:
+        """Assert M1 and the tree's invariants. `slots`: how many are taken. O(tree)."""
         self._tree.check()
         self._ledger.check()
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"

@@ -47,6 +47,7 @@ class Meters:
         self.parked_rows = 0
 
     def count_restored(self, tokens: int) -> None:
+        """An admitted prompt's first `tokens` come from the tree."""
         self.prompt_tokens += tokens
         self.prefix_cached_tokens += tokens
 
@@ -69,6 +70,7 @@ class Meters:
             self.accepted_tokens[position] += 1
 
     def count_step(self, plan: StepPlan, parked_rows: int) -> None:
+        """A step without tokens is in no histogram. `parked_rows` is of this step alone."""
         self.parked_rows = parked_rows
         if plan.tokens:
             self.rows_per_step.observe(len(plan.decodes) + len(plan.prefills))

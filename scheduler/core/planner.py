@@ -22,7 +22,10 @@ from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
-    """A plan on the device, and whose its parts are, in plan order."""
+    """A plan on the device, and whose its parts are, in plan order.
+
+    planned_at: seconds of the engine's clock, when the plan was begun.
+    """
 
     plan: StepPlan
     planned_at: float

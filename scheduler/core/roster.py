@@ -31,6 +31,7 @@ class Roster:
 
     @property
     def has_free_slot(self) -> bool:
+        """Whether another sequence may be given a slot; those that leave still have theirs."""
         return bool(self._free_slots)
 
     def find(self, id: int) -> Sequence | None:
@@ -38,10 +39,11 @@ class Roster:
         return self.live.get(id) or self.waiting.get(id)
 
     def in_state(self, state: SequenceState) -> tuple[Sequence, ...]:
+        """Those in PREFILL or DECODE, in order of admission."""
         return tuple(sequence for sequence in self.live.values() if sequence.state is state)
 
     def give_slot(self, sequence: Sequence, now: float, step: int) -> None:
-        """The sequence has its lease and its memory; it gets a slot."""
+        """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
         self.waiting.take(sequence)
         sequence.move(SequenceState.PREFILL, now, "admitted")
         sequence.slot = heappop(self._free_slots)

@@ -28,6 +28,8 @@ from sapwood.scheduler.reply.reply import GeneratedReply
 
 
 class SequenceState(Enum):
+    """Where a request is; TRANSITIONS says where it may go."""
+
     QUEUED = "queued"
     PREFILL = "prefill"
     DECODE = "decode"
@@ -118,18 +120,22 @@ class Sequence:
 
     @property
     def id(self) -> int:
+        """Unique for the process."""
         return self.request.id
 
     @property
     def prompt_tokens(self) -> int:
+        """P: the reply begins at this position."""
         return len(self.request.prompt)
 
     @property
     def tokens_max(self) -> int:
+        """Prompt and reply together, at most."""
         return self.request.tokens_max
 
     @property
     def emitted(self) -> int:
+        """Reply tokens so far, the one that ends it included."""
         return len(self.reply.tokens)
 
     @property
@@ -139,6 +145,7 @@ class Sequence:
 
     @property
     def stored(self) -> int:
+        """Where the lease ends; 0 without one."""
         return self.lease.end if self.lease is not None else 0
 
     @property
@@ -161,6 +168,7 @@ class Sequence:
         return pack(self.reply.tokens[: end - self.prompt_tokens])
 
     def move(self, state: SequenceState, now: float, why: str) -> None:
+        """Take an edge of TRANSITIONS and tell of it; raises IllegalTransition for any other."""
         if state not in TRANSITIONS[self.state]:
             raise IllegalTransition(f"{self.state.name} -> {state.name} ({why}) in {self.tell()}")
         self.state = state
@@ -176,6 +184,7 @@ class Sequence:
         )
 
     def usage(self, now: float) -> Usage:
+        """What a reply took that ends at `now`."""
         reply = self.reply
         return Usage(
             prompt_tokens=self.prompt_tokens,

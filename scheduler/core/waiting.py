@@ -37,12 +37,15 @@ class Waiting:
 
     @property
     def full(self) -> bool:
+        """Whether a new sequence is to be refused; add() does not look."""
         return len(self._sequences) >= self._limits.queued_max
 
     def get(self, id: int) -> Sequence | None:
+        """None for a sequence that is not in the queue."""
         return self._sequences.get(id)
 
     def add(self, sequence: Sequence) -> None:
+        """The sequence comes last."""
         self._sequences[sequence.id] = sequence
 
     def remove(self, sequence: Sequence) -> None:

@@ -41,6 +41,7 @@ class Acceptance:
         self._counts = [0] * depth_max
 
     def get(self, position: int) -> float | None:
+        """None where the position has no sample yet."""
         return self._values[position] if self._counts[position] else None
 
     def observe(self, position: int, accepted: bool, before: float) -> None:
@@ -86,6 +87,7 @@ class DepthPolicy:
         self._plain_due: dict[int, tuple[int, int]] = {}  # size class: (steps left, interval)
 
     def drafting(self) -> Drafting:
+        """For a new sequence, which keeps it: nothing is known of its drafts yet."""
         return Drafting(self.depth_max)
 
     def choose(self, rows: Sequence[Row], prefill_tokens: int) -> list[int]:
@@ -117,6 +119,7 @@ class DepthPolicy:
             self._model.observe(position, hit, before)
 
     def observe_step(self, shape: StepShape, seconds: float) -> None:
+        """`seconds` as in StepCost.observe. Not for a step that copied a prefix in or out."""
         self._cost.observe(shape, seconds)
 
     def gains(self, row: Row) -> list[float]:

@@ -45,9 +45,11 @@ class StepShape:
 
     @property
     def size_class(self) -> int:
+        """Steps whose rows have as many binary digits cost alike: 1, 2 to 3, 4 to 7, ..."""
         return self.rows.bit_length()
 
     def features(self) -> Vector:
+        """In the order of PRIOR, context in units of 1024 tokens."""
         return [1.0, self.rows, self.drafted, self.iterations, self.context_tokens / 1024]
 
 
@@ -101,7 +103,7 @@ class _Bucket:
 
 
 class StepCost:
-    """Predicts a step's seconds; `per_draft` and `per_iteration` are its marginal costs."""
+    """Predicts a step's seconds; `per_draft` and `iterations` are its marginal costs."""
 
     __slots__ = ("_buckets", "_coefficients", "_prefill")
 
@@ -112,14 +114,16 @@ class StepCost:
 
     @property
     def per_draft(self) -> float:
+        """Seconds of one more draft, without its iteration."""
         return self._coefficients[2]
 
     def iterations(self, size_class: int, iterations_max: int) -> Vector:
-        """What 0, 1, ... iterations cost beside their drafts, in steps of that many rows."""
+        """Seconds of 0 to `iterations_max` iterations without their drafts, in that class."""
         each = self._coefficients[3]
         return [each * n + self._edge(size_class, n) for n in range(iterations_max + 1)]
 
     def predict(self, shape: StepShape) -> float:
+        """Seconds of a step; its decode part is in PRIOR's unit until a decode step was seen."""
         return self._decode(shape) + self._prefill.value * shape.prefill_tokens
 
     def observe(self, shape: StepShape, seconds: float) -> None:

@@ -52,6 +52,7 @@ class ReplyParts:
 
     @property
     def stopped_by(self) -> str:
+        """The stop string that was found in the text, "" where none was."""
         return self._text.stopped_by
 
     def push(self, token: int) -> bool:
@@ -73,12 +74,15 @@ class ReplyParts:
         self._thinking.finish()
 
     def take_text(self) -> str:
+        """Text that may leave and has not been taken yet."""
         return self._text.take()
 
     def take_thinking(self) -> str:
+        """Thinking that may leave and has not been taken yet."""
         return self._thinking.take()
 
     def take_calls(self) -> tuple[ToolCall, ...]:
+        """Calls that became complete and have not been taken yet."""
         calls = tuple(self._calls)
         self._calls.clear()
         return calls

@@ -47,10 +47,12 @@ class GeneratedReply:
 
     @property
     def remaining(self) -> int:
+        """Tokens that `max_tokens` leaves."""
         return self._max_tokens - len(self.tokens)
 
     @property
     def stop_sequence(self) -> str:
+        """The stop string that ended the reply, "" where something else did or nothing yet."""
         return self.parts.stopped_by if self.reason is FinishReason.STOP_SEQUENCE else ""
 
     def push_first(self, token: int) -> None:

@@ -54,6 +54,7 @@ class StopAutomaton:
             self.match[state] = self.match[state] or self.match[self._fail[state]]
 
     def advance(self, state: int, char: str) -> int:
+        """The state after one more character; a text begins in state 0."""
         while state and char not in self._next[state]:
             state = self._fail[state]
         return self._next[state].get(char, 0)
