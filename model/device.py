@@ -1,7 +1,7 @@
 """What the model runs on: its name, and how much memory a daemon may take by default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
-- On a CPU half of physical memory: the rest of the machine lives there too.
+- Elsewhere half of physical memory: the rest of the machine lives there too.
 """
 
 from __future__ import annotations

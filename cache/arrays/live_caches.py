@@ -66,11 +66,6 @@ class LiveCaches:
         """Everything live, to be evaluated with a step."""
         return [a for s in self.stores for a in s.arrays]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything live, rows without an owner included."""
-        return sum(a.nbytes for a in self.arrays)
-
     def offset(self, slot: int) -> int:
         """Committed tokens of a slot; 0 where it is free."""
         return self.stores[0].offsets.get(slot, 0)

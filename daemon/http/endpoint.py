@@ -53,11 +53,13 @@ class ScrapeEndpoint:
             raise StartError(f"cannot listen on {address} for metrics") from error
         return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
 
-    async def close(self) -> None:
-        """Listen no more. Safe where start() was never called or failed."""
+    def close(self) -> None:
+        """Listen no more. Safe where start() was never called or failed.
+
+        Not wait_closed(): since Python 3.12 that waits for whoever is connected and says nothing.
+        """
         if self._server is not None:
             self._server.close()
-            await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._connections += 1

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -45,10 +45,6 @@ class DaemonCollector(Collector):
         self._engine = engine
         self._gate = gate
 
-    def describe(self) -> Iterable[Metric]:
-        """Collector.describe: nothing, so that registering never scrapes."""
-        return ()
-
     def collect(self) -> Iterator[Metric]:
         """Collector.collect: all of it from one moment, nothing before the model is loaded."""
         published = self._engine.published
@@ -71,7 +67,7 @@ def _latencies(published: Published) -> Iterator[Metric]:
         "Between two tokens of one reply; tokens of one step share its time.",
         stats.inter_token_latency,
     )
-    yield _histogram("request_queue_seconds", "From arrival to prefill.", stats.request_queue)
+    yield _histogram("request_queue_seconds", "From submission to a slot.", stats.request_queue)
     yield _histogram("request_prefill_seconds", "Prefill to first token.", stats.request_prefill)
     yield _histogram("request_decode_seconds", "First token to last.", stats.request_decode)
     yield _histogram("request_duration_seconds", "From arrival to the end.", stats.request_duration)
@@ -135,8 +131,12 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     stored.add_metric(["disk", "full"], 0)
     stored.add_metric(["disk", "sliding"], 0)
     yield stored
-    yield _gauge("tree_leased_bytes", "K/V of nodes in use.", stats.tree_leased_bytes)
-    yield _counter("tree_evictions", "Nodes evicted or thinned.", "cause", stats.tree_evictions)
+    yield _gauge(
+        "tree_leased_bytes", "Full-attention K/V of nodes in use.", stats.tree_leased_bytes
+    )
+    yield _counter(
+        "tree_evictions", "Nodes evicted, thinned or cleared.", "cause", stats.tree_evictions
+    )
     yield _total("tree_splits", "Edges split where a prompt left them.", stats.tree_splits)
     yield _total("tree_merges", "Nodes merged with their only child.", stats.tree_merges)
     memory = stats.memory

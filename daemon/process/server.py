@@ -131,7 +131,7 @@ class Daemon:
             with anyio.move_on_after(FAILED_S):
                 await self._gate.mailboxes.wait_empty()
             await self._server.stop(FLUSH_S)
-            await self._scrape.close()
+            self._scrape.close()
             join_s = max(0.0, self._leave_by - anyio.current_time())
             await anyio.to_thread.run_sync(self._engine.join, join_s)
             self._gate.close()

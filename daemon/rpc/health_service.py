@@ -27,11 +27,6 @@ class Health:
         self._closed = False
         self._changed = anyio.Event()
 
-    @property
-    def serving(self) -> bool:
-        """What set_serving() said last; False before."""
-        return self._serving
-
     def set_serving(self, serving: bool) -> None:
         """For the process and every service at once; wakes all watches."""
         self._serving = serving

@@ -112,10 +112,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         """jinja's: str.join and str.replace are measured first. Raises OutOfBounds."""
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
-        if isinstance(owner, str) and name == "join":
+        if isinstance(owner, str) and name == "join" and len(args) == 1:
             return _join(args[0], owner)
         if isinstance(owner, str) and name == "replace":
-            return _replace(owner, *args)
+            return _replace(owner, *args, **kwargs)
         return super().call(context, obj, *args, **kwargs)
 
 

@@ -73,11 +73,6 @@ class Tokenizer:
         self._forbidden = frozenset(control_ids.values()) - {unknown_id}
 
     @property
-    def vocabulary(self) -> int:
-        """Ids are in [0, vocabulary): the width of the logits."""
-        return len(self.token_bytes)
-
-    @property
     def features(self) -> frozenset[str]:
         """What of a conversation the template uses; see ChatTemplate. Empty without a template."""
         return frozenset() if self._template is None else self._template.features

@@ -145,10 +145,6 @@ class DrawRows:
         """uint32 [B, 2]: each row's noise key, low word first."""
         return np.array([noise.key_words(s.noise_key) for s in self.samplings], np.uint32)
 
-    def drafting(self, j: int) -> tuple[int, ...]:
-        """The rows that draft a token at position j (0-based): those with depth > j."""
-        return tuple(b for b, depth in enumerate(self.depth) if depth > j)
-
     def gumbel(
         self, owners: np.ndarray, offsets: np.ndarray | int, unseeded: NoiseStream, ids: mx.array
     ) -> mx.array:

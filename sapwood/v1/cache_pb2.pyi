@@ -180,13 +180,13 @@ class GetCacheStatsResponse(_message.Message):
     depth_tokens: _builtins.int
     """Tokens of the longest path."""
     leased_bytes: _builtins.int
-    """Bytes of nodes that running requests lease."""
+    """Bytes of K/V, full attention only, of nodes that running requests lease."""
     splits: _builtins.int
     """Nodes split because a prompt left an edge in its middle."""
     merges: _builtins.int
     """Nodes merged with their only child."""
     evictions: _builtins.int
-    """Nodes evicted."""
+    """Times that a node was evicted, thinned to its full-attention K/V, or cleared."""
     hit_tokens: _builtins.int
     """Prompt tokens that were found in the tree."""
     miss_tokens: _builtins.int
@@ -576,7 +576,7 @@ class EvictPrefixResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
-    """Nodes evicted."""
+    """Times that a node was evicted, thinned to its full-attention K/V, or cleared."""
     freed_bytes: _builtins.int
     """Bytes freed."""
     def __init__(
@@ -619,7 +619,7 @@ class ClearCacheResponse(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
-    """Nodes evicted."""
+    """Times that a node was evicted, thinned to its full-attention K/V, or cleared."""
     freed_bytes: _builtins.int
     """Bytes freed."""
     def __init__(

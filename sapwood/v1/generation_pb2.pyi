@@ -631,7 +631,7 @@ class Usage(_message.Message):
     accepted_tokens: _builtins.int
     """Drafts accepted and emitted."""
     queue_seconds: _builtins.float
-    """From arrival to the first slice of prefill."""
+    """From when the scheduler takes the request until it has a slot."""
     prefill_seconds: _builtins.float
     """From there to the first token."""
     decode_seconds: _builtins.float
@@ -804,7 +804,7 @@ class GetModelResponse(_message.Message):
     drafter: _builtins.str
     """Name of the drafter. Empty: none, and the daemon does not speculate."""
     quantization: _builtins.str
-    """How the weights are quantised, such as "4-bit, groups of 64". Empty: they are not."""
+    """How the weights are quantised, such as "4-bit affine, group 64". Empty: they are not."""
     numerics: Global___Numerics.ValueType
     """The promise that the daemon's floating point keeps."""
     device: _builtins.str

@@ -11,7 +11,7 @@ from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape
 from tests.cache.arrays.handle import handles
 from tests.cache.arrays.one_layer import BOTH, FULL, SLIDING, TOKENS, bits, holds, live, stored
-from tests.cache.arrays.world import RING, WINDOW, Feed, World
+from tests.cache.arrays.world import RING, WINDOW, Feed, World, live_bytes
 
 
 @BOTH
@@ -42,7 +42,7 @@ def test_free_drops_everything(shapes: tuple[LayerShape, ...]) -> None:
     cache.free()
     assert (cache.offset, cache.state, cache.snapshot(0)) == (0, [], None)
     assert cache.view(Batch([Span(0, 0, 1)]), WINDOW) is None
-    assert world.caches.nbytes == 0
+    assert live_bytes(world.caches) == 0
 
 
 @BOTH

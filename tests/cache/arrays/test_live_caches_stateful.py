@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sapwood.cache.arrays.ranges import EdgePayload, window_of
-from tests.cache.arrays.world import ROUND, WINDOW, Feed, World
+from tests.cache.arrays.world import ROUND, WINDOW, Feed, World, live_bytes
 
 SLOTS = 5
 TOKEN = st.integers(0, 9)
@@ -122,7 +122,7 @@ class Lives(RuleBasedStateMachine):
     def teardown(self) -> None:
         for slot in list(self.world.tokens):
             self.world.release(slot)
-        assert self.world.caches.nbytes == 0
+        assert live_bytes(self.world.caches) == 0
 
 
 Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)

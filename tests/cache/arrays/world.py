@@ -54,6 +54,11 @@ def attention(query: Floats, keys: Floats, values: Floats) -> Floats:
     return out
 
 
+def live_bytes(caches: LiveCaches) -> int:
+    """Bytes of everything live, rows without an owner included."""
+    return sum(a.nbytes for a in caches.arrays)
+
+
 @dataclass(frozen=True, slots=True)
 class Feed:
     """Tokens for one slot. kept: how many of a decode round are committed; None: a prefill."""

@@ -25,7 +25,7 @@ async def serving() -> AsyncIterator[TcpAddress]:
     try:
         yield address
     finally:
-        await endpoint.close()
+        endpoint.close()
 
 
 async def said(address: TcpAddress, request: bytes) -> bytes:

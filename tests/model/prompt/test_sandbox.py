@@ -107,6 +107,13 @@ def test_within_bounds_it_renders_like_jinja(source: str) -> None:
     assert _render(source, x=[1, 2, 3]) == plain.from_string(source).render(x=[1, 2, 3])
 
 
+def test_replace_counts_by_name_and_join_wants_its_parts() -> None:
+    """Python takes `count=` from 3.13 on: a template must not mean another text by it."""
+    assert _render("{{ 'aaa'.replace('a', 'b', count=1) }}") == "baa"
+    with pytest.raises(TypeError):
+        _render("{{ '-'.join() }}")
+
+
 def test_the_longest_text_is_rendered() -> None:
     assert len(_render("{{ 'x' * n }}", n=RENDERED_CHARS_MAX)) == RENDERED_CHARS_MAX
 

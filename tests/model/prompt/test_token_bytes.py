@@ -129,7 +129,7 @@ def test_streamed_pieces_join_to_the_decoded_whole(place: str, data: st.DataObje
     tokenizer = _loaded(place)
     text = data.draw(_TEXTS)
     ids = tokenizer.encode_messages([{"role": "user", "content": text}])
-    for stray in data.draw(st.lists(st.integers(0, tokenizer.vocabulary - 1), max_size=8)):
+    for stray in data.draw(st.lists(st.integers(0, len(tokenizer.token_bytes) - 1), max_size=8)):
         ids.insert(data.draw(st.integers(0, len(ids))), stray)
     reply = ReplyText(tokenizer.token_bytes)
     pieces = []

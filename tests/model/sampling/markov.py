@@ -26,6 +26,11 @@ Drafter = Callable[
 ]
 
 
+def drafting(rows: DrawRows, j: int) -> tuple[int, ...]:
+    """The rows that draft a token at position j (0-based): those with depth > j."""
+    return tuple(b for b, depth in enumerate(rows.depth) if depth > j)
+
+
 def adjusted_logits(
     logits: np.ndarray, sampling: Sampling, prompt: Sequence[int], reply: Sequence[int]
 ) -> np.ndarray:
@@ -95,7 +100,7 @@ def propose_all(
     drafts = np.full((len(rows.depth), rows.depth_max), -1, np.int32)
     distributions = []
     for j in range(rows.depth_max):
-        subset = rows.drafting(j)
+        subset = drafting(rows, j)
         at = list(subset)
         said = [mx.array(tokens) for tokens in (last[at], *drafts[at, :j].T)]
         tokens, distribution = drafter(rows, said, subset)

@@ -17,6 +17,7 @@ from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling import markov
 from tests.model.sampling.markov import (
     Drafter,
+    drafting,
     filtered_probs,
     generate,
     point_drafter,
@@ -287,7 +288,7 @@ def test_nothing_waits_for_the_device() -> None:
     """One sync per round is the runner's: under a trace, reading a value raises."""
     samplings = tuple(mixed_company())
     rows = DrawRows(samplings, tuple(depth_of(r, 1) for r in range(len(samplings))), (0,) * 28)
-    chosen = [rows.drafting(j) for j in range(rows.depth_max)]
+    chosen = [drafting(rows, j) for j in range(rows.depth_max)]
 
     def step(logits: mx.array, table: mx.array) -> mx.array:
         proposals = [

@@ -22,6 +22,7 @@ from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling.markov import (
     Drafter,
     adjusted_logits,
+    drafting,
     generate,
     joint_p_value,
     point_drafter,
@@ -317,7 +318,7 @@ def test_nothing_waits_for_the_device() -> None:
         said: list[mx.array] = []
         distributions = []
         for j in range(rows.depth_max):
-            subset = rows.drafting(j)
+            subset = drafting(rows, j)
             before = [tokens[mx.array(subset)] for tokens in said]
             tokens, distribution = draft(DraftLogits(table[: len(subset)]), rows, subset, j, before)
             distributions.append(distribution)
