@@ -239,7 +239,7 @@ def test_c5_poison_changes_no_bit_of_any_logit(name: str) -> None:
             {0: Feed([11, 12], kept=1)},
         ):
             if poisoned:
-                assert poison(sequences.caches) > 0
+                assert poison(sequences.caches, sequences.caches.window + 1) > 0
             rows += list(sequences.step(feeds).values())
         outputs.append([row.tobytes() for row in rows])
     assert outputs[0] == outputs[1]

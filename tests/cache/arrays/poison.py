@@ -18,13 +18,13 @@ from sapwood.cache.arrays.window import WindowStore
 def poison(caches: LiveCaches, keep: int | None = None) -> int:
     """Poison what is invisible to the next step; returns how many entries were.
 
-    keep: newest positions of a ring to leave alone; None: what a draft may see, window + 1.
+    keep: newest positions of a ring to leave alone; None: all that it holds. A draft sees no more
+    than window + 1 of them, but a capture takes all, and the tree may restore what it took.
     """
-    keep = caches.window + 1 if keep is None else keep
     return sum(_poison_store(store, keep) for store in caches.stores)
 
 
-def _poison_store(store: FullStore | WindowStore, keep: int) -> int:
+def _poison_store(store: FullStore | WindowStore, keep: int | None) -> int:
     count = 0
     for capacity, pool in store.pools.by_capacity.items():
         keys, values = (np.array(a.astype(mx.float32)) for a in pool)
@@ -34,7 +34,7 @@ def _poison_store(store: FullStore | WindowStore, keep: int) -> int:
                 continue
             nobodys[place.row] = False
             offset = store.offsets.get(slot, 0)
-            low = max(0, offset - keep) if isinstance(store, WindowStore) else 0
+            low = _lowest(store, slot, offset, keep) if isinstance(store, WindowStore) else 0
             dead = np.ones(capacity, bool)
             dead[np.arange(low, offset) % capacity] = False
             keys[place.row][:, dead], values[place.row][:, dead] = np.nan, 1e30
@@ -45,3 +45,11 @@ def _poison_store(store: FullStore | WindowStore, keep: int) -> int:
             array[:] = mx.array(filled).astype(array.dtype)
     mx.eval(store.arrays)
     return count
+
+
+def _lowest(ring: WindowStore, slot: int, offset: int, keep: int | None) -> int:
+    """The lowest position to leave alone."""
+    if keep is not None:
+        return max(0, offset - keep)
+    held = ring.snapshot(slot, 0)
+    return offset if held is None else held.start

@@ -105,10 +105,10 @@ def crowd(seed: int, poisoned: bool = False) -> list[Floats]:
         if not world.tokens:
             world.admit(3)
         if poisoned:
-            assert poison(world.caches) > 0
+            assert poison(world.caches, WINDOW + 1) > 0
         outputs += world.step(feeds_of(world, rng), [None, 1, 2][step % 3])
         if poisoned:
-            poison(world.caches)
+            poison(world.caches, WINDOW + 1)
         held = [slot for slot, tokens in world.tokens.items() if tokens]
         if held:
             world.check_view(held, WINDOW + step % 2)
