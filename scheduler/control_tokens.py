@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SPELLED_QUOTE = '<|"|>'  # what the quote token is called, where a text has to show it
+
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:

@@ -74,7 +74,7 @@ ARRAYS = {"mlx", "mlx_lm", "numpy"}
 # All that a pure room may import of Python's own, and what it may not call.
 PURE_LIBRARIES = {
     *("__future__", "array", "bisect", "codecs", "collections", "dataclasses", "enum"),
-    *("heapq", "itertools", "json", "math", "typing"),
+    *("heapq", "itertools", "json", "math", "re", "typing"),
 }
 IMPURE_CALLS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 

@@ -26,7 +26,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.prompt.chat_template import ChatTemplate
 from sapwood.model.prompt.errors import PromptRefused, PromptTooLong
 from sapwood.model.prompt.token_floor import TokenFloor
-from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.control_tokens import SPELLED_QUOTE, ControlTokens
 from sapwood.scheduler.sampling import SamplingDefaults
 
 _CONTROL_TOKENS = {
@@ -35,7 +35,7 @@ _CONTROL_TOKENS = {
     "channel_end": "<channel|>",
     "call_start": "<|tool_call>",
     "call_end": "<tool_call|>",
-    "quote": '<|"|>',
+    "quote": SPELLED_QUOTE,
 }
 
 

@@ -76,7 +76,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """`max_tokens` were generated."""
     FINISH_REASON_STOP_SEQUENCE: _FinishReason.ValueType  # 3
-    """A string of `stop` came."""
+    """A string of `stop` came, or was in a call that was cut off and so became text."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """Why a reply is complete. Cancellation, deadlines and faults are gRPC statuses instead."""
@@ -88,7 +88,7 @@ FINISH_REASON_STOP: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """`max_tokens` were generated."""
 FINISH_REASON_STOP_SEQUENCE: FinishReason.ValueType  # 3
-"""A string of `stop` came."""
+"""A string of `stop` came, or was in a call that was cut off and so became text."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 class _Numerics:
@@ -465,8 +465,9 @@ class Delta(_message.Message):
     candidate: _builtins.int
     """Which reply, from 0."""
     text: _builtins.str
-    """What the model says, in whole characters. Contains neither the stop sequence nor special tokens,
-    thinking or calls; may lag behind the ids and may be empty.
+    """What the model says, in whole characters. Contains neither the stop sequence nor special tokens
+    (but for the quotes of what failed as a call), thinking or calls; may lag behind the ids and may
+    be empty.
     """
     thinking: _builtins.str
     """What the model thinks before it speaks, apart from `text`. Whole characters; the strings of
@@ -483,7 +484,7 @@ class Delta(_message.Message):
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[_prompt_pb2.ToolCall]:
         """Calls of functions that the model completed. What it began as a call and did not write as one,
-        or not to its end, is in `text`.
+        or not to its end, is in `text` (within a thought in `thinking`), its quote tokens spelled.
         """
 
     def __init__(

@@ -1,20 +1,24 @@
 """A reply divided into what the model says, what it thinks, and what it calls.
 
 - Only control tokens divide it, never text that looks like one. A model without them has only text.
-- A channel is thinking, without its first line, which names it. The prompt may have opened one.
-- A call leaves when it is complete. One that is no call, or was cut off, leaves as text: nothing
-  is lost, and nobody is handed half a call.
+- A channel is thinking, without its name. The prompt may have opened one. Only its own end ends it:
+  a call inside a thought is a call, and what follows is thought again.
+- Calls leave when their block is complete. A block that is not calls all through, or was cut off,
+  leaves whole, its quotes spelled, as text or as the thought that it stands in: nothing is lost,
+  nobody is handed half a call, and no thought is shown as an answer.
 - Stop strings are looked for in the text alone.
+- Every byte of a call is copied once while it comes: linear in the reply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.control_tokens import SPELLED_QUOTE, ControlTokens
 from sapwood.scheduler.events import ToolCall
+from sapwood.scheduler.reply.channel_name import ChannelName
 from sapwood.scheduler.reply.text import ReplyText
-from sapwood.scheduler.reply.tool_calls import read_call
+from sapwood.scheduler.reply.tool_calls import read_calls
 
 
 class ReplyParts:
@@ -24,7 +28,7 @@ class ReplyParts:
         "_call",
         "_calls",
         "_control_tokens",
-        "_names_channel",
+        "_name",
         "_text",
         "_thinking",
         "_thinks",
@@ -43,12 +47,11 @@ class ReplyParts:
         self._control_tokens = control_tokens
         self._text = ReplyText(token_bytes, stops)
         self._thinking = ReplyText(token_bytes)
-        self._call: list[bytes] | None = None
+        self._call: list[bytearray] | None = None
         self._calls: list[ToolCall] = []
-        self._thinks = self._names_channel = False
-        for token in _since_last(prompt, control_tokens):
-            self._divides(token)
-            self._without_name(token)
+        opened = _since_last(prompt, control_tokens)
+        self._thinks = bool(opened)
+        self._name = ChannelName(b"".join(token_bytes[token] for token in opened))
 
     @property
     def stopped_by(self) -> str:
@@ -62,14 +65,17 @@ class ReplyParts:
         if self._divides(token):
             return False
         if self._thinks:
-            self._thinking.push_bytes(self._without_name(token))
-            return False
+            return self._thinking.push_bytes(self._name.push(self._token_bytes[token]))
         return self._text.push(token)
 
     def finish(self) -> None:
-        """Let go of everything held back: the reply ended otherwise than by a stop string."""
+        """Let go of everything held back: the reply ended otherwise than by a stop string.
+
+        A call that was cut is text from now on, so a stop string may be found in it.
+        """
         if self._call is not None and not self.stopped_by:
-            self._text.push_bytes(b"".join(self._call))
+            self._spell(self._call)
+        self._end_name()
         self._text.finish()
         self._thinking.finish()
 
@@ -87,40 +93,42 @@ class ReplyParts:
         self._calls.clear()
         return calls
 
-    def _without_name(self, token: int) -> bytes:
-        """A token's bytes, less what still belongs to the line that names the channel."""
-        data = self._token_bytes[token]
-        if self._names_channel:
-            _, newline, data = data.partition(b"\n")
-            self._names_channel = not newline
-        return data
-
     def _divides(self, token: int) -> bool:
         """Whether the token divides the reply, which it then does."""
         control_tokens = self._control_tokens
         if token == control_tokens.channel_start:
-            self._thinks = self._names_channel = True
+            self._end_name()
+            self._thinks, self._name = True, ChannelName()
         elif token == control_tokens.channel_end:
+            self._end_name()
             self._thinks = False
         elif token == control_tokens.call_start:
-            self._call = [b""]
+            self._end_name()
+            self._call = [bytearray()]
         else:
             return False
         return True
 
-    def _push_call(self, token: int, call: list[bytes]) -> bool:
+    def _end_name(self) -> None:
+        self._thinking.push_bytes(self._name.end())
+
+    def _push_call(self, token: int, call: list[bytearray]) -> bool:
         if token == self._control_tokens.quote:
-            call.append(b"")
+            call.append(bytearray())
         elif token != self._control_tokens.call_end:
             call[-1] += self._token_bytes[token]
         else:
             self._call = None
-            self._thinks = False
-            read = read_call([piece.decode("utf-8", "replace") for piece in call])
-            if read is None:
-                return self._text.push_bytes(b"".join(call))
-            self._calls.append(read)
+            calls = read_calls([piece.decode("utf-8", "replace") for piece in call])
+            if not calls:
+                return self._spell(call)
+            self._calls += calls
         return False
+
+    def _spell(self, call: list[bytearray]) -> bool:
+        """Say what is no call, where it stands. True when it completed a stop string."""
+        where = self._thinking if self._thinks else self._text
+        return where.push_bytes(SPELLED_QUOTE.encode().join(call))
 
 
 def _since_last(prompt: Sequence[int], control_tokens: ControlTokens) -> Sequence[int]:

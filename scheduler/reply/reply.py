@@ -4,6 +4,8 @@
   nothing after an EOS, stop id, stop string or max_tokens is emitted, drafts or not.
 - The token that ends a reply is emitted. Text holds neither the stop sequence nor that token's
   bytes where its id ended the reply.
+- A reply whose text was cut at a stop string says so, whatever its last token was: what was held
+  back (half a call, half a character) may hold the stop string when the reply ends otherwise.
 - completion_tokens == 1 + decode_steps + accepted_tokens, less 1 where a stop cut the bonus.
 """
 
@@ -53,7 +55,7 @@ class GeneratedReply:
     @property
     def stop_sequence(self) -> str:
         """The stop string that ended the reply, "" where something else did or nothing yet."""
-        return self.parts.stopped_by if self.reason is FinishReason.STOP_SEQUENCE else ""
+        return self.parts.stopped_by
 
     def push_first(self, token: int) -> None:
         """The token that the prefill drew."""
@@ -87,5 +89,5 @@ class GeneratedReply:
             self._end(FinishReason.LENGTH)
 
     def _end(self, reason: FinishReason) -> None:
-        self.reason = reason
         self.parts.finish()
+        self.reason = FinishReason.STOP_SEQUENCE if self.parts.stopped_by else reason

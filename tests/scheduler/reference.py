@@ -28,13 +28,22 @@ def expected_reply(request: Request) -> Expected:
         state = mix(state, token)
         tokens.append(token)
         if token in request.stop_token_ids or (token == EOS and not request.ignore_eos):
-            return Expected(tuple(tokens), raw.decode(errors="replace"), "stop", "")
+            return _ended(tokens, raw, "stop", request.stop)
         raw += TOKEN_BYTES[token]
         cut = first_stop(whole_characters(raw), request.stop)
         if cut is not None:
             return Expected(tuple(tokens), cut[0], "stop_sequence", cut[1])
         if len(tokens) == request.max_tokens:
-            return Expected(tuple(tokens), raw.decode(errors="replace"), "length", "")
+            return _ended(tokens, raw, "length", request.stop)
+
+
+def _ended(tokens: list[int], raw: bytes, reason: str, stops: tuple[str, ...]) -> Expected:
+    """Half a character at the end is U+FFFD, which may complete a stop string."""
+    text = raw.decode(errors="replace")
+    cut = first_stop(text, stops)
+    if cut is not None:
+        return Expected(tuple(tokens), cut[0], "stop_sequence", cut[1])
+    return Expected(tuple(tokens), text, reason, "")
 
 
 def whole_characters(raw: bytes) -> str:

@@ -123,16 +123,23 @@ def end_of(
     for index, token in enumerate(reply):
         ended = None
         if token in request.stop_token_ids or (token in eos and not request.ignore_eos):
-            ended = End(raw.decode(errors="replace"), "stop", "")
+            ended = _ended(raw, "stop", request.stop)
         else:
             raw += token_bytes[token]
             if cut := first_stop(whole_characters(raw), request.stop):
                 ended = End(cut[0], "stop_sequence", cut[1])
             elif index + 1 == request.max_tokens:
-                ended = End(raw.decode(errors="replace"), "length", "")
+                ended = _ended(raw, "length", request.stop)
         if ended:
             return ended if index + 1 == len(reply) else None
     return None
+
+
+def _ended(raw: bytes, reason: str, stops: tuple[str, ...]) -> End:
+    """Half a character at the end is U+FFFD, which may complete a stop string."""
+    text = raw.decode(errors="replace")
+    cut = first_stop(text, stops)
+    return End(cut[0], "stop_sequence", cut[1]) if cut else End(text, reason, "")
 
 
 def check_usage(request: Request, usage: Usage, tokens: int, cached: int, reason: str) -> None:

@@ -130,6 +130,27 @@ async def test_thinking_and_calls_come_apart_from_the_text(draft_tokens: int) ->
     assert events[-1].finish.reason == pb.FINISH_REASON_STOP
 
 
+@pytest.mark.parametrize("draft_tokens", [0, 8])
+async def test_ordinary_quotes_and_a_thought_on_one_line_come_whole(draft_tokens: int) -> None:
+    thinks: Script = [281, "thought I think ", 283, 'call:f{"a": "x, y}"}call:g{}', 284, "so", 282]
+    cut: Script = ["Yes", 283, "call:h{a:", 285, "b END", 285, ",c:"]
+    facts = replace(FACTS, eos_token_ids=frozenset(EOS_IDS), control_tokens=CONTROL_TOKENS)
+    for stop, reason in (("END", "STOP_SEQUENCE"), ("never", "STOP")):
+        async with running(facts=facts) as run:
+            run.device.next_token = scripted(2, [*thinks, *cut, 291])
+            request = prompt_of(5, 6, draft_tokens=draft_tokens, stop=[stop])
+            _, text, events = await collect(run.generation.Generate(request))
+        deltas = [event.delta for event in events if event.WhichOneof("event") == "delta"]
+        assert "".join(delta.thinking for delta in deltas) == "I think so"
+        called = [(call.name, call.arguments) for delta in deltas for call in delta.tool_calls]
+        assert called == [("f", '{"a": "x, y}"}'), ("g", "{}")]
+        whole = 'Yescall:h{a:<|"|>b END<|"|>,c:'
+        assert text == (whole[: whole.index("END")] if stop == "END" else whole)
+        finish = events[-1].finish
+        assert finish.reason == pb.FinishReason.Value(f"FINISH_REASON_{reason}")
+        assert finish.stop_sequence == (stop if stop == "END" else "")
+
+
 @pytest.mark.parametrize("eos", EOS_IDS)
 async def test_every_end_of_turn_id_ends_a_reply_unless_they_are_ignored(eos: int) -> None:
     facts = replace(FACTS, eos_token_ids=frozenset(EOS_IDS))

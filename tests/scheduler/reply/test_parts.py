@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.events import ToolCall
 from sapwood.scheduler.reply.parts import ReplyParts
-from sapwood.scheduler.reply.tool_calls import read_call
 
 CONTROL_TOKENS = ControlTokens(
     turn_start=256, channel_start=257, channel_end=258, call_start=259, call_end=260, quote=261
@@ -66,11 +66,32 @@ def divided(
         (tokens(THINK, 262, "why", END, "so"), ("so", "why")),
         (tokens(THINK, "thought", END, "so"), ("so", "")),
         (tokens(THINK, "thought\ncut off"), ("", "cut off")),
-        (tokens(THINK, 263, 264, "b", END), ("", "Aéb")),
+        (tokens(THINK, 263, 264, "b", END), ("", "t\nAéb")),
         (tokens(END, "x"), ("x", "")),
         (tokens(0xC3, THINK, "thought\n", 0xC3, END, 0xA9), ("é", "\ufffd")),
         (tokens("<|channel>thought\nx<channel|>"), ("<|channel>thought\nx<channel|>", "")),
         (tokens(QUOTE, "x", DONE, TURN), ("x", "")),
+        # No line break behind the name.
+        (tokens(THINK, "thought I think so", END, "Answer"), ("Answer", "I think so")),
+        (tokens(THINK, "thought \t I think\nso", END), ("", "I think\nso")),
+        (tokens(THINK, "thought \r\n\n so", END), ("", "\n so")),
+        (tokens(THINK, " thought\nso", END), ("", "so")),
+        (tokens(THINK, "\nthought\n", END, "so"), ("so", "")),
+        (tokens(THINK, "thought \n", END, "so"), ("so", "")),
+        (tokens(THINK, "thought so"), ("", "so")),
+        (tokens(THINK, "thought"), ("", "")),
+        # No name: only the one that Gemma writes is no thought.
+        (tokens(THINK, "I think\nso", END, "Yes"), ("Yes", "I think\nso")),
+        (tokens(THINK, "Hmm\nso", END), ("", "Hmm\nso")),
+        (tokens(THINK, "thoughtful\nso", END), ("", "thoughtful\nso")),
+        (tokens(THINK, "thoughts: so", END), ("", "thoughts: so")),
+        (tokens(THINK, "\n\nso", END), ("", "\n\nso")),
+        (tokens(THINK, " " * 9 + "thought\nso", END), ("", " " * 9 + "thought\nso")),
+        (tokens(THINK, "thou", END, "x"), ("x", "thou")),
+        (tokens(THINK, "thou"), ("", "thou")),
+        (tokens(THINK, "\n", END, "x"), ("x", "\n")),
+        (tokens(THINK, "a\nb", END, THINK, "c\nd", END), ("", "a\nbc\nd")),
+        (tokens(THINK, "thou", THINK, "thought\nx", END, "y"), ("y", "thoux")),
     ],
 )
 def test_thinking_is_apart_from_text(ids: list[int], expected: tuple[str, str]) -> None:
@@ -83,7 +104,12 @@ def test_thinking_is_apart_from_text(ids: list[int], expected: tuple[str, str]) 
         ((5, THINK, *b"thought\n"), "a\nb"),
         ((5, THINK, *b"thought\nsome"), "a\nb"),
         ((5, THINK, 262), "a\nb"),
-        ((5, THINK, *b"thou"), "b"),  # the line that names it goes on in the reply
+        ((5, THINK, *b"thought"), "a\nb"),
+        ((5, THINK, *b"thought "), "a\nb"),
+        ((5, THINK), "a\nb"),
+        ((5, THINK, *b"I "), "a\nb"),
+        ((5, THINK, *b"thou"), "a\nb"),  # no name after all, and not the reply's
+        ((5, THINK, *b"thought\n", CALL, *b"call:f{}", DONE), "a\nb"),
         ((5, THINK, *b"thought\n", END), ""),
         ((THINK, *b"thought\n", TURN, *b"model\n"), ""),
         ((), ""),
@@ -91,7 +117,16 @@ def test_thinking_is_apart_from_text(ids: list[int], expected: tuple[str, str]) 
 )
 def test_the_prompt_may_have_opened_the_channel(prompt: tuple[int, ...], thinking: str) -> None:
     text = "" if thinking else "a\nb"
+    # "thougha" is no name.
     assert divided(tokens("a\nb", END, "c"), prompt)[:2] == (f"{text}c", thinking)
+
+
+@pytest.mark.parametrize("given", range(8))
+@pytest.mark.parametrize("behind", ["\n", " "])
+def test_the_name_may_begin_in_the_prompt_and_end_in_the_reply(given: int, behind: str) -> None:
+    name = "thought" + behind
+    prompt = (THINK, *name[:given].encode())
+    assert divided(tokens(name[given:], "why", END, "c"), prompt)[:2] == ("c", "why")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +144,7 @@ def test_the_prompt_may_have_opened_the_channel(prompt: tuple[int, ...], thinkin
             ["{a:forgotten quotes,b:1e999,c:NaN}"],
             {"a": "forgotten quotes", "b": "1e999", "c": "NaN"},
         ),
-        (['{a:"\\ud800"}'], {"a": '"\\ud800"'}),
+        (['{a:"\\ud800"}'], {"a": "\ufffd"}),
         (["{a:" + "9" * 5000 + "}"], {"a": "9" * 5000}),
         (["{a:" + "9" * 400 + "}"], {"a": int("9" * 400)}),
     ],
@@ -145,7 +180,7 @@ def test_a_call_is_read(written: Written, arguments: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("ended", [True, False])
 def test_what_is_no_whole_call_is_text(written: Written, ended: bool) -> None:
-    raw = "".join(part if isinstance(part, str) else part[0] for part in written)
+    raw = "".join(part if isinstance(part, str) else f'<|"|>{part[0]}<|"|>' for part in written)
     end: tuple[str | int, ...] = (DONE, ".") if ended else ()
     ids = tokens("hm ", CALL, *written, *end)
     assert divided(ids) == (f"hm {raw}{'.' if ended else ''}", "", [])
@@ -153,15 +188,55 @@ def test_what_is_no_whole_call_is_text(written: Written, ended: bool) -> None:
 
 def test_an_unfinished_call_with_good_syntax_is_text_too() -> None:
     assert divided(tokens(CALL, "call:f{a:1}")) == ("call:f{a:1}", "", [])
+    cut = tokens(CALL, "call:f{a:1}call:g{b:", QUOTE, "h")
+    assert divided(cut) == ('call:f{a:1}call:g{b:<|"|>h', "", [])
 
 
-def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
-    call: list[str | int | list[str]] = [CALL, "call:f{a:", ["END"], "}", DONE]
-    text, thinking, calls = divided(
-        tokens(THINK, "thought\nEND", END, "xE", *call, "NDy"), stops=("END",)
-    )
-    assert (text, thinking, len(calls)) == ("x", "END", 1)
-    assert divided(tokens(CALL, "no call END", DONE, "y"), stops=("END",))[0] == "no call "
+def test_two_calls_in_one_block_are_two_calls() -> None:
+    ids = tokens("a", CALL, "call:f{a:", ["x"], "}\ncall:g{}", DONE, "b")
+    text, _, calls = divided(ids)
+    assert (text, calls) == ("ab", [ToolCall("f", '{"a": "x"}'), ToolCall("g", "{}")])
+
+
+def test_a_call_inside_a_thought_does_not_end_it() -> None:
+    call = tokens(CALL, "call:f{a:1}", DONE)
+    ids = [*tokens(THINK, "thought\nwhy "), *call, *tokens("so", END, "Yes")]
+    assert divided(ids) == ("Yes", "why so", [ToolCall("f", '{"a": 1}')])
+    named = [*tokens(THINK, "thought"), *call, *tokens("so\nb", END)]
+    assert divided(named) == ("", "so\nb", [ToolCall("f", '{"a": 1}')])
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_is_no_call_inside_a_thought_is_thought(ended: bool) -> None:
+    """No thought is shown as an answer, and no stop string is looked for in one."""
+    end: tuple[str | int, ...] = (DONE, " END", END, "Yes") if ended else ()
+    ids = tokens(THINK, "thought\na ", CALL, "call:END{", ["x"], *end)
+    thinking = 'a call:END{<|"|>x<|"|>' + (" END" if ended else "")
+    assert divided(ids, stops=("END",)) == ("Yes" if ended else "", thinking, [])
+
+
+def test_a_stop_string_in_a_call_that_was_cut_ends_the_text() -> None:
+    reply = ReplyParts(TOKEN_BYTES, ("END", '<|"|>x'), CONTROL_TOKENS)
+    for token in tokens("hm ", CALL, "call:f{a:", QUOTE, "x END"):
+        assert not reply.push(token)
+    reply.finish()
+    assert (reply.take_text(), reply.stopped_by) == ("hm call:f{a:", '<|"|>x')
+
+
+def test_a_long_call_is_linear() -> None:
+    """What a call has so far is not copied with every token: it takes about as long as text."""
+    count = 12_000
+    call, text = (_seconds([start, *[6] * count]) for start in (CALL, END))
+    assert call < 20 * text + 0.2, "copied each time it is 18 GB, a hundred times as long"
+
+
+def _seconds(ids: list[int]) -> float:
+    token_bytes = [*TOKEN_BYTES[:6], b"x" * 256, *TOKEN_BYTES[7:]]
+    start = perf_counter()
+    reply = ReplyParts(token_bytes, control_tokens=CONTROL_TOKENS)
+    for token in ids:
+        reply.push(token)
+    return perf_counter() - start
 
 
 _KEYS = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=5)
@@ -198,13 +273,6 @@ def test_what_gemma_writes_is_read_to_the_letter(arguments: dict[str, Any]) -> N
 
 
 @settings(deadline=None)
-@given(pieces=st.lists(st.text('call:f{}[],x1\n "', max_size=12), max_size=5))
-def test_no_call_of_a_model_is_an_error(pieces: list[str]) -> None:
-    call = read_call(pieces)
-    assert call is None or isinstance(json.loads(call.arguments), dict)
-
-
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, len(TOKEN_BYTES) - 1), max_size=60))
 def test_a_model_without_such_tokens_has_only_text(ids: list[int]) -> None:
     reply = ReplyParts(TOKEN_BYTES, prompt=[THINK])
@@ -223,4 +291,7 @@ def test_whatever_a_model_emits_leaves_and_nothing_twice(ids: list[int]) -> None
     whole = b"".join(TOKEN_BYTES[i] for i in ids).decode(errors="replace")
     if not {THINK, CALL} & set(ids):
         assert (text, thinking, calls) == (whole, "", [])
-    assert len(text.encode()) + len(thinking.encode()) <= 3 * sum(len(TOKEN_BYTES[i]) for i in ids)
+    spelled_bytes = sum(5 if i == QUOTE else len(TOKEN_BYTES[i]) for i in ids)
+    assert len(text.encode()) + len(thinking.encode()) <= 3 * spelled_bytes
+    if CALL not in ids:
+        assert len(text + thinking) >= len(whole.replace("thought\n", "")) - 7 * ids.count(THINK)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.reply.reply import GeneratedReply
 from sapwood.scheduler.result import Decoded
@@ -62,11 +65,28 @@ def test_a_round_without_drafts_is_a_step_but_no_round() -> None:
     assert (made.decode_steps, made.rounds, made.draft_tokens) == (1, 0, 0)
 
 
-def test_the_stop_sequence_is_named_only_where_it_ended_the_reply() -> None:
-    """An unfinished character that becomes the stop string at the end is cut, not a reason."""
+def test_half_a_character_that_becomes_the_stop_string_at_the_end_is_the_reason() -> None:
+    """A text that was cut at a stop string always says so."""
     made = reply(stop=("\ufffd",), max_tokens=2)
     made.push_round(Decoded((7,), drafted=0))
-    assert (made.reason, made.stop_sequence, made.parts.take_text()) == ("length", "", "")
+    expected = ("stop_sequence", "\ufffd", "")
+    assert (made.reason, made.stop_sequence, made.parts.take_text()) == expected
+
+
+@pytest.mark.parametrize(("last", "reason"), [(4, "length"), (EOS, "stop")])
+@pytest.mark.parametrize("stop", [("cb", "zz"), ("zz",)])
+def test_a_stop_string_in_a_call_that_was_cut_is_the_reason(
+    last: int, reason: str, stop: tuple[str, ...]
+) -> None:
+    """The ids had left before the call was known to be none; the text ends at the stop string."""
+    facts = replace(toy_facts(), control_tokens=ControlTokens(call_start=3))
+    request = Request(1, b"", (4,), max_tokens=5, sampling=Sampling(), stop=stop)
+    made = GeneratedReply(request, facts, BYTES)
+    made.push_first(4)
+    assert made.push_round(Decoded((3, 6, 5, last), drafted=3)) == 4
+    said = (made.reason, made.stop_sequence, made.parts.take_text(), len(made.tokens))
+    whole = (reason, "", "acba" if last == 4 else "acb", 5)
+    assert said == (("stop_sequence", "cb", "a", 5) if "cb" in stop else whole)
 
 
 def test_nothing_may_follow_the_end() -> None:
