@@ -2,8 +2,9 @@
 
 - An AsyncClient belongs to the event loop it was made in. Works under asyncio and anyio's asyncio
   backend; grpc.aio knows no other.
-- Cancelling the task that reads a stream cancels the stream. Cancelling a stream ends its reader
-  with Cancelled, never with CancelledError: only tasks are cancelled with that.
+- Cancelling the task that reads a stream, or read it last, cancels the stream. Cancelling a stream
+  ends its reader with Cancelled, never with CancelledError: only tasks are cancelled with that.
+- A stream that nobody refers to any more ends on the daemon too, whichever thread lets it go.
 - Timeouts are gRPC deadlines in seconds and cover the whole call, queueing included.
 """
 
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+import weakref
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
-from typing import Self, Unpack, cast
+from typing import Any, Self, Unpack, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -40,15 +44,53 @@ _GenerateCall = grpc.aio.UnaryStreamCall[
 ]
 
 
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def _translated(cancelled: str) -> Iterator[None]:
+    """As `translated`; a call that ended while its task goes on is Cancelled with these words."""
+    try:
+        with translated():
+            yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Cancelled(grpc.StatusCode.CANCELLED, cancelled) from None
+
+
+def _reader_ended(stream: weakref.ref[AsyncStream], reader: asyncio.Task[Any]) -> None:
+    if reader.cancelled() and (left := stream()) is not None:
+        left._left_by(reader)
+
+
 class AsyncStream:
     """The events of one reply: an async iterator, and a context manager that cancels what is left.
 
-    The daemon works on it from the moment `generate` returned, whether it is read or not.
+    The daemon works on it from the moment `generate` returned, whether it is read or not. Without
+    `async with` it ends when the last reference goes, which an exception that is kept may hold.
     """
 
     def __init__(self, call: _GenerateCall) -> None:
         self._call = call
+        self._loop = _running_loop()
+        self._reader: weakref.ref[asyncio.Task[Any]] | None = None
         self._builder = ReplyBuilder()
+
+    def __del__(self) -> None:
+        # gRPC's own tasks and callbacks keep a call alive, so it does not end by itself. Only the
+        # thread of a running loop may touch it; where no loop runs, any may.
+        loop = self._loop
+        with suppress(RuntimeError):  # the loop was closed, and its tasks with it
+            if loop is not None and loop.is_running() and loop is not _running_loop():
+                loop.call_soon_threadsafe(self._call.cancel)
+            else:
+                self._call.cancel()
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -63,17 +105,23 @@ class AsyncStream:
         raise StopAsyncIteration
 
     async def _read(self) -> generation_pb2.GenerateResponse | None:
-        try:
-            with translated():
-                response = await self._call.read()
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise Cancelled(grpc.StatusCode.CANCELLED, "the stream was cancelled") from None
+        self._follow(asyncio.current_task())
+        with _translated("the stream was cancelled"):
+            response = await self._call.read()
         if response is grpc.aio.EOF:
             return None
         return cast("generation_pb2.GenerateResponse", response)
+
+    def _follow(self, reader: asyncio.Task[Any] | None) -> None:
+        """A task cancelled between two reads ends the stream, though its traceback may hold it."""
+        if reader is not None and (self._reader is None or self._reader() is not reader):
+            # Weak both ways: the stream ends with its last reference, not with the next collection.
+            self._reader = weakref.ref(reader)
+            reader.add_done_callback(partial(_reader_ended, weakref.ref(self)))
+
+    def _left_by(self, reader: asyncio.Task[Any]) -> None:
+        if self._reader is not None and self._reader() is reader:
+            self.cancel()
 
     def cancel(self) -> None:
         """Ends the reply; reading on raises Cancelled. Safe after the end."""
@@ -143,24 +191,24 @@ class AsyncClient:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
-        with translated():
+        with _translated("the call was cancelled"):
             return list((await self._generation.Tokenize(request, timeout=timeout)).token_ids)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
     ) -> str:
         request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
-        with translated():
+        with _translated("the call was cancelled"):
             return (await self._generation.Detokenize(request, timeout=timeout)).text
 
     async def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
         request = generation_pb2.GetModelRequest()
-        with translated():
+        with _translated("the call was cancelled"):
             return wire.model(await self._generation.GetModel(request, timeout=timeout))
 
     async def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         request = cache_pb2.GetCacheStatsRequest()
-        with translated():
+        with _translated("the call was cancelled"):
             return wire.cache_stats(await self._cache.GetCacheStats(request, timeout=timeout))
 
     async def describe_tree(
@@ -168,13 +216,17 @@ class AsyncClient:
     ) -> AsyncIterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
         request = cache_pb2.DescribeTreeRequest(include_tokens=include_tokens)
-        with translated():
-            async for response in self._cache.DescribeTree(request, timeout=timeout):
-                yield wire.tree_node(response.node)
+        with _translated("the call was cancelled"):
+            call = self._cache.DescribeTree(request, timeout=timeout)
+            try:
+                async for response in call:
+                    yield wire.tree_node(response.node)
+            finally:
+                call.cancel()  # it would go on without a reader
 
     async def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
         check = self._channel.unary_unary(*HEALTH_CHECK)
-        with translated():
+        with _translated("the call was cancelled"):
             response = await check(health_pb2.HealthCheckRequest(), timeout=timeout)
         return response.status == health_pb2.HealthCheckResponse.SERVING

@@ -72,9 +72,9 @@ class FakeDaemon(
     def __init__(self, reply: Script) -> None:
         self.reply = reply
         self.requests: list[Any] = []  # messages of several kinds
-        self.ended = threading.Event()  # a Generate ended, however it did
+        self.ended = threading.Event()  # a stream ended, however it did
         self.health = HealthServicer()
-        self.nodes: list[cache_pb2.TreeNode] = []
+        self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
 
     def Generate(self, request: Request, context: grpc.ServicerContext) -> Responses:
@@ -118,6 +118,7 @@ class FakeDaemon(
         self, request: cache_pb2.DescribeTreeRequest, context: grpc.ServicerContext
     ) -> Iterator[cache_pb2.DescribeTreeResponse]:
         self.requests.append(request)
+        context.add_callback(self.ended.set)
         for node in self.nodes:
             yield cache_pb2.DescribeTreeResponse(node=node)
 
