@@ -24,7 +24,7 @@ from grpc_health.v1 import health_pb2
 
 from sapwood.client import address, wire
 from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK, RETRYING_OPTIONS
-from sapwood.client.errors import Cancelled, translated
+from sapwood.client.errors import Calling, Cancelled, client_closed, translated
 from sapwood.client.reply import ReplyBuilder
 from sapwood.client.values import (
     CacheStats,
@@ -51,19 +51,6 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return None
 
 
-@contextmanager
-def _translated(cancelled: str) -> Iterator[None]:
-    """As `translated`; a call that ended while its task goes on is Cancelled with these words."""
-    try:
-        with translated():
-            yield
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
-        raise Cancelled(grpc.StatusCode.CANCELLED, cancelled) from None
-
-
 def _reader_ended(stream: weakref.ref[AsyncStream], reader: asyncio.Task[Any]) -> None:
     if reader.cancelled() and (left := stream()) is not None:
         left._left_by(reader)
@@ -76,8 +63,9 @@ class AsyncStream:
     `async with` it ends when the last reference goes, which an exception that is kept may hold.
     """
 
-    def __init__(self, call: _GenerateCall) -> None:
+    def __init__(self, call: _GenerateCall, calling: Calling) -> None:
         self._call = call
+        self._calling = calling
         self._loop = _running_loop()
         self._reader: weakref.ref[asyncio.Task[Any]] | None = None
         self._builder = ReplyBuilder()
@@ -106,7 +94,7 @@ class AsyncStream:
 
     async def _read(self) -> generation_pb2.GenerateResponse | None:
         self._follow(asyncio.current_task())
-        with _translated("the stream was cancelled"):
+        with self._calling():
             response = await self._call.read()
         if response is grpc.aio.EOF:
             return None
@@ -160,10 +148,32 @@ class AsyncClient:
         self._channel = grpc.aio.insecure_channel(self.address, RETRYING_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        self._closed = False
 
     async def close(self) -> None:
-        """Closes the connection. Open streams end with Cancelled."""
+        """Closes the connection. Open streams end with Cancelled, and so does every later call."""
+        self._closed = True
         await self._channel.close()
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Around whatever gRPC does for us: what it raises becomes ours.
+
+        A call that ends while its task goes on is Cancelled, whoever ended it.
+        """
+        try:
+            with translated():
+                yield
+        except (grpc.aio.UsageError, Cancelled):  # gRPC's says that the channel is closed
+            if not self._closed:
+                raise
+            raise client_closed() from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            ended = Cancelled(grpc.StatusCode.CANCELLED, "the call was cancelled")
+            raise (client_closed() if self._closed else ended) from None
 
     async def __aenter__(self) -> Self:
         return self
@@ -181,7 +191,8 @@ class AsyncClient:
     ) -> AsyncStream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
-        return AsyncStream(self._generation.Generate(request, timeout=timeout))
+        with self._calling():
+            return AsyncStream(self._generation.Generate(request, timeout=timeout), self._calling)
 
     async def tokenize(
         self,
@@ -191,24 +202,24 @@ class AsyncClient:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
-        with _translated("the call was cancelled"):
+        with self._calling():
             return list((await self._generation.Tokenize(request, timeout=timeout)).token_ids)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
     ) -> str:
         request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
-        with _translated("the call was cancelled"):
+        with self._calling():
             return (await self._generation.Detokenize(request, timeout=timeout)).text
 
     async def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
         request = generation_pb2.GetModelRequest()
-        with _translated("the call was cancelled"):
+        with self._calling():
             return wire.model(await self._generation.GetModel(request, timeout=timeout))
 
     async def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         request = cache_pb2.GetCacheStatsRequest()
-        with _translated("the call was cancelled"):
+        with self._calling():
             return wire.cache_stats(await self._cache.GetCacheStats(request, timeout=timeout))
 
     async def describe_tree(
@@ -216,7 +227,7 @@ class AsyncClient:
     ) -> AsyncIterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
         request = cache_pb2.DescribeTreeRequest(include_tokens=include_tokens)
-        with _translated("the call was cancelled"):
+        with self._calling():
             call = self._cache.DescribeTree(request, timeout=timeout)
             try:
                 async for response in call:
@@ -227,6 +238,6 @@ class AsyncClient:
     async def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
         check = self._channel.unary_unary(*HEALTH_CHECK)
-        with _translated("the call was cancelled"):
+        with self._calling():
             response = await check(health_pb2.HealthCheckRequest(), timeout=timeout)
         return response.status == health_pb2.HealthCheckResponse.SERVING

@@ -73,12 +73,25 @@ class FakeDaemon(
         self.reply = reply
         self.requests: list[Any] = []  # messages of several kinds
         self.ended = threading.Event()  # a stream ended, however it did
+        self.called = threading.Event()  # a Generate or Tokenize arrived
+        self._free = threading.Event()  # Tokenize answers
+        self._free.set()
         self.health = HealthServicer()
         self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Tokenize does not answer inside of this."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
     def Generate(self, request: Request, context: grpc.ServicerContext) -> Responses:
         self.requests.append(request)
+        self.called.set()
         context.add_callback(self.ended.set)
         yield from self.reply(request, context)
 
@@ -86,6 +99,8 @@ class FakeDaemon(
         self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.TokenizeResponse:
         self.requests.append(request)
+        self.called.set()
+        self._free.wait(30)
         return generation_pb2.TokenizeResponse(token_ids=[2, 7, 9])
 
     def Detokenize(
