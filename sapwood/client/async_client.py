@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -35,6 +35,7 @@ from sapwood.client.values import (
     Model,
     Prompt,
     Reply,
+    TokenIds,
     TreeNode,
 )
 from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -191,8 +192,11 @@ class AsyncClient:
     ) -> AsyncStream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return AsyncStream(self._generation.Generate(request, timeout=timeout), self._calling)
+            return AsyncStream(
+                self._generation.Generate(request, timeout=deadline_s), self._calling
+            )
 
     async def tokenize(
         self,
@@ -202,33 +206,38 @@ class AsyncClient:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return list((await self._generation.Tokenize(request, timeout=timeout)).token_ids)
+            return list((await self._generation.Tokenize(request, timeout=deadline_s)).token_ids)
 
     async def detokenize(
-        self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
+        self, token_ids: TokenIds, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> str:
-        request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
+        request = wire.detokenize_request(token_ids)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return (await self._generation.Detokenize(request, timeout=timeout)).text
+            return (await self._generation.Detokenize(request, timeout=deadline_s)).text
 
     async def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
         request = generation_pb2.GetModelRequest()
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return wire.model(await self._generation.GetModel(request, timeout=timeout))
+            return wire.model(await self._generation.GetModel(request, timeout=deadline_s))
 
     async def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         request = cache_pb2.GetCacheStatsRequest()
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return wire.cache_stats(await self._cache.GetCacheStats(request, timeout=timeout))
+            return wire.cache_stats(await self._cache.GetCacheStats(request, timeout=deadline_s))
 
     async def describe_tree(
         self, *, include_tokens: bool = False, timeout: float | None = CALL_TIMEOUT_S
     ) -> AsyncIterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
-        request = cache_pb2.DescribeTreeRequest(include_tokens=include_tokens)
+        request = wire.describe_tree_request(include_tokens)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            call = self._cache.DescribeTree(request, timeout=timeout)
+            call = self._cache.DescribeTree(request, timeout=deadline_s)
             try:
                 async for response in call:
                     yield wire.tree_node(response.node)
@@ -238,6 +247,7 @@ class AsyncClient:
     async def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
         check = self._channel.unary_unary(*HEALTH_CHECK)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            response = await check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            response = await check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
         return response.status == health_pb2.HealthCheckResponse.SERVING

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self, Unpack
@@ -29,6 +29,7 @@ from sapwood.client.values import (
     Model,
     Prompt,
     Reply,
+    TokenIds,
     TreeNode,
 )
 from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -132,8 +133,9 @@ class Client:
     ) -> Stream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return Stream(self._generation.Generate(request, timeout=timeout), self._calling)
+            return Stream(self._generation.Generate(request, timeout=deadline_s), self._calling)
 
     def tokenize(
         self,
@@ -143,38 +145,42 @@ class Client:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return list(self._generation.Tokenize(request, timeout=timeout).token_ids)
+            return list(self._generation.Tokenize(request, timeout=deadline_s).token_ids)
 
-    def detokenize(
-        self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
-    ) -> str:
-        request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
+    def detokenize(self, token_ids: TokenIds, *, timeout: float | None = CALL_TIMEOUT_S) -> str:
+        request = wire.detokenize_request(token_ids)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return self._generation.Detokenize(request, timeout=timeout).text
+            return self._generation.Detokenize(request, timeout=deadline_s).text
 
     def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
         request = generation_pb2.GetModelRequest()
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return wire.model(self._generation.GetModel(request, timeout=timeout))
+            return wire.model(self._generation.GetModel(request, timeout=deadline_s))
 
     def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         request = cache_pb2.GetCacheStatsRequest()
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            return wire.cache_stats(self._cache.GetCacheStats(request, timeout=timeout))
+            return wire.cache_stats(self._cache.GetCacheStats(request, timeout=deadline_s))
 
     def describe_tree(
         self, *, include_tokens: bool = False, timeout: float | None = CALL_TIMEOUT_S
     ) -> Iterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
-        request = cache_pb2.DescribeTreeRequest(include_tokens=include_tokens)
+        request = wire.describe_tree_request(include_tokens)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            for response in self._cache.DescribeTree(request, timeout=timeout):
+            for response in self._cache.DescribeTree(request, timeout=deadline_s):
                 yield wire.tree_node(response.node)
 
     def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
         check = self._channel.unary_unary(*HEALTH_CHECK)
+        deadline_s = wire.deadline_s(timeout)
         with self._calling():
-            response = check(health_pb2.HealthCheckRequest(), timeout=timeout)
+            response = check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
         return response.status == health_pb2.HealthCheckResponse.SERVING

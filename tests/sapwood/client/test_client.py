@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from typing import Any
 
 import grpc
 import numpy as np
@@ -224,8 +223,13 @@ async def test_a_reply_is_the_next_prompts_message(
 async def test_token_ids_may_be_any_sequence_or_array(
     connect: Connect, daemon: FakeDaemon, address: str
 ) -> None:
-    # To a type checker an array is no Sequence.
-    prompts: list[Any] = [[2, 7], (2, 7), range(2, 12, 5), np.array([2, 7]), np.array([])]
+    prompts: list[sapwood.Prompt] = [
+        [2, 7],
+        (2, 7),
+        range(2, 12, 5),
+        np.array([2, 7]),
+        np.array([]),
+    ]
     async with connect(address) as client:
         for ids in prompts:
             await done(client.generate(ids).collect())
