@@ -145,8 +145,9 @@ class AsyncClient:
     """
 
     def __init__(self, target: str | None = None) -> None:
-        self.address = address.resolve(target, os.environ)
-        self._channel = grpc.aio.insecure_channel(self.address, RETRYING_OPTIONS)
+        found = address.resolve(target, os.environ)
+        self.address = str(found)
+        self._channel = grpc.aio.insecure_channel(found.target, RETRYING_OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
         self._closed = False
