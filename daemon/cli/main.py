@@ -204,6 +204,13 @@ def _unsigned(bits: int) -> Callable[[str], int]:
     return parse
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if value != value:  # NaN
+        raise ValueError
+    return value
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max-tokens", type=_unsigned(32), metavar="N")
@@ -239,7 +246,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
     help = "with --json: each token's log probability and N alternatives"
     add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
-    add("--timeout", type=float, metavar="SECONDS")
+    add("--timeout", type=_seconds, metavar="SECONDS")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:

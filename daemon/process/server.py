@@ -240,7 +240,7 @@ class Daemon:
 
     def _add_port(self, address: Address) -> int:
         try:
-            port = self._server.add_insecure_port(str(address))
+            port = self._server.add_insecure_port(address.target)
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}; is it in use?") from error
         if port == 0:

@@ -4,6 +4,7 @@
   neither TLS nor tokens are built: a wider address is refused, never served in the clear.
 - A socket file that nobody answers on is stale and removed; one that answers is never stolen
   (gRPC itself would unlink a live daemon's socket on bind).
+- How addresses are read and written is in sapwood/client/address.py, for both sides.
 - Port 0 means any free port; the real one is known after the bind.
 """
 
@@ -14,69 +15,41 @@ import os
 import socket
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sapwood.client.address import DEFAULT_TCP, default_socket
+from sapwood.client.address import DEFAULT_TCP, default_socket, parse
+from sapwood.client.address import Address as Address
+from sapwood.client.address import TcpAddress as TcpAddress
+from sapwood.client.address import UnixAddress as UnixAddress
 from sapwood.daemon.errors import StartError, UsageError
-
-SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """`host` without brackets; port 0: any free one, before the bind."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
-    """The file of a socket, absolute where it was parsed."""
-
-    path: Path
-
-    def __str__(self) -> str:
-        return f"unix:{self.path}"
-
-
-Address = TcpAddress | UnixAddress
 
 
 def parse_address(text: str) -> Address:
-    """`unix:PATH` or `HOST:PORT`; raises UsageError for anything else."""
-    if text.startswith("unix:"):
-        return _parse_unix(text.removeprefix("unix:"))
-    return parse_tcp(text, "neither unix:PATH nor HOST:PORT")
+    """`unix:PATH` or a loopback `HOST:PORT`; raises UsageError for anything else."""
+    try:
+        address = parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return _on_loopback(address) if isinstance(address, TcpAddress) else address
 
 
-def parse_tcp(text: str, otherwise: str = "not HOST:PORT") -> TcpAddress:
-    """A loopback `HOST:PORT`, an IPv6 host in brackets."""
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise UsageError(f"{text!r} is {otherwise}")
-    if not _is_loopback(host):
+def parse_tcp(text: str) -> TcpAddress:
+    """A loopback `HOST:PORT`; raises UsageError for anything else."""
+    with suppress(ValueError):
+        address = parse(text)
+        if isinstance(address, TcpAddress):
+            return _on_loopback(address)
+    raise UsageError(f"{text!r} is not HOST:PORT")
+
+
+def _on_loopback(address: TcpAddress) -> TcpAddress:
+    if not _is_loopback(address.host):
         raise UsageError(
-            f"{text!r} is not a loopback address; serving the network needs TLS and tokens, "
+            f"'{address}' is not a loopback address; serving the network needs TLS and tokens, "
             "which are not built yet"
         )
-    return TcpAddress(host, int(port))
-
-
-def _parse_unix(text: str) -> UnixAddress:
-    path = Path(text.removeprefix("//")).expanduser()
-    if not text or path.name in ("", ".", ".."):
-        raise UsageError("unix: needs the path of a socket")
-    path = Path(os.path.abspath(path))
-    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        raise UsageError(f"the path of a unix socket has at most {SOCKET_PATH_BYTES_MAX} bytes")
-    return UnixAddress(path)
+    return address
 
 
 def _is_loopback(host: str) -> bool:
@@ -90,7 +63,7 @@ def _is_loopback(host: str) -> bool:
 
 def default_listeners(environ: Mapping[str, str]) -> tuple[Address, ...]:
     """Where clients look if nobody says: the socket, then loopback."""
-    return (UnixAddress(default_socket(environ)), parse_tcp(DEFAULT_TCP))
+    return (parse_address(f"unix:{default_socket(environ)}"), parse_tcp(DEFAULT_TCP))
 
 
 def prepare_socket(address: UnixAddress) -> None:

@@ -9,12 +9,15 @@
 
 - A status without a class is a plain SapwoodError: UNKNOWN and INTERNAL are the daemon's bugs.
 - What a peer puts into the details is not trusted: details that do not parse count as none.
+- Errors can be pickled and copied with all they say: `args` is what makes the error again.
+- A client that was closed raises Cancelled for whatever is called on it then, as what was under way
+  does: the one is the other, seen later. Closing it once more, or a stream of it, does nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,6 +27,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 DOMAIN = "sapwood"
+
+Calling = Callable[[], AbstractContextManager[None]]  # around calls of one client
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +52,15 @@ class SapwoodError(Exception):
         self, status: grpc.StatusCode, message: str, details: Details | None = None
     ) -> None:
         details = details or Details()
-        super().__init__(f"{details.reason or status.name}: {message}")
+        super().__init__(status, message, details)
         self.status = status
         self.message = message
         self.reason = details.reason
         self.fields = details.fields
         self.retry_after_s = details.retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.reason or self.status.name}: {self.message}"
 
 
 class InvalidArgument(SapwoodError):
@@ -88,7 +96,7 @@ class DeadlineExceeded(SapwoodError):
 
 
 class Cancelled(SapwoodError):
-    """The call was cancelled, usually by this client. A reply so far is not complete."""
+    """The call was cancelled, usually by this client, or that is closed. No reply is complete."""
 
 
 class Unimplemented(SapwoodError):
@@ -119,6 +127,11 @@ def translated() -> Iterator[None]:
         raise _CLASSES.get(status, SapwoodError)(
             status, error.details() or "", _details(error)
         ) from None
+
+
+def client_closed() -> Cancelled:
+    """What a call on a closed client raises, where gRPC has errors of Python's or its own."""
+    return Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
 
 
 def _details(error: grpc.RpcError) -> Details:

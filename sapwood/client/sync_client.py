@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
@@ -17,7 +18,7 @@ from grpc_health.v1 import health_pb2
 
 from sapwood.client import address, wire
 from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK, OPTIONS
-from sapwood.client.errors import translated
+from sapwood.client.errors import Calling, Cancelled, client_closed, translated
 from sapwood.client.reply import ReplyBuilder
 from sapwood.client.values import (
     CacheStats,
@@ -28,6 +29,7 @@ from sapwood.client.values import (
     Model,
     Prompt,
     Reply,
+    TokenIds,
     TreeNode,
 )
 from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -44,15 +46,16 @@ class Stream:
     The daemon works on it from the moment `generate` returned, whether it is read or not.
     """
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call, calling: Calling) -> None:
         self._call = call
+        self._calling = calling
         self._builder = ReplyBuilder()
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
-        with translated():
+        with self._calling():
             for response in self._call:
                 if (event := wire.event(response)) is not None:
                     self._builder.add(event)
@@ -92,14 +95,28 @@ class Client:
     """
 
     def __init__(self, target: str | None = None) -> None:
-        self.address = address.resolve(target, os.environ)
-        self._channel = grpc.insecure_channel(self.address, OPTIONS)
+        found = address.resolve(target, os.environ)
+        self.address = str(found)
+        self._channel = grpc.insecure_channel(found.target, OPTIONS)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
         self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        self._closed = False
 
     def close(self) -> None:
-        """Closes the connection. Open streams end with Cancelled."""
+        """Closes the connection. Open streams end with Cancelled, and so does every later call."""
+        self._closed = True
         self._channel.close()
+
+    @contextmanager
+    def _calling(self) -> Iterator[None]:
+        """Around whatever gRPC does for us: what it raises becomes ours."""
+        try:
+            with translated():
+                yield
+        except (ValueError, Cancelled):  # gRPC's ValueError says that the channel is closed
+            if not self._closed:
+                raise
+            raise client_closed() from None
 
     def __enter__(self) -> Self:
         return self
@@ -117,7 +134,9 @@ class Client:
     ) -> Stream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
-        return Stream(self._generation.Generate(request, timeout=timeout))
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            return Stream(self._generation.Generate(request, timeout=deadline_s), self._calling)
 
     def tokenize(
         self,
@@ -127,41 +146,45 @@ class Client:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
-        with translated():
-            return list(self._generation.Tokenize(request, timeout=timeout).token_ids)
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            return list(self._generation.Tokenize(request, timeout=deadline_s).token_ids)
 
-    def detokenize(
-        self, token_ids: Sequence[int], *, timeout: float | None = CALL_TIMEOUT_S
-    ) -> str:
+    def detokenize(self, token_ids: TokenIds, *, timeout: float | None = CALL_TIMEOUT_S) -> str:
         """Text of ids; special tokens have none. Raises InvalidArgument for unknown ids."""
-        request = generation_pb2.DetokenizeRequest(token_ids=token_ids)
-        with translated():
-            return self._generation.Detokenize(request, timeout=timeout).text
+        request = wire.detokenize_request(token_ids)
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            return self._generation.Detokenize(request, timeout=deadline_s).text
 
     def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
         """What the daemon has loaded. Raises Unavailable while it loads."""
         request = generation_pb2.GetModelRequest()
-        with translated():
-            return wire.model(self._generation.GetModel(request, timeout=timeout))
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            return wire.model(self._generation.GetModel(request, timeout=deadline_s))
 
     def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         """What the prefix tree holds and memory is used for, between two steps."""
         request = cache_pb2.GetCacheStatsRequest()
-        with translated():
-            return wire.cache_stats(self._cache.GetCacheStats(request, timeout=timeout))
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            return wire.cache_stats(self._cache.GetCacheStats(request, timeout=deadline_s))
 
     def describe_tree(
         self, *, include_tokens: bool = False, timeout: float | None = CALL_TIMEOUT_S
     ) -> Iterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
-        request = cache_pb2.DescribeTreeRequest(include_tokens=include_tokens)
-        with translated():
-            for response in self._cache.DescribeTree(request, timeout=timeout):
+        request = wire.describe_tree_request(include_tokens)
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            for response in self._cache.DescribeTree(request, timeout=deadline_s):
                 yield wire.tree_node(response.node)
 
     def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
         check = self._channel.unary_unary(*HEALTH_CHECK)
-        with translated():
-            response = check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        deadline_s = wire.deadline_s(timeout)
+        with self._calling():
+            response = check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
         return response.status == health_pb2.HealthCheckResponse.SERVING

@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,11 @@ class Conversation:
     thinking: bool | None = None  # None: as the model's template does by default
 
 
-# Text, token ids, or a conversation.
-Prompt = str | Sequence[int] | Messages | Conversation
+# A list, a tuple, a range, an array of NumPy's: whatever gives integers one after another.
+TokenIds = Iterable[SupportsIndex]
+
+# Text, token ids, or a conversation. Of bytes, which type checkers take for ids, none.
+Prompt = str | TokenIds | Messages | Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +84,9 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float | None  # off the score of tokens in the reply, for each occurrence
     logit_bias: Mapping[int, float] | None  # added to the scores of these token ids
     top_logprobs: int | None  # alternatives to report for each token; 0 is no logprobs
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
+    stop: str | Sequence[str] | None
+    stop_token_ids: TokenIds | None
+    ignore_eos: bool | None
     draft_tokens: int | None  # pins the depth of speculation; 0 turns it off
     cache: CacheOptions | None
 
@@ -136,6 +139,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     STOP_SEQUENCE = "stop_sequence"
+    UNKNOWN = ""  # one that only a newer daemon gives
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,29 @@
 """Between the client's values and sapwood.v1: pure functions, shared by both clients.
 
 - What the caller left out or gave as None stays unset on the wire, so that the daemon decides.
-- Only types are checked here, by protobuf (TypeError, ValueError): the daemon is the one door.
-- What only a newer daemon sends is left out: unknown events become None, unknown tiers and layers
-  are not listed.
+- Only types are checked here, in sapwood.client.fields: the daemon is the one door.
+- What only a newer daemon sends is left out: unknown events become None, an unknown reason is
+  FinishReason.UNKNOWN, unknown tiers and layers are not listed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any, TypeVar
 
+from sapwood.client.fields import (
+    add_integers,
+    flag,
+    given,
+    items,
+    json_object,
+    seconds,
+    set_fields,
+    text,
+    wrong_type,
+)
 from sapwood.client.values import (
     Alternative,
     CacheOptions,
@@ -32,6 +43,7 @@ from sapwood.client.values import (
     Prompt,
     StoredBytes,
     Tier,
+    TokenIds,
     TokenLogprobs,
     Tool,
     ToolCall,
@@ -40,7 +52,9 @@ from sapwood.client.values import (
 )
 from sapwood.v1 import cache_pb2, generation_pb2, prompt_pb2
 
+_T = TypeVar("_T")
 _SAMPLING = frozenset(generation_pb2.Sampling.DESCRIPTOR.fields_by_name)
+_MESSAGE = frozenset(field.name for field in fields(Message))
 _REASONS = {
     generation_pb2.FINISH_REASON_STOP: FinishReason.STOP,
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
@@ -58,64 +72,99 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
     """Raises TypeError for an unknown option, and TypeError or ValueError for a misfit value."""
     if unknown := options.keys() - GenerateOptions.__annotations__.keys():
         raise TypeError(f"generate() has no option {sorted(unknown)[0]!r}")
-    values: dict[str, Any] = dict(options)
-    cache: CacheOptions = values.pop("cache", None) or CacheOptions()
+    values: dict[str, Any] = {name: it for name, it in options.items() if it is not None}
+    cache = given(values.pop("cache", CacheOptions()), CacheOptions, "cache", "a CacheOptions")
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
-    return generation_pb2.GenerateRequest(
+    sampling = {name: values.pop(name) for name in list(values) if name in _SAMPLING}
+    request = generation_pb2.GenerateRequest(
         **_prompt(prompt),
-        sampling=generation_pb2.Sampling(**{k: values.pop(k) for k in _SAMPLING & values.keys()}),
-        cache=generation_pb2.CacheOptions(
-            bypass=cache.bypass, store_reply=cache.store_reply, mark=cache.mark
-        ),
-        **values,
+        sampling=set_fields(generation_pb2.Sampling(), sampling),
+        cache=set_fields(generation_pb2.CacheOptions(), _fields(cache, CacheOptions), "cache."),
     )
+    return set_fields(request, values)
 
 
 def tokenize_request(
     prompt: str | Messages | Conversation,
 ) -> generation_pb2.TokenizeRequest:
-    """As generate_request; token ids are no prompt here: ValueError."""
-    return generation_pb2.TokenizeRequest(**_prompt(prompt))
+    """As generate_request; token ids are no prompt here: TypeError."""
+    found = _prompt(prompt)
+    if "token_ids" in found:
+        wrong_type(prompt, "prompt", "text or messages")
+    return generation_pb2.TokenizeRequest(**found)
+
+
+def detokenize_request(token_ids: TokenIds) -> generation_pb2.DetokenizeRequest:
+    """Raises TypeError or ValueError for what are no ids."""
+    return set_fields(generation_pb2.DetokenizeRequest(), {"token_ids": token_ids})
+
+
+def describe_tree_request(include_tokens: bool) -> cache_pb2.DescribeTreeRequest:
+    """Raises TypeError for what is no bool."""
+    return set_fields(cache_pb2.DescribeTreeRequest(), {"include_tokens": include_tokens})
+
+
+def deadline_s(timeout: float | None) -> float | None:
+    """What gRPC takes for a timeout."""
+    return seconds(timeout, "timeout")
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:
     """The field of the prompt oneof, by name."""
     if isinstance(prompt, str):
-        return {"text": prompt}
+        return {"text": text(prompt, "prompt")}
     if isinstance(prompt, Conversation):
         return {"messages": _messages(prompt)}
-    # By length: an array of ids has no truth value.
-    if len(prompt) and isinstance(prompt[0], Message | Mapping):
-        return {"messages": _messages(Conversation(cast("Messages", prompt)))}
-    return {"token_ids": prompt_pb2.TokenIds(ids=cast("Sequence[int]", prompt))}
+    found = items(prompt, "prompt", "text, token ids, messages or a Conversation")
+    if len(found) and isinstance(found[0], Message | Mapping):
+        return {"messages": _messages(Conversation(found))}
+    token_ids = prompt_pb2.TokenIds()
+    add_integers(token_ids.ids, found, "prompt")
+    return {"token_ids": token_ids}
 
 
 def _messages(conversation: Conversation) -> prompt_pb2.Messages:
+    """Errors name `messages` whether they came alone or in a Conversation."""
+    thinking = conversation.thinking
     return prompt_pb2.Messages(
-        messages=map(_message, conversation.messages),
-        tools=map(_tool, conversation.tools),
-        thinking=conversation.thinking,
+        messages=_each(_message, conversation.messages, "messages"),
+        tools=_each(_tool, conversation.tools, "tools"),
+        thinking=None if thinking is None else flag(thinking, "thinking"),
     )
 
 
-def _message(given: Message | Mapping[str, Any]) -> prompt_pb2.Message:
-    message = given if isinstance(given, Message) else Message(**given)
-    return prompt_pb2.Message(
-        role=message.role,
-        content=message.content,
-        thinking=message.thinking,
-        tool_calls=[
-            prompt_pb2.ToolCall(name=call.name, arguments=json.dumps(dict(call.arguments)))
-            for call in message.tool_calls
-        ],
-        tool_name=message.tool_name,
+def _each(translated: Callable[[Any, str], _T], values: Any, path: str) -> list[_T]:
+    return [translated(value, f"{path}[{i}]") for i, value in enumerate(items(values, path))]
+
+
+def _message(message: Any, path: str) -> prompt_pb2.Message:
+    if isinstance(message, Message):
+        message = _fields(message, Message)
+    elif not isinstance(message, Mapping):
+        wrong_type(message, path, "a Message or a mapping")
+    if unknown := [name for name in message if name not in _MESSAGE]:
+        raise TypeError(f"{path} has no field {unknown[0]!r}")
+    if missing := [name for name in ("role", "content") if name not in message]:
+        raise TypeError(f"{path} lacks {missing[0]!r}")
+    calls = _each(_tool_call, message.get("tool_calls", ()), f"{path}.tool_calls")
+    plain = {name: value for name, value in message.items() if name != "tool_calls"}
+    return set_fields(prompt_pb2.Message(tool_calls=calls), plain, f"{path}.")
+
+
+def _tool_call(call: Any, path: str) -> prompt_pb2.ToolCall:
+    values = _fields(given(call, ToolCall, path, "a ToolCall"), ToolCall)
+    values["arguments"] = json_object(values["arguments"], f"{path}.arguments")
+    return set_fields(prompt_pb2.ToolCall(), values, f"{path}.")
+
+
+def _tool(tool: Any, path: str) -> prompt_pb2.Tool:
+    values = _fields(given(tool, Tool, path, "a Tool"), Tool)
+    parameters = values["parameters"]
+    values["parameters"] = (
+        "" if parameters is None else json_object(parameters, f"{path}.parameters")
     )
-
-
-def _tool(tool: Tool) -> prompt_pb2.Tool:
-    parameters = json.dumps(dict(tool.parameters)) if tool.parameters is not None else ""
-    return prompt_pb2.Tool(name=tool.name, description=tool.description, parameters=parameters)
+    return set_fields(prompt_pb2.Tool(), values, f"{path}.")
 
 
 def event(response: generation_pb2.GenerateResponse) -> Event | None:
@@ -128,7 +177,8 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
             return _delta(response.delta)
         case "finish":
             finish = response.finish
-            return Finish(_REASONS[finish.reason], finish.stop_sequence, _usage(finish.usage))
+            reason = _REASONS.get(finish.reason, FinishReason.UNKNOWN)
+            return Finish(reason, finish.stop_sequence, _usage(finish.usage))
         case _:
             return None
 
@@ -183,5 +233,5 @@ def _stored(entries: Iterable[cache_pb2.StoredBytes]) -> StoredBytes:
 
 
 def _fields(message: Any, cls: type) -> dict[str, Any]:
-    """The message's values under the names of a dataclass: the names of the wire are ours."""
+    """Values under the names of a dataclass, from one or from the wire: the names are the same."""
     return {field.name: getattr(message, field.name) for field in fields(cls)}

@@ -212,6 +212,7 @@ def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
         ["generate", "x", "--max-tokens", "-1"],
         ["generate", "x", "--seed", str(1 << 64)],
         ["generate", "x", "--temperature", "warm"],
+        ["generate", "x", "--timeout", "nan"],
     ],
 )
 def test_bad_usage_is_2(argv: list[str]) -> None:

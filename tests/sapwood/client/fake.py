@@ -72,13 +72,26 @@ class FakeDaemon(
     def __init__(self, reply: Script) -> None:
         self.reply = reply
         self.requests: list[Any] = []  # messages of several kinds
-        self.ended = threading.Event()  # a Generate ended, however it did
+        self.ended = threading.Event()  # a stream ended, however it did
+        self.called = threading.Event()  # a Generate or Tokenize arrived
+        self._free = threading.Event()  # Tokenize answers
+        self._free.set()
         self.health = HealthServicer()
-        self.nodes: list[cache_pb2.TreeNode] = []
+        self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Tokenize does not answer inside of this."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
 
     def Generate(self, request: Request, context: grpc.ServicerContext) -> Responses:
         self.requests.append(request)
+        self.called.set()
         context.add_callback(self.ended.set)
         yield from self.reply(request, context)
 
@@ -86,6 +99,8 @@ class FakeDaemon(
         self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.TokenizeResponse:
         self.requests.append(request)
+        self.called.set()
+        self._free.wait(30)
         return generation_pb2.TokenizeResponse(token_ids=[2, 7, 9])
 
     def Detokenize(
@@ -118,6 +133,7 @@ class FakeDaemon(
         self, request: cache_pb2.DescribeTreeRequest, context: grpc.ServicerContext
     ) -> Iterator[cache_pb2.DescribeTreeResponse]:
         self.requests.append(request)
+        context.add_callback(self.ended.set)
         for node in self.nodes:
             yield cache_pb2.DescribeTreeResponse(node=node)
 

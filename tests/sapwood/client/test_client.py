@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from typing import Any
+from typing import cast
 
 import grpc
 import numpy as np
@@ -88,6 +88,16 @@ async def test_stream_that_ends_without_finish_is_no_reply(
     async with connect(address) as client:
         with pytest.raises(sapwood.SapwoodError, match="before the reply did"):
             await done(client.generate("hello").collect())
+
+
+async def test_a_newer_daemons_reason_is_unknown_and_the_reply_whole(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
+    newer = cast("generation_pb2.FinishReason.ValueType", 77)
+    daemon.reply = lambda request, context: iter([prefill(0, 1, 1), finish(newer)])
+    async with connect(address) as client:
+        reply = await done(client.generate("hello").collect())
+    assert reply.finish.reason is sapwood.FinishReason.UNKNOWN
 
 
 async def test_unset_options_stay_unset(connect: Connect, daemon: FakeDaemon, address: str) -> None:
@@ -224,8 +234,13 @@ async def test_a_reply_is_the_next_prompts_message(
 async def test_token_ids_may_be_any_sequence_or_array(
     connect: Connect, daemon: FakeDaemon, address: str
 ) -> None:
-    # To a type checker an array is no Sequence.
-    prompts: list[Any] = [[2, 7], (2, 7), range(2, 12, 5), np.array([2, 7]), np.array([])]
+    prompts: list[sapwood.Prompt] = [
+        [2, 7],
+        (2, 7),
+        range(2, 12, 5),
+        np.array([2, 7]),
+        np.array([]),
+    ]
     async with connect(address) as client:
         for ids in prompts:
             await done(client.generate(ids).collect())

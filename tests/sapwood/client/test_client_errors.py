@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import grpc
 import pytest
@@ -11,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 import sapwood
+from sapwood.client.errors import Details
 from tests.sapwood.client.conftest import Connect
 from tests.sapwood.client.fake import (
     FakeDaemon,
@@ -24,6 +29,10 @@ from tests.sapwood.client.fake import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+def _pickled(protocol: int, error: sapwood.SapwoodError) -> Any:
+    return pickle.loads(pickle.dumps(error, protocol))
 
 
 async def test_deadline(connect: Connect, daemon: FakeDaemon, address: str) -> None:
@@ -49,6 +58,40 @@ CLASSES = {
     "UNIMPLEMENTED": sapwood.Unimplemented,
     "INTERNAL": sapwood.SapwoodError,
 }
+
+
+WAYS_TO_COPY: dict[str, Callable[[sapwood.SapwoodError], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    **{f"pickle {protocol}": partial(_pickled, protocol) for protocol in range(6)},
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_COPY)
+@pytest.mark.parametrize("status", CLASSES)
+def test_errors_are_copied_with_all_they_say(status: str, way: str) -> None:
+    details = Details("SOME_REASON", {"sampling.top_p": "not in (0, 1]"}, 1.5)
+    error = CLASSES[status](grpc.StatusCode[status], "no", details)
+    error.add_note("of this call")
+    twin = WAYS_TO_COPY[way](error)
+    assert twin is not error and type(twin) is type(error)
+    assert vars(twin) == vars(error) and twin.fields == {"sampling.top_p": "not in (0, 1]"}
+    assert (twin.status, twin.reason, twin.retry_after_s) == (error.status, "SOME_REASON", 1.5)
+    assert str(twin) == str(error) == "SOME_REASON: no"
+    with pytest.raises(CLASSES[status]) as caught:
+        raise twin
+    assert caught.value is twin
+
+
+async def test_an_error_of_a_call_crosses_processes(
+    connect: Connect, daemon: FakeDaemon, address: str
+) -> None:
+    daemon.reply = lambda request, context: refuse(context, grpc.StatusCode.NOT_FOUND, "no")
+    async with connect(address) as client:
+        with pytest.raises(sapwood.NotFound) as caught:
+            await done(client.generate("hello").collect())
+    twin = pickle.loads(pickle.dumps(caught.value))
+    assert (type(twin), str(twin)) == (sapwood.NotFound, "NOT_FOUND: no")
 
 
 @pytest.mark.parametrize("status", CLASSES)
