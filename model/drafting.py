@@ -6,7 +6,8 @@
   and writes none.
 - Its position is constant over a round: the bonus token's slot, or the last committed one.
   Implementations differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` W.
-- A row that wants bias or penalties has them here too, with its own drafts so far as history.
+- A row that wants bias or penalties has them here too, with its own drafts so far as history; what
+  the model never generates is not drafted.
 - Lazy throughout: drafts feed the target's forward without passing the host.
 """
 
@@ -29,6 +30,7 @@ from sapwood.model.assistant import Assistant
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.proposals import DraftDistribution, draft
+from sapwood.model.sampling.suppression import Suppression
 from sapwood.scheduler.plan import DecodeRow
 
 DraftPosition = Literal["bonus", "last"]
@@ -61,9 +63,11 @@ class Drafter:
         assistant: Assistant,
         target: PackedGemma4,
         caches: LiveCaches,
+        suppression: Suppression,
         position: DraftPosition = "bonus",
     ) -> None:
         self.assistant, self.target = assistant, target
+        self.suppression = suppression
         self.back = 0 if position == "bonus" else 1
         sliding, full = (caches.stores[target.donors[kind]] for kind in ("sliding", "full"))
         assert isinstance(sliding, WindowStore) and isinstance(full, FullStore)
@@ -92,6 +96,7 @@ class Drafter:
             logits, hidden = self.assistant.step(
                 self.target.embed(tokens), hidden, positions, attend
             )
+            logits = self.suppression.of_drafter(logits)
             tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)

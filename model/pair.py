@@ -27,6 +27,7 @@ from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
 from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
+from sapwood.model.sampling.suppression import masked_bytes
 from sapwood.scheduler.model_facts import ModelFacts
 
 # What a draw takes for each token of the vocabulary: with changed logits or a thousand candidates,
@@ -70,7 +71,9 @@ def load_pair(
         check_fit(config, draft_config, f"{draft_dir.path / 'config.json'}: ")
         fitted_draft = fit_assistant(weight_files(draft_dir), draft_config)
     fitted = fit_target(files, config)
-    tokenizer = load_tokenizer(model_dir, config.text.vocabulary, config.eos_token_ids)
+    tokenizer = load_tokenizer(
+        model_dir, config.text.vocabulary, config.eos_token_ids, config.bos_token_ids
+    )
     target = fitted.load(float_dtype)
     used = target.model.norm.weight.dtype
     # The drafter reads the target's K/V, so it works in the target's dtype.
@@ -165,8 +168,9 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         ring_bytes=sliding * ring_tokens(text.window, depth_max + 1),
         tail_bytes=sliding * tail_tokens(text.window),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
-        # The head's logits, their softcap, and a float32 copy for the sampler.
-        logits_bytes_per_row=text.vocabulary * (2 * item_bytes + 4),
+        # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
+        logits_bytes_per_row=text.vocabulary
+        * (2 * item_bytes + 4 + masked_bytes(pair.tokenizer.suppressed, item_bytes)),
         wide_bytes_per_row=text.vocabulary * WIDE_DRAW_BYTES,
         whole_bytes_per_row=text.vocabulary * WHOLE_DRAW_BYTES,
         # Scores and their softmax, one layer at a time.

@@ -35,6 +35,7 @@ from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
 from sapwood.model.sampling.penalties import Tally
+from sapwood.model.sampling.suppression import Suppression
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
@@ -83,9 +84,12 @@ class Runner:
         self.caches = LiveCaches(
             self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
         )
+        self.suppression = Suppression(pair.tokenizer.suppressed, self.vocabulary)
         self.drafter = None
         if pair.assistant is not None:
-            self.drafter = Drafter(pair.assistant, self.target, self.caches, draft_position)
+            self.drafter = Drafter(
+                pair.assistant, self.target, self.caches, self.suppression, draft_position
+            )
         self.frontier = mx.zeros((slots_max, pair.target.args.hidden_size), self.dtype)
         self._samplers: dict[int, Sampler] = {}
 
@@ -135,7 +139,7 @@ class Runner:
         )
 
     def replay(self, row: DecodeRow, tokens: Sequence[int]) -> list[float]:
-        """How far each token of a committed round lies below the largest logit of its place.
+        """How far each token of a committed round lies below the best that its place allows.
 
         `tokens`: what the round committed. It is evaluated once more, alone and through an isolated
         speculation, which leaves live state as it is; between wait() and the next submit().
@@ -144,7 +148,10 @@ class Runner:
         layers = begin_isolated_speculation(self.caches, row.slot, row.start, len(fed))
         batch = Batch([Span(row.slot, row.start, len(fed))])
         hidden = self.target.forward(mx.array(fed), batch, layers).hidden
-        return below_maximum(self.target.logits(hidden), tokens)
+        # A round begins behind a reply's first token.
+        firsts = np.zeros(len(tokens), np.bool_)
+        logits = self.suppression.of_target(self.target.logits(hidden), firsts)
+        return below_maximum(logits, tokens)
 
     def close(self) -> None:
         """Drop every array, on the thread that made them."""
@@ -228,7 +235,8 @@ class Runner:
             (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.distributions)
         )
         logits = self.target.logits(forward.hidden)
-        drawn = verify(logits, rows, table, distributions)
+        allowed = self.suppression.of_target(logits, rows.firsts)
+        drawn = verify(allowed, rows, table, distributions)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
         newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest

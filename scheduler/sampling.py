@@ -56,10 +56,27 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What an unset sampling field means for this model: its generation_config.json."""
+    """What an unset field means for this model: its generation_config.json.
+
+    max_tokens: of a reply. total_tokens: prompt and reply together reach at most this where
+    nobody says how long a reply may be. None: the model does not say.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SuppressedTokens:
+    """What this model never generates, whatever a request asks: its generation_config.json.
+
+    first: what is no reply's first token, and may come later; disjoint from `always`.
+    """
+
+    always: frozenset[int] = frozenset()
+    first: frozenset[int] = frozenset()

@@ -136,12 +136,19 @@ class Admission:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work)
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
-        asked = (
-            request.max_tokens
-            if request.HasField("max_tokens")
-            else self._limits.max_tokens_default
-        )
-        return min(asked, self._card.facts.context_tokens_max - prompt_tokens)
+        room = self._card.facts.context_tokens_max - prompt_tokens
+        if request.HasField("max_tokens"):
+            return min(request.max_tokens, room)
+        return min(self._default_tokens(prompt_tokens), room)
+
+    def _default_tokens(self, prompt_tokens: int) -> int:
+        """The model's own default; where it has none the daemon's, within the model's total."""
+        defaults, tokens = self._card.defaults, self._limits.max_tokens_default
+        if defaults.max_tokens is not None:
+            return defaults.max_tokens
+        if defaults.total_tokens is not None:
+            return max(1, min(tokens, defaults.total_tokens - prompt_tokens))
+        return tokens
 
 
 def _empty(field: str) -> Refused:

@@ -182,6 +182,7 @@ class TargetConfig:
 
     text: TextConfig
     eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json may have more
+    bos_token_ids: tuple[int, ...]  # likewise; the first counts, and the tokenizer's own before it
     media_token_ids: frozenset[int]  # image, audio and video placeholders: towers we do not load
     quantization: Quantization | None
 

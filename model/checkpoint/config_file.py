@@ -110,7 +110,15 @@ def read_target_config(directory: ModelDirectory) -> TargetConfig:
     for kind in set(text.kinds):
         if text.last_own(kind) is None:
             raise keys.refuse("layer_types", f"has no {kind} layer with K/V of its own")
-    return TargetConfig(text, _eos(top, keys), _media(top), _read_quantization(top))
+    return TargetConfig(
+        text=text,
+        eos_token_ids=_eos(top, keys),
+        bos_token_ids=tuple(
+            b for place in (keys, top) for b in sorted(_ids(place, "bos_token_id"))
+        ),
+        media_token_ids=_media(top),
+        quantization=_read_quantization(top),
+    )
 
 
 def read_assistant_config(directory: ModelDirectory) -> AssistantConfig:

@@ -27,7 +27,7 @@ from sapwood.model.prompt.chat_template import ChatTemplate
 from sapwood.model.prompt.errors import PromptRefused, PromptTooLong
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.scheduler.control_tokens import SPELLED_QUOTE, ControlTokens
-from sapwood.scheduler.sampling import SamplingDefaults
+from sapwood.scheduler.sampling import SamplingDefaults, SuppressedTokens
 
 _CONTROL_TOKENS = {
     "turn_start": "<|turn>",
@@ -54,10 +54,12 @@ class Tokenizer:
         unknown_id: int | None,
         eos_token_ids: frozenset[int],
         defaults: SamplingDefaults,
+        suppressed: SuppressedTokens,
     ) -> None:
         self.token_bytes = token_bytes
         self.eos_token_ids = eos_token_ids
         self.defaults = defaults
+        self.suppressed = suppressed
         self.bos_id = bos_id
         self._encoder = encoder
         self._template = template

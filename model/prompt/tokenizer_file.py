@@ -11,7 +11,14 @@ from tokenizers import Tokenizer as Encoder
 
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, parse_object, shown
 from sapwood.model.prompt.chat_template import ChatTemplate, read_chat_template
-from sapwood.model.prompt.generation_config import eos_ids, sampling_defaults
+from sapwood.model.prompt.generation_config import FILE, read_generation
+from sapwood.model.prompt.special_tokens import (
+    SETTINGS,
+    bos_id,
+    eos_of_names,
+    named_tokens,
+    settle_bos,
+)
 from sapwood.model.prompt.token_bytes import byte_table
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.model.prompt.tokenizer import Tokenizer
@@ -21,28 +28,33 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def load_tokenizer(
-    directory: ModelDirectory, vocabulary: int, eos_fallback: tuple[int, ...] = ()
+    directory: ModelDirectory,
+    vocabulary: int,
+    eos_fallback: tuple[int, ...] = (),
+    bos_fallback: tuple[int, ...] = (),
 ) -> Tokenizer:
-    """Read tokenizer.json, tokenizer_config.json, the chat template and generation_config.json.
+    """Read tokenizer.json, the files beside it, the chat template and generation_config.json.
 
     vocabulary: the width of the logits. eos_fallback: config.json's eos ids, which
-    end a turn too. Raises ModelRefused.
+    end a turn too. bos_fallback: its bos ids, for where nothing else says. Raises ModelRefused.
     """
-    settings = _optional(directory, "tokenizer_config.json")
-    names = _named_tokens(settings)
-    template = read_chat_template(directory, settings)
+    settings = _optional(directory, SETTINGS)
+    generation = read_generation(directory, _optional(directory, FILE), vocabulary)
     where = str(directory.path / "tokenizer.json")
     document = parse_object(directory.text("tokenizer.json", _TOKENIZER_BYTES_MAX), where)
+    added = {t["id"]: t["content"] for t in _added_tokens(document, where)}
+    names = named_tokens(directory, settings, added)
+    bos_ids = (*generation.bos_ids, *bos_fallback)
+    bos = settle_bos(names, document, added, bos_ids)
+    template = read_chat_template(directory, settings)
     control = _mark_control(document, set(names.values()), template[0] if template else "", where)
     encoder = _encoder(document, where)
     words = encoder.get_vocab(with_added_tokens=True)
     _check_words(words, vocabulary, where)
-    bos = names.get("bos_token", "")
-    if bos and bos not in words:
-        place = directory.path / "tokenizer_config.json"
-        raise ModelRefused(f"{place}: bos_token is {shown(bos)}, which is not in the vocabulary")
     control_ids = {text: words[text] for text in control}
-    generation = _optional(directory, "generation_config.json")
+    eos = {*generation.eos_ids, *eos_fallback, *eos_of_names(directory, names, words)}
+    if not eos:
+        raise ModelRefused(f"{directory.path / FILE}: eos_token_id is missing, no file names one")
     token_bytes = byte_table(
         document.get("decoder"), words, set(control_ids.values()), vocabulary, where
     )
@@ -53,10 +65,11 @@ def load_tokenizer(
         template=ChatTemplate(template[0], names, control, template[1]) if template else None,
         token_bytes=token_bytes,
         floor=TokenFloor(document, token_bytes),
-        bos_id=words.get(bos),
+        bos_id=bos_id(directory, settings, bos, names.get("bos_token", ""), words, bos_ids),
         unknown_id=words.get(names.get("unk_token", "")),
-        eos_token_ids=eos_ids(directory, generation, eos_fallback, vocabulary),
-        defaults=sampling_defaults(directory, generation),
+        eos_token_ids=frozenset(eos),
+        defaults=generation.defaults,
+        suppressed=generation.suppressed,
     )
     if template is not None:
         tokenizer.check_template(template[1])
@@ -103,16 +116,6 @@ def _check_words(words: Mapping[str, int], vocabulary: int, where: str) -> None:
             raise ModelRefused(f"{where}: the id {index} is both {pair}")
 
 
-def _named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """`bos_token`, `eot_token`, ...: plain strings or objects with their content."""
-    names: dict[str, str] = {}
-    for key, value in settings.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if key.endswith("_token") and isinstance(text, str) and text:
-            names[key] = text
-    return names
-
-
 def _mark_control(
     document: dict[str, Any], named: set[str], template: str, where: str
 ) -> dict[str, AddedToken]:
@@ -135,7 +138,10 @@ def _added_tokens(document: dict[str, Any], where: str) -> list[dict[str, Any]]:
     listed = document.get("added_tokens")
     known = {"id", "content", "special", *_FLAGS}
     if not isinstance(listed, list) or any(
-        not isinstance(t, dict) or not known <= t.keys() or not _is_text(t["content"])
+        not isinstance(t, dict)
+        or not known <= t.keys()
+        or not _is_text(t["content"])
+        or type(t["id"]) is not int
         for t in listed
     ):
         raise ModelRefused(f"{where}: added_tokens is not a list of added tokens")

@@ -116,6 +116,12 @@ class DrawRows:
         return offsets
 
     @cached_property
+    def firsts(self) -> np.ndarray:
+        """[N] bool: the flat rows that draw the first token of a reply."""
+        firsts: np.ndarray = np.asarray(self.index)[self.owners] + self.offsets == 0
+        return firsts
+
+    @cached_property
     def reaches(self) -> np.ndarray:
         """[B]: GREEDY, WHOLE, NUCLEUS or a number of ranked candidates."""
         return np.array([_reach(s) for s in self.samplings])

@@ -143,7 +143,9 @@ class GenerateRequest(_message.Message):
     session: _builtins.str
     """Name of a session of SessionService; the prompt is appended to it. Empty: none."""
     max_tokens: _builtins.int
-    """Tokens to generate at most, at least 1. Default 512 or what the context leaves."""
+    """Tokens to generate at most, at least 1. Default: what the model's generation config says, else
+    512; never more than the context leaves.
+    """
     ignore_eos: _builtins.bool
     """Goes on past the model's own end-of-turn tokens (and only past those)."""
     draft_tokens: _builtins.int

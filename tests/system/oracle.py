@@ -3,7 +3,8 @@
 - Nothing of ours runs in that forward: no packing, no cache, no drafter. If every token is what the
   distribution draws after the tokens before it, the reply is the one that plain decoding gives.
 - Greedy: the maximum. Seeded: the shared noise of the token's index added to the plain one.
-- Bias and penalties are applied in NumPy, each place with the prompt and the reply up to there.
+- Bias and penalties are applied in NumPy, each place with the prompt and the reply up to there, and
+  after them the model's own bans.
 - Text and end are computed the naive way, every beginning of the reply afresh.
 """
 
@@ -82,11 +83,14 @@ class Oracle:
 
     def _adjusted(self, prompt: tuple[int, ...], reply: list[int], sampling: Sampling) -> Array:
         """[len(reply), V]: the logits that each token of a reply was drawn from."""
-        logits = self.logits([*prompt, *reply[:-1]])[len(prompt) - 1 :]
-        if not sampling.adjusted:
-            return logits
-        rows = [adjusted_logits(row, sampling, prompt, reply[:i]) for i, row in enumerate(logits)]
-        return np.array(rows, np.float32)
+        rows = self.logits([*prompt, *reply[:-1]])[len(prompt) - 1 :].copy()
+        if sampling.adjusted:
+            for i, row in enumerate(rows):
+                rows[i] = adjusted_logits(row, sampling, prompt, reply[:i])
+        banned = self._pair.tokenizer.suppressed
+        rows[:, list(banned.always)] = -np.inf
+        rows[:1, list(banned.first)] = -np.inf
+        return rows
 
 
 @dataclass(frozen=True)

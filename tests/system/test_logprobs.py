@@ -8,6 +8,7 @@ from scipy.special import log_softmax
 
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
+from tests.system.oracle import Oracle
 from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack, Stream
 
@@ -16,10 +17,10 @@ ATOL = 1e-4  # what packed logits may differ by from mlx-lm's own
 PENALISED = Sampling(1.0, 20, 0.95, 0.0, True, 5, 1.3, 0.5, 0.5, ((9, 5.0),))
 
 
-def check(name: str, stream: Stream) -> None:
+def check_reports(oracle: Oracle, stream: Stream) -> None:
     """Against one plain forward over prompt and reply."""
     prompt, count = stream.request.prompt, stream.request.top_logprobs
-    logits = oracle(name).logits([*prompt, *stream.tokens])[len(prompt) - 1 : -1]
+    logits = oracle.logits([*prompt, *stream.tokens])[len(prompt) - 1 : -1]
     distributions = log_softmax(logits.astype(np.float64), axis=-1)
     assert len(stream.logprobs) == len(stream.tokens) > 0
     for distribution, token, reported in zip(
@@ -47,7 +48,7 @@ def test_logprobs_are_the_raw_targets_at_any_depth_cold_or_hit(name: str) -> Non
         silent = stack.submit(prompts(name)[0], REPLY, depth=3)
         stack.run()
         for stream in asked:
-            check(name, stream)
+            check_reports(oracle(name), stream)
         assert not silent.logprobs
     assert asked[3].cached > 0
     accepted = sum(s.finished.usage.accepted_tokens for s in stack.streams if s.logprobs)
@@ -64,7 +65,7 @@ def test_logprobs_stay_with_their_ids_where_text_is_held_back_and_cut(name: str)
     cut = stack.generate(prompt, REPLY, depth=4, top_logprobs=2, stop=(stop, "\x00never"))
     assert 0 < len(cut.tokens) < len(whole.tokens)
     assert cut.finished.stop_sequence == stop
-    check(name, cut)
+    check_reports(oracle(name), cut)
     for reported, expected in zip(cut.logprobs, whole.logprobs, strict=False):
         assert reported.logprob == pytest.approx(expected.logprob, abs=ATOL)
     stack.close()

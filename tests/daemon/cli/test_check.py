@@ -14,7 +14,7 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from tests.model.convert.bundles import bundle
-from tests.model.reference import checkpoint
+from tests.model.reference import checkpoint, copied, edit
 
 TARGET = str(checkpoint("e2b-tiny").path)
 DRAFTER = str(checkpoint("e2b-tiny-assistant").path)
@@ -88,6 +88,20 @@ def test_a_round_that_comes_out_otherwise_alone_fails(
     assert main(["check", TARGET, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["self_check"]["replay_faults"] > 0
+
+
+def test_sapwood_check_judges_by_what_may_be_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Plain forwards and replayed rounds have a banned token as their best now and then."""
+    directory = copied("12b-tiny", tmp_path, weights=True)
+    banned = {"suppress_tokens": list(range(0, 1024, 3)), "begin_suppress_tokens": [1, 106]}
+    edit(directory, "generation_config.json", banned)
+    drafter = str(checkpoint("12b-tiny-assistant").path)
+    assert main(["check", str(directory.path), "--draft", drafter, "--json"]) == 0
+    checked = json.loads(capsys.readouterr().out)["self_check"]
+    assert checked["faults"] == checked["replay_faults"] == 0
+    assert checked["replayed"] > 0 and checked["tokens"] > 40
 
 
 def test_damage_and_a_drafter_that_does_not_fit_are_said(

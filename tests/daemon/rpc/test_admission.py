@@ -35,13 +35,19 @@ USER = {"role": "user", "content": "hi"}
 GREEDY = SamplingDefaults()
 
 
-def admission(tokenizer: ByteTokenizer | None = None, depth: int | None = None) -> Admission:
-    card = ModelCard("m", "f", b"key", FACTS, GREEDY, tokenizer or ByteTokenizer())
+def admission(
+    tokenizer: ByteTokenizer | None = None,
+    depth: int | None = None,
+    defaults: SamplingDefaults = GREEDY,
+) -> Admission:
+    card = ModelCard("m", "f", b"key", FACTS, defaults, tokenizer or ByteTokenizer())
     return Admission(card, LIMITS, depth)
 
 
-async def admitted(request: pb.GenerateRequest, depth: int | None = None) -> Request:
-    door = admission(depth=depth)
+async def admitted(
+    request: pb.GenerateRequest, depth: int | None = None, defaults: SamplingDefaults = GREEDY
+) -> Request:
+    door = admission(depth=depth, defaults=defaults)
     try:
         return await door.admit(request, 12.5)
     finally:
@@ -107,6 +113,27 @@ async def test_unset_fields_have_the_contracts_defaults() -> None:
 async def test_max_tokens_is_capped_by_the_context(explicit: dict[str, Any]) -> None:
     request = await admitted(prompt_of(*[5] * (CONTEXT - 100), **explicit))
     assert request.max_tokens == 100
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("defaults", "prompt_tokens", "expected"),
+    [
+        (SamplingDefaults(max_tokens=7), 5, 7),
+        (SamplingDefaults(max_tokens=700, total_tokens=20), 5, 700),  # as in transformers
+        (SamplingDefaults(max_tokens=10**9), 5, CONTEXT - 5),
+        (SamplingDefaults(total_tokens=20), 5, 15),
+        (SamplingDefaults(total_tokens=20), 30, 1),
+        (SamplingDefaults(total_tokens=10**9), 5, 512),
+    ],
+)
+async def test_the_models_own_default_of_max_tokens_comes_before_the_daemons(
+    defaults: SamplingDefaults, prompt_tokens: int, expected: int
+) -> None:
+    prompt = [5] * prompt_tokens
+    assert (await admitted(prompt_of(*prompt), defaults=defaults)).max_tokens == expected
+    asked = await admitted(prompt_of(*prompt, max_tokens=9), defaults=defaults)
+    assert asked.max_tokens == 9
 
 
 @pytest.mark.anyio

@@ -13,7 +13,8 @@ from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.penalties import Tally
 from sapwood.model.sampling.proposals import DraftDistribution
-from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling
+from sapwood.model.sampling.suppression import Suppression, masked_bytes
+from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling, SuppressedTokens
 
 VOCABULARY, DEPTH = 1 << 17, 8
 # By row and token of the vocabulary, above the logits: the softcap's copy and float32's, which
@@ -35,8 +36,15 @@ SAMPLINGS = {
 }
 
 
-def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype) -> float:
-    """The peak of one verification, above its logits."""
+BANS = {
+    "none": SuppressedTokens(),
+    "some": SuppressedTokens(frozenset(range(9))),
+    "some, more at first": SuppressedTokens(frozenset(range(9)), frozenset({9})),
+}
+
+
+def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype, bans: SuppressedTokens) -> float:
+    """The peak of one verification, above its logits, which a report may still need."""
     tally = Tally(sampling, range(0, 4000, 2), VOCABULARY) if sampling.adjusted else None
     rows = DrawRows((sampling,), (DEPTH,), (0,), (tally,))
     logits = mx.random.normal((DEPTH + 1, VOCABULARY), key=mx.random.key(1)).astype(dtype)
@@ -44,18 +52,22 @@ def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype) -> float:
     distribution = DraftDistribution(
         (0,), mx.arange(64, dtype=mx.int32)[None], mx.full((1, 64), -np.log(64))
     )
+    suppression = Suppression(bans, VOCABULARY)
     mx.eval(logits, drafts, distribution.ids, distribution.log_probs)
     before = mx.get_active_memory()
     mx.reset_peak_memory()
-    mx.eval(verify(logits, rows, drafts, [distribution] * DEPTH))
+    allowed = suppression.of_target(logits, rows.firsts)
+    mx.eval(verify(allowed, rows, drafts, [distribution] * DEPTH))
     return (mx.get_peak_memory() - before) / ((DEPTH + 1) * VOCABULARY)
 
 
+@pytest.mark.parametrize("bans", BANS)
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
 @pytest.mark.parametrize("name", SAMPLINGS)
-def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype) -> None:
+def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype, bans: str) -> None:
     sampling = SAMPLINGS[name]
-    taken = _bytes_per_token(sampling, dtype) - LOGITS_BYTES[dtype]
+    reserved = LOGITS_BYTES[dtype] + masked_bytes(BANS[bans], dtype.size)
+    taken = _bytes_per_token(sampling, dtype, BANS[bans]) - reserved
     if sampling.whole:
         assert WHOLE_DRAW_BYTES / 3 < taken <= WHOLE_DRAW_BYTES
     else:
