@@ -1,18 +1,25 @@
 """A daemon process on the fake device: `python -m tests.daemon.serve_fake STEP_S FOLDER`.
 
-STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. FOLDER has
-`c.toml`; the socket `s` and `ready.json` appear there.
+STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. `loading`
+never ends to load, `refused` gets SIGTERM where its load fails. FOLDER has `c.toml`; the socket `s`
+and `ready.json` appear there, and `loading` once the engine thread loads.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 import threading
+from pathlib import Path
 
 import anyio
 
-from sapwood.daemon.process.server import serve
+from sapwood.daemon import entry
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError
+from sapwood.daemon.process.run import serve
 from sapwood.daemon.settings.config import load_config
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
@@ -32,6 +39,7 @@ class TimedDevice(FakeDevice):
 
 
 def main(step: str, folder: str) -> int:
+    entry.begin(serves=True)
     logging.basicConfig(stream=sys.stderr)
     config = load_config(
         {
@@ -41,7 +49,17 @@ def main(step: str, folder: str) -> int:
             "ready_file": f"{folder}/ready.json",
         }
     )
-    return anyio.run(serve, config, make_loader(TimedDevice(step), config.limits))
+
+    def load() -> Loaded:
+        Path(folder, "loading").touch()
+        if step == "loading":
+            threading.Event().wait()
+        if step == "refused":
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise StartError("no such model")
+        return make_loader(TimedDevice(step), config.limits)()
+
+    return entry.end(anyio.run(serve, config, load))
 
 
 if __name__ == "__main__":
