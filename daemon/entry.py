@@ -6,10 +6,13 @@
   exception from the middle of an import is swallowed or renamed by what is being imported.
 - Once the exit code of `serve` is known no signal changes it. What the last flush of any command
   cannot write is dropped, where Python would put 120 and a traceback.
+- No process of ours is left to Python's teardown: a daemon thread of a library that comes for the
+  interpreter then is ended through C++ frames, which aborts (seen with gRPC's poller).
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -79,8 +82,15 @@ def complain(text: str) -> None:
         print(f"sapwood: {text}", file=sys.stderr, flush=True)
 
 
-def end(code: int) -> int:
-    """The last call of a process of ours; returns the code to leave with."""
+def leave(code: int) -> NoReturn:
+    """The last call of a process of ours."""
+    code = _settled(code)
+    atexit._run_exitfuncs()  # temporary folders, logs, whoever measures
+    os._exit(code)
+
+
+def _settled(code: int) -> int:
+    """The code to leave with, which nothing changes any more."""
     for number in (*FORCIBLE, signal.SIGHUP):
         handler = signal.getsignal(number)
         if handler is before_serving:

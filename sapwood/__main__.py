@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. Without `argv` the process is ours to begin and end.
+    """Run one command; returns the exit code, or without `argv` ends the process, which is ours.
 
     With it, argparse's SystemExit passes through.
     """
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(given)
     except SystemExit as left:  # argparse's: help, version, bad usage
         code = left.code if isinstance(left.code, int) else 0
-    return entry.end(code)
+    entry.leave(code)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -3,13 +3,12 @@
 - 0: it served and drained. 1: it failed, or a signal came before it served, or cut its drain short.
   2: the model and a flag do not fit. 130: Ctrl-C cut its drain short.
 - Every end but 0 has one line on stderr, and no end leaves a ready file or a socket.
-- The process is never left to Python's teardown while the engine thread works: that aborts.
+- Nothing is left to the caller while the engine thread works: the process ends here.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable
 
@@ -37,8 +36,7 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
         if daemon.engine_alive:
             if served:  # else it loads, which nothing can cut short
                 _log.warning("leaving without the engine thread, which is still at work")
-            logging.shutdown()
-            os._exit(entry.end(code))
+            entry.leave(code)
     return code
 
 

@@ -1,18 +1,21 @@
 """A daemon process on the fake device: `python -m tests.daemon.serve_fake STEP_S FOLDER`.
 
 STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. `loading`
-never ends to load, `refused` gets SIGTERM where its load fails. FOLDER has `c.toml`; the socket `s`
-and `ready.json` appear there, and `loading` once the engine thread loads.
+never ends to load, `refused` gets SIGTERM where its load fails and again in Python's teardown.
+FOLDER has `c.toml`; the socket `s` and `ready.json` appear there, and `loading` once the engine
+thread loads.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 
@@ -38,7 +41,7 @@ class TimedDevice(FakeDevice):
         return super().wait(plan)
 
 
-def main(step: str, folder: str) -> int:
+def main(step: str, folder: str) -> NoReturn:
     entry.begin(serves=True)
     logging.basicConfig(stream=sys.stderr)
     config = load_config(
@@ -55,12 +58,13 @@ def main(step: str, folder: str) -> int:
         if step == "loading":
             threading.Event().wait()
         if step == "refused":
+            atexit.register(os.kill, os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
             raise StartError("no such model")
         return make_loader(TimedDevice(step), config.limits)()
 
-    return entry.end(anyio.run(serve, config, load))
+    entry.leave(anyio.run(serve, config, load))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -23,7 +23,7 @@ LOCAL = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     ("command", "limits"),
     [
         (["serve", "--model", "/no/such", *LOCAL], "1024,1024"),
-        (["serve", "--model", "/no/such", *LOCAL], "3000,5000"),
+        (["serve", "--model", "/no/such", *LOCAL], "256,2000"),
         (["check", "/no/such"], "1024,1024"),
         (["convert", "/no/such", "/no/such/bundle"], "1024,1024"),
     ],

@@ -122,7 +122,7 @@ def test_while_the_model_loads(folder: Path) -> None:
 
 
 def test_right_at_a_start_error(folder: Path) -> None:
-    """One line: the error's, which is why nothing will ever be served."""
+    """One line: the error's, which is why nothing will ever be served. And once more, too late."""
     with started(folder, "refused") as process:
         assert ended(process, folder) == (1, "", "sapwood: no such model\n")
 
