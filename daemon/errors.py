@@ -1,6 +1,7 @@
 """What ends a command: its exit code, and one sentence for the operator.
 
-Exit codes: 0 done, 1 failed (StartError, a fault while serving), 2 bad usage (UsageError).
+Exit codes: 0 done, 1 failed (StartError, a fault while serving), 2 bad usage (UsageError), 130
+Ctrl-C. docs/signals.md has them all.
 """
 
 from __future__ import annotations

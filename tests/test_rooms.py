@@ -57,7 +57,7 @@ EDGES: Mapping[str, set[str]] = {
         *("daemon", "daemon/demo", "daemon/engine", "daemon/process", "daemon/settings"),
         *("model", "model/checkpoint", "model/convert", "sapwood"),
     },
-    "sapwood/__main__": {"daemon/cli"},
+    "sapwood/__main__": {"daemon/cli", "daemon/entry"},
 }
 # No clock, no thread, no randomness, no device, no I/O: a simulator drives these as they are.
 PURE = {

@@ -1,6 +1,6 @@
 """The command line: flags to one command, errors to one exit code.
 
-- 0 done, 1 failed, 2 bad usage. A message is one line on stderr, without a traceback.
+- 0 done, 1 failed, 2 bad usage, 130 Ctrl-C. A message is one line on stderr, without a traceback.
 - What serves and what loads a model is imported by the commands that need it: clients start fast,
   and run where only they are installed.
 - A command that does not exist yet is not listed.
@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sapwood import SapwoodError, __version__
+from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
+from sapwood.daemon.descriptors import own_descriptor_limits
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_serve
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
@@ -31,19 +33,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given[:1] == ["demo"]:
             return _demo(given[1:])
         arguments = _parser().parse_args(given)
-        return int(arguments.run(arguments))
+        with own_descriptor_limits():
+            return int(arguments.run(arguments))
     except UsageError as error:
         return _fail(error, 2)
     except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8
         return _fail(UsageError("the text is not UTF-8"), 2)
     except (SapwoodError, StartError) as error:
         return _fail(error, 1)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
+        return _fail("interrupted", entry.INTERRUPTED)
+    except BrokenPipeError:  # the reader left, as `head` does
         return 1
+    except OSError as error:
+        return _fail(error, 1)
 
 
-def _fail(error: Exception, code: int) -> int:
-    print(f"sapwood: {error}", file=sys.stderr)
+def _fail(error: Exception | str, code: int) -> int:
+    entry.complain(str(error))
     return code
 
 
@@ -51,6 +58,7 @@ def _demo(arguments: Sequence[str]) -> int:
     require_serve("demo")
     from sapwood.daemon.demo import command
 
+    entry.imported()
     return command.main(arguments)
 
 
@@ -62,7 +70,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     config = load_config(flags)
     import anyio
 
-    from sapwood.daemon.process.server import serve
+    from sapwood.daemon.process.run import serve
 
     def load() -> Loaded:
         from sapwood.daemon.process import assemble
@@ -76,6 +84,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     require_serve("convert")
     from sapwood.daemon.cli import convert
 
+    entry.imported()
     return convert.run_convert(arguments)
 
 
@@ -83,6 +92,7 @@ def _check(arguments: argparse.Namespace) -> int:
     require_serve("check")
     from sapwood.daemon.cli import check
 
+    entry.imported()
     return check.run_check(arguments)
 
 
@@ -182,7 +192,11 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _add_client(
     parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
-    parser.set_defaults(run=run)
+    def interruptible(arguments: argparse.Namespace) -> int:
+        entry.imported()
+        return run(arguments)
+
+    parser.set_defaults(run=interruptible)
     parser.add_argument(
         "--connect",
         metavar="ADDR",

@@ -1,18 +1,22 @@
 """How the outside learns that the daemon serves: one line, and a file for programs.
 
-- The file appears whole (written beside, then renamed) once requests are served, and goes at exit.
+- The file appears whole (written beside, then renamed) once requests are served, and goes at exit,
+  unless another daemon's stands there by then.
 - It lists every gRPC listener in flag order with its real port.
+- That it can be written is tried before minutes of loading.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sapwood.daemon.errors import StartError
+from sapwood.daemon.own_files import Identity, identity_of, remove_own
 from sapwood.daemon.settings.addresses import Address, TcpAddress
 
 
@@ -22,27 +26,71 @@ def ready_line(listeners: Sequence[Address], metrics: TcpAddress) -> str:
     return f"sapwood ready: grpc {joined} metrics http://{metrics}/metrics"
 
 
-@contextmanager
-def ready_file(
-    path: Path | None, listeners: Sequence[Address], metrics: TcpAddress
-) -> Iterator[None]:
-    """Write the file if one is wanted; remove it at the end. Raises StartError."""
-    if path is None:
-        yield
-        return
-    content = {
-        "grpc": [str(address) for address in listeners],
-        "metrics": str(metrics),
-        "pid": os.getpid(),
-    }
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
+def print_ready(line: str) -> None:
+    """Raises StartError where standard output takes no line: whoever waits for it waits in vain."""
     try:
-        beside.write_text(json.dumps(content) + "\n")
-        beside.replace(path)
-    except OSError as error:
+        print(line, flush=True)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "the addresses are not text"
+        raise StartError(f"cannot write the ready line to standard output: {reason}") from error
+
+
+def require_stdout() -> None:
+    """Raises StartError where the process was started without: `print` would say nothing."""
+    if sys.stdout is None:
+        raise StartError("cannot write the ready line: standard output is closed")
+
+
+class ReadyFile:
+    """The file at `path`, None for no file. Its methods raise StartError, `remove` nothing."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._ours: Identity | None = None
+        self._open: int | None = None  # so that no other file can get our inode
+
+    def check(self) -> None:
+        """Try to write, before the model is loaded, and leave nothing."""
+        if self._path is not None:
+            if self._path.is_dir():
+                raise StartError(f"cannot write the ready file {self._path}: it is a folder")
+            self._beside(self._path, "").unlink(missing_ok=True)
+
+    def write(self, listeners: Sequence[Address], metrics: TcpAddress) -> None:
+        """Put the addresses where they are looked for, at once and whole."""
+        if self._path is None:
+            return
+        content = {
+            "grpc": [str(address) for address in listeners],
+            "metrics": str(metrics),
+            "pid": os.getpid(),
+        }
+        beside = self._beside(self._path, json.dumps(content) + "\n")
+        try:
+            self._open = os.open(beside, os.O_RDONLY)
+            self._ours = identity_of(beside)
+            beside.replace(self._path)
+        except OSError as error:
+            raise _cannot_write(self._path, beside, error) from error
+
+    def remove(self) -> None:
+        """Remove the file while it is ours. Safe where nothing was written."""
+        if self._path is not None and self._ours is not None:
+            remove_own(self._path, self._ours)
+        if self._open is not None:
+            os.close(self._open)
+            self._open = None
+
+    def _beside(self, path: Path, text: str) -> Path:
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(text)
+        except OSError as error:
+            raise _cannot_write(path, beside, error) from error
+        return beside
+
+
+def _cannot_write(path: Path, beside: Path, error: OSError) -> StartError:
+    with suppress(OSError):  # what forbids to write may forbid this too
         beside.unlink(missing_ok=True)
-        raise StartError(f"cannot write the ready file {path}: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    return StartError(f"cannot write the ready file {path}: {error.strerror}")

@@ -1,20 +1,18 @@
-"""The process: listeners, engine, signals, and the order of starting and stopping them.
+"""One daemon in an event loop: listeners, engine, and the order of starting and stopping them.
 
 - Start: bind everything, answer MODEL_LOADING, load on the engine thread, then SERVING, ready file
   and ready line. A port in use is known before minutes of loading.
 - Drain (D1): NOT_SERVING, watches end, new requests get DRAINING; what runs may finish for
   `drain_s_max`, the rest gets DRAINING too; then server, engine thread, files. Exit 0.
 - Fault (D3) and stall (D4): every open RPC gets ENGINE_FAILED within a second, then exit 1.
-- A second signal cuts a drain short. Whatever happens, ready file and sockets are gone at exit.
+- A second call of drain() cuts a drain short. Our sockets' files go while the listeners are still
+  open: from then on the paths are the next daemon's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -28,7 +26,7 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.http.endpoint import ScrapeEndpoint
 from sapwood.daemon.http.metrics import registry
-from sapwood.daemon.process.ready import ready_file, ready_line
+from sapwood.daemon.own_files import Identity, remove_own
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.refusals import draining, engine_failed
@@ -36,9 +34,10 @@ from sapwood.daemon.rpc.services import make_server, service_names
 from sapwood.daemon.settings.addresses import (
     Address,
     TcpAddress,
-    UnixAddress,
+    aside_of,
     owner_only,
     prepare_socket,
+    take_place,
 )
 from sapwood.daemon.settings.config import Config
 from sapwood.scheduler.events import Drain, Effect
@@ -73,7 +72,7 @@ class Daemon:
             config.limits,
         )
         self._server = make_server(self._gate, self._health, reflection=config.reflection)
-        self._sockets: list[Path] = []
+        self._sockets: list[tuple[Path, Identity]] = []
         self._loaded = anyio.Event()
         self._ending: Ending | None = None
         self._leave_by = 0.0
@@ -91,7 +90,8 @@ class Daemon:
         self.grpc_addresses = tuple(self._bind(address) for address in self._config.listen)
         self.metrics_address = await self._scrape.start(self._config.metrics)
         await self._server.start()
-        self._engine.start()
+        if self._ending is None:  # a drain asked for meanwhile
+            self._engine.start()
 
     async def wait_loaded(self) -> bool:
         """True once requests are served; False if the daemon ends before that."""
@@ -130,13 +130,13 @@ class Daemon:
             self._gate.mailboxes.fail_all(draining() if self._fault is None else engine_failed())
             with anyio.move_on_after(FAILED_S):
                 await self._gate.mailboxes.wait_empty()
+            for path, ours in self._sockets:
+                remove_own(path, ours)
             await self._server.stop(FLUSH_S)
             self._scrape.close()
             join_s = max(0.0, self._leave_by - anyio.current_time())
             await anyio.to_thread.run_sync(self._engine.join, join_s)
             self._gate.close()
-            for path in self._sockets:
-                path.unlink(missing_ok=True)
         if self._fault is not None:
             return 2 if self._fault.usage else 1
         return 1 if self._forced.is_set() else 0
@@ -229,59 +229,21 @@ class Daemon:
     # Listeners.
 
     def _bind(self, address: Address) -> Address:
-        if isinstance(address, UnixAddress):
-            prepare_socket(address)
-            with owner_only():
-                self._add_port(address)
-            address.path.chmod(0o600)
-            self._sockets.append(address.path)
-            return address
-        return TcpAddress(address.host, self._add_port(address))
+        if isinstance(address, TcpAddress):
+            return TcpAddress(address.host, self._add_port(address, address))
+        prepare_socket(address)
+        aside = aside_of(address)
+        with owner_only():
+            self._add_port(address, aside)
+        self._sockets.append((address.path, take_place(aside, address)))
+        return address
 
-    def _add_port(self, address: Address) -> int:
+    def _add_port(self, address: Address, bound: Address) -> int:
+        """Listen on `bound`, which is what gRPC calls `address`."""
         try:
-            port = self._server.add_insecure_port(address.target)
+            port = self._server.add_insecure_port(bound.target)
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}; is it in use?") from error
         if port == 0:
             raise StartError(f"cannot listen on {address}; is it in use?")
         return port
-
-
-async def serve(config: Config, load: Callable[[], Loaded]) -> int:
-    """Run one daemon until a signal or a fault; returns the exit code."""
-    daemon = Daemon(config, load)
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with anyio.create_task_group() as tasks:
-
-            async def on_signals() -> None:
-                async for _ in signals:
-                    daemon.drain()
-
-            tasks.start_soon(on_signals)
-            code = await _run(daemon, config)
-            tasks.cancel_scope.cancel()
-    if daemon.engine_alive:
-        _log.warning("leaving without the engine thread, which is still at work")
-        logging.shutdown()
-        os._exit(code)
-    return code
-
-
-async def _run(daemon: Daemon, config: Config) -> int:
-    try:
-        await daemon.start()
-        if await daemon.wait_loaded():
-            assert daemon.metrics_address is not None
-            listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
-            with ready_file(config.ready_file, listeners, metrics):
-                print(ready_line(listeners, metrics), flush=True)
-                await daemon.wait_ended()
-        code = await daemon.stop()
-    except StartError as error:
-        await daemon.stop()
-        print(f"sapwood: {error}", file=sys.stderr)
-        return 1
-    if daemon.fault is not None:
-        print(f"sapwood: {daemon.fault.message}", file=sys.stderr)
-    return code

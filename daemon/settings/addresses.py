@@ -2,8 +2,10 @@
 
 - A unix socket is 0600, made in a folder that nobody else may enter; TCP is loopback only, because
   neither TLS nor tokens are built: a wider address is refused, never served in the clear.
-- A socket file that nobody answers on is stale and removed; one that answers is never stolen
-  (gRPC itself would unlink a live daemon's socket on bind).
+- A socket file that nobody answers on is stale and removed; one that answers is never stolen.
+- gRPC removes whatever socket stands at the path that it binds, before it binds and when it closes,
+  without a look at whose it is. So it binds beside, under a name that nobody else uses, and
+  the socket is linked into its place: the place is ours alone to give and to clear.
 - How addresses are read and written is in sapwood/client/address.py, for both sides.
 - Port 0 means any free port; the real one is known after the bind.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import secrets
 import socket
 import stat
 from collections.abc import Iterator, Mapping
@@ -23,6 +26,7 @@ from sapwood.client.address import Address as Address
 from sapwood.client.address import TcpAddress as TcpAddress
 from sapwood.client.address import UnixAddress as UnixAddress
 from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.own_files import Identity, identity_of, remove_own
 
 
 def parse_address(text: str) -> Address:
@@ -71,6 +75,7 @@ def prepare_socket(address: UnixAddress) -> None:
     try:
         address.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         mode = address.path.lstat().st_mode
+        found = identity_of(address.path)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -79,7 +84,34 @@ def prepare_socket(address: UnixAddress) -> None:
         raise StartError(f"{address.path} exists and is not a socket")
     if _answers(address.path):
         raise StartError(f"another daemon answers on {address}")
-    address.path.unlink(missing_ok=True)
+    remove_own(address.path, found)  # and not what another daemon put there meanwhile
+
+
+def aside_of(address: UnixAddress) -> UnixAddress:
+    """Where to bind first: in the same folder, with a name that is free and short."""
+    while True:
+        path = address.path.with_name(f".{secrets.token_urlsafe(2)}")
+        if not os.path.lexists(path):
+            return UnixAddress(path)
+
+
+def take_place(aside: UnixAddress, address: UnixAddress) -> Identity:
+    """Put a bound socket, for its owner only, where it is looked for. Raises StartError."""
+    try:
+        aside.path.chmod(0o600)
+        ours = identity_of(aside.path)
+        try:
+            os.link(aside.path, address.path)  # and not renamed: that would take another's place
+        except FileExistsError:
+            raise StartError(f"another daemon came first on {address}") from None
+        except OSError:  # a file system without links
+            aside.path.rename(address.path)
+    except OSError as error:
+        raise StartError(f"cannot use {address}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            aside.path.unlink(missing_ok=True)
+    return ours
 
 
 def _answers(path: Path) -> bool:

@@ -20,7 +20,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 DEFAULT_TCP = "127.0.0.1:50551"
-SOCKET_PATH_BYTES_MAX = 100  # sun_path is 104 bytes on macOS, 108 on Linux
+# sun_path is 104 bytes on macOS, 108 on Linux; a daemon binds beside, by up to 3 bytes more.
+SOCKET_PATH_BYTES_MAX = 100
 _ENVIRONMENT_KEY = "SAPWOOD_ADDRESS"
 _PROBE_S = 1.0
 # An IPv6 host stands in brackets, else nobody knows where it ends.

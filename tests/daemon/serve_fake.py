@@ -1,18 +1,28 @@
 """A daemon process on the fake device: `python -m tests.daemon.serve_fake STEP_S FOLDER`.
 
-STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. FOLDER has
-`c.toml`; the socket `s` and `ready.json` appear there.
+STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. `loading`
+never ends to load, `refused` gets SIGTERM where its load fails and again in Python's teardown.
+FOLDER has `c.toml`; the socket `s` and `ready.json` appear there, and `loading` once the engine
+thread loads.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import signal
 import sys
 import threading
+from pathlib import Path
+from typing import NoReturn
 
 import anyio
 
-from sapwood.daemon.process.server import serve
+from sapwood.daemon import entry
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError
+from sapwood.daemon.process.run import serve
 from sapwood.daemon.settings.config import load_config
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
@@ -31,7 +41,8 @@ class TimedDevice(FakeDevice):
         return super().wait(plan)
 
 
-def main(step: str, folder: str) -> int:
+def main(step: str, folder: str) -> NoReturn:
+    entry.begin(serves=True)
     logging.basicConfig(stream=sys.stderr)
     config = load_config(
         {
@@ -41,8 +52,19 @@ def main(step: str, folder: str) -> int:
             "ready_file": f"{folder}/ready.json",
         }
     )
-    return anyio.run(serve, config, make_loader(TimedDevice(step), config.limits))
+
+    def load() -> Loaded:
+        Path(folder, "loading").touch()
+        if step == "loading":
+            threading.Event().wait()
+        if step == "refused":
+            atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise StartError("no such model")
+        return make_loader(TimedDevice(step), config.limits)()
+
+    entry.leave(anyio.run(serve, config, load))
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -2,62 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 
-from sapwood import Client, Delta, Unavailable
+from sapwood import Client, Unavailable
 from sapwood.v1 import generation_pb2_grpc
 from tests.daemon.conftest import prompt_of, reason_of
-
-ROOT = Path(__file__).parents[3]
-
-
-@contextmanager
-def serving(
-    folder: Path, step: str, **limits: float
-) -> Iterator[tuple[subprocess.Popen[str], Any]]:
-    """A process that serves, and what its ready file says."""
-    ready = folder / "ready.json"
-    config = folder / "c.toml"
-    config.write_text("[limits]\n" + "\n".join(f"{k} = {v}" for k, v in limits.items()))
-    command = [sys.executable, "-m", "tests.daemon.serve_fake", step, str(folder)]
-    process = subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        while not ready.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        yield process, json.loads(ready.read_text())
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def first_delta(client: Client) -> Any:
-    """A long reply that has begun."""
-    stream = client.generate([5, 6, 7], max_tokens=4000, draft_tokens=0)
-    for event in stream:
-        if isinstance(event, Delta):
-            break
-    return stream
-
-
-def ended(process: subprocess.Popen[str], folder: Path) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=20)
-    assert not (folder / "ready.json").exists()
-    assert not (folder / "s").exists()
-    return process.returncode, out, err
+from tests.daemon.process.processes import ended, first_delta, serving, wait_draining
 
 
 def test_the_ready_file_names_every_listener_and_goes_at_exit(folder: Path) -> None:
@@ -97,15 +51,19 @@ def test_d1_what_runs_longer_than_drain_s_max_is_cut_and_the_exit_is_still_0(fol
         assert ended(process, folder)[0] == 0
 
 
-def test_d1_a_second_signal_forces(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("second", "code"), [(signal.SIGTERM, 1), (signal.SIGQUIT, 1), (signal.SIGINT, 130)]
+)
+def test_d1_a_second_signal_forces(folder: Path, second: signal.Signals, code: int) -> None:
     with serving(folder, "0.01") as (process, ready), Client(ready["grpc"][0]) as client:
         stream = first_delta(client)
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
+        wait_draining(client)
+        process.send_signal(second)
         with pytest.raises(Unavailable):
             stream.collect()
-        assert ended(process, folder)[0] == 1
+        line = f"sapwood: {second.name} cut the drain short\n"
+        assert ended(process, folder)[::2] == (code, line)
 
 
 def failure(address: str) -> tuple[str, str]:

@@ -6,13 +6,20 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from sapwood.daemon.errors import StartError
+from sapwood.daemon.own_files import identity_of
 from sapwood.daemon.process.server import Daemon
-from sapwood.daemon.settings.addresses import UnixAddress, prepare_socket
+from sapwood.daemon.settings.addresses import (
+    UnixAddress,
+    aside_of,
+    prepare_socket,
+    take_place,
+)
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import generation_pb2_grpc
 from tests.daemon.conftest import collect, config_for, prompt_of, running
@@ -72,6 +79,40 @@ async def test_listeners_in_flag_order_with_real_ports_and_owner_only_sockets(
                 ids, _, _ = await collect(stub.Generate(prompt_of(5, max_tokens=3)))
                 assert len(ids) == 3
     assert not path.exists()
+
+
+@pytest.mark.anyio
+async def test_a_daemon_that_lost_its_place_leaves_the_next_ones_socket(folder: Path) -> None:
+    """gRPC alone removes what stands at its path when it closes, whoever bound it."""
+    path = folder / "s"
+    settings: dict[str, Any] = {"listen": [f"unix:{path}"]}
+    async with running(settings=settings):
+        path.unlink()
+        second = Daemon(config_for(**settings), make_loader(FakeDevice(), Limits()))
+        await second.start()
+        assert os.listdir(folder) == ["s"]
+    assert path.exists()
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        assert await second.wait_loaded()
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        ids, _, _ = await collect(stub.Generate(prompt_of(5, max_tokens=3)))
+        assert len(ids) == 3
+    await second.stop()
+    assert os.listdir(folder) == []
+
+
+def test_of_two_that_start_at_once_the_later_one_takes_nothing(folder: Path) -> None:
+    address = UnixAddress(folder / "s")
+    bound = [aside_of(address), aside_of(address)]
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        for one, aside in zip((first, second), bound, strict=True):
+            one.bind(str(aside.path))
+            one.listen()
+        ours = take_place(bound[0], address)
+        with pytest.raises(StartError, match="another daemon came first"):
+            take_place(bound[1], address)
+        assert identity_of(address.path) == ours
+    assert [file.name for file in folder.iterdir()] == ["s"]
 
 
 @pytest.mark.anyio

@@ -14,9 +14,19 @@ Either = sapwood.Client | sapwood.AsyncClient
 Connect = Callable[[str], AbstractAsyncContextManager[Either]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="package")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="package", autouse=True)
+async def one_loop(anyio_backend: str) -> AsyncIterator[None]:
+    """All tests here share one event loop, as an application's clients do.
+
+    grpc.aio brings the end of a call some time after it; to a loop that was closed meanwhile it
+    would come as an error in the next one.
+    """
+    yield  # noqa: PT022 (while it waits here, the loop is kept)
 
 
 @pytest.fixture(params=["sync", "async"])

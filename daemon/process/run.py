@@ -1,0 +1,80 @@
+"""`sapwood serve` as a process: what it says, and the one code that it ends with.
+
+- 0: it served and drained. 1: it failed, or a signal came before it served, or cut its drain short.
+  2: the model and a flag do not fit. 130: Ctrl-C cut its drain short.
+- Every end but 0 has one line on stderr, and no end leaves a ready file or a socket.
+- Nothing is left to the caller while the engine thread works: the process ends here.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+
+from sapwood.daemon import entry
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.errors import StartError
+from sapwood.daemon.faults import described
+from sapwood.daemon.process.ready import ReadyFile, print_ready, ready_line, require_stdout
+from sapwood.daemon.process.server import Daemon
+from sapwood.daemon.process.signals import Requests, heard
+from sapwood.daemon.settings.config import Config
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(config: Config, load: Callable[[], Loaded]) -> int:
+    """Run one daemon until a signal or a fault; returns the exit code."""
+    daemon = Daemon(config, load)
+    requests = Requests(daemon.drain)
+    with heard(requests.take):
+        served, failure = await _served(daemon, config)
+        code, line = _verdict(daemon, requests, await daemon.stop(), served, failure)
+        if line:
+            entry.complain(line)
+        if daemon.engine_alive:
+            if served:  # else it loads, which nothing can cut short
+                _log.warning("leaving without the engine thread, which is still at work")
+            entry.leave(code)
+    return code
+
+
+async def _served(daemon: Daemon, config: Config) -> tuple[bool, str]:
+    """Until it shall stop; whether it came to serve, and what kept it from going on."""
+    file, served = ReadyFile(config.ready_file), False
+    try:
+        require_stdout()
+        file.check()
+        await daemon.start()
+        if await daemon.wait_loaded():
+            assert daemon.metrics_address is not None
+            listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
+            file.write(listeners, metrics)
+            print_ready(ready_line(listeners, metrics))
+            served = True
+            await daemon.wait_ended()
+    except StartError as error:
+        return served, str(error)
+    except Exception as fault:  # so that the engine ends before Python does
+        _log.critical("the daemon failed: %s", described(fault))
+        return served, f"the daemon failed with {type(fault).__name__}"
+    finally:
+        file.remove()
+    return served, ""
+
+
+def _verdict(
+    daemon: Daemon, requests: Requests, code: int, served: bool, failure: str
+) -> tuple[int, str]:
+    """The exit code, and the line that says why, "" for none. code: what stop() returned."""
+    if failure:
+        return 1, failure
+    if daemon.fault is not None:
+        return code, daemon.fault.message
+    if not served and requests.first is not None:
+        return 1, f"{requests.first.name} before the daemon served"
+    if requests.forced is not None:
+        line = f"{requests.forced.name} cut the drain short"
+        return (entry.INTERRUPTED if requests.forced == signal.SIGINT else 1), line
+    return code, ""
