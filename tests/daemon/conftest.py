@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,10 +32,22 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Processes inherit what is ignored, and under nohup or behind `&` that is more than usual."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path: sockets do not fit pytest's own temporary folders everywhere."""
-    with tempfile.TemporaryDirectory(prefix="rs") as name:
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
         yield Path(name)
 
 
