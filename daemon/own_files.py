@@ -1,4 +1,4 @@
-"""Files that others find us by, removed only while they are still ours.
+"""Files that others find us by, removed only while they are still ours; and files for us alone.
 
 A path says nothing about whose file stands there: a second daemon may have put its own in place of
 ours. Device and inode do, as long as ours is open somewhere: else its number is given out again.
@@ -7,7 +7,9 @@ ours. Device and inode do, as long as ours is open somewhere: else its number is
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
+from typing import BinaryIO
 
 Identity = tuple[int, int]
 
@@ -18,6 +20,12 @@ def identity_of(path: Path) -> Identity:
     """Device and inode of what stands there, a link itself. Raises OSError."""
     status = path.lstat()
     return status.st_dev, status.st_ino
+
+
+def create_private(path: Path) -> BinaryIO:
+    """A new file that its owner alone may read. Raises OSError, also where something stands."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")
 
 
 def remove_own(path: Path, ours: Identity) -> None:

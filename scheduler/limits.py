@@ -60,3 +60,4 @@ class Limits:
     idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0
+    record_bytes_max: int = 1 << 30

@@ -34,8 +34,11 @@ class OutOfDeviceMemory(Exception):
 class Tracker:
     """Created == live + closed, for all payloads of one test."""
 
+    full_bytes: int = FULL_BYTES
+    sliding_bytes: int = SLIDING_BYTES
     created: int = 0
     closed: int = 0
+    bytes: int = 0  # of all that live
     operations: int = 0  # splits, merges, thinnings
     copied_tokens: int = 0  # by merges
     operations_until_failure: int | None = None
@@ -68,6 +71,7 @@ class TokenLog:
         tracker.created += 1
         tracker.live.add(id(self))
         self._live = True
+        tracker.bytes += self.full_bytes + self.sliding_bytes
 
     @property
     def start(self) -> int:
@@ -83,11 +87,11 @@ class TokenLog:
 
     @property
     def full_bytes(self) -> int:
-        return FULL_BYTES * len(self.full)
+        return self._tracker.full_bytes * len(self.full)
 
     @property
     def sliding_bytes(self) -> int:
-        return SLIDING_BYTES * len(self.sliding)
+        return self._tracker.sliding_bytes * len(self.sliding)
 
     @property
     def full(self) -> tuple[int, ...]:
@@ -127,7 +131,8 @@ class TokenLog:
         return thinned
 
     def close(self) -> None:
-        self._use()._live = False
+        self._tracker.bytes -= self.full_bytes + self.sliding_bytes
+        self._live = False
         self._tracker.closed += 1
         self._tracker.live.remove(id(self))
 

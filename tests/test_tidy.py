@@ -176,12 +176,14 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 def test_tests_mirror_the_rooms() -> None:
     """A test lies in the folder of its room; `system` tests the whole, `examples` what is shown.
 
+    `sim` plays the pure rooms together.
+
     Below the daemon it also imports from that room; the daemon is tested through its sockets.
     """
     rooms = {str(path.parent.relative_to(ROOT)) for path in PATHS.values()}
     for name in (name for name in TESTS if "/test_" in name):
         folder = name.removeprefix("tests/").rpartition("/")[0]
-        assert folder in rooms | {"", "bench", "examples", "system"}, name
+        assert folder in rooms | {"", "bench", "examples", "sim", "system"}, name
         if folder.split("/")[0] in ("cache", "model", "scheduler"):
             wanted = f"sapwood.{folder.replace('/', '.')}."
             used = set(modules(ROOT / name)) | helper_modules(name)

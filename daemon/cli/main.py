@@ -154,6 +154,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="serve gRPC server reflection (default: yes)",
     )
+    add("--record", metavar="FILE", help="write what is planned, without text, to play it again")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

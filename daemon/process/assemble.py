@@ -8,12 +8,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.own_files import create_private
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_bytes
 from sapwood.model import device
@@ -37,10 +42,23 @@ def load(config: Config) -> Loaded:
 
 
 def _load(config: Config) -> Loaded:
+    record = None if config.record is None else _open_record(config.record)
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
-    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+    loaded = put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+    if record is None:
+        return loaded
+    core = RecordedCore(loaded.core, loaded.card.facts, config.limits, record)
+    return replace(loaded, core=core)
+
+
+def _open_record(path: Path) -> BinaryIO:
+    """Before the model is loaded, which takes long. Nothing is overwritten."""
+    try:
+        return create_private(path)
+    except OSError as error:
+        raise StartError(f"cannot record to {path}: {error.strerror}") from None
 
 
 def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:

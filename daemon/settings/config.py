@@ -47,6 +47,7 @@ class Config:
     dtype: str
     ready_file: Path | None
     reflection: bool
+    record: Path | None  # of what reaches the core, without text
     limits: Limits
 
 
@@ -171,5 +172,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _dtype,
     "ready_file": _path,
     "reflection": _reflection,
+    "record": _path,
     "limits": _limits,
 }

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sapwood.cache.prefix.snapshot import Payload
@@ -50,10 +51,16 @@ def mix(state: int, token: int) -> int:
     return (state * 1_000_003 + token + 1) % _PRIME
 
 
-def toy_draw(state: int, sampling: Sampling) -> int:
-    """The target's next token after a log that hashes to `state`."""
+def said(tokens: Iterable[int]) -> int:
+    """What penalties depend on: which tokens a sequence has, and how often, in any order."""
+    return sum(mix(7, token) ** 2 for token in tokens) % _PRIME
+
+
+def toy_draw(state: int, sampling: Sampling, counts: int) -> int:
+    """The target's next token after a log that hashes to `state` and said `counts`."""
     noise = 0 if sampling.greedy else sampling.noise_key + 1
-    spread = mix(mix(state, noise), 77) >> 17
+    spread = mix(mix(state, noise), 77)
+    spread = (mix(spread, counts) if sampling.penalised else spread) >> 17
     return EOS if spread % 41 == 0 else 4 + spread % (VOCABULARY - 4)
 
 
@@ -64,6 +71,7 @@ class Slot:
     sampling: Sampling
     tokens_max: int
     top_logprobs: int
+    counts: int  # of the prompt and of all that was drawn
     log: list[int] = field(default_factory=list)
     states: list[int] = field(default_factory=lambda: [0])  # states[n] hashes log[:n]
     bonus: int | None = None
@@ -74,17 +82,25 @@ class Slot:
         self.states.append(mix(self.states[-1], token))
 
     def draw(self) -> int:
-        return toy_draw(self.states[-1], self.sampling)
+        token = toy_draw(self.states[-1], self.sampling, self.counts)
+        self.counts = (self.counts + said([token])) % _PRIME
+        return token
 
 
 class FakeDevice:
     """Runs one plan at a time. `quality` is the share of drafts that agree with the target."""
 
-    def __init__(self, facts: ModelFacts, limits: Limits, quality: float = 0.7) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        limits: Limits,
+        quality: float = 0.7,
+        tracker: Tracker | None = None,
+    ) -> None:
         self.facts = facts
         self.limits = limits
         self.quality = quality
-        self.tracker = Tracker()
+        self.tracker = tracker or Tracker()
         self.slots: dict[int, Slot] = {}
         self.steps = 0
         self.restored_tokens = 0
@@ -128,7 +144,9 @@ class FakeDevice:
         assert admit.slot not in self.slots, f"slot {admit.slot} has an owner"
         assert admit.target < len(admit.prompt) < admit.tokens_max, f"{admit}: a whole prompt"
         assert 0 <= admit.slot < self.limits.slots_max
-        slot = self.slots[admit.slot] = Slot(admit.sampling, admit.tokens_max, admit.top_logprobs)
+        slot = self.slots[admit.slot] = Slot(
+            admit.sampling, admit.tokens_max, admit.top_logprobs, said(admit.prompt)
+        )
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
         for payload in admit.path:

@@ -116,13 +116,16 @@ class House:
         budget_bytes: int = ROOMY,
         quality: float = 0.7,
         depth: DepthPolicy | None = None,
+        ledger: Ledger | None = None,
+        device: FakeDevice | None = None,
+        tree: Tree | None = None,
     ) -> None:
         self.facts = facts or toy_facts()
         self.limits = limits or Limits(slots_max=4, prefill_tokens_max=32)
-        self.tree = Tree(self.facts.window_tokens, self.limits.tree_nodes_max)
-        self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
+        self.tree = tree or Tree(self.facts.window_tokens, self.limits.tree_nodes_max)
+        self.ledger = ledger or Ledger(budget_bytes, self.facts.weights_bytes)
         self.core = Core(self.facts, self.limits, self.tree, self.ledger, TOKEN_BYTES, depth)
-        self.device = FakeDevice(self.facts, self.limits, quality)
+        self.device = device or FakeDevice(self.facts, self.limits, quality)
         self.now = 1000.0
         self.streams: dict[int, Stream] = {}
         self.plans: list[StepPlan] = []
@@ -155,6 +158,7 @@ class House:
         plan = self.core.plan(self.now)
         self.stimuli.append(("plan", self.now, bare(plan)))
         self.deliver()
+        self.planned(plan)
         if plan is None:
             return None
         self.plans.append(plan)
@@ -163,7 +167,14 @@ class House:
         self.stimuli.append(("commit", self.now, None))
         self.core.commit(plan, result, self.now)
         self.core.check()
+        self.committed(plan)
         return plan
+
+    def planned(self, plan: StepPlan | None) -> None:
+        """For who checks more: after each plan."""
+
+    def committed(self, plan: StepPlan) -> None:
+        """For who checks more: after each commit."""
 
     def run(self, steps_max: int = 5000) -> None:
         """Until nothing is left to do."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.scheduler.events import Request
-from tests.scheduler.fake_device import EOS, TOKEN_BYTES, mix, toy_draw
+from tests.scheduler.fake_device import EOS, TOKEN_BYTES, mix, said, toy_draw
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def expected_reply(request: Request) -> Expected:
     tokens: list[int] = []
     raw = b""
     while True:
-        token = toy_draw(state, request.sampling)
+        token = toy_draw(state, request.sampling, said((*request.prompt, *tokens)))
         state = mix(state, token)
         tokens.append(token)
         if token in request.stop_token_ids or (token == EOS and not request.ignore_eos):

@@ -34,6 +34,7 @@ from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import checkpoint
+from tests.sim.replay import replay
 from tests.system.oracle import check_usage, end_of
 from tests.system.pairs import oracle, pair, prompts, replies
 from tests.system.stack import budget_bytes
@@ -262,6 +263,24 @@ def test_m1_in_a_small_budget_every_answer_is_right_or_out_of_memory(tmp_path: P
     assert stats.memory.budget_bytes == budget
     assert stats.memory.free_bytes >= 0
     assert stats.evictions > 0, "it was not too small for everything"
+
+
+def test_l8_a_recorded_daemon_is_played_again_plan_by_plan(tmp_path: Path) -> None:
+    """The real pair, evictions, all kinds of ends and a cancel; byte for byte without the model."""
+    file, random = tmp_path / "record", Random(8)
+    budget = budget_bytes(pair(NAME), LIMITS, 3, 256, 150)
+    asked = [anything(random) for _ in range(16)]
+    with serving(tmp_path, "--record", str(file), "--memory", str(budget)) as daemon:
+        leaving = ask(prompts(NAME)[0], 150)
+        readers = [one.read(daemon.address) for one in asked]
+        readers.append(leaving.read(daemon.address, lambda one: len(one.tokens) > 5))
+        asyncio.run(gathered(*readers))
+        stats = asyncio.run(at_rest(daemon.address))
+    for one in asked:
+        one.check()
+    assert stats.evictions > 0
+    with file.open() as lines:
+        assert replay(lines) > 50
 
 
 def test_a_stream_that_was_cancelled_ends_as_cancelled(daemon: DaemonProcess) -> None:

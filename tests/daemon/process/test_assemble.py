@@ -49,6 +49,15 @@ async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_com
     assert not daemon.engine_alive
 
 
+def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
+    """And is refused before the model is loaded."""
+    (tmp_path / "record").write_text("dear")
+    for path, says in ((tmp_path / "record", "File exists"), (tmp_path / "no" / "r", "No such")):
+        with pytest.raises(StartError, match=f"cannot record to .*: {says}"):
+            loading(record=str(path), model="/no/such/model")()
+    assert (tmp_path / "record").read_text() == "dear"
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [

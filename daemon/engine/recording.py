@@ -1,0 +1,247 @@
+"""`--record FILE`: what goes into the core and what it plans, so that a run can be played again.
+
+- One JSON value a line: a head, then commands, plans and commits in the engine's order, with its
+  times. `json` writes a float so that it is read back as the same.
+- No text and no secret: ids go through a permutation that is drawn here and never written; seeds
+  are left out; a root is the number of its first use. Where a reply ends otherwise than by its
+  length, its last token stands as END, which is past the vocabulary: what text decided is a fact of
+  the recording, and who plays it needs no text.
+- Bounded by `bytes_max`. A file that cannot be written to any more ends the recording, with one
+  line in the log, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any, BinaryIO
+
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.daemon.engine.loaded import StepCore
+from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.events import Cancel, Command, Delta, Effect, Finished, Request, Submit
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.outcomes import FinishReason
+from sapwood.scheduler.plan import Admit, StepPlan
+from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.stats import Stats
+
+FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+
+class Disguise:
+    """A permutation of the vocabulary and the numbers of roots, known to nobody else."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._ids = list(range(vocabulary))
+        secrets.SystemRandom().shuffle(self._ids)
+        self._roots: dict[bytes, int] = {}
+        self.end = vocabulary
+
+    def ids(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """Other ids, equal where they were."""
+        return tuple(self._ids[token] for token in tokens)
+
+    def request(self, request: Request) -> Request:
+        """The same to the core, but for what ends its text."""
+        root = self._roots.setdefault(request.root, len(self._roots))
+        return replace(
+            request,
+            root=b"%d" % root,
+            prompt=self.ids(request.prompt),
+            sampling=replace(
+                request.sampling,
+                noise_key=0,
+                logit_bias=tuple((self._ids[id], bias) for id, bias in request.sampling.logit_bias),
+            ),
+            stop=(),
+            stop_token_ids=frozenset(),
+            ignore_eos=False,
+        )
+
+    def facts(self, facts: ModelFacts) -> ModelFacts:
+        """A model with one more token, which alone ends a reply."""
+        return replace(
+            facts,
+            vocabulary=self.end + 1,
+            eos_token_ids=frozenset({self.end}),
+            control_tokens=ControlTokens(),
+        )
+
+    def plan(self, plan: StepPlan) -> StepPlan:
+        """The plan that a core which was given disguised commands makes."""
+        return replace(
+            plan,
+            admits=tuple(self._admit(admit) for admit in plan.admits),
+            decodes=tuple(replace(d, token=self._ids[d.token]) for d in plan.decodes),
+            prefills=tuple(replace(p, tokens=self.ids(p.tokens)) for p in plan.prefills),
+        )
+
+    def _admit(self, admit: Admit) -> Admit:
+        biases = tuple((self._ids[id], bias) for id, bias in admit.sampling.logit_bias)
+        sampling = replace(admit.sampling, noise_key=0, logit_bias=biases)
+        return replace(admit, prompt=self.ids(admit.prompt), sampling=sampling)
+
+
+class RecordedCore:
+    """A core that writes down what passes it. Everything else is the core's own doing."""
+
+    def __init__(self, core: StepCore, facts: ModelFacts, limits: Limits, file: BinaryIO) -> None:
+        """What `core` was made of, and a new file, which is closed here."""
+        self._core = core
+        self._disguise = Disguise(facts.vocabulary)
+        self._left = limits.record_bytes_max
+        self._effects: list[Effect] = []
+        self._file = file
+        told = asdict(self._disguise.facts(facts)) | {"eos_token_ids": [self._disguise.end]}
+        del told["control_tokens"]
+        budget = core.stats().memory.budget
+        self._write(format=FORMAT, facts=told, limits=asdict(limits), budget_bytes=budget)
+
+    @property
+    def has_work(self) -> bool:
+        """As StepCore says."""
+        return bool(self._effects) or self._core.has_work
+
+    @property
+    def finished(self) -> bool:
+        """As StepCore says."""
+        return not self._effects and self._core.finished
+
+    def handle(self, command: Command, now: float) -> None:
+        """As StepCore says."""
+        if isinstance(command, Submit):
+            self._write(now=now, submit=_request(self._disguise.request(command.request)))
+        elif isinstance(command, Cancel):
+            self._write(now=now, cancel=[command.id, command.reason.name])
+        else:
+            self._write(now=now, drain=True)
+        self._core.handle(command, now)
+
+    def plan(self, now: float) -> StepPlan | None:
+        """As StepCore says. An idle look without work is not written: it changes nothing."""
+        worked = self._core.has_work
+        plan = self._core.plan(now)
+        if plan is not None or worked:
+            self._write(now=now, plan=None if plan is None else written(self._disguise.plan(plan)))
+        return plan
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """As StepCore says. Payloads are measured before the core takes them."""
+        prefilled = [span(each.payload) for each in result.prefilled]
+        captured = [span(payload) for payload in result.captured]
+        self._effects += self._core.take_effects()
+        self._core.commit(plan, result, now)
+        effects = self._core.take_effects()
+        self._effects += effects
+        tokens = iter(self._ended(result, effects))
+        self._write(
+            now=now,
+            decoded=[[next(tokens), each.drafted] for each in result.decoded],
+            prefilled=[
+                [None if each.token is None else next(tokens)[0], payload]
+                for each, payload in zip(result.prefilled, prefilled, strict=True)
+            ],
+            captured=captured,
+        )
+
+    def take_effects(self) -> tuple[Effect, ...]:
+        """As StepCore says."""
+        effects = (*self._effects, *self._core.take_effects())
+        self._effects.clear()
+        return effects
+
+    def stats(self) -> Stats:
+        """As StepCore says."""
+        return self._core.stats()
+
+    def check(self) -> None:
+        """As StepCore says."""
+        self._core.check()
+
+    def close(self) -> None:
+        """As StepCore says; the recording is whole."""
+        self._core.close()
+        self._end()
+
+    def stories(self) -> list[str]:
+        """As StepCore says. A core that broke is asked for them last: what led here is written."""
+        self._end()
+        return self._core.stories()
+
+    def _ended(self, result: StepResult, effects: Sequence[Effect]) -> list[list[int]]:
+        """Each drawing row's tokens, in plan order, with END where the reply ended.
+
+        A commit makes one Delta for each such row, in that order.
+        """
+        drawn = [each.tokens for each in result.decoded]
+        drawn += [(each.token,) for each in result.prefilled if each.token is not None]
+        ends = {
+            e.id for e in effects if isinstance(e, Finished) and e.reason != FinishReason.LENGTH
+        }
+        deltas = [effect for effect in effects if isinstance(effect, Delta)]
+        told = []
+        for tokens, delta in zip(drawn, deltas, strict=True):
+            row = list(self._disguise.ids(tokens))
+            if delta.id in ends:
+                row[len(delta.token_ids) - 1] = self._disguise.end
+            told.append(row)
+        return told
+
+    def _write(self, **line: Any) -> None:
+        if self._file.closed:
+            return
+        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        self._left -= len(data)
+        if self._left < 0:
+            _log.warning("the recording is full: what follows is not recorded")
+            self._end()
+            return
+        try:
+            self._file.write(data)
+            self._file.flush()  # one system call a line: what comes before a crash is there
+        except OSError as error:
+            _log.warning("the recording ends: %s", error.strerror)
+            self._end()
+
+    def _end(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            _log.warning("the end of the recording is lost: %s", error.strerror)
+
+
+def written(plan: StepPlan) -> list[Any]:
+    """A plan as JSON: everything that it says, payloads by the spans that they have."""
+    admits = [_admit(admit) for admit in plan.admits]
+    captures = [[c.slot, c.start, c.end] for c in plan.captures]
+    decodes = [[d.slot, d.start, d.token, d.depth, d.index] for d in plan.decodes]
+    prefills = [[p.slot, p.start, p.tokens, p.draws, p.capture] for p in plan.prefills]
+    return [plan.number, captures, plan.releases, admits, decodes, prefills]
+
+
+def _admit(admit: Admit) -> list[Any]:
+    restored = [admit.slot, admit.target, [span(payload) for payload in admit.path]]
+    sequence = [asdict(admit.sampling), admit.tokens_max, admit.prompt, admit.top_logprobs]
+    return restored + sequence
+
+
+def span(payload: Payload | None) -> list[int] | None:
+    """What the core can tell of a payload: [start, end, sliding_start, full, sliding bytes]."""
+    if payload is None:
+        return None
+    ranges = [payload.start, payload.end, payload.sliding_start]
+    return [*ranges, payload.full_bytes, payload.sliding_bytes]
+
+
+def _request(request: Request) -> dict[str, Any]:
+    told = asdict(request)
+    for text in ("stop", "stop_token_ids", "ignore_eos"):
+        del told[text]
+    return told | {"root": request.root.decode()}

@@ -1,0 +1,155 @@
+"""A seed draws a scenario: configuration, model shape, traffic and bad luck.
+
+Swarm: each seed first draws which kinds of traffic and faults it has at all, and how often, so that
+rare ones meet undiluted.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from tests.sim.story import (
+    Action,
+    Again,
+    Ask,
+    Break,
+    Config,
+    GiveUp,
+    Part,
+    Pause,
+    Scenario,
+    Slow,
+    Stop,
+)
+
+STOPS = ((), ("b the",), ("\u00e9", "ab"), ("aba", "ba", " the a"), ("\U0001f600",))
+GIVEN_UP = ("CANCELLED", "CANCELLED", "DEADLINE", "FAULT")
+TICKS = 110
+
+
+def scenario(seed: int) -> Scenario:
+    """The scenario of a seed, the same on every machine."""
+    random = Random(f"sapwood {seed}")
+    return Scenario(_config(random), tuple(_Traffic(random).actions()))
+
+
+def _config(random: Random) -> Config:
+    pick = random.choice
+    full, sliding = pick(((3, 10), (3, 10), (1, 40), (20, 1)))
+    return Config(
+        slots_max=pick((1, 2, 4, 7)),
+        queued_max=pick((1, 3, 50)),
+        queue_s_max=pick((0.3, 60.0)),
+        request_s_max=pick((2.0, 1800.0, 1800.0)),
+        prefill_tokens_max=pick((5, 32, 64)),
+        prefill_slices_max=pick((1, 2, 4)),
+        share_tokens_min=pick((1, 4, 32)),
+        overtaken_max=pick((1, 4)),
+        tree_nodes_max=pick((1, 6, 1000)),
+        mailbox_bytes_max=pick((60, 400)),
+        window=pick((1, 4, 8, 30)),
+        full_bytes=full,
+        sliding_bytes=sliding,
+        has_drafter=random.random() < 0.8,
+        quality=pick((0.0, 0.6, 1.0)),
+        budget_bytes=pick((2200, 3000, 4500, 8000, 10**7)),
+        step_s=pick((0.01, 0.1)),
+        token_s=pick((0.0, 0.0005, 0.01)),
+        draft_s=pick((0.0, 0.001, 0.02)),
+        hitch_s=pick((0.0, 0.0, 0.5)),
+    )
+
+
+class _Traffic:
+    """Draws the actions of one scenario, in order."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._names = 0
+        self._asks: list[Ask] = []
+        self._rate = random.choice((0.1, 0.5, 2.0))
+        self._burst = random.choice((0.0, 0.0, 0.05))
+        self._long = random.choice((0.0, 0.0, 0.1))
+        self._chances = {
+            GiveUp: random.choice((0.0, 0.05, 0.2)),
+            Again: random.choice((0.0, 0.1)),
+            Pause: random.choice((0.0, 0.1, 0.3)),
+            Slow: random.choice((0.0, 0.03)),
+            Break: random.choice((0.0, 0.0, 0.0, 0.03)),
+            Stop: random.choice((0.0, 0.0, 0.0, 0.02)),
+        }
+        self._deadlines = random.choice((0.0, 0.15))
+        self._roots = random.choice((1, 1, 2))
+
+    def actions(self) -> list[Action]:
+        random, drawn = self._random, list[Action]()
+        for at in range(TICKS):
+            while random.random() < self._rate / (1 + self._rate):
+                drawn.append(self._ask(at))
+            if random.random() < self._burst:
+                drawn += [self._ask(at) for _ in range(random.randint(5, 20))]
+            for kind, chance in self._chances.items():
+                if random.random() < chance and self._asks:
+                    drawn.append(self._other(kind, at))
+        return drawn
+
+    def _other(self, kind: type[Action], at: int) -> Action:
+        random = self._random
+        # Mostly somebody recent: who is long gone cannot be bothered.
+        name = self._asks[-1 - min(int(random.expovariate(0.3)), len(self._asks) - 1)].name
+        if kind is GiveUp:
+            return GiveUp(at, name, random.choice(GIVEN_UP))
+        if kind is Again:
+            return Again(at, self._name(), name)
+        if kind is Pause:
+            return Pause(at, name, random.randint(2, 60))
+        if kind is Slow:
+            return Slow(at, random.randint(1, 20), random.choice((3.0, 30.0)))
+        return Break(at, random.randint(0, 40)) if kind is Break else Stop(at)
+
+    def _name(self) -> int:
+        self._names += 1
+        return self._names
+
+    def _ask(self, at: int) -> Ask:
+        random = self._random
+        greedy = random.random() < 0.5
+        ask = Ask(
+            at,
+            self._name(),
+            self._parts(),
+            random.randint(1, 40),
+            root=random.randrange(self._roots),
+            temperature=0.0 if greedy else 1.0,
+            seed=random.randrange(1 << 20) if random.random() < 0.5 else None,
+            penalised=random.random() < 0.2,
+            stop=random.choice(STOPS),
+            stop_token_ids=tuple(random.sample(range(4, 48), random.choice((0, 0, 2)))),
+            ignore_eos=random.random() < 0.3,
+            depth=random.choice((None, None, None, 0, 1, 3, 8)),
+            top_logprobs=random.choice((0, 0, 3)),
+            bypass=random.random() < 0.1,
+            store_reply=random.random() < 0.8,
+            deadline_s=self._deadline_s(),
+        )
+        self._asks.append(ask)
+        return ask
+
+    def _deadline_s(self) -> float | None:
+        if self._random.random() >= self._deadlines:
+            return None
+        return self._random.choice((0.01, 0.1, 0.5))
+
+    def _parts(self) -> tuple[Part, ...]:
+        """A known beginning, an earlier turn whole or cut, or something new; then its own tail."""
+        random = self._random
+        tail: Part = ("pool", random.randrange(100, 200), random.randint(1, 30))
+        if random.random() < self._long:
+            tail = ("pool", random.randrange(3), random.randint(150, 400))
+        kind = random.random()
+        if self._asks and kind < 0.3:
+            earlier = random.choice(self._asks[-20:])
+            return (("turn", earlier.name, random.choice((-1, -1, random.randint(1, 80)))), tail)
+        if kind < 0.8:
+            return (("pool", random.randrange(3), random.randint(1, 60)), tail)
+        return (tail,)

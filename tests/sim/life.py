@@ -1,0 +1,188 @@
+"""One daemon's life in the simulator: core, tree and ledger of production, on the fake device.
+
+- Every command and step is checked as it passes; what a client saw, as it comes (house.Stream).
+- It ends in order (`finish`: every byte is back), or by a failed allocation (`die`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.scheduler.core.sequence import Sequence
+from sapwood.scheduler.events import Drain, Failed, Request
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.outcomes import CancelReason
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.sampling import Sampling
+from tests.scheduler.fake_device import toy_facts
+from tests.scheduler.house import House, Stream, bare
+from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
+from tests.sim.device import SimDevice
+from tests.sim.story import Ask, Config
+
+
+def limits_of(config: Config) -> Limits:
+    return Limits(
+        slots_max=config.slots_max,
+        queued_max=config.queued_max,
+        queue_s_max=config.queue_s_max,
+        request_s_max=config.request_s_max,
+        prefill_tokens_max=config.prefill_tokens_max,
+        prefill_slices_max=config.prefill_slices_max,
+        share_tokens_min=config.share_tokens_min,
+        overtaken_max=config.overtaken_max,
+        tree_nodes_max=config.tree_nodes_max,
+    )
+
+
+def facts_of(config: Config) -> ModelFacts:
+    facts = toy_facts(config.has_drafter, config.window)
+    ring = config.window + Limits().draft_depth_max + 1
+    return replace(
+        facts,
+        full_bytes_per_token=config.full_bytes,
+        sliding_bytes_per_token=config.sliding_bytes,
+        ring_bytes=ring * config.sliding_bytes,
+    )
+
+
+class Life(House):
+    """One daemon's life: a core, its device, and the checks of both."""
+
+    device: SimDevice
+
+    def __init__(self, config: Config, now: float) -> None:
+        facts, limits = facts_of(config), limits_of(config)
+        ledger = Ledger(config.budget_bytes, facts.weights_bytes)
+        super().__init__(
+            limits=limits,
+            facts=facts,
+            ledger=ledger,
+            device=SimDevice(config, facts, limits, ledger),
+            tree=WatchedTree(facts.window_tokens, limits.tree_nodes_max),
+        )
+        self.config = config
+        self.now = now
+        self.draining = False
+        self.sequences: list[Sequence] = []
+        self._too_large: set[int] = set()
+        self._left: dict[tuple[bytes, tuple[int, ...]], tuple[int, int]] = {}
+        self._rows = RowChecks(self.core, self.tree, limits)
+        self._trees = TreeChecks(self.tree, limits)
+
+    def ask(self, prompt: tuple[int, ...], ask: Ask) -> Stream:
+        """Send a request. What can never fit is to be refused at once (L5)."""
+        stream = self.submit(prompt, ask.max_tokens, **_options(ask, self))
+        sequence = self.core._roster.find(stream.request.id)
+        if sequence is not None:
+            self.sequences.append(sequence)
+        if self.draining:
+            assert sequence is None, "D1: somebody came in behind the drain"
+        room = self.config.budget_bytes - self.facts.weights_bytes
+        if not self.draining and self._alone_bytes(stream.request) > room:
+            self._too_large.add(stream.request.id)
+        return stream
+
+    def give_up(self, stream: Stream, why: CancelReason) -> None:
+        """Cancel, and remember what a prompt that was being read has stored already (T12)."""
+        sequence = self.core._roster.live.get(stream.request.id)
+        self.cancel(stream, why)
+        if sequence is not None and not sequence.emitted and sequence.lease is not None:
+            key = stream.request.root, stream.request.prompt
+            self._left[key] = sequence.stored, self._evicted()
+
+    def drain(self) -> None:
+        """D1: who waits is refused at once, who runs goes on."""
+        running = len(self.core._roster.live)
+        self.draining = True
+        self.handle(Drain())
+        assert not len(self.core._roster.waiting), "D1: somebody still waits"
+        assert len(self.core._roster.live) == running, "D1: a running sequence was ended"
+
+    def planned(self, plan: StepPlan | None) -> None:
+        """Called by step()."""
+        self._rows.planned(plan)
+        for admit in plan.admits if plan else ():
+            request = self._rows.rows[admit.slot].request
+            stored, evicted = self._left.get((request.root, request.prompt), (0, -1))
+            if evicted == self._evicted() and not request.cache_bypass:
+                resumed = min(stored, len(request.prompt) - 1)
+                assert admit.target >= resumed, f"T12: {resumed} were stored, not {admit.target}"
+
+    def committed(self, plan: StepPlan) -> None:
+        """Called by step()."""
+        self._rows.committed(plan)
+        if plan.number % LOOK_STEPS == 0:
+            self._trees.look(plan, ((s.request, s.tokens) for s in self.streams.values()))
+
+    def finish(self) -> None:
+        """M3, T7, R1 at the end of a life that nothing broke, and L5 for all of it."""
+        self.close()
+        for stream in self.streams.values():
+            large = getattr(stream.end, "reason", None) is Reason.OUT_OF_MEMORY
+            assert large == (stream.request.id in self._too_large), f"L5: {stream.end}"
+
+    def die(self) -> None:
+        """An allocation failed: what the tree was, it is (M2); every stream ends once (R1)."""
+        self.tree.check()
+        self.ledger.check()
+        for stream in self.streams.values():
+            if stream.end is None:
+                failed = Failed(stream.request.id, Reason.ENGINE_FAILED, "the engine failed")
+                stream.take(failed, len(self.plans))
+
+    def replay(self) -> None:
+        """L8: what came in, again, into a fresh core: every plan is the same."""
+        twin = Life(self.config, 0.0)
+        plan: StepPlan | None = None
+        for kind, now, value in self.stimuli:
+            if kind == "event":
+                twin.core.handle(value, now)  # type: ignore[arg-type]
+            elif kind == "plan":
+                plan = twin.core.plan(now)
+                assert bare(plan) == value, f"L8: {bare(plan)} is not {value}"
+            else:
+                assert plan is not None
+                twin.core.commit(plan, twin.device.run(plan), now)
+
+    def steps_left_max(self) -> int:
+        """L2: were all that is left done one after another, by the least that a step gives."""
+        share = -(-self.limits.prefill_tokens_max // 4) // self.limits.prefill_slices_max
+        left = [stream.request for stream in self.streams.values() if stream.end is None]
+        return 4 + sum(3 + len(r.prompt) // max(1, share) + r.max_tokens for r in left)
+
+    def _evicted(self) -> int:
+        return sum(self.tree.evictions.values())
+
+    def _alone_bytes(self, request: Request) -> int:
+        """What a request takes alone: ring, row, the rows of a round and a slice."""
+        facts, row = self.facts, self.facts.row_tokens_min
+        while row < request.tokens_max:
+            row *= 2
+        rows = 1 + (self.limits.draft_depth_max if facts.has_drafter else 0)
+        step = rows + self.limits.prefill_tokens_max  # a byte each
+        return facts.ring_bytes + row * facts.full_bytes_per_token + step
+
+
+def _options(ask: Ask, life: Life) -> dict[str, object]:
+    sampling = Sampling(
+        temperature=ask.temperature,
+        seeded=ask.seed is not None,
+        noise_key=ask.name if ask.seed is None else ask.seed,
+        presence_penalty=0.5 if ask.penalised else 0.0,
+    )
+    return {
+        "root": b"root %d" % ask.root,
+        "sampling": sampling,
+        "stop": ask.stop,
+        "stop_token_ids": frozenset(ask.stop_token_ids),
+        "ignore_eos": ask.ignore_eos,
+        "depth": ask.depth if life.facts.has_drafter else None,
+        "top_logprobs": ask.top_logprobs,
+        "cache_bypass": ask.bypass,
+        "store_reply": ask.store_reply,
+        "deadline": None if ask.deadline_s is None else life.now + ask.deadline_s,
+    }

@@ -1,0 +1,88 @@
+"""A simulator that finds nothing proves nothing: with one safeguard off it must fail.
+
+Each within 200 seeds, and by the invariant that the safeguard is there for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.model_facts import ModelFacts
+from tests.sim.draw import scenario
+from tests.sim.play import play
+
+SEEDS_MAX = 200
+CACHE, CORE = "sapwood.cache.prefix", "sapwood.scheduler.core"
+
+
+def no_leases(patch: pytest.MonkeyPatch) -> None:
+    """Nobody counts who lives on a node; nor does the tree's audit, which would see it first."""
+    patch.setattr(f"{CACHE}.leases._count", lambda *_: None)
+    patch.setattr(f"{CACHE}.describe._check_leases", lambda _: None)
+
+
+def no_queue_bound(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.waiting.Waiting.full", False)
+
+
+def no_worst_case(patch: pytest.MonkeyPatch) -> None:
+    """A slot reserves what its first token takes."""
+    whole = ModelFacts.live_bytes
+    patch.setattr(ModelFacts, "live_bytes", lambda self, _: whole(self, 1))
+
+
+def no_slot_release(patch: pytest.MonkeyPatch) -> None:
+    def leave(self: Roster, captured: list[Any]) -> None:
+        self.leaving.clear()
+        self.storing.extend(captured)
+
+    patch.setattr(Roster, "leave", leave)
+
+
+def no_waiting_for_the_same_prefix(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.waiting.Waiting._awaits", lambda *_: False)
+
+
+def no_memory_limit(patch: pytest.MonkeyPatch) -> None:
+    """Whoever can never fit is let in."""
+    patch.setattr(f"{CORE}.memory.DeviceMemory.servable", lambda *_: True)
+
+
+def no_care_for_windows(patch: pytest.MonkeyPatch) -> None:
+    """A path counts as restorable although its sliding K/V was thinned."""
+    patch.setattr(f"{CACHE}.tree.longest_restorable", lambda node, t, window: t)
+
+
+def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
+    """Decode rows may take all of a step."""
+    patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most: max(0, most - rows))
+
+
+@pytest.mark.parametrize(
+    ("off", "found"),
+    [
+        (no_leases, "closed or taken already|KeyError"),
+        (no_queue_bound, "wait, [0-9]+ may"),
+        (no_worst_case, "M1"),
+        (no_slot_release, "L1"),
+        (no_waiting_for_the_same_prefix, "computed twice"),
+        (no_memory_limit, "L5|they wait for nothing"),
+        (no_care_for_windows, "T2|T9"),
+        (no_share_of_prefill, "L2|L3|L6"),
+    ],
+)
+def test_without_a_safeguard_it_fails(
+    off: Callable[[pytest.MonkeyPatch], None], found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off(monkeypatch)
+    for seed in range(SEEDS_MAX):
+        _, violation = play(scenario(seed))
+        if violation is not None:
+            assert re.search(found, violation.message), violation
+            return
+    raise AssertionError(f"{SEEDS_MAX} seeds and nothing was noticed")
