@@ -1,0 +1,278 @@
+"""The same idea at the shell: a daemon process on the fake device, over real sockets, for long.
+
+    python -m tests.sim.soak --requests 1000000
+
+- Rounds alternate. In a *calm* one nobody leaves: every count of the metrics is the sum of what the
+  clients were told, exactly. In a *wild* one clients cancel, let deadlines pass, read slowly, break
+  connections and ask for nonsense; what the metrics count lies between what was told and asked.
+- After every round all is at rest: nothing live, no lease, the ledger adds up (drift 0), and the
+  process has as many descriptors as after the first.
+- Memory: a line through the resident sizes at rest, the first quarter left out, since the tree
+  fills then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2_grpc, prompt_pb2
+from sapwood.v1 import generation_pb2 as pb
+from tests.daemon.fakes import FIRST_BYTE, VOCABULARY, reply_to
+from tests.daemon.process.processes import serving
+
+CLIENTS = 64
+ROUND_REQUESTS = 1000
+SETTLE_S_MAX = 60.0
+LIMITS: dict[str, Any] = {
+    "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
+    "write_s_max": 1.0, "mailbox_bytes_max": 4096,
+}  # fmt: skip
+FAULTS = ("cancel", "deadline", "slow", "leave", "nonsense", "too long")
+# By what the metrics call them; the sums of finished replies' usage.
+SUMS = {
+    "sapwood_prompt_tokens_total": "prompt_tokens",
+    "sapwood_prefix_cached_tokens_total": "cached_tokens",
+    "sapwood_generated_tokens_total": "completion_tokens",
+    "sapwood_accepted_tokens_total": "accepted_tokens",
+    "sapwood_draft_tokens_total": "draft_tokens",
+}
+
+
+@dataclass
+class Told:
+    """What the clients of one round know."""
+
+    asked: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    sums: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The process at rest."""
+
+    at_s: float
+    resident_bytes: int
+    descriptors: int
+
+
+class Driver:
+    """One client: a connection, and one request after another."""
+
+    def __init__(self, address: str, random: Random, told: Told, wild: bool) -> None:
+        self._address, self._random, self._told, self._wild = address, random, told, wild
+        self._channel: grpc.aio.Channel | None = None
+
+    async def drive(self, requests: int) -> None:
+        for _ in range(requests):
+            self._told.asked += 1
+            await self._one()
+        await self._close()
+
+    async def _one(self) -> None:
+        random = self._random
+        how = random.choice(FAULTS) if self._wild and random.random() < 0.5 else "whole"
+        self._told.faults[how] += 1
+        request, prompt = self._request(how)
+        timeout = random.uniform(0.001, 0.05) if how == "deadline" else 60.0
+        try:
+            await self._read(request, prompt, how, timeout)
+        except grpc.aio.AioRpcError as error:
+            self._told.ends[error.code().name] += 1
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise
+            self._told.ends["CANCELLED"] += 1
+        if how == "leave":
+            await self._close()
+
+    def _request(self, how: str) -> tuple[pb.GenerateRequest, list[int]]:
+        random = self._random
+        shared = [FIRST_BYTE + i % 200 for i in range(random.choice((0, 20, 100)))]
+        prompt = shared + [random.randrange(FIRST_BYTE, 250) for _ in range(random.randint(1, 30))]
+        if how == "nonsense":
+            prompt.append(VOCABULARY + 7)
+        if how == "too long":
+            prompt *= 4000 // len(prompt) + 60
+        options: dict[str, Any] = {"max_tokens": random.randint(1, 60)}
+        if how == "slow":
+            options = {"max_tokens": 400, "top_logprobs": 20}
+        if random.random() < 0.3:
+            options["draft_tokens"] = random.randint(0, 4)
+        return pb.GenerateRequest(token_ids=prompt_pb2.TokenIds(ids=prompt), **options), prompt
+
+    async def _read(
+        self, request: pb.GenerateRequest, prompt: list[int], how: str, timeout: float
+    ) -> None:
+        """Every id is what the prompt gives, and a finish tells the sums."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._address)
+        call = generation_pb2_grpc.GenerationServiceStub(self._channel).Generate(
+            request, timeout=timeout
+        )
+        events, tokens = self._random.randint(0, 5), list[int]()
+        async for event in call:
+            kind = event.WhichOneof("event")
+            if kind == "delta":
+                tokens += event.delta.token_ids
+            elif kind == "finish":
+                self._finish(event.finish, tokens, prompt)
+            if how == "slow":
+                await asyncio.sleep(0.2)
+            events -= 1
+            if events < 0 and how in ("cancel", "leave"):
+                call.cancel()
+                self._told.ends["CANCELLED"] += 1
+                return
+
+    def _finish(self, finish: Any, tokens: list[int], prompt: list[int]) -> None:
+        assert tokens == reply_to(prompt, len(tokens)), "R1: another reply"
+        self._told.ends[pb.FinishReason.Name(finish.reason)] += 1
+        for name in SUMS.values():
+            self._told.sums[name] += getattr(finish.usage, name)
+
+    async def _close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+            self._channel = None
+
+
+async def play_round(address: str, requests: int, seed: int, wild: bool) -> Told:
+    """`requests` in all, from CLIENTS clients at once."""
+    told = Told()
+    async with asyncio.TaskGroup() as group:
+        for number in range(CLIENTS):
+            share = requests // CLIENTS + (number < requests % CLIENTS)
+            driver = Driver(address, Random(f"{seed} {number}"), told, wild)
+            group.create_task(driver.drive(share))
+    return told
+
+
+def scrape(metrics: str) -> Counter[str]:
+    """Counters by name; those with a label summed, requests also by outcome."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.endswith("_total"):
+                found[sample.name] += int(sample.value)
+                if sample.name == "sapwood_requests_total":
+                    found[sample.labels["outcome"]] += int(sample.value)
+    return found
+
+
+async def settled(address: str) -> None:
+    """Nothing runs, and every byte is somewhere: the ledger's sum is its budget."""
+    deadline = time.monotonic() + SETTLE_S_MAX
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = cache_pb2_grpc.CacheServiceStub(channel)
+        while True:
+            stats = await stub.GetCacheStats(cache_pb2.GetCacheStatsRequest())
+            memory = stats.memory
+            if not (memory.live_bytes or memory.workspace_bytes or stats.leased_bytes):
+                break
+            assert time.monotonic() < deadline, f"R2: {stats}"
+            await asyncio.sleep(0.02)
+    held = memory.weights_bytes + memory.snapshots_bytes + memory.free_bytes
+    assert held == memory.budget_bytes, f"M1: drift of {held - memory.budget_bytes} bytes"
+
+
+def sample(pid: int, began: float) -> Sample:
+    """What the kernel says of the process. Linux."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Sample(time.monotonic() - began, int(resident.split()[1]) * 1024, descriptors)
+
+
+def check_calm(told: Told, counted: Counter[str]) -> None:
+    """The metrics and the clients agree in every number."""
+    assert counted["sapwood_requests_total"] == told.asked, (counted, told)
+    whole = {"FINISH_REASON_LENGTH": "length", "FINISH_REASON_STOP": "stop"}
+    for reason, outcome in whole.items():
+        assert counted[outcome] == told.ends[reason], (outcome, counted, told)
+    assert counted["rejected"] == told.ends["RESOURCE_EXHAUSTED"], (counted, told)
+    for name, usage in SUMS.items():
+        assert counted[name] == told.sums[usage], (name, counted[name], told)
+
+
+def check_wild(told: Told, counted: Counter[str]) -> None:
+    """Who left was not told, but nobody counts twice and nothing is forgotten."""
+    finished = told.ends["FINISH_REASON_LENGTH"] + told.ends["FINISH_REASON_STOP"]
+    assert finished <= counted["length"] + counted["stop"], (counted, told)
+    assert counted["sapwood_requests_total"] <= told.asked, (counted, told)
+    assert told.ends["INTERNAL"] == told.ends["UNKNOWN"] == 0, f"R4: {told.ends}"
+    for name, usage in SUMS.items():
+        assert counted[name] >= told.sums[usage], (name, counted[name], told)
+
+
+def slope(samples: Sequence[Sample]) -> float:
+    """Bytes an hour: the least-squares line through the resident sizes."""
+    mean_s = sum(s.at_s for s in samples) / len(samples)
+    mean_bytes = sum(s.resident_bytes for s in samples) / len(samples)
+    spread = sum((s.at_s - mean_s) ** 2 for s in samples)
+    rise = sum((s.at_s - mean_s) * (s.resident_bytes - mean_bytes) for s in samples)
+    return 3600 * rise / spread
+
+
+def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False) -> list[Sample]:
+    """Rounds of `each` until that many were sent; a sample of each. Raises AssertionError."""
+    samples: list[Sample] = []
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="sw") as folder,
+        serving(Path(folder), "0", **LIMITS) as (process, ready),
+    ):
+        address, metrics = ready["grpc"][-1], ready["metrics"]
+        before = scrape(metrics)
+        for number in range(-(-requests // each)):
+            wild = number % 2 == 1
+            told = asyncio.run(play_round(address, each, seed + number, wild))
+            asyncio.run(settled(address))
+            after = scrape(metrics)
+            (check_wild if wild else check_calm)(told, after - before)
+            before = after
+            samples.append(sample(process.pid, began))
+            if say:
+                told_of = {
+                    "round": number,
+                    "ends": told.ends,
+                    "resident": samples[-1].resident_bytes,
+                }
+                print(json.dumps(told_of), flush=True)
+            assert process.poll() is None, "the daemon is gone"
+    return samples
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.soak", description=__doc__)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    samples = soak(given.requests, given.seed, say=True)
+    late = samples[len(samples) // 4 :]
+    hours = (late[-1].at_s - late[0].at_s) / 3600
+    print(f"{len(samples) * ROUND_REQUESTS} requests, {CLIENTS} clients, {hours:.2f} h of samples")
+    print(f"resident: {slope(late) / 1e6:+.3f} MB an hour; descriptors {late[-1].descriptors}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
