@@ -43,6 +43,8 @@ class RowChecks:
 
     def __init__(self, core: Core, tree: Tree, limits: Limits) -> None:
         self.rows: dict[int, Row] = {}
+        self.free_rows = 0  # decode rows whose depth is the policy's to choose
+        self.free_drafting = 0  # and those of them that drafted
         self._core, self._tree, self._limits = core, tree, limits
         self._evictions = 0
 
@@ -96,6 +98,16 @@ class RowChecks:
         rows = {slot for slot, row in self.rows.items() if row.decoding}
         decoded = {row.slot for row in plan.decodes}
         assert decoded == rows, f"L3: {sorted(rows)} decode, {sorted(decoded)} are in the step"
+        free = [row for row in plan.decodes if self.rows[row.slot].request.depth is None]
+        self.free_rows += len(free)
+        self.free_drafting += sum(row.depth > 0 for row in free)
+
+    def check_parked(self) -> None:
+        """S8, where no draft is ever accepted: what is tried is for learning, and backs off."""
+        tried_max = 48 + self.free_rows // 8
+        assert self.free_drafting <= tried_max, (
+            f"S8: {self.free_drafting} of {self.free_rows} rows drafted for nothing"
+        )
 
     def _check_prefills(self, plan: StepPlan) -> None:
         waiting = {slot: row for slot, row in self.rows.items() if not row.decoding}

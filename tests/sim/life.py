@@ -121,6 +121,8 @@ class Life(House):
     def finish(self) -> None:
         """M3, T7, R1 at the end of a life that nothing broke, and L5 for all of it."""
         self.close()
+        if self.config.quality == 0.0:
+            self._rows.check_parked()
         for stream in self.streams.values():
             large = getattr(stream.end, "reason", None) is Reason.OUT_OF_MEMORY
             assert large == (stream.request.id in self._too_large), f"L5: {stream.end}"

@@ -6,13 +6,14 @@ Each within 200 seeds, and by the invariant that the safeguard is there for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from tests.sim.draw import scenario
 from tests.sim.play import play
 
@@ -63,6 +64,15 @@ def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most: max(0, most - rows))
 
 
+def no_parking(patch: pytest.MonkeyPatch) -> None:
+    """Everybody drafts, whatever comes of it."""
+
+    def choose(_: object, rows: Sequence[Row], __: int) -> list[int]:
+        return [row.depth_max if row.pinned is None else row.pinned for row in rows]
+
+    patch.setattr(DepthPolicy, "choose", choose)
+
+
 @pytest.mark.parametrize(
     ("off", "found"),
     [
@@ -74,6 +84,7 @@ def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
         (no_memory_limit, "L5|they wait for nothing"),
         (no_care_for_windows, "T2|T9"),
         (no_share_of_prefill, "L2|L3|L6"),
+        (no_parking, "S8"),
     ],
 )
 def test_without_a_safeguard_it_fails(
