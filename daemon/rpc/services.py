@@ -65,9 +65,14 @@ def server_options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.request_bytes_max),
         ("grpc.max_concurrent_streams", limits.streams_per_connection_max),
+        # Between the soft limit and the hard one, which is twice as high, chance refuses.
         ("grpc.max_metadata_size", limits.metadata_bytes_max),
-        # Clients may ping through a long silent prefill without a GOAWAY.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),
+        # Who pings every second lives, idle or on a silent stream. A ping is early if the last one
+        # is younger; so many early ones, with no word of ours between them, end the connection.
+        # Not one or two: what a stall held up comes all at once.
+        ("grpc.http2.min_ping_interval_without_data_ms", 250),
+        ("grpc.http2.max_ping_strikes", 60),
         ("grpc.keepalive_permit_without_calls", 1),
         # A peer that stopped answering is dropped; keepalive alone waits a minute for its ping.
         ("grpc.keepalive_time_ms", 30_000),
