@@ -112,6 +112,7 @@ def lacking(module: nn.Module, names: tuple[str, ...]) -> list[str]:
         (gemma4_text.MLP.__init__, ["self", "config", "layer_idx"]),
         (gemma4_text.Model.sanitize, ["self", "weights"]),
         (infer_quant_config, ["path", "module", "weights"]),
+        (ReflectionServicer.__init__, ["self", "service_names", "pool"]),
         (ReflectionServicer.ServerReflectionInfo, ["self", "request_iterator", "unused_context"]),
     ],
 )

@@ -5,13 +5,9 @@ A method without a behaviour is in the contract and not built yet: it answers UN
 
 from __future__ import annotations
 
-from typing import cast
-
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.boundary import Behaviour
@@ -19,6 +15,7 @@ from sapwood.daemon.rpc.cache_service import CacheService
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.health_service import Health
+from sapwood.daemon.rpc.reflection import reflection_handlers
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2, generation_pb2, session_pb2
 
@@ -26,13 +23,13 @@ GENERATION = boundary.service(generation_pb2.DESCRIPTOR, "GenerationService")
 CACHE = boundary.service(cache_pb2.DESCRIPTOR, "CacheService")
 SESSION = boundary.service(session_pb2.DESCRIPTOR, "SessionService")
 HEALTH = boundary.service(health_pb2.DESCRIPTOR, "Health")
-REFLECTION = boundary.service(reflection_pb2.DESCRIPTOR, "ServerReflection")
-SERVICES = (GENERATION, CACHE, SESSION, HEALTH)
+BUILT = (GENERATION, CACHE, HEALTH)
+NOT_BUILT = (SESSION,)  # in the contract: every method answers UNIMPLEMENTED
 
 
-def service_names() -> list[str]:
-    """Full names of what is served, reflection aside."""
-    return [service.full_name for service in SERVICES]
+def built_services() -> list[str]:
+    """Full names of what serves, reflection aside: what has a health."""
+    return [service.full_name for service in BUILT]
 
 
 def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Server:
@@ -44,17 +41,13 @@ def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Ser
     services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
         (GENERATION, GenerationService(gate).behaviours()),
         (CACHE, CacheService(gate).behaviours()),
-        (SESSION, {}),
         (HEALTH, health.behaviours()),
+        *((service, {}) for service in NOT_BUILT),
     )
     handlers = [boundary.service_handler(service, b, limits) for service, b in services]
     if reflection:
-        names = [*service_names(), REFLECTION.full_name]
-        # The stubs call this async generator a coroutine.
-        exchange = cast("boundary.Exchange", ReflectionServicer(names).ServerReflectionInfo)
-        handlers.append(
-            boundary.exchange_handler(REFLECTION, "ServerReflectionInfo", exchange, limits)
-        )
+        names = [service.full_name for service, _ in services]
+        handlers += reflection_handlers(names, limits)
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
 
