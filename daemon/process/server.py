@@ -71,7 +71,12 @@ class Daemon:
             lambda: self._gate.serving,
             config.limits,
         )
-        self._server = make_server(self._gate, self._health, reflection=config.reflection)
+        self._server = make_server(
+            self._gate,
+            self._health,
+            reflection=config.reflection,
+            listeners=len(config.listen),
+        )
         self._sockets: list[tuple[Path, Identity]] = []
         self._loaded = anyio.Event()
         self._ending: Ending | None = None

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 
+from sapwood.daemon.descriptors import descriptors_beyond
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.cache_service import CacheService
@@ -32,11 +33,11 @@ def built_services() -> list[str]:
     return [service.full_name for service in BUILT]
 
 
-def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Server:
-    """Not started, and listening nowhere yet."""
+def make_server(gate: Gate, health: Health, *, reflection: bool, listeners: int) -> grpc.aio.Server:
+    """Not started, and listening nowhere yet. listeners: how many addresses it will have."""
     limits = gate.limits
     server = grpc.aio.server(
-        options=server_options(limits), maximum_concurrent_rpcs=limits.rpcs_max
+        options=server_options(limits, listeners), maximum_concurrent_rpcs=limits.rpcs_max
     )
     services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
         (GENERATION, GenerationService(gate).behaviours()),
@@ -52,10 +53,14 @@ def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Ser
     return server
 
 
-def server_options(limits: Limits) -> list[tuple[str, int]]:
+def server_options(limits: Limits, listeners: int) -> list[tuple[str, int]]:
     """Measured traps behind these: the names that look right are not always gRPC's."""
+    connections = min(limits.connections_max, descriptors_beyond(limits.descriptors_kept))
     return [
         ("grpc.so_reuseport", 0),
+        # Of each listener. One more is closed at once: its client hears UNAVAILABLE, not nothing.
+        ("grpc.max_allowed_incoming_connections", max(1, connections // listeners)),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_s_max * 1000)),
         ("grpc.max_receive_message_length", limits.request_bytes_max),
         ("grpc.max_concurrent_streams", limits.streams_per_connection_max),
         # Between the soft limit and the hard one, which is twice as high, chance refuses.

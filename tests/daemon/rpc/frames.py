@@ -15,7 +15,10 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 class Frames:
     """One connection. `closed`: why the server said goodbye; b"" for none, or without a word."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, speaks: bool
+    ) -> None:
+        self._speaks = speaks
         self._reader = reader
         self._writer = writer
         self.pongs = 0
@@ -55,7 +58,8 @@ class Frames:
                 kind, flags = head[3], head[4]
                 stream = struct.unpack(">I", head[5:])[0]
                 payload = await self._reader.readexactly(struct.unpack(">I", b"\0" + head[:3])[0])
-                self._take(kind, flags, stream, payload)
+                if self._speaks:
+                    self._take(kind, flags, stream, payload)
         self.open = False
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
@@ -72,12 +76,14 @@ class Frames:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Frames]:
+async def connected(address: str, *, speaks: bool = True) -> AsyncIterator[Frames]:
+    """speaks: begins as HTTP/2 does, and not with silence."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(PREFACE)
-    frames = Frames(reader, writer)
-    frames.send(SETTINGS, 0, 0)
+    frames = Frames(reader, writer, speaks)
+    if speaks:
+        writer.write(PREFACE)
+        frames.send(SETTINGS, 0, 0)
     reading = asyncio.create_task(frames.read())
     try:
         yield frames
