@@ -23,8 +23,10 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
+from sapwood.daemon.faults import described
 from sapwood.scheduler.limits import Limits
 
+_log = logging.getLogger(__name__)
 _RETRY_S = 0.1  # until a descriptor may be free again
 _SILENT = logging.CRITICAL + 1
 
@@ -99,8 +101,10 @@ class Connections:
         return _Connection(self, self._config, self._state)
 
 
-def _closed(listener: socket.socket, _accepting: asyncio.Task[None]) -> None:
+def _closed(listener: socket.socket, accepting: asyncio.Task[None]) -> None:
     listener.close()
+    if not accepting.cancelled() and (bug := accepting.exception()) is not None:
+        _log.error("HTTP is not served any more: %s", described(bug))
 
 
 class _Connection(H11Protocol):

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from sapwood.daemon.http.endpoint import ScrapeEndpoint
 from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.scheduler.limits import Limits
+from tests.daemon.conftest import until
 
 pytestmark = pytest.mark.anyio
 
@@ -209,6 +210,21 @@ async def test_a_bug_of_ours_is_500_without_its_text(caplog: pytest.LogCaptureFi
         assert (await said(address, asking("/metrics"))).startswith(b"HTTP/1.1 200 ")
     assert (status, body) == (500, b"a fault of the daemon\n")
     assert "RuntimeError" in caplog.text
+    assert text not in caplog.text
+
+
+async def test_a_bug_that_ends_the_listening_is_told(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "".join(["sec", "ret"])
+
+    async def broken(_loop: object, _listener: object) -> None:
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(type(asyncio.get_running_loop()), "sock_accept", broken)
+    async with serving(), asyncio.timeout(10):
+        await until(lambda: bool(caplog.records))
+    assert "HTTP is not served any more: RuntimeError" in caplog.text
     assert text not in caplog.text
 
 
