@@ -40,7 +40,7 @@ class ScrapeEndpoint:
     ) -> None:
         # Coroutines, all of them: what is none runs in a thread, past a loop that hangs.
         async def metrics(request: Request) -> Response:
-            encode, content_type = encoder_for(request.headers.get("accept", ""))
+            encode, content_type = encoder_for(",".join(request.headers.getlist("accept")))
             return Response(encode(registry), headers={"content-type": content_type})
 
         async def healthz(_request: Request) -> Response:

@@ -122,6 +122,7 @@ async def test_what_it_answers(method: str, target: str, status: int, body: byte
         (f"{OPENMETRICS};q=0.2,{TEXT};q=0.9", TEXT, "0.0.4"),
         (f"{OPENMETRICS};q=x", OPENMETRICS, "1.0.0"),
         (f'{OPENMETRICS}; version="1.0', TEXT, "0.0.4"),
+        (f"text/html\r\nAccept: {OPENMETRICS}", OPENMETRICS, "1.0.0"),  # in two lines
         (";;;=,,;version=;\xff\xb2=\xb2", TEXT, "0.0.4"),
         (  # Prometheus 3
             "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
