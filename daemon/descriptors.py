@@ -7,8 +7,15 @@ lowered for good, and one with a hard limit below is refused and does not start.
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def descriptors_beyond(kept: int) -> int:
+    """How many more than `kept` the process may have open; 0 where it may not even have those."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(0, soft - kept)
 
 
 @contextmanager

@@ -16,7 +16,9 @@ SERVE_PACKAGES = (
     "mlx_lm",
     "numpy",
     "prometheus_client",
+    "starlette",
     "tokenizers",
+    "uvicorn",
 )
 
 

@@ -40,6 +40,9 @@ class Limits:
     request_s_max: float = 1800.0
     rpcs_max: int = 512
     streams_per_connection_max: int = 128
+    connections_max: int = 1024  # in equal parts for the listeners
+    descriptors_kept: int = 96  # of what the process may open: no connection gets them
+    handshake_s_max: float = 10.0  # until a connection says that it speaks HTTP/2
     mailbox_bytes_max: int = 256 * 1024
     write_s_max: float = 30.0
     tokenise_workers: int = 2

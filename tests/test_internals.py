@@ -15,13 +15,15 @@ from mlx import nn
 from mlx_lm.models import gemma4_text, rope_utils, switch_layers
 from mlx_lm.utils import infer_quant_config
 from packaging.requirements import Requirement
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from sapwood.daemon.extras import SERVE_PACKAGES
 from sapwood.model.pair import Pair, load_pair
 from tests.model.reference import checkpoint
 from tests.test_rooms import NAMES, PATHS, ROOT, modules
 
-BOUNDED = {"mlx-lm": "mlx_lm", "grpcio-reflection": "grpc_reflection"}
+BOUNDED = {"mlx-lm": "mlx_lm", "grpcio-reflection": "grpc_reflection", "uvicorn": "uvicorn"}
 IMPORTED = {
     "grpc_reflection.v1alpha._async.ReflectionServicer",
     "grpc_reflection.v1alpha.reflection_pb2",
@@ -35,6 +37,9 @@ IMPORTED = {
     "mlx_lm.models.rope_utils.initialize_rope",
     "mlx_lm.models.switch_layers.QuantizedSwitchLinear",
     "mlx_lm.utils.infer_quant_config",
+    "uvicorn.Config",
+    "uvicorn.protocols.http.h11_impl.H11Protocol",
+    "uvicorn.server.ServerState",
 }
 ATTENTION = (
     *("has_kv", "is_sliding", "head_dim", "n_heads", "n_kv_heads", "use_k_eq_v"),
@@ -112,6 +117,9 @@ def lacking(module: nn.Module, names: tuple[str, ...]) -> list[str]:
         (gemma4_text.MLP.__init__, ["self", "config", "layer_idx"]),
         (gemma4_text.Model.sanitize, ["self", "weights"]),
         (infer_quant_config, ["path", "module", "weights"]),
+        (ReflectionServicer.__init__, ["self", "service_names", "pool"]),
+        (H11Protocol.__init__, ["self", "config", "server_state", "app_state", "_loop"]),
+        (ServerState.__init__, ["self"]),
         (ReflectionServicer.ServerReflectionInfo, ["self", "request_iterator", "unused_context"]),
     ],
 )

@@ -69,7 +69,7 @@ PURE = {
     "scheduler/reply",
 }
 
-SHELL = {"anyio", "asyncio", "grpc", "prometheus_client"}
+SHELL = {"anyio", "asyncio", "grpc", "prometheus_client", "starlette", "uvicorn"}
 ARRAYS = {"mlx", "mlx_lm", "numpy"}
 # All that a pure room may import of Python's own, and what it may not call.
 PURE_LIBRARIES = {

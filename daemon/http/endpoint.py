@@ -1,29 +1,31 @@
-"""The small HTTP endpoint: /metrics, /healthz, /readyz.
+"""The HTTP endpoint: /metrics, /healthz, /readyz.
 
-- GET and HEAD only, one request per connection; head bytes, time and connections are bounded.
+- GET and HEAD only, one request per connection; who may come, and for how long: connections.py.
 - It runs on the event loop on purpose: a loop that hangs must fail its health check.
 """
 
 from __future__ import annotations
 
-import asyncio
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from email.utils import formatdate
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.daemon.errors import StartError
+from sapwood.daemon.faults import described
+from sapwood.daemon.http.connections import Connections
+from sapwood.daemon.http.listeners import listeners
+from sapwood.daemon.http.negotiation import encoder_for
 from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.scheduler.limits import Limits
 
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: HTTPStatus
-    body: bytes
-    content_type: str = "text/plain; charset=utf-8"
+_log = logging.getLogger(__name__)
 
 
 class ScrapeEndpoint:
@@ -36,78 +38,76 @@ class ScrapeEndpoint:
         ready: Callable[[], bool],
         limits: Limits,
     ) -> None:
-        self._registry = registry
-        self._healthy = healthy
-        self._ready = ready
-        self._limits = limits
-        self._connections = 0
-        self._server: asyncio.Server | None = None
+        # Coroutines, all of them: what is none runs in a thread, past a loop that hangs.
+        async def metrics(request: Request) -> Response:
+            encode, content_type = encoder_for(",".join(request.headers.getlist("accept")))
+            return Response(encode(registry), headers={"content-type": content_type})
+
+        async def healthz(_request: Request) -> Response:
+            return _verdict(healthy())
+
+        async def readyz(_request: Request) -> Response:
+            return _verdict(ready())
+
+        places = {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
+        routes = [Route(path, answer) for path, answer in places.items()]
+        router = Router(routes, redirect_slashes=False, default=_not_here)
+        self._connections = Connections(_Front(router), limits)
 
     async def start(self, address: TcpAddress) -> TcpAddress:
         """Listen; returns the address with its real port."""
         try:
-            self._server = await asyncio.start_server(
-                self._serve, address.host, address.port, limit=self._limits.http_head_bytes_max
-            )
+            sockets = await listeners(address)
         except OSError as error:
             raise StartError(f"cannot listen on {address} for metrics") from error
-        return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
+        self._connections.start(sockets)
+        return TcpAddress(address.host, sockets[0].getsockname()[1])
 
     def close(self) -> None:
-        """Listen no more. Safe where start() was never called or failed.
+        """Listen no more. Safe where start() was never called or failed."""
+        self._connections.close()
 
-        Not wait_closed(): since Python 3.12 that waits for whoever is connected and says nothing.
-        """
-        if self._server is not None:
-            self._server.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+class _Front:
+    """What holds for every request, whichever place it asks for."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_last(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            if message["type"] == "http.response.start":
+                more = [(b"date", formatdate(usegmt=True).encode()), (b"connection", b"close")]
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
         try:
-            if self._connections <= self._limits.http_connections_max:
-                async with asyncio.timeout(self._limits.http_request_s_max):
-                    await self._exchange(reader, writer)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # the scraper's trouble, not ours
-        finally:
-            self._connections -= 1
-            writer.close()
-
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        request_line, *lines = head.split("\r\n")
-        method, _, rest = request_line.partition(" ")
-        path = rest.partition(" ")[0].partition("?")[0]
-        fields = {
-            name.strip().lower(): value.strip()
-            for name, _, value in (line.partition(":") for line in lines)
-        }
-        answer = self._answer(method, path, fields.get("accept", ""))
-        writer.write(
-            f"HTTP/1.1 {answer.status.value} {answer.status.phrase}\r\n"
-            f"Content-Type: {answer.content_type}\r\n"
-            f"Content-Length: {len(answer.body)}\r\n"
-            "Connection: close\r\n\r\n".encode("latin-1")
-        )
-        if method != "HEAD":
-            writer.write(answer.body)
-        await writer.drain()
-
-    def _answer(self, method: str, path: str, accept: str) -> _Answer:
-        if method not in ("GET", "HEAD"):
-            return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET\n")
-        match path:
-            case "/metrics":
-                encode, content_type = choose_encoder(accept)
-                return _Answer(HTTPStatus.OK, encode(self._registry), content_type)
-            case "/healthz":
-                return _verdict(self._healthy())
-            case "/readyz":
-                return _verdict(self._ready())
-        return _Answer(HTTPStatus.NOT_FOUND, b"not here: /metrics, /healthz, /readyz\n")
+            await self._app(_origin_form(scope), receive, send_last)
+        except Exception as bug:
+            _log.error("an HTTP request failed with %s", described(bug))
+            if not begun:
+                fault = PlainTextResponse("a fault of the daemon\n", 500)
+                await fault(scope, receive, send_last)
 
 
-def _verdict(good: bool) -> _Answer:
+def _origin_form(scope: Scope) -> Scope:
+    """As if the target were a path: proxies' clients send the whole URL, which is as good."""
+    path: str = scope["path"]
+    if not path.lower().startswith(("http://", "https://")):
+        return scope
+    return {**scope, "path": "/" + path.split("://", 1)[1].partition("/")[2]}
+
+
+async def _not_here(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = PlainTextResponse("not here: /metrics, /healthz, /readyz\n", HTTPStatus.NOT_FOUND)
+    await answer(scope, receive, send)
+
+
+def _verdict(good: bool) -> Response:
     if good:
-        return _Answer(HTTPStatus.OK, b"ok\n")
-    return _Answer(HTTPStatus.SERVICE_UNAVAILABLE, b"not ok\n")
+        return PlainTextResponse("ok\n")
+    return PlainTextResponse("not ok\n", HTTPStatus.SERVICE_UNAVAILABLE)

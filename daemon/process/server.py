@@ -30,7 +30,7 @@ from sapwood.daemon.own_files import Identity, remove_own
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.refusals import draining, engine_failed
-from sapwood.daemon.rpc.services import make_server, service_names
+from sapwood.daemon.rpc.services import built_services, make_server
 from sapwood.daemon.settings.addresses import (
     Address,
     TcpAddress,
@@ -63,7 +63,7 @@ class Daemon:
         self._config = config
         self._limits = config.limits
         self._engine = Engine(load, self, config.limits)
-        self._health = Health(service_names())
+        self._health = Health(built_services())
         self._gate = Gate(self._engine, config.limits, config.draft_depth)
         self._scrape = ScrapeEndpoint(
             registry(self._engine, self._gate),
@@ -71,7 +71,12 @@ class Daemon:
             lambda: self._gate.serving,
             config.limits,
         )
-        self._server = make_server(self._gate, self._health, reflection=config.reflection)
+        self._server = make_server(
+            self._gate,
+            self._health,
+            reflection=config.reflection,
+            listeners=len(config.listen),
+        )
         self._sockets: list[tuple[Path, Identity]] = []
         self._loaded = anyio.Event()
         self._ending: Ending | None = None

@@ -60,21 +60,20 @@ def service_handler(
 
 
 def exchange_handler(
-    service: ServiceDescriptor, name: str, exchange: Exchange, limits: Limits
+    service: str, method: MethodDescriptor, exchange: Exchange, limits: Limits
 ) -> grpc.GenericRpcHandler:
-    """A service with one bidirectional stream (server reflection)."""
-    method = service.methods_by_name[name]
+    """A service of this name with one bidirectional stream, which `method` describes."""
 
     async def behaviour(requests: AsyncIterator[Any], context: Context) -> None:
         async for response in exchange(_wellformed(requests), context):
             await context.write(response)
 
     handler = grpc.stream_stream_rpc_method_handler(
-        _guarded(method.full_name, behaviour, limits),
+        _guarded(f"{service}.{method.name}", behaviour, limits),
         request_deserializer=_parser(method),
         response_serializer=_serialise,
     )
-    return grpc.method_handlers_generic_handler(service.full_name, {name: handler})
+    return grpc.method_handlers_generic_handler(service, {method.name: handler})
 
 
 def _handler(

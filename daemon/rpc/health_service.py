@@ -2,24 +2,30 @@
 
 - Written here because grpcio's servicer writes to watchers while it holds the lock that changing
   the status needs: one watcher that does not read would hold up a drain.
+- A service of the contract that is not built has no health: it is unknown, not SERVING.
 - A watcher sees the latest status, not every one. `close` ends all watches, so that an open watch
   does not use up the server's whole grace at shutdown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import anyio
+from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from sapwood.daemon.rpc.boundary import Behaviour, Context
 from sapwood.daemon.rpc.refusals import draining
 from sapwood.scheduler.reasons import Reason, Refused
 
+# Its types do not know it.
+_list_response: Callable[[], Any] = vars(health_pb2)["HealthListResponse"]
+
 
 class Health:
-    """One status for the process and each of its services."""
+    """One status for the process and each of its services, given by their full names."""
 
     def __init__(self, services: Iterable[str]) -> None:
         self._services = frozenset({"", *services})
@@ -39,7 +45,7 @@ class Health:
 
     def behaviours(self) -> dict[str, Behaviour]:
         """By method of grpc.health.v1."""
-        return {"Check": self._check, "Watch": self._watch}
+        return {"Check": self._check, "List": self._list, "Watch": self._watch}
 
     async def _check(
         self, request: health_pb2.HealthCheckRequest, _context: Context
@@ -47,6 +53,13 @@ class Health:
         if request.service not in self._services:
             raise Refused(Reason.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
+
+    async def _list(self, _request: Any, _context: Context) -> Message:
+        response = _list_response()
+        for service in self._services:
+            response.statuses[service].status = self._status(service)
+        found: Message = response
+        return found
 
     async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         sent: int | None = None

@@ -5,20 +5,18 @@ A method without a behaviour is in the contract and not built yet: it answers UN
 
 from __future__ import annotations
 
-from typing import cast
-
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
-from grpc_reflection.v1alpha._async import ReflectionServicer
 
+from sapwood.daemon.descriptors import descriptors_beyond
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.cache_service import CacheService
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.health_service import Health
+from sapwood.daemon.rpc.reflection import reflection_handlers
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2, generation_pb2, session_pb2
 
@@ -26,48 +24,53 @@ GENERATION = boundary.service(generation_pb2.DESCRIPTOR, "GenerationService")
 CACHE = boundary.service(cache_pb2.DESCRIPTOR, "CacheService")
 SESSION = boundary.service(session_pb2.DESCRIPTOR, "SessionService")
 HEALTH = boundary.service(health_pb2.DESCRIPTOR, "Health")
-REFLECTION = boundary.service(reflection_pb2.DESCRIPTOR, "ServerReflection")
-SERVICES = (GENERATION, CACHE, SESSION, HEALTH)
+BUILT = (GENERATION, CACHE, HEALTH)
+NOT_BUILT = (SESSION,)  # in the contract: every method answers UNIMPLEMENTED
 
 
-def service_names() -> list[str]:
-    """Full names of what is served, reflection aside."""
-    return [service.full_name for service in SERVICES]
+def built_services() -> list[str]:
+    """Full names of what serves, reflection aside: what has a health."""
+    return [service.full_name for service in BUILT]
 
 
-def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Server:
-    """Not started, and listening nowhere yet."""
+def make_server(gate: Gate, health: Health, *, reflection: bool, listeners: int) -> grpc.aio.Server:
+    """Not started, and listening nowhere yet. listeners: how many addresses it will have."""
     limits = gate.limits
     server = grpc.aio.server(
-        options=server_options(limits), maximum_concurrent_rpcs=limits.rpcs_max
+        options=server_options(limits, listeners), maximum_concurrent_rpcs=limits.rpcs_max
     )
     services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
         (GENERATION, GenerationService(gate).behaviours()),
         (CACHE, CacheService(gate).behaviours()),
-        (SESSION, {}),
         (HEALTH, health.behaviours()),
+        *((service, {}) for service in NOT_BUILT),
     )
     handlers = [boundary.service_handler(service, b, limits) for service, b in services]
     if reflection:
-        names = [*service_names(), REFLECTION.full_name]
-        # The stubs call this async generator a coroutine.
-        exchange = cast("boundary.Exchange", ReflectionServicer(names).ServerReflectionInfo)
-        handlers.append(
-            boundary.exchange_handler(REFLECTION, "ServerReflectionInfo", exchange, limits)
-        )
+        names = [service.full_name for service, _ in services]
+        handlers += reflection_handlers(names, limits)
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
 
 
-def server_options(limits: Limits) -> list[tuple[str, int]]:
+def server_options(limits: Limits, listeners: int) -> list[tuple[str, int]]:
     """Measured traps behind these: the names that look right are not always gRPC's."""
+    connections = min(limits.connections_max, descriptors_beyond(limits.descriptors_kept))
     return [
         ("grpc.so_reuseport", 0),
+        # Of each listener. One more is closed at once: its client hears UNAVAILABLE, not nothing.
+        ("grpc.max_allowed_incoming_connections", max(1, connections // listeners)),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_s_max * 1000)),
         ("grpc.max_receive_message_length", limits.request_bytes_max),
         ("grpc.max_concurrent_streams", limits.streams_per_connection_max),
+        # Between the soft limit and the hard one, which is twice as high, chance refuses.
         ("grpc.max_metadata_size", limits.metadata_bytes_max),
-        # Clients may ping through a long silent prefill without a GOAWAY.
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),
+        # Who pings every second lives, idle or on a silent stream. A ping is early if the last one
+        # is younger; so many early ones, with no word of ours between them, end the connection.
+        # Not one or two: what a stall held up comes all at once.
+        ("grpc.http2.min_ping_interval_without_data_ms", 250),
+        ("grpc.http2.max_ping_strikes", 60),
         ("grpc.keepalive_permit_without_calls", 1),
         # A peer that stopped answering is dropped; keepalive alone waits a minute for its ping.
         ("grpc.keepalive_time_ms", 30_000),

@@ -18,6 +18,7 @@ from functools import cached_property
 
 import mlx.core as mx
 import numpy as np
+import numpy.ma  # np.unique imports it: not in a step, where no file may be left to open
 
 from sapwood.model.sampling import noise
 from sapwood.model.sampling.noise import NoiseStream

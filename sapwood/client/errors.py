@@ -7,7 +7,9 @@
     ├── ResourceExhausted    ├── Cancelled
     └── Unauthenticated      └── Unimplemented
 
-- A status without a class is a plain SapwoodError: UNKNOWN and INTERNAL are the daemon's bugs.
+- A status without a class is a plain SapwoodError, as UNKNOWN and INTERNAL are: a fault of the
+  daemon, or, where none of its details came with it, what was made of a stream that something on
+  the way cut, such as a proxy. The message says so then.
 - What a peer puts into the details is not trusted: details that do not parse count as none.
 - Errors can be pickled and copied with all they say: `args` is what makes the error again.
 - A client that was closed raises Cancelled for whatever is called on it then, as what was under way
@@ -115,6 +117,7 @@ _CLASSES = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
 }
+_FAULTS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
 
 
 @contextmanager
@@ -125,7 +128,7 @@ def translated() -> Iterator[None]:
     except grpc.RpcError as error:
         status = error.code()
         raise _CLASSES.get(status, SapwoodError)(
-            status, error.details() or "", _details(error)
+            status, _message(error, status), _details(error)
         ) from None
 
 
@@ -134,13 +137,26 @@ def client_closed() -> Cancelled:
     return Cancelled(grpc.StatusCode.CANCELLED, "the client is closed")
 
 
+def _message(error: grpc.RpcError, status: grpc.StatusCode) -> str:
+    told: str = error.details() or ""
+    if status in _FAULTS and _status(error) is None:
+        return f"not the daemon's own status, so the stream was cut on its way: {told}"
+    return told
+
+
 def _details(error: grpc.RpcError) -> Details:
+    status = _status(error)
+    return Details() if status is None else _read(status)
+
+
+def _status(error: grpc.RpcError) -> status_pb2.Status | None:
+    """What the daemon puts behind every status of its own, faults included."""
     try:
         # The errors of both APIs have the three methods of a Call that this reads.
-        status = rpc_status.from_call(cast("grpc.Call", error))
-        return _read(status) if status else Details()
+        found: status_pb2.Status | None = rpc_status.from_call(cast("grpc.Call", error))
+        return found
     except (ValueError, DecodeError):
-        return Details()
+        return None
 
 
 def _read(status: status_pb2.Status) -> Details:

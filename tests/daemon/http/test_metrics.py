@@ -188,17 +188,17 @@ async def test_promtool_finds_nothing_to_say() -> None:
 
 async def test_health_pages_follow_the_daemon() -> None:
     async with running() as run:
-        assert (await get(run, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 200
-        assert (await get(run, b"GET /readyz?x=1 HTTP/1.1\r\n\r\n"))[0] == 200
-        assert (await get(run, b"HEAD /metrics HTTP/1.1\r\n\r\n"))[2] == ""
-        assert (await get(run, b"GET / HTTP/1.1\r\n\r\n"))[0] == 404
-        assert (await get(run, b"POST /metrics HTTP/1.1\r\n\r\n"))[0] == 405
-        assert (await get(run, b"x" * 100_000 + b"\r\n\r\n"))[0] == 0
+        assert (await get(run, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+        assert (await get(run, b"GET /readyz?x=1 HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+        assert (await get(run, b"HEAD /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[2] == ""
+        assert (await get(run, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 404
+        assert (await get(run, b"POST /metrics HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 405
+        assert (await get(run, b"x" * 10_000 + b"\r\n\r\n"))[0] == 400
         run.device.fault = RuntimeError()
         with pytest.raises(grpc.aio.AioRpcError):
             await collect(run.generation.Generate(prompt_of(5)))
-        assert (await get(run, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == 503
-        assert (await get(run, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == 503
+        assert (await get(run, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
+        assert (await get(run, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
 
 
 async def test_cache_stats_tell_the_same_story() -> None:

@@ -13,7 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from sapwood.daemon.rpc.boundary import service_handler
-from sapwood.daemon.rpc.services import CACHE, GENERATION, HEALTH, REFLECTION, SESSION
+from sapwood.daemon.rpc.services import CACHE, GENERATION, HEALTH, SESSION
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
@@ -285,16 +285,6 @@ async def test_r4_text_that_is_not_utf8_is_bad_request(run: Running) -> None:
     generate = run.channel.unary_stream(f"/{GENERATION.full_name}/Generate")
     call = generate(b"\x0a\x02\xff\xfe")
     assert reason_of(await refused(call)) == ("INVALID_ARGUMENT", "BAD_REQUEST")
-
-
-async def test_r4_malformed_bytes_on_the_reflection_stream_are_bad_request(run: Running) -> None:
-    reflect: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
-    reflect = run.channel.stream_stream(f"/{REFLECTION.full_name}/ServerReflectionInfo")
-    call = reflect()
-    await call.write(b"\xff\xff\xff")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await collect(call)
-    assert reason_of(caught.value) == ("INVALID_ARGUMENT", "BAD_REQUEST")
 
 
 async def test_what_is_not_built_is_unimplemented(run: Running) -> None:
