@@ -12,13 +12,7 @@ from tokenizers import Tokenizer as Encoder
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, parse_object, shown
 from sapwood.model.prompt.chat_template import ChatTemplate, read_chat_template
 from sapwood.model.prompt.generation_config import FILE, read_generation
-from sapwood.model.prompt.special_tokens import (
-    SETTINGS,
-    bos_id,
-    eos_of_names,
-    named_tokens,
-    settle_bos,
-)
+from sapwood.model.prompt.special_tokens import SETTINGS, SpecialTokens
 from sapwood.model.prompt.token_bytes import byte_table
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.model.prompt.tokenizer import Tokenizer
@@ -43,16 +37,16 @@ def load_tokenizer(
     where = str(directory.path / "tokenizer.json")
     document = parse_object(directory.text("tokenizer.json", _TOKENIZER_BYTES_MAX), where)
     added = {t["id"]: t["content"] for t in _added_tokens(document, where)}
-    names = named_tokens(directory, settings, added)
     bos_ids = (*generation.bos_ids, *bos_fallback)
-    bos = settle_bos(names, document, added, bos_ids)
+    special = SpecialTokens(directory, settings, document, added, bos_ids)
+    names = special.names
     template = read_chat_template(directory, settings)
     control = _mark_control(document, set(names.values()), template[0] if template else "", where)
     encoder = _encoder(document, where)
     words = encoder.get_vocab(with_added_tokens=True)
     _check_words(words, vocabulary, where)
     control_ids = {text: words[text] for text in control}
-    eos = {*generation.eos_ids, *eos_fallback, *eos_of_names(directory, names, words)}
+    eos = {*generation.eos_ids, *eos_fallback, *special.eos_ids(words)}
     if not eos:
         raise ModelRefused(f"{directory.path / FILE}: eos_token_id is missing, no file names one")
     token_bytes = byte_table(
@@ -65,7 +59,7 @@ def load_tokenizer(
         template=ChatTemplate(template[0], names, control, template[1]) if template else None,
         token_bytes=token_bytes,
         floor=TokenFloor(document, token_bytes),
-        bos_id=bos_id(directory, settings, bos, names.get("bos_token", ""), words, bos_ids),
+        bos_id=special.bos_id(words),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=frozenset(eos),
         defaults=generation.defaults,
