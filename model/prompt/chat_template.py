@@ -18,15 +18,14 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
+from sapwood.model.prompt.bounds import SURROGATE, OutOfBounds
 from sapwood.model.prompt.errors import PromptRefused
-from sapwood.model.prompt.sandbox import OutOfBounds, Sandbox
+from sapwood.model.prompt.sandbox import Sandbox
 
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
 _STAND_INS = range(0xD800, 0xE000)
-_STAND_IN = re.compile("([\ud800-\udfff])")
-_INDENT_MAX = 16
 # What a conversation may hold besides roles and contents, and by which names templates use it.
 _FEATURES = {
     "tools": ("tools",),
@@ -48,7 +47,6 @@ class ChatTemplate:
         """`control`: the spellings of all control tokens. Raises ModelRefused."""
         self._sandbox = Sandbox()
         self._sandbox.globals["raise_exception"] = _refuse
-        self._sandbox.filters["tojson"] = _to_json
         self._stand_ins = _StandIns(control, where)
         try:
             tree = self._sandbox.parse(source)
@@ -88,7 +86,7 @@ class ChatTemplate:
         context["tools"] = list(tools) or None
         if thinking is not None:
             context["enable_thinking"] = thinking
-        parts = _STAND_IN.split(self._render(context))
+        parts = SURROGATE.split(self._render(context))
         parts[1::2] = map(self._stand_ins.token, parts[1::2])
         return parts
 
@@ -119,7 +117,7 @@ class _StandIns:
 
     def of(self, text: str) -> str:
         """The text with its control tokens replaced."""
-        if _STAND_IN.search(text):
+        if SURROGATE.search(text):
             raise ModelRefused(f"{self._where}: holds surrogates, which are no characters")
         return self._tokens.sub(lambda found: self._char(found[0]), text)
 
@@ -192,13 +190,6 @@ def _names(target: nodes.Node) -> set[str]:
 
 def _refuse(_message: str) -> str:
     raise PromptRefused("the model's chat template does not take these messages")
-
-
-def _to_json(value: Any, **options: Any) -> str:
-    """transformers' filter in place of jinja's, which escapes for HTML."""
-    if (options.get("indent") or 0) > _INDENT_MAX:
-        raise OutOfBounds(f"indented by more than {_INDENT_MAX}")
-    return json.dumps(value, **{"ensure_ascii": False} | options)
 
 
 def _check_unicode(values: Any) -> None:
