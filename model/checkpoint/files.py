@@ -66,11 +66,18 @@ class ModelDirectory:
             raise ModelRefused(f"{self.path / name}: is not a regular file")
         return real
 
+    def folder(self, name: str) -> ModelDirectory | None:
+        """A folder in it; None where there is none. Raises ModelRefused for a link to one."""
+        path = self.path / name
+        if path.is_symlink():
+            raise ModelRefused(f"{path}: is a link, expected a folder")
+        return ModelDirectory(path) if path.is_dir() else None
+
     def _roots(self) -> list[Path]:
         home = self.path.resolve()
-        # A snapshot of the hub's cache, or a part of a bundle in one: the repository's blobs, which
-        # link to the whole cache's where it shares equal files.
-        for snapshot in (home, home.parent):
+        # A snapshot of the hub's cache, or a part of a bundle in one, or a folder in that: the
+        # repository's blobs, which link to the whole cache's where it shares equal files.
+        for snapshot in (home, home.parent, home.parent.parent):
             repository = snapshot.parent.parent
             if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
                 return [home, repository / "blobs", repository.parent / "blobs"]
