@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _TEXT_BYTES_MAX = 1 << 20
 JSON_BYTES_MAX = 16 << 20
+# The one folder whose files belong to a model, beside those of its own directory.
+TEMPLATES = "additional_chat_templates"
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 8, 4
 _SHORT.maxstring, _SHORT.maxlong = 100, 40

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sapwood.model.checkpoint.bundle import MANIFEST, PARTS
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.safetensors import INDEX, SINGLE
 
 _TEMPLATE, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
@@ -109,7 +109,7 @@ class _Snapshot:
                 yield from self._doubtful(part + name)
             yield from self._absent(part + name)
         yield from (lack for name in _SOMETIMES for lack in self._absent(part + name))
-        folder = f"{part}additional_chat_templates/"
+        folder = f"{part}{TEMPLATES}/"
         for name in sorted(n for n in self.listed or () if n.startswith(folder)):
             yield from self._absent(name)
 

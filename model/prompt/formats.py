@@ -31,7 +31,7 @@ def check_percent(text: Any, values: Any) -> None:
     chars = len(text)
     each = values if isinstance(values, tuple) else (values,)
     mapped = values if isinstance(values, Mapping) else {}
-    by_number = 0
+    by_number = by_place = 0
     for key, sizes, kind in _conversions(text):
         for size in sizes:
             # A width among the values: which one does not matter for a bound.
@@ -39,11 +39,12 @@ def check_percent(text: Any, values: Any) -> None:
             chars += sum(stars) if size == "*" else int(size or 0)
         if key is not None:
             chars += chars_of(mapped.get(key))
-        by_number += kind not in "sra"
+        by_place += key is None
+        by_number += kind not in "sra%"
         if kind == "c":
             for code in (*each, mapped.get(key)):
                 check_char(code)
-    check_chars(chars + by_number * _NUMBER_CHARS + (0 if mapped else chars_of(each)))
+    check_chars(chars + by_number * _NUMBER_CHARS + (chars_of(each) if by_place else 0))
 
 
 def _conversions(text: str) -> Iterator[tuple[str | None, Sequence[str], str]]:
@@ -87,7 +88,8 @@ class _Measured(SandboxedFormatter):
     _chars = 0
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
-        self._count(chars_of(value))
+        if conversion is not None:
+            self._count(chars_of(value))
         return super().convert_field(value, conversion)
 
     def format_field(self, value: Any, format_spec: str) -> Any:

@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
+from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused, shown
 from sapwood.model.prompt.chat_template import ChatTemplate
 
 DEFAULT, TOOL_USE = "default", "tool_use"
-_FILE, _FOLDER = "chat_template.jinja", "additional_chat_templates"
+_FILE = "chat_template.jinja"
 _TOOL = {
     "type": "function",
     "function": {
@@ -73,7 +73,7 @@ def _of_files(directory: ModelDirectory) -> dict[str, TemplateSource]:
     found: dict[str, TemplateSource] = {}
     if directory.has(_FILE):
         found[DEFAULT] = TemplateSource(directory.text(_FILE), str(directory.path / _FILE))
-    folder = directory.folder(_FOLDER)
+    folder = directory.folder(TEMPLATES)
     for name in (DEFAULT, TOOL_USE):
         file = f"{name}.jinja"
         if folder is not None and folder.has(file):

@@ -57,6 +57,8 @@ def _render(source: str, **values: Any) -> str:
         "{{ '%(a(b))1000000000000d' % {'a(b)': 1} }}",
         "{{ '%(a)s' * 99 % {'a': 'x' * 900000} }}",
         "{{ '%s' % (['x' * 9000000] * 1000,) }}",
+        "{{ '%s' % {'a': ['x' * 9000000] * 1000} }}",
+        "{{ '%(a)s%s' % {'a': ['x' * 9000000] * 1000} }}",
         "{{ '%s%s' | format('x' * 9000000, 'x' * 9000000) }}",
         "{{ '%1000000000000d' | format(1) }}",
         "{{ 'x'.encode() % 1 }}",
@@ -155,6 +157,13 @@ def test_replace_counts_by_name_and_join_wants_its_parts() -> None:
     assert _render("{{ 'aaa'.replace('a', 'b', count=1) }}") == "baa"
     with pytest.raises(TypeError):
         _render("{{ '-'.join() }}")
+
+
+@pytest.mark.parametrize("way", ["'%s' % x", "'{}'.format(x)", "'%(x)s' % d", "'%s'|format(x)"])
+def test_a_long_content_may_be_put_into_a_format(way: str) -> None:
+    long = "x" * (RENDERED_CHARS_MAX * 3 // 4)
+    assert _render(f"{{{{ {way} }}}}", x=long, d={"x": long}) == long
+    assert _render(f"{{{{ ({way}) ~ '%d%%' % 5 }}}}", x="%%", d={"x": "%%"}) == "%%5%"
 
 
 def test_the_longest_text_is_rendered() -> None:
