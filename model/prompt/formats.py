@@ -13,8 +13,7 @@ from functools import update_wrapper
 from typing import Any
 
 from jinja2 import Environment
-from jinja2.sandbox import SandboxedFormatter
-from markupsafe import EscapeFormatter, Markup
+from jinja2.sandbox import SandboxedEscapeFormatter, SandboxedFormatter
 
 from sapwood.model.prompt.bounds import chars_of, check_bound, check_char, check_chars
 
@@ -68,18 +67,24 @@ def _conversions(text: str) -> Iterator[tuple[str | None, Sequence[str], str]]:
 
 def format_of(environment: Environment, method: Callable[..., str]) -> Callable[..., str]:
     """What stands for `text.format` or `text.format_map` in a template. It raises OutOfBounds."""
-    text: str = method.__self__  # type: ignore[attr-defined]
+    text: Any = method.__self__  # type: ignore[attr-defined]
     mapped = method.__name__ == "format_map"
 
     def formatted(*args: Any, **kwargs: Any) -> str:
         if mapped:
-            (kwargs,), args = args, ()
+            kwargs, args = _mapping(*args, **kwargs), ()
         formatter = _Measured(environment)
-        if isinstance(text, Markup):
+        if hasattr(text, "__html__"):
             formatter = _MeasuredEscape(environment, escape=text.escape)
-        return type(text)(formatter.vformat(text, args, kwargs))
+        made: str = type(text)(formatter.vformat(text, args, kwargs))
+        return made
 
     return update_wrapper(formatted, method)
+
+
+def _mapping(mapping: Any, /) -> Any:
+    """All that format_map takes."""
+    return mapping
 
 
 class _Measured(SandboxedFormatter):
@@ -105,5 +110,5 @@ class _Measured(SandboxedFormatter):
         check_chars(self._chars)
 
 
-class _MeasuredEscape(_Measured, EscapeFormatter):
-    """Of a Markup, whose fields are escaped."""
+class _MeasuredEscape(_Measured, SandboxedEscapeFormatter):
+    """Of a text that is marked safe, whose fields are escaped."""

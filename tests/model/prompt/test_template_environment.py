@@ -179,6 +179,8 @@ def test_the_date_is_that_of_transformers() -> None:
         "{{ namespace(__class__=1) }}",
         "{{ dict.mro() }}",
         "{{ '{}'.format.__self__.x.y }}",
+        "{{ '{a}'.format_map({'a': 1}, b=2) }}",
+        "{{ '{a}'.format_map() }}",
         "{% generation %}",
     ],
 )
