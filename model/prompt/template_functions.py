@@ -37,7 +37,7 @@ _OF_TEXT = (
     *("urlize", "wordcount", "wordwrap"),
 )
 _SLOW_CHARS_MAX = 1 << 20
-_SLOW_WORD_CHARS_MAX = 10_000
+_SLOW_WORD_CHARS_MAX = 2000
 _NESTED_CHARS_MAX = 1 << 18  # pprint looks at what lies deep once for each level above it
 _DIGITS_MAX = 400
 _INDENT_MAX = 16
@@ -203,19 +203,23 @@ def _check_indent(s: str, width: int | str = 4, first: bool = False, blank: bool
     check_chars(len(s) + (len(s.splitlines()) + 1) * (added + 1))
 
 
+def _check_words(text: str) -> None:
+    """Of what splits words: quadratic in a word, slow in a text."""
+    check_bound(len(text) <= _SLOW_CHARS_MAX)
+    check_bound(all(len(word) <= _SLOW_WORD_CHARS_MAX for word in text.split()))
+
+
 def _check_wrap(s: str, *args: Any, wrapstring: str | None = None, **kwargs: Any) -> None:
-    check_bound(len(s) <= _SLOW_CHARS_MAX)
+    _check_words(s)
     wrapstring = args[2] if len(args) > 2 else wrapstring
     check_chars((len(s) + 1) * (1 + len(wrapstring or "\n")))
 
 
 def _check_urls(value: Any, *args: Any, **kwargs: Any) -> None:
     text = str(value)
-    check_bound(len(text) <= _SLOW_CHARS_MAX)
+    _check_words(text)
     attributes = sum(len(v) for v in (*args, *kwargs.values()) if isinstance(v, str))
-    words = text.split()
-    check_bound(all(len(word) <= _SLOW_WORD_CHARS_MAX for word in words))
-    check_chars(len(text) * 3 + len(words) * (attributes + 60))
+    check_chars(len(text) * 3 + len(text.split()) * (attributes + 60))
 
 
 def _check_nested(value: Any) -> None:

@@ -76,6 +76,7 @@ def _render(source: str, **values: Any) -> str:
         "{{ [1] | slice(10 ** 12, 0) | list }}",
         "{{ 'x' | wordwrap(1, true, 'y' * 9000000) }}",
         "{{ ('x ' * 999999) | wordwrap(1) }}",
+        "{{ ('x' * 999999) | wordwrap(1) }}",
         "{{ ('(' * 99999 ~ ')' * 99999) | urlize }}",
         "{{ ('www.x.org ' * 9999) | urlize(target='x' * 9999) }}",
         "{{ lipsum(10 ** 12) }}",
