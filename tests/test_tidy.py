@@ -38,7 +38,6 @@ TWICE = {
 # What only others call, and classes whose fields are read all at once.
 CALLED_ELSEWHERE = {
     "concat": "jinja2, of its environment",
-    "wrap_str_format": "jinja2, of its sandbox",
 }
 READ_WHOLE = {
     "Figures": "asdict makes the demo's JSON of it",

@@ -21,9 +21,12 @@ class ServedTokenizer(Protocol):
     not look.
     """
 
-    @property
-    def features(self) -> frozenset[str]:
-        """Of tools, tool_calls, enable_thinking, reasoning: what the template has a place for."""
+    def features(self, tools: bool) -> frozenset[str] | None:
+        """Of tools, tool_calls, enable_thinking, reasoning: what the template has a place for.
+
+        tools: whether the messages come with some, which may have a template of their own. None:
+        there is no template for them.
+        """
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
         """BOS is added if missing; control tokens are recognised."""

@@ -116,7 +116,7 @@ class Admission:
 
     def _encode_messages(self, messages: prompt_pb2.Messages, tokens_max: int | None) -> list[int]:
         tokenizer = self._card.tokenizer
-        said = conversation_of(messages, tokenizer.features, self._limits)
+        said = conversation_of(messages, tokenizer.features(bool(messages.tools)), self._limits)
         try:
             return tokenizer.encode_messages(said.messages, said.tools, said.thinking, tokens_max)
         except PromptTooLong:

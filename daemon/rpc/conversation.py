@@ -17,7 +17,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import prompt_pb2 as pb
 
-SPEAKERS = frozenset({"system", "user", "assistant", "tool"})
+SPEAKERS = frozenset({"system", "developer", "user", "assistant", "tool"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,12 @@ class TemplateConversation:
 
 
 def conversation_of(
-    given: pb.Messages, features: frozenset[str], limits: Limits
+    given: pb.Messages, features: frozenset[str] | None, limits: Limits
 ) -> TemplateConversation:
-    """`features`: what the model's template has a place for. Raises Refused."""
+    """`features`: what the model's template has a place for; None without one. Raises Refused."""
+    if features is None:
+        problem = f"the model has no chat template for messages {_with(bool(given.tools))} tools"
+        raise Refused(Reason.UNSUPPORTED, problem, field="messages")
     if len(given.messages) > limits.messages_max:
         _bad(f"at most {limits.messages_max} messages", "messages.messages")
     if len(given.tools) > limits.tools_max:
@@ -63,7 +66,7 @@ class _Turns:
 
     def _turn(self, message: pb.Message, field: str) -> dict[str, Any]:
         if message.role not in SPEAKERS:
-            _bad("role must be system, user, assistant or tool", f"{field}.role")
+            _bad("role must be system, developer, user, assistant or tool", f"{field}.role")
         own = {"thinking": "assistant", "tool_calls": "assistant", "tool_name": "tool"}
         for name, role in own.items():
             if getattr(message, name) and message.role != role:
@@ -132,6 +135,10 @@ def _check_feature(name: str, features: frozenset[str], field: str) -> None:
     if name not in features:
         problem = f"the model's chat template has no place for {field.rpartition('.')[2]}"
         raise Refused(Reason.UNSUPPORTED, problem, field=field)
+
+
+def _with(some: bool) -> str:
+    return "with" if some else "without"
 
 
 def _bad(problem: str, field: str) -> NoReturn:

@@ -4,7 +4,8 @@
   `sapwood.json` beside them. A bundle without a manifest (laid out by hand) is taken as it is.
 - Sizes are checked whenever a bundle is used, digests only by `check`: 16 GB take minutes to read.
 - A file that the manifest does not name is refused too: it could be read instead of a named one.
-- Names in a manifest are `part/plain-name`; nothing in it can lead elsewhere.
+- Names in a manifest are `part/plain-name`, of further chat templates
+  `part/additional_chat_templates/plain-name`; nothing in it can lead elsewhere.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
 
 MANIFEST = "sapwood.json"
 PARTS = ("target", "assistant")
@@ -107,9 +108,10 @@ def check_sizes(path: Path, manifest: Manifest) -> None:
                 f"{path / name}: expected are {record.bytes} bytes, found are {found}: "
                 "the bundle is not complete"
             )
-    for part in PARTS:
-        for file in sorted((path / part).glob("[!.]*")):
-            if f"{part}/{file.name}" not in manifest.files:
+    for folder in (path / part / inner for part in PARTS for inner in ("", TEMPLATES)):
+        for file in sorted(folder.glob("[!.]*")):
+            named = file.name == TEMPLATES and file.is_dir()  # by its files
+            if not named and file.relative_to(path).as_posix() not in manifest.files:
                 raise ModelRefused(f"{file}: is not in the bundle's manifest")
 
 
@@ -138,4 +140,8 @@ def _file(path: Path, name: str) -> Path:
     part, _, plain = name.partition("/")
     if part not in PARTS:
         raise ModelRefused(f"{path / MANIFEST}: {name[:80]!r} is in no part of the bundle")
-    return ModelDirectory(path / part).file(plain)
+    home = ModelDirectory(path / part)
+    if plain.startswith(f"{TEMPLATES}/"):
+        home = home.folder(TEMPLATES) or ModelDirectory(home.path / TEMPLATES)
+        plain = plain.removeprefix(f"{TEMPLATES}/")
+    return home.file(plain)

@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _TEXT_BYTES_MAX = 1 << 20
 JSON_BYTES_MAX = 16 << 20
+# The one folder whose files belong to a model, beside those of its own directory.
+TEMPLATES = "additional_chat_templates"
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict = 2, 8, 4
 _SHORT.maxstring, _SHORT.maxlong = 100, 40
@@ -66,11 +68,18 @@ class ModelDirectory:
             raise ModelRefused(f"{self.path / name}: is not a regular file")
         return real
 
+    def folder(self, name: str) -> ModelDirectory | None:
+        """A folder in it; None where there is none. Raises ModelRefused for a link to one."""
+        path = self.path / name
+        if path.is_symlink():
+            raise ModelRefused(f"{path}: is a link, expected a folder")
+        return ModelDirectory(path) if path.is_dir() else None
+
     def _roots(self) -> list[Path]:
         home = self.path.resolve()
-        # A snapshot of the hub's cache, or a part of a bundle in one: the repository's blobs, which
-        # link to the whole cache's where it shares equal files.
-        for snapshot in (home, home.parent):
+        # A snapshot of the hub's cache, or a part of a bundle in one, or a folder in that: the
+        # repository's blobs, which link to the whole cache's where it shares equal files.
+        for snapshot in (home, home.parent, home.parent.parent):
             repository = snapshot.parent.parent
             if snapshot.parent.name == "snapshots" and repository.name.startswith("models--"):
                 return [home, repository / "blobs", repository.parent / "blobs"]

@@ -4,7 +4,8 @@
   `org/name@revision`), looked up in the hub's local cache only: a daemon downloads nothing.
 - Neither given: the bundled demo pair. A model alone: the bundle's own drafter, if it holds one
   (`assistant/` in the directory, or beside `target/`). `--draft none`: no drafter.
-- A bundle with a manifest is whole, or refused: the sizes of its files are checked here.
+- A bundle with a manifest is whole, or refused: the sizes of its files are checked here. So is what
+  came from the hub's cache (hub_cache). A directory is taken as it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from sapwood.model.checkpoint.bundle import Manifest, check_sizes, read_manifest
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
-from sapwood.model.checkpoint.safetensors import INDEX, SINGLE
+from sapwood.model.checkpoint.hub_cache import cached
 
 DEMO = Path(__file__).parents[1] / "demo"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -49,7 +50,7 @@ def find(model: str | None, draft: str | None) -> Located:
     whole = os.path.isfile(path / "target" / "config.json")
     target = ModelDirectory(path / "target" if whole else path)
     if draft is not None:
-        given = None if draft == "none" else ModelDirectory(_directory(draft))
+        given = None if draft == "none" else ModelDirectory(_directory(draft, drafter=True))
         return Located(target, given, path, manifest)
     assistant = path / "assistant"
     bundled = ModelDirectory(assistant) if os.path.isfile(assistant / "config.json") else None
@@ -68,7 +69,7 @@ def source_name(value: str | None, directory: ModelDirectory) -> str:
     return f"{home.removeprefix('models--').replace('--', '/')}@{snapshot.name}"
 
 
-def _directory(value: str) -> Path:
+def _directory(value: str, drafter: bool = False) -> Path:
     path = Path(value)
     # os.path's own answer False where pathlib's raise: a name too long, a folder barred to us.
     if value and os.path.isdir(value):
@@ -78,45 +79,4 @@ def _directory(value: str) -> Path:
     match = _HUB_ID.fullmatch(value)
     if match is None:
         raise ModelRefused(f"{value}: neither a directory nor a hub id like google/gemma-4-E2B-it")
-    return _cached(match[1], match[2])
-
-
-def _cached(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    name = f"{hub_id}@{revision}" if revision else hub_id
-    fetch = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
-    try:
-        # The pattern keeps the hub's own check to one file: what else a model needs is known here.
-        found = snapshot_download(
-            hub_id, revision=revision, local_files_only=True, allow_patterns="config.json"
-        )
-    except HFValidationError:
-        raise ModelRefused(f"{name}: neither a directory nor a hub id") from None
-    except (LocalEntryNotFoundError, FileNotFoundError):
-        raise ModelRefused(
-            f"{name}: not in the hub's local cache; fetch it first with `{fetch}`"
-        ) from None
-    path = Path(found)
-    lacking = _lacking(path)
-    if lacking is not None:
-        raise ModelRefused(
-            f"{name}: incomplete in the hub's local cache, {lacking} is missing; "
-            f"fetch it whole with `{fetch}`"
-        )
-    return path
-
-
-def _lacking(path: Path) -> str | None:
-    """The first file that a snapshot lacks: a download may have ended early."""
-    if (path / "target").is_dir():  # a bundle: its manifest tells
-        return None
-    home = ModelDirectory(path)
-    needed = ["config.json", SINGLE]
-    if home.has(INDEX):
-        placed = home.json(INDEX).get("weight_map")
-        shards = set(placed.values()) if isinstance(placed, dict) else set()
-        needed[1:] = sorted(s for s in shards if isinstance(s, str))
-    # Through its link: a blob may be gone.
-    return next((name for name in needed if not os.path.isfile(path / name)), None)
+    return cached(match[1], match[2], drafter)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sapwood.model.checkpoint.bundle import MANIFEST, FileRecord, Manifest
-from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.safetensors import INDEX
 from sapwood.model.convert.conversion_plan import (
     PartPlan,
@@ -86,13 +86,23 @@ def _write_texts(staging: StagingFolder, part: str, plan: PartPlan) -> dict[str,
     """The part's small files, config.json last: without it nothing takes the folder for a model."""
     made: dict[str, FileRecord] = {}
     directory = plan.source.directory
-    for name in filter(directory.has, _COPIED):
-        with directory.file(name).open("rb") as source:
+    for name, path in _copied(directory).items():
+        with path.open("rb") as source:
             made[name] = staging.write(f"{part}/{name}", _copying(source))
     if len(plan.shards) > 1:
         made[INDEX] = _write_text(staging, f"{part}/{INDEX}", _index(plan))
     made["config.json"] = _write_text(staging, f"{part}/config.json", plan.config)
     return {f"{part}/{name}": record for name, record in made.items()}
+
+
+def _copied(directory: ModelDirectory) -> dict[str, Path]:
+    """What is taken over as it is, by its name in the part."""
+    found = {name: directory.file(name) for name in filter(directory.has, _COPIED)}
+    folder = directory.folder(TEMPLATES)
+    if folder is not None:
+        names = sorted(path.name for path in folder.path.glob("*.jinja"))
+        found |= {f"{TEMPLATES}/{name}": folder.file(name) for name in names}
+    return found
 
 
 def _index(plan: PartPlan) -> str:

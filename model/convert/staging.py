@@ -64,7 +64,7 @@ class StagingFolder:
 
     def publish(self) -> None:
         """Rename the bundle to its destination."""
-        for folder in (*(p for p in self.bundle.iterdir() if p.is_dir()), self.bundle):
+        for folder in (*(p for p in self.bundle.rglob("*") if p.is_dir()), self.bundle):
             _sync(folder)
         _refuse_existing(self.destination)
         self.bundle.rename(self.destination)

@@ -1,6 +1,6 @@
 """The model's own chat template, rendered so that contents can never become control tokens.
 
-- The template comes from the model's directory and is fixed at load; clients send none. It runs
+- A template comes from the model's directory and is fixed at load; clients send none. It runs
   in jinja's immutable sandbox, with the settings of transformers.
 - Contents go in as they are: the template trims, sorts, compares and drops them as it does
   anywhere. What is replaced are its own control tokens, in its syntax tree, each by one lone
@@ -17,16 +17,16 @@ from typing import Any
 
 from jinja2 import TemplateError, nodes
 
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
+from sapwood.model.checkpoint.files import ModelRefused, shown
+from sapwood.model.prompt.bounds import SURROGATE, OutOfBounds
 from sapwood.model.prompt.errors import PromptRefused
-from sapwood.model.prompt.sandbox import OutOfBounds, Sandbox
+from sapwood.model.prompt.sandbox import Sandbox
 
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
+_CONTENT = "hello"
 _STAND_INS = range(0xD800, 0xE000)
-_STAND_IN = re.compile("([\ud800-\udfff])")
-_INDENT_MAX = 16
 # What a conversation may hold besides roles and contents, and by which names templates use it.
 _FEATURES = {
     "tools": ("tools",),
@@ -40,18 +40,20 @@ class ChatTemplate:
     """A compiled template. Safe to use from several threads.
 
     `features`: which of `tools`, `tool_calls`, `enable_thinking` and `reasoning` it uses.
+    `where`: the file that it is from.
     """
 
     def __init__(
         self, source: str, special_tokens: Mapping[str, str], control: Collection[str], where: str
     ) -> None:
         """`control`: the spellings of all control tokens. Raises ModelRefused."""
+        self.where = where
         self._sandbox = Sandbox()
-        self._sandbox.globals["raise_exception"] = _refuse
-        self._sandbox.filters["tojson"] = _to_json
+        self._sandbox.globals["raise_exception"] = _decline
         self._stand_ins = _StandIns(control, where)
         try:
             tree = self._sandbox.parse(source)
+            self._knows_developer = _has_text(tree, "developer")
             self._stand_ins.replace_in(tree)
             _end_settled_scans(tree)
             self._template = self._sandbox.compiled(tree)
@@ -84,20 +86,8 @@ class ChatTemplate:
         if any(message["role"] not in ROLES for message in messages):
             raise PromptRefused(f"role must be one of {', '.join(sorted(ROLES))}")
         _check_unicode([messages, tools])
-        context: dict[str, Any] = {**self._names, "messages": messages}
-        context["tools"] = list(tools) or None
-        if thinking is not None:
-            context["enable_thinking"] = thinking
-        parts = _STAND_IN.split(self._render(context))
-        parts[1::2] = map(self._stand_ins.token, parts[1::2])
-        return parts
-
-    def _render(self, context: Mapping[str, Any]) -> str:
         try:
-            values = {**context, "documents": None, "add_generation_prompt": True}
-            return self._sandbox.rendered(self._template, values)
-        except PromptRefused:
-            raise
+            return self._render(messages, tools, thinking)
         except OutOfBounds:
             raise PromptRefused(
                 "the model's chat template makes too much of these messages"
@@ -105,6 +95,35 @@ class ChatTemplate:
         except Exception:
             # A template is code of the model's author: any error of it refuses this prompt only.
             raise PromptRefused("the model's chat template does not take these messages") from None
+
+    def tried_out(self, tools: Sequence[Mapping[str, Any]]) -> list[str]:
+        """`render` of one plain user turn, whose content must be in it. Raises ModelRefused."""
+        try:
+            parts = self._render([{"role": "user", "content": _CONTENT}], tools, None)
+        except Exception as error:
+            raise ModelRefused(
+                f"{self.where}: cannot render one plain user turn: {shown(str(error))}"
+            ) from None
+        if not any(_CONTENT in run.casefold() for run in parts[::2]):
+            raise ModelRefused(f"{self.where}: loses the content of one plain user turn")
+        return parts
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        thinking: bool | None,
+    ) -> list[str]:
+        """Raises whatever the template does."""
+        if not self._knows_developer and any(m["role"] == "developer" for m in messages):
+            messages = [{**m, "role": _known_role(m["role"])} for m in messages]
+        values: dict[str, Any] = {**self._names, "messages": messages}
+        values |= {"tools": list(tools) or None, "documents": None, "add_generation_prompt": True}
+        if thinking is not None:
+            values["enable_thinking"] = thinking
+        parts = SURROGATE.split(self._sandbox.rendered(self._template, values))
+        parts[1::2] = map(self._stand_ins.token, parts[1::2])
+        return parts
 
 
 class _StandIns:
@@ -119,7 +138,7 @@ class _StandIns:
 
     def of(self, text: str) -> str:
         """The text with its control tokens replaced."""
-        if _STAND_IN.search(text):
+        if SURROGATE.search(text):
             raise ModelRefused(f"{self._where}: holds surrogates, which are no characters")
         return self._tokens.sub(lambda found: self._char(found[0]), text)
 
@@ -140,26 +159,6 @@ class _StandIns:
         for constant in tree.find_all(nodes.Const):
             if isinstance(constant.value, str):
                 constant.value = self.of(constant.value)
-
-
-def read_chat_template(
-    directory: ModelDirectory, tokenizer_config: Mapping[str, Any]
-) -> tuple[str, str] | None:
-    """(source, where from): chat_template.jinja, else tokenizer_config.json's own.
-
-    Of several in tokenizer_config.json it is the `default`.
-    """
-    name = "chat_template.jinja"
-    if directory.has(name):
-        return directory.text(name), str(directory.path / name)
-    where = f"{directory.path / 'tokenizer_config.json'}: chat_template"
-    source = tokenizer_config.get("chat_template")
-    if isinstance(source, list):
-        ours = [t for t in source if isinstance(t, dict) and t.get("name") == "default"]
-        source = ours[-1].get("template") if ours else None
-    if source is not None and not isinstance(source, str):
-        raise ModelRefused(f"{where} is {shown(source)}, expected a template or a list of them")
-    return None if source is None else (source, where)
 
 
 def _end_settled_scans(tree: nodes.Template) -> None:
@@ -190,15 +189,18 @@ def _names(target: nodes.Node) -> set[str]:
     return found | {target.name} if isinstance(target, nodes.Name) else found
 
 
-def _refuse(_message: str) -> str:
-    raise PromptRefused("the model's chat template does not take these messages")
+def _has_text(tree: nodes.Template, text: str) -> bool:
+    return any(constant.value == text for constant in tree.find_all(nodes.Const))
 
 
-def _to_json(value: Any, **options: Any) -> str:
-    """transformers' filter in place of jinja's, which escapes for HTML."""
-    if (options.get("indent") or 0) > _INDENT_MAX:
-        raise OutOfBounds(f"indented by more than {_INDENT_MAX}")
-    return json.dumps(value, **{"ensure_ascii": False} | options)
+def _known_role(role: str) -> str:
+    """What OpenAI calls a developer now is what it called the system before."""
+    return "system" if role == "developer" else role
+
+
+def _decline(message: Any) -> str:
+    """A template's raise_exception; its words are for whoever tries the template out."""
+    raise TemplateError(str(message))
 
 
 def _check_unicode(values: Any) -> None:

@@ -24,76 +24,71 @@ _GEMMA_CLASSES = ("GemmaTokenizer", "GemmaTokenizerFast")
 _GEMMA_NAMES = ("bos", "eos", "unk", "pad", "mask")
 
 
-def named_tokens(
-    directory: ModelDirectory, settings: Mapping[str, Any], added: Mapping[int, str]
+class SpecialTokens:
+    """What the files of one directory name. Immutable.
+
+    `names`: `bos_token`, `eot_token`, ... by their texts, with a `bos_token` where any file tells.
+    """
+
+    def __init__(
+        self,
+        directory: ModelDirectory,
+        settings: Mapping[str, Any],
+        document: Mapping[str, Any],
+        added: Mapping[int, str],
+        bos_ids: Sequence[int],
+    ) -> None:
+        """settings: tokenizer_config.json. document: tokenizer.json; added: its added tokens by id.
+
+        bos_ids: `bos_token_id` of the config files; the first counts, and may be no added token.
+        """
+        special = _special_map(directory, settings)
+        named = _named(settings, special, added)
+        self._place = directory.path
+        self._bos_file = MAP if "bos_token" in special else SETTINGS
+        self._bos_ids = tuple(bos_ids[:1])
+        told = [text for text in _framing(document.get("post_processor")) if text in added.values()]
+        told += [named.get("bos_token", "")]
+        told += [added.get(id, "") for id in self._bos_ids]
+        self._bos = next(filter(None, told), "")
+        self.names: Mapping[str, str] = {"bos_token": self._bos, **named} if self._bos else named
+
+    def bos_id(self, words: Mapping[str, int]) -> int | None:
+        """The id that begins a plain text; None, with a warning, where no file names one.
+
+        words: the vocabulary. Raises ModelRefused.
+        """
+        named = self.names.get("bos_token", "")
+        if named and named not in words:
+            place = f"{self._place / self._bos_file}: bos_token is {shown(named)}"
+            raise ModelRefused(f"{place}, which is not in the vocabulary")
+        found = words[self._bos] if self._bos else next(iter(self._bos_ids), None)
+        if found is None:
+            _log.warning("%s: no file names a BOS token, so texts begin without one", self._place)
+        return found
+
+    def eos_ids(self, words: Mapping[str, int]) -> tuple[int, ...]:
+        """The id of `eos_token`, which ends a turn as those of the config files do."""
+        text = self.names.get("eos_token", "")
+        if text and text not in words:
+            told = "%s: eos_token is %s, which is not in the vocabulary, so it ends nothing"
+            _log.warning(told, self._place, shown(text))
+        return (words[text],) if text in words else ()
+
+
+def _named(
+    settings: Mapping[str, Any], special: Mapping[str, Any], added: Mapping[int, str]
 ) -> dict[str, str]:
-    """`bos_token`, `eot_token`, ... by their texts. added: tokenizer.json's added tokens by id."""
     names: dict[str, Any] = {}
     if settings.get("tokenizer_class") in _GEMMA_CLASSES:
         texts = {f"{name}_token": f"<{name}>" for name in _GEMMA_NAMES}
         names = {key: text for key, text in texts.items() if text in added.values()}
-    names |= settings
-    names |= _special_map(directory, settings)
     found: dict[str, str] = {}
-    for key, value in names.items():
+    for key, value in {**names, **settings, **special}.items():
         text = value.get("content") if isinstance(value, dict) else value
         if key.endswith("_token") and isinstance(text, str) and text:
             found[key] = text
     return found
-
-
-def settle_bos(
-    names: dict[str, str],
-    document: Mapping[str, Any],
-    added: Mapping[int, str],
-    ids: Sequence[int],
-) -> str:
-    """The text of the token that begins a plain text, "" for none; `names` gets one if it has none.
-
-    document: tokenizer.json. ids: the `bos_token_id` of the config files; the first counts.
-    """
-    framing = _framing(document.get("post_processor"))
-    told = [text for text in framing if text in added.values()]
-    told += [names.get("bos_token", "")]
-    told += [added.get(id, "") for id in ids[:1]]
-    bos = next(filter(None, told), "")
-    if bos:
-        names.setdefault("bos_token", bos)
-    return bos
-
-
-def bos_id(
-    directory: ModelDirectory,
-    settings: Mapping[str, Any],
-    bos: str,
-    named: str,
-    words: Mapping[str, int],
-    ids: Sequence[int],
-) -> int | None:
-    """The id that begins a plain text; None, with a warning, where no file names one.
-
-    bos: what settle_bos found. named: `bos_token`, "" for none. ids: as there; one may be a token
-    that is no added one. Raises ModelRefused.
-    """
-    if named and named not in words:
-        file = MAP if "bos_token" in _special_map(directory, settings) else SETTINGS
-        place = directory.path / file
-        raise ModelRefused(f"{place}: bos_token is {shown(named)}, which is not in the vocabulary")
-    found = words[bos] if bos else next(iter(ids), None)
-    if found is None:
-        _log.warning("%s: no file names a BOS token, so texts begin without one", directory.path)
-    return found
-
-
-def eos_of_names(
-    directory: ModelDirectory, names: Mapping[str, str], words: Mapping[str, int]
-) -> tuple[int, ...]:
-    """The id of `eos_token`, which ends a turn as those of the config files do."""
-    text = names.get("eos_token", "")
-    if text and text not in words:
-        told = "%s: eos_token is %s, which is not in the vocabulary, so it ends nothing"
-        _log.warning(told, directory.path, shown(text))
-    return (words[text],) if text in words else ()
 
 
 def _special_map(directory: ModelDirectory, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer as Encoder
 from tokenizers.models import BPE
 
 from sapwood.model.checkpoint.files import ModelRefused
-from sapwood.model.prompt.chat_template import ChatTemplate
 from sapwood.model.prompt.errors import PromptRefused, PromptTooLong
+from sapwood.model.prompt.named_templates import NamedTemplates
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.scheduler.control_tokens import SPELLED_QUOTE, ControlTokens
 from sapwood.scheduler.sampling import SamplingDefaults, SuppressedTokens
@@ -47,7 +47,7 @@ class Tokenizer:
         encoder: Encoder,
         control: Mapping[str, AddedToken],
         control_ids: Mapping[str, int],
-        template: ChatTemplate | None,
+        templates: NamedTemplates,
         token_bytes: list[bytes],
         floor: TokenFloor,
         bos_id: int | None,
@@ -62,7 +62,7 @@ class Tokenizer:
         self.suppressed = suppressed
         self.bos_id = bos_id
         self._encoder = encoder
-        self._template = template
+        self._templates = templates
         self._floor = floor
         self._control_ids = dict(control_ids)
         # An empty model with only the control tokens: it finds them and nothing else.
@@ -74,10 +74,10 @@ class Tokenizer:
         # Characters outside the vocabulary may give the unknown token: it controls nothing.
         self._forbidden = frozenset(control_ids.values()) - {unknown_id}
 
-    @property
-    def features(self) -> frozenset[str]:
-        """What of a conversation the template uses; see ChatTemplate. Empty without a template."""
-        return frozenset() if self._template is None else self._template.features
+    def features(self, tools: bool) -> frozenset[str] | None:
+        """What the template for messages with or without tools uses; None where there is none."""
+        template = self._templates.of(tools)
+        return None if template is None else template.features
 
     @property
     def control_tokens(self) -> ControlTokens:
@@ -109,22 +109,20 @@ class Tokenizer:
         Nothing in messages or tools gives a control token. Raises PromptRefused, and PromptTooLong
         as `encode_text` does.
         """
-        if self._template is None:
+        template = self._templates.of(bool(tools))
+        if template is None:
             raise PromptRefused("the model has no chat template")
-        parts = self._template.render(messages, tools, thinking)
+        parts = template.render(messages, tools, thinking)
         controls = [self._control_ids[token] for token in parts[1::2]]
         return self._encode(parts[::2], controls, tokens_max)
 
-    def check_template(self, where: str) -> None:
-        """Raise ModelRefused if the template builds control tokens from pieces: unseen here."""
-        assert self._template is not None
-        try:
-            parts = self._template.render([{"role": "user", "content": "x"}])
-        except PromptRefused:
-            return
-        for run in parts[::2]:
-            if self._finder.encode(run, add_special_tokens=False).ids:
-                raise ModelRefused(f"{where}: builds control tokens from pieces, in {run[:40]!r}")
+    def check_templates(self) -> None:
+        """Raise ModelRefused if one fails, or builds control tokens from pieces: unseen here."""
+        for where, parts in self._templates.tried_out():
+            for run in parts[::2]:
+                if self._finder.encode(run, add_special_tokens=False).ids:
+                    what = f"builds control tokens from pieces, in {run[:40]!r}"
+                    raise ModelRefused(f"{where}: {what}")
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids < vocabulary, without control tokens."""

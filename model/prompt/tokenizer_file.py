@@ -10,15 +10,9 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Encoder
 
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, parse_object, shown
-from sapwood.model.prompt.chat_template import ChatTemplate, read_chat_template
 from sapwood.model.prompt.generation_config import FILE, read_generation
-from sapwood.model.prompt.special_tokens import (
-    SETTINGS,
-    bos_id,
-    eos_of_names,
-    named_tokens,
-    settle_bos,
-)
+from sapwood.model.prompt.named_templates import NamedTemplates, read_chat_templates
+from sapwood.model.prompt.special_tokens import SETTINGS, SpecialTokens
 from sapwood.model.prompt.token_bytes import byte_table
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.model.prompt.tokenizer import Tokenizer
@@ -43,16 +37,17 @@ def load_tokenizer(
     where = str(directory.path / "tokenizer.json")
     document = parse_object(directory.text("tokenizer.json", _TOKENIZER_BYTES_MAX), where)
     added = {t["id"]: t["content"] for t in _added_tokens(document, where)}
-    names = named_tokens(directory, settings, added)
     bos_ids = (*generation.bos_ids, *bos_fallback)
-    bos = settle_bos(names, document, added, bos_ids)
-    template = read_chat_template(directory, settings)
-    control = _mark_control(document, set(names.values()), template[0] if template else "", where)
+    special = SpecialTokens(directory, settings, document, added, bos_ids)
+    names = special.names
+    sources = read_chat_templates(directory, settings)
+    texts = "\n".join(source.text for source in sources.values())
+    control = _mark_control(document, set(names.values()), texts, where)
     encoder = _encoder(document, where)
     words = encoder.get_vocab(with_added_tokens=True)
     _check_words(words, vocabulary, where)
     control_ids = {text: words[text] for text in control}
-    eos = {*generation.eos_ids, *eos_fallback, *eos_of_names(directory, names, words)}
+    eos = {*generation.eos_ids, *eos_fallback, *special.eos_ids(words)}
     if not eos:
         raise ModelRefused(f"{directory.path / FILE}: eos_token_id is missing, no file names one")
     token_bytes = byte_table(
@@ -62,17 +57,16 @@ def load_tokenizer(
         encoder=encoder,
         control=control,
         control_ids=control_ids,
-        template=ChatTemplate(template[0], names, control, template[1]) if template else None,
+        templates=NamedTemplates(sources, names, control),
         token_bytes=token_bytes,
         floor=TokenFloor(document, token_bytes),
-        bos_id=bos_id(directory, settings, bos, names.get("bos_token", ""), words, bos_ids),
+        bos_id=special.bos_id(words),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=frozenset(eos),
         defaults=generation.defaults,
         suppressed=generation.suppressed,
     )
-    if template is not None:
-        tokenizer.check_template(template[1])
+    tokenizer.check_templates()
     return tokenizer
 
 
@@ -117,7 +111,7 @@ def _check_words(words: Mapping[str, int], vocabulary: int, where: str) -> None:
 
 
 def _mark_control(
-    document: dict[str, Any], named: set[str], template: str, where: str
+    document: dict[str, Any], named: set[str], templates: str, where: str
 ) -> dict[str, AddedToken]:
     """Mark every control token special in tokenizer.json's own table; return them by text.
 
@@ -126,7 +120,7 @@ def _mark_control(
     control: dict[str, AddedToken] = {}
     for token in _added_tokens(document, where):
         text = token["content"]
-        used = not text.isspace() and text in template
+        used = not text.isspace() and text in templates
         if token["special"] or text in named or used or "<|" in text or "|>" in text:
             token["special"] = True
             flags = {flag: token[flag] is True for flag in _FLAGS}

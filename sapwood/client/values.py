@@ -24,7 +24,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. role: "system", "user", "assistant" or "tool"."""
+    """One turn. role: "system" (or "developer"), "user", "assistant" or "tool"."""
 
     role: str
     content: str

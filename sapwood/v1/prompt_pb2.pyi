@@ -45,7 +45,8 @@ Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 @_typing.final
 class Messages(_message.Message):
     """A conversation. It is rendered with the model's own template, which clients cannot replace. What
-    the template has no place for (tools, thinking, tool calls) is FAILED_PRECONDITION UNSUPPORTED.
+    the template has no place for (tools, thinking, tool calls) is FAILED_PRECONDITION UNSUPPORTED, and
+    so is every conversation where the model has no template for it.
 
     Every string in it is encoded as plain text, never as control tokens, whatever it spells.
     """
@@ -94,7 +95,9 @@ class Message(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Who speaks: "system", "user", "assistant", or "tool" for the result of a call."""
+    """Who speaks: "system", "user", "assistant", or "tool" for the result of a call. "developer" is
+    "system" where the template knows no such role.
+    """
     content: _builtins.str
     """What was said, or what the tool returned."""
     thinking: _builtins.str

@@ -5,7 +5,9 @@
 - Models also write JSON and Python there: ordinary double and single quotes around strings and
   keys, with either language's escapes; None, True and False beside null, true and false.
 - What a model wrote is not trusted. A block is calls all through, or it is none; an unknown form is
-  never an error and never torn at a comma. Depth is bounded, time is linear in the block.
+  never an error and never torn at a comma.
+- Depth and the number of values are bounded and time is linear in the block: it is read in the
+  thread that steps for everybody.
 
 Where forms are ambiguous:
 - A value or key that begins with an ordinary quote is quoted, and ends at the next such quote that
@@ -29,6 +31,8 @@ from typing import Any, NoReturn
 from sapwood.scheduler.events import ToolCall
 
 _DEPTH_MAX = 32
+# Calls, elements and pairs of one block. Each costs some microseconds, a letter of a string none.
+_VALUES_MAX = 16_384
 
 # Stands for the quote token: half a surrogate pair, which decoded bytes never hold.
 _QUOTE = "\ud800"
@@ -78,6 +82,7 @@ class _Reader:
     def __init__(self, text: str) -> None:
         self._text = text
         self._at = 0
+        self._values = 0
 
     def calls(self) -> list[ToolCall]:
         """All up to the end, one behind another, with white space or a comma between them."""
@@ -88,6 +93,7 @@ class _Reader:
         return calls
 
     def _call(self) -> ToolCall:
+        self._count()
         self._peek()
         name = self._match(_NAME).strip()
         # A call of an unknown form before this one is no part of its name.
@@ -116,8 +122,14 @@ class _Reader:
         while not self._took(end):
             if items and not self._took(","):
                 _malformed()
+            self._count()
             items.append(item())
         return items
+
+    def _count(self) -> None:
+        self._values += 1
+        if self._values > _VALUES_MAX:
+            _malformed()
 
     def _pair(self, depth: int) -> tuple[str, Any]:
         char = self._peek()

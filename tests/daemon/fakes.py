@@ -68,8 +68,7 @@ class ByteTokenizer:
         self.gate.set()
         self.threads: set[str] = set()
 
-    @property
-    def features(self) -> frozenset[str]:
+    def features(self, tools: bool) -> frozenset[str] | None:
         return frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
 
     def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:

@@ -286,3 +286,28 @@ def test_every_rule_can_say_what_is_wrong() -> None:
     for refusal in refusals:
         assert refusal.field and refusal.message and not set("{}") & set(refusal.message)
     assert "the prompt has 9 tokens; with one token of reply" in refusals[-3].message
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("tools", [[], [prompt_pb2.Tool(name="f")]])
+async def test_messages_are_unsupported_where_the_model_has_no_template_for_them(
+    tools: list[prompt_pb2.Tool],
+) -> None:
+    class ForTools(ByteTokenizer):
+        def features(self, tools: bool) -> frozenset[str] | None:
+            return super().features(tools) if tools else None
+
+    door = admission(ForTools())
+    said = prompt_pb2.Message(role="user", content="hi")
+    asked = prompt_pb2.Messages(messages=[said], tools=tools)
+    if tools:
+        assert await door.tokenize(pb.TokenizeRequest(messages=asked))
+    else:
+        for coming in (
+            door.tokenize(pb.TokenizeRequest(messages=asked)),
+            door.admit(pb.GenerateRequest(messages=asked), 0),
+        ):
+            with pytest.raises(Refused) as caught:
+                await coming
+            assert caught.value.reason == Reason.UNSUPPORTED
+    door.close()

@@ -151,3 +151,22 @@ def test_json_is_kept_to_the_letter() -> None:
     call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": json.dumps(value)}]}
     said = conversation_of(messages_of(call), ALL, LIMITS)
     assert said.messages[0]["tool_calls"][0]["function"]["arguments"] == value
+
+
+def test_a_model_without_a_template_supports_no_messages() -> None:
+    """It is no fault of what they say."""
+    for given, said in (
+        (messages_of(USER), "without tools"),
+        (messages_of(USER, tools=[{"name": "f"}]), "with tools"),
+    ):
+        with pytest.raises(Refused, match=f"has no chat template for messages {said}") as caught:
+            conversation_of(given, None, LIMITS)
+        assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, "messages")
+
+
+def test_a_developer_may_speak() -> None:
+    """What the template makes of the role is its affair."""
+    said = conversation_of(messages_of({"role": "developer", "content": "x"}, USER), ALL, LIMITS)
+    assert said.messages[0] == {"role": "developer", "content": "x"}
+    with pytest.raises(Refused, match="only role assistant has thinking"):
+        conversation_of(messages_of({"role": "developer", "thinking": "x"}), ALL, LIMITS)

@@ -197,6 +197,11 @@ CASES: dict[str, Change] = {
     "a template of too many blocks": lambda d: d.put(
         TEMPLATE, b"{% for x in y %}" * 30 + b"{% endfor %}" * 30
     ),
+    "a template that fails on a plain turn": lambda d: d.put(TEMPLATE, b"{{ strptime('x') }}"),
+    "a template that loses what was said": lambda d: d.put(TEMPLATE, b"{{ messages[0].role }}"),
+    "a template for tools that fails": _template_in_config(
+        {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[1].name.x }}"}
+    ),
     "a template that is no text": _template_in_config(7),
     "templates whose default is no text": _template_in_config(
         [{"name": [], "template": "x"}, {"name": "default", "template": 1}]

@@ -104,11 +104,18 @@ def test_an_incomplete_bundle_is_refused_with_the_file(draft: str | None, bundle
         locate(str(bundle), draft)
 
 
-@pytest.mark.parametrize("name", ["target/chat_template.jinja", "assistant/model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("target/chat_template.jinja", "assistant/model.safetensors"),
+        *("target/additional_chat_templates/tool_use.jinja", "assistant/additional_chat_templates"),
+    ],
+)
 def test_a_file_that_the_manifest_does_not_name_is_refused(name: str, bundle: Path) -> None:
     (bundle / "target" / ".DS_Store").touch()
     (bundle / "README.md").touch()
     locate(str(bundle), None)
+    (bundle / name).parent.mkdir(exist_ok=True)
     (bundle / name).touch()
     with pytest.raises(ModelRefused, match=f"{name}: is not in the bundle's manifest"):
         locate(str(bundle), None)
@@ -143,6 +150,7 @@ def _moved(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda d: d["parts"]["target"].update(source=7), "is not a bundle's manifest"),
         (_moved("../secret"), "is not a bundle's manifest"),
         (_moved("target/../../secret"), r"'../../secret' is not a plain file name"),
+        (_moved("target/additional_chat_templates/../../secret"), r"'../../secret' is not a plain"),
         (_moved("target//etc/passwd"), r"'/etc/passwd' is not a plain file name"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.locate import DEMO, locate, source_name
+from tests.model.checkpoint.hub import REVISION, WHOLE, hub_snapshot
 
 
 def _config(place: Path) -> Path:
@@ -72,45 +72,17 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         locate(str(path), None)
 
 
-REVISION = "0" * 40
-
-
-def _cache(place: Path, revision: str = REVISION, files: tuple[str, ...] = ()) -> Path:
-    """A repository in the hub's own layout: refs, blobs, and a snapshot of links. Its snapshot."""
-    home = place / "models--a--b"
-    for folder in ("refs", "blobs"):
-        (home / folder).mkdir(parents=True, exist_ok=True)
-    snapshot = home / "snapshots" / revision
-    snapshot.mkdir(parents=True)
-    for name in files:
-        blob = home / "blobs" / f"{revision[:4]}{name}"
-        blob.write_text("{}")
-        (snapshot / name).symlink_to(Path("../../blobs") / blob.name)
-    return snapshot
-
-
-PLAIN = ("config.json", "model.safetensors")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub's cache, empty, and no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("went to the network"))
-    return tmp_path
-
-
 def test_a_hub_id_is_looked_up_in_the_local_cache_only(hub: Path) -> None:
     with pytest.raises(ModelRefused, match=r"not in the hub's local cache.*`hf download a/b`"):
         locate("a/b", None)
-    snapshot = _cache(hub, files=PLAIN)
+    snapshot = hub_snapshot(hub, files=WHOLE)
     (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
     assert locate("a/b", None) == (ModelDirectory(snapshot), None)
     assert locate("a/b", "a/b") == (ModelDirectory(snapshot), ModelDirectory(snapshot))
 
 
 def test_a_hub_ids_revision_is_a_branch_a_tag_or_a_commit(hub: Path) -> None:
-    main, other = _cache(hub, files=PLAIN), _cache(hub, "1" * 40, PLAIN)
+    main, other = hub_snapshot(hub, files=WHOLE), hub_snapshot(hub, "1" * 40, WHOLE)
     refs = hub / "models--a--b" / "refs"
     (refs / "main").write_text(REVISION)
     (refs / "v2").write_text("1" * 40)
@@ -121,37 +93,8 @@ def test_a_hub_ids_revision_is_a_branch_a_tag_or_a_commit(hub: Path) -> None:
         locate("a/b@v3", None)
 
 
-@pytest.mark.parametrize(
-    ("files", "missing"),
-    [
-        (("config.json",), "model.safetensors"),
-        (("model.safetensors",), "config.json"),
-        (("config.json", "one.safetensors", "model.safetensors.index.json"), "two.safetensors"),
-    ],
-)
-def test_a_download_that_ended_early_is_named_with_what_is_missing(
-    files: tuple[str, ...], missing: str, hub: Path
-) -> None:
-    snapshot = _cache(hub, files=files)
-    (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
-    index = snapshot / "model.safetensors.index.json"
-    if index.exists():
-        placed = {"a": "one.safetensors", "b": "two.safetensors"}
-        index.write_text(json.dumps({"weight_map": placed}))
-    with pytest.raises(ModelRefused, match=f"a/b: incomplete in .*{missing} is missing; .*`hf"):
-        locate("a/b", None)
-
-
-def test_a_link_whose_blob_is_gone_is_missing(hub: Path) -> None:
-    snapshot = _cache(hub, files=PLAIN)
-    (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
-    (snapshot / "model.safetensors").resolve().unlink()
-    with pytest.raises(ModelRefused, match=r"model\.safetensors is missing"):
-        locate("a/b", None)
-
-
 def test_the_hubs_own_environment_says_where_its_cache_lies(tmp_path: Path) -> None:
-    snapshot = _cache(tmp_path / "home" / "hub", files=PLAIN)
+    snapshot = hub_snapshot(tmp_path / "home" / "hub", files=WHOLE)
     (snapshot.parents[1] / "refs" / "main").write_text(REVISION)
     ask = "from sapwood.model.checkpoint.locate import locate;print(locate('a/b', None)[0].path)"
     places = [{"HF_HOME": str(tmp_path / "home")}, {"HF_HUB_CACHE": str(tmp_path / "home" / "hub")}]

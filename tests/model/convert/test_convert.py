@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from mlx_lm.utils import load_model, quantize_model
 
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
-from sapwood.model.checkpoint.locate import locate
+from sapwood.model.checkpoint.bundle import check_digests
+from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.locate import find, locate
 from sapwood.model.checkpoint.packing import parse_packing
 from sapwood.model.convert.conversion_plan import Settings, Source
 from sapwood.model.convert.convert import convert
@@ -183,3 +184,29 @@ def test_a_target_alone_is_a_bundle_too(one: Directories, tmp_path: Path) -> Non
     convert(Source(one[0], "t"), None, tmp_path / "made", Settings("test"))
     assert locate(str(tmp_path / "made"), None) == (ModelDirectory(tmp_path / "made/target"), None)
     load_pair(*locate(str(tmp_path / "made"), None))
+
+
+def test_further_templates_are_taken_over(one: Directories, tmp_path: Path) -> None:
+    """Without them a bundle would render tools by another template than its source."""
+    target = ModelDirectory(tmp_path / "source")
+    shutil.copytree(one[0].path, target.path)
+    (target.path / TEMPLATES).mkdir()
+    for name in ("tool_use", "rag"):
+        text = "{{ messages[0].content }} with {{ tools }}"
+        (target.path / TEMPLATES / f"{name}.jinja").write_text(text)
+    (target.path / TEMPLATES / "notes.txt").write_text("not read")
+    convert(Source(target, "t"), None, tmp_path / "made", Settings("test"))
+    found = find(str(tmp_path / "made"), None)
+    names = {f"target/{TEMPLATES}/{name}.jinja" for name in ("tool_use", "rag")}
+    assert found.manifest is not None and names < found.manifest.files.keys()
+    check_digests(found.path, found.manifest, lambda count: None)
+    pairs = [load_pair(directory, None) for directory in (target, found.target)]
+    asked = [{"role": "user", "content": "x"}], [{"function": {"name": "f"}}]
+    ids = [pair.tokenizer.encode_messages(*asked) for pair in pairs]
+    assert ids[0] == ids[1] != pairs[0].tokenizer.encode_messages(asked[0])
+    (found.target.path / TEMPLATES / "tool_use.jinja").write_text("x")
+    with pytest.raises(ModelRefused, match=rf"{TEMPLATES}/tool_use\.jinja: expected are .* bytes"):
+        find(str(tmp_path / "made"), None)
+    shutil.rmtree(found.target.path / TEMPLATES)
+    with pytest.raises(ModelRefused, match=rf"{TEMPLATES}/rag\.jinja: no such file"):
+        find(str(tmp_path / "made"), None)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2 import Environment, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.prompt.chat_template import (
     ROLES,
     ChatTemplate,
     _end_settled_scans,
-    read_chat_template,
 )
 from sapwood.model.prompt.errors import PromptRefused
 from tests.chat import turns
@@ -49,7 +47,7 @@ def _directly(source: str, messages: list[dict[str, Any]]) -> str:
         [("user", "hi")],
         [("system", " \n be brief\t"), ("user", "\n\na b\n c  ")],
         [("user", ""), ("assistant", " \n "), ("user", "0")],
-        [("user", "x"), ("assistant", "y"), ("assistant", "z"), ("developer", "d"), ("user", "x")],
+        [("user", "x"), ("assistant", "y"), ("assistant", "z"), ("system", "d"), ("user", "x")],
         [("user", "\u00a0x\u2003"), ("model", "{{ bos_token }} {% raw %}")],
     ],
 )
@@ -214,13 +212,30 @@ def test_features_are_what_a_template_uses(source: str, features: set[str]) -> N
     assert _template(source).features == features
 
 
-def test_the_template_file_comes_before_the_tokenizers_own(tmp_path: Path) -> None:
-    listed = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    directory = ModelDirectory(tmp_path)
-    assert read_chat_template(directory, {}) is None
-    own = str(tmp_path / "tokenizer_config.json: chat_template")
-    assert read_chat_template(directory, {"chat_template": "s"}) == ("s", own)
-    assert read_chat_template(directory, {"chat_template": listed}) == ("d", own)
-    path = tmp_path / "chat_template.jinja"
-    path.write_text("f")
-    assert read_chat_template(directory, {"chat_template": "s"}) == ("f", str(path))
+def test_gemmas_own_knows_a_developer() -> None:
+    for said in ([("developer", "d")], [("developer", "d"), ("user", "x"), ("developer", "e")]):
+        assert "".join(_template(_GEMMA_LIKE).render(turns(*said))) == _directly(
+            _GEMMA_LIKE, turns(*said)
+        )
+
+
+@pytest.mark.parametrize(
+    ("source", "role"),
+    [
+        ("{% for m in messages %}[{{ m.role }}]{% endfor %}", "system"),
+        (
+            "{% for m in messages %}{{ m.role }}{{ '!' if m.role == 'system' }}{% endfor %}",
+            "system!",
+        ),
+        ("{# developer #}{{ messages[0].role }}{{ developer }}", "system"),
+        ("{{ messages[0].role if messages[0].role in ['system', 'developer'] }}", "developer"),
+        ("{{ {'developer': 'd', 'system': 's'}[messages[0]['role']] }}", "d"),
+    ],
+)
+def test_a_developer_is_the_system_where_a_template_knows_no_such_role(
+    source: str, role: str
+) -> None:
+    messages = turns(("developer", "x"))
+    assert _template(source).render(messages)[0].strip("[]") == role
+    assert messages == turns(("developer", "x")), "the caller's own are as they were"
+    assert _template(source).render(turns(("user", "x")))[0].strip("[]") in ("user", "")

@@ -112,8 +112,9 @@ def test_contents_encode_as_part_of_the_whole_prompt(
     tokenizer = loaded(place)
     # Hypothesis draws strings of this file too, and the peer would read a control token in them.
     assume(not any(token in content for token in _specials(place) for _, content in said))
-    assert tokenizer._template is not None
-    prompt = "".join(tokenizer._template.render(messages := turns(*said)))
+    template = tokenizer._templates.of(tools=False)
+    assert template is not None
+    prompt = "".join(template.render(messages := turns(*said)))
     expected = whole_encoder(place).encode(prompt, add_special_tokens=False).ids
     assert tokenizer.encode_messages(messages) == expected
 
@@ -218,7 +219,7 @@ def test_a_model_without_a_template_takes_no_messages(tmp_path: Path) -> None:
     directory = copied("e2b-tiny", tmp_path)
     (directory.path / "chat_template.jinja").unlink()
     tokenizer = load_tokenizer(directory, 1024)
-    assert tokenizer.features == frozenset()
+    assert tokenizer.features(False) is tokenizer.features(True) is None
     with pytest.raises(PromptRefused, match="no chat template"):
         tokenizer.encode_messages(turns(("user", "x")))
 

@@ -243,6 +243,27 @@ def test_depth_is_bounded(depth: int, start: str, end: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("head", "item", "tail", "values_max"),
+    [
+        ("call:f{a:[", "1,", "]}", 16_382),  # beside the call and its pair
+        ("call:f{", "a:1,", "}", 16_383),
+        ("call:f{a:{", "a:1,", "}}", 16_382),
+        ("", "call:f{},", "", 16_384),
+    ],
+)
+def test_the_number_of_values_is_bounded(head: str, item: str, tail: str, values_max: int) -> None:
+    """400,000 characters of them took 0.7 s, in which nobody else's reply went on."""
+    for values, whole in ((values_max, True), (values_max + 1, False)):
+        assert bool(calls_of(head + (item * values)[:-1] + tail)) == whole
+
+
+def test_a_long_string_is_one_value() -> None:
+    for quote in (MARK, '"', "'"):
+        text = "a, b: {c} [d]\n" * 20_000
+        assert calls_of(f"call:f{{a:{quote}{text}{quote}}}", MARK) == [("f", {"a": text})]
+
+
+@pytest.mark.parametrize(
     ("head", "middle"),
     [
         *(('call:f{a:"', middle) for middle in ("x", "\\", '\\"', '"')),
