@@ -33,7 +33,7 @@ def rings(draw: st.DrawFn) -> tuple[int, int, list[int], Span]:
 
 
 @given(case=rings())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_ring_shows_exactly_the_logical_window(case: tuple[int, int, list[int], Span]) -> None:
     """Whatever order the ring has and whatever deeper rounds left in it, a query at p sees the
     entries that hold (p - window, p]: so any mask over the ordered window is the same one here."""
@@ -48,7 +48,7 @@ def test_a_ring_shows_exactly_the_logical_window(case: tuple[int, int, list[int]
 
 
 @given(case=rings(), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_attention_over_a_ring_equals_attention_over_the_ordered_window(
     case: tuple[int, int, list[int], Span], seed: int
 ) -> None:

@@ -125,5 +125,5 @@ class Lives(RuleBasedStateMachine):
         assert live_bytes(self.world.caches) == 0
 
 
-Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestLives = Lives.TestCase

@@ -60,7 +60,7 @@ def closes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_t4_split_thin_and_merge_keep_every_remaining_token(data: st.DataObject) -> None:
     """merge(split(x, k)) == x, at any cut and any thinning."""
     start, end = sorted(

@@ -78,7 +78,7 @@ def test_m1_check_finds_a_lost_byte_and_a_negative_one() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), AMOUNTS), max_size=30))
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_m1_m3_identity_at_every_boundary_and_back_to_the_baseline(
     moves: list[tuple[ReservedKind, int]],
 ) -> None:

@@ -17,7 +17,7 @@ TOKENS = st.lists(st.integers(0, 2), max_size=40).map(tuple)
 
 
 @given(TOKENS, TOKENS, st.data())
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 def test_common_counts_the_tokens_that_agree(
     edge: tuple[int, ...], tokens: tuple[int, ...], data: st.DataObject
 ) -> None:

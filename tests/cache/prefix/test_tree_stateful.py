@@ -314,7 +314,6 @@ class TreeMachine(RuleBasedStateMachine):
 TreeMachine.TestCase.settings = settings(
     max_examples=150,
     stateful_step_count=40,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.daemon.rpc.mailbox import Mailbox, Mailboxes, ReplyEvent
@@ -39,7 +39,6 @@ async def pumped(mailbox: Mailbox) -> list[ReplyEvent]:
     return written
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=5), st.lists(st.integers(0, 9), max_size=3))))
 def test_r1_what_is_written_concatenates_to_what_was_put(
     parts: list[tuple[str, list[int]]],

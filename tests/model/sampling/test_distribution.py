@@ -52,7 +52,7 @@ def on_a_boundary(logits: np.ndarray, sampling: Sampling) -> bool:
     return bool(near_p or near_min)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32 - 1),
     width=st.sampled_from([1, 2, 16, 100, 300]),

@@ -13,7 +13,7 @@ from sapwood.model.sampling.logprobs import logprobs_report
 from sapwood.scheduler.sampling import Sampling
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 20)), min_size=1, max_size=5),

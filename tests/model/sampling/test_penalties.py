@@ -81,7 +81,7 @@ SAMPLINGS = st.builds(
 TOKENS = st.lists(st.integers(0, 19), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.integers(0, 2**32 - 1),
     st.lists(st.tuples(SAMPLINGS, TOKENS, TOKENS, TOKENS), min_size=1, max_size=4),

@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.scheduler.control_tokens import ControlTokens
@@ -265,14 +265,12 @@ def written_by_gemma(value: Any) -> Written:
     ]
 
 
-@settings(deadline=None)
 @given(arguments=st.dictionaries(_KEYS, _VALUES, max_size=4))
 def test_what_gemma_writes_is_read_to_the_letter(arguments: dict[str, Any]) -> None:
     _, _, (call,) = divided(tokens(CALL, "call:f", *written_by_gemma(arguments), DONE))
     assert json.loads(call.arguments) == arguments
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, len(TOKEN_BYTES) - 1), max_size=60))
 def test_a_model_without_such_tokens_has_only_text(ids: list[int]) -> None:
     reply = ReplyParts(TOKEN_BYTES, prompt=[THINK])
@@ -283,7 +281,6 @@ def test_a_model_without_such_tokens_has_only_text(ids: list[int]) -> None:
     assert (reply.take_text(), reply.take_thinking(), reply.take_calls()) == (whole, "", ())
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, len(TOKEN_BYTES) - 1), max_size=60))
 def test_whatever_a_model_emits_leaves_and_nothing_twice(ids: list[int]) -> None:
     """Bytes in = bytes out, but for the names of channels and the syntax of calls."""

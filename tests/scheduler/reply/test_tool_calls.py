@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sapwood.scheduler.reply.tool_calls import read_calls
@@ -178,7 +178,6 @@ def escaped(text: str, quote: str) -> str:
     return text.replace("\\", "\\\\").replace(quote, "\\" + quote)
 
 
-@settings(deadline=None)
 @given(_ARGUMENTS, st.sampled_from(['"', "'", MARK]), st.booleans())
 @example({"a": "\ud7ff\ue000\ufffd\u2028\x00\\\"'", "\\": ["\\\\'", '"']}, "'", True)
 def test_any_object_in_any_quotes_comes_back(
@@ -187,7 +186,6 @@ def test_any_object_in_any_quotes_comes_back(
     assert calls_of("call:f" + spelled(arguments, quote, python=python), MARK) == [("f", arguments)]
 
 
-@settings(deadline=None)
 @given(_ARGUMENTS, st.booleans(), st.sampled_from([None, 2]))
 def test_any_object_in_json_comes_back(
     arguments: dict[str, Any], ascii_only: bool, indent: int | None
@@ -196,7 +194,6 @@ def test_any_object_in_json_comes_back(
     assert calls_of("call:f" + written, MARK) == [("f", arguments)]
 
 
-@settings(deadline=None)
 @given(_ARGUMENTS)
 def test_any_object_in_python_comes_back(arguments: dict[str, Any]) -> None:
     """Quotes and escapes as Python's own repr has them."""
@@ -207,7 +204,6 @@ def test_any_object_in_python_comes_back(arguments: dict[str, Any]) -> None:
 _PLAIN_KEYS = st.text(st.characters(categories=["L", "N"], include_characters="_-.$@"), min_size=1)
 
 
-@settings(deadline=None)
 @given(objects(_PLAIN_KEYS))
 def test_what_the_template_writes_comes_back(arguments: dict[str, Any]) -> None:
     """Its keys have no quotes; None is how it wrote null before July 2026."""
@@ -216,7 +212,6 @@ def test_what_the_template_writes_comes_back(arguments: dict[str, Any]) -> None:
         assert calls_of("call:f" + written, MARK) == [("f", arguments)]
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("call:f{}[],x1\n \"'\\u(", max_size=14), max_size=5))
 def test_no_block_is_an_error(pieces: list[str]) -> None:
     for block in (pieces, ["call:f{", *pieces, "}"], ['call:f{a:"', *pieces, '"}']):
@@ -224,7 +219,6 @@ def test_no_block_is_an_error(pieces: list[str]) -> None:
             assert isinstance(json.loads(call.arguments), dict)
 
 
-@settings(deadline=None)
 @given(st.text("ab, :{}[]\"'()\n", max_size=12), st.sampled_from(['"', "'"]))
 def test_a_quoted_string_is_whole_or_the_block_is_text(text: str, quote: str) -> None:
     """Unescaped quotes in it end it early: then there is no call, unless the rest is one too."""
