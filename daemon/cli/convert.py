@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sapwood import __version__
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.settings.config import DTYPES
-from sapwood.daemon.sizes import format_bytes, parse_size
+from sapwood.daemon.sizes import format_bytes, format_in, parse_size, unit_of
 from sapwood.model.checkpoint.bundle import Manifest
 from sapwood.model.checkpoint.config import Quantization
 from sapwood.model.checkpoint.files import ModelRefused
@@ -113,7 +113,8 @@ class _Lines:
     def __call__(self, file: str, done: int, total: int) -> None:
         if file != self._file:
             self._file = file
-            text = f"{format_bytes(done)} of {format_bytes(total)} read"
+            unit = unit_of(total)
+            text = f"{format_in(unit, done)} of {format_in(unit, total)} read"
             print(f"{file or 'all files'}: {text}", file=sys.stderr, flush=True)
 
 

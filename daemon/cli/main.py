@@ -144,7 +144,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="unix:PATH or HOST:PORT, repeatable (default: a socket and 127.0.0.1:50551)",
     )
     add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
-    add("--memory", metavar="SIZE", help="budget such as 8GiB (default: from the device)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="budget such as 8G, 8GiB or 500MB (default: from the device)",
+    )
     add("--numerics", metavar="fast", help="only fast is built")
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
     add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
