@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sapwood.model.checkpoint.bundle import Manifest, check_sizes, read_manifest
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
-from sapwood.model.checkpoint.safetensors import INDEX, SINGLE
+from sapwood.model.checkpoint.safetensors import weight_names
 
 DEMO = Path(__file__).parents[1] / "demo"
 _NAME = r"[A-Za-z0-9][\w.-]{0,95}"
@@ -113,10 +113,6 @@ def _lacking(path: Path) -> str | None:
     if (path / "target").is_dir():  # a bundle: its manifest tells
         return None
     home = ModelDirectory(path)
-    needed = ["config.json", SINGLE]
-    if home.has(INDEX):
-        placed = home.json(INDEX).get("weight_map")
-        shards = set(placed.values()) if isinstance(placed, dict) else set()
-        needed[1:] = sorted(s for s in shards if isinstance(s, str))
+    needed = ["config.json", *sorted(weight_names(home))]
     # Through its link: a blob may be gone.
     return next((name for name in needed if not os.path.isfile(path / name)), None)

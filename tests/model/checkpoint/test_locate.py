@@ -142,6 +142,15 @@ def test_a_download_that_ended_early_is_named_with_what_is_missing(
         locate("a/b", None)
 
 
+def test_an_index_of_other_shards_makes_no_snapshot_incomplete(hub: Path) -> None:
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    snapshot = _cache(hub, files=("config.json", *shards, "model.safetensors.index.json"))
+    (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
+    placed = {"a": "model-00001-of-00009.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    assert locate("a/b", None) == (ModelDirectory(snapshot), None)
+
+
 def test_a_link_whose_blob_is_gone_is_missing(hub: Path) -> None:
     snapshot = _cache(hub, files=PLAIN)
     (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
