@@ -55,7 +55,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
     "daemon/cli": {
         *("daemon", "daemon/demo", "daemon/engine", "daemon/process", "daemon/settings"),
-        *("model", "model/checkpoint", "model/convert", "sapwood"),
+        *("model", "model/checkpoint", "model/convert", "sapwood", "sapwood/client/fields"),
     },
     "sapwood/__main__": {"daemon/cli", "daemon/entry"},
 }

@@ -222,11 +222,11 @@ def _unsigned(bits: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if value != value:  # NaN
-        raise ValueError
-    return value
+def _seconds(text: str) -> float | None:
+    """As the client takes a timeout, so that one without end is one here, and NaN is none."""
+    from sapwood.client import fields
+
+    return fields.seconds(float(text), "timeout")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
