@@ -14,8 +14,8 @@ from http import HTTPStatus
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from sapwood.daemon.errors import StartError
 from sapwood.daemon.settings.addresses import TcpAddress
+from sapwood.daemon.settings.bind_errors import not_bound, require_bindable
 from sapwood.scheduler.limits import Limits
 
 
@@ -44,13 +44,14 @@ class ScrapeEndpoint:
         self._server: asyncio.Server | None = None
 
     async def start(self, address: TcpAddress) -> TcpAddress:
-        """Listen; returns the address with its real port."""
+        """Listen; returns the address with its real port. Raises StartError."""
+        require_bindable(address, address)
         try:
             self._server = await asyncio.start_server(
                 self._serve, address.host, address.port, limit=self._limits.http_head_bytes_max
             )
         except OSError as error:
-            raise StartError(f"cannot listen on {address} for metrics") from error
+            raise not_bound(address, error) from error
         return TcpAddress(address.host, self._server.sockets[0].getsockname()[1])
 
     def close(self) -> None:

@@ -39,6 +39,7 @@ from sapwood.daemon.settings.addresses import (
     prepare_socket,
     take_place,
 )
+from sapwood.daemon.settings.bind_errors import require_bindable
 from sapwood.daemon.settings.config import Config
 from sapwood.scheduler.events import Drain, Effect
 
@@ -240,10 +241,12 @@ class Daemon:
 
     def _add_port(self, address: Address, bound: Address) -> int:
         """Listen on `bound`, which is what gRPC calls `address`."""
+        require_bindable(address, bound)
         try:
             port = self._server.add_insecure_port(bound.target)
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}; is it in use?") from error
+        except RuntimeError:  # which says that it failed, not why
+            port = 0
         if port == 0:
-            raise StartError(f"cannot listen on {address}; is it in use?")
+            require_bindable(address, bound)
+            raise StartError(f"cannot listen on {address}: what kept it off is gone, so try again")
         return port
