@@ -30,7 +30,7 @@ from sapwood.model.convert.convert import ProgressReport, convert
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """Make the bundle and say what it is. Raises StartError and UsageError."""
+    """Make the bundle and say what it is. Raises StartError, UsageError, KeyboardInterrupt."""
     destination = Path(os.path.abspath(arguments.destination))
     packings = _packings(arguments)
     settings = _settings(arguments)
@@ -43,7 +43,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise StartError(f"{error.filename or destination}: {error.strerror}") from None
     except KeyboardInterrupt:
-        raise StartError("interrupted; the same command goes on where it stopped") from None
+        said = "interrupted; the same command goes on where it stopped"
+        raise KeyboardInterrupt(said) from None
     _say(destination, manifest)
     return 0
 

@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError("the text is not UTF-8"), 2)
     except (SapwoodError, StartError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", entry.INTERRUPTED)
+    except KeyboardInterrupt as interrupt:  # with a text where the command has more to say
+        return _fail(str(interrupt) or "interrupted", entry.INTERRUPTED)
     except BrokenPipeError:  # the reader left, as `head` does
         return 1
     except OSError as error:
