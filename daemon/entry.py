@@ -1,7 +1,9 @@
 """What holds of a command's process before its imports and after its last line.
 
 - Imports nothing of ours and little of Python's: it comes first, imports take a second or more,
-  and a signal that finds the default action there ends the process without a word.
+  and a signal that finds the default action there ends the process without a word. What comes
+  before is Python's own start, some 50 ms, or many times that on a busy machine: that window is
+  nobody's to close.
 - Until there is something to give back, a signal ends the process at once, by `os._exit`: an
   exception from the middle of an import is swallowed or renamed by what is being imported.
 - Once the exit code of `serve` is known no signal changes it. What the last flush of any command
@@ -17,7 +19,10 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import NoReturn, TextIO
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, TextIO
 
 FORCIBLE = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # a second one cuts a drain short
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)

@@ -1,7 +1,9 @@
 """What the model runs on: its name, and how much memory a daemon may take by default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
-- Elsewhere half of physical memory: the rest of the machine lives there too.
+- On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
+  and it is not the host's.
+- On a CPU half of physical memory: the rest of the machine lives there too.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def leave_thread() -> None:
 def memory_budget_bytes() -> int:
     """The budget, weights included, unless --memory says another."""
     if mx.default_device() != mx.Device(mx.cpu):
-        recommended = mx.device_info().get("max_recommended_working_set_size")
-        if recommended:
+        info = mx.device_info()
+        if recommended := info.get("max_recommended_working_set_size"):
             return int(recommended)
+        if total := info.get("total_memory"):
+            return int(total) * 9 // 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -27,7 +27,7 @@ from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
 from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
-from sapwood.model.sampling.suppression import masked_bytes
+from sapwood.model.sampling.suppression import Suppression, masked_bytes
 from sapwood.scheduler.model_facts import ModelFacts
 
 # What a draw takes for each token of the vocabulary: with changed logits or a thousand candidates,
@@ -47,6 +47,7 @@ class Pair:
     target_config: TargetConfig
     assistant: Assistant | None
     tokenizer: Tokenizer
+    suppression: Suppression
     dtype: mx.Dtype
     fingerprint: str
     family: str
@@ -83,6 +84,7 @@ def load_pair(
         target_config=config,
         assistant=assistant,
         tokenizer=tokenizer,
+        suppression=Suppression(tokenizer.suppressed, config.text.vocabulary),
         dtype=used,
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,

@@ -14,7 +14,6 @@ import numpy as np
 from mlx_lm.models.gemma4_text import logit_softcap
 
 from sapwood.model.pair import Pair
-from sapwood.model.sampling.suppression import Suppression
 
 # In logits, which end at 30 where they are capped: half precision has steps of 1/8 and 1/64 there.
 _NEAR_TIES = {mx.float32: 1e-3, mx.float16: 0.0625, mx.bfloat16: 0.5}
@@ -35,8 +34,7 @@ def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[
     logits = model.model.embed_tokens.as_linear(hidden)
     if model.final_logit_softcapping is not None:
         logits = logit_softcap(model.final_logit_softcapping, logits)
-    suppression = Suppression(pair.tokenizer.suppressed, logits.shape[-1])
-    return below_maximum(suppression.of_target(logits, np.arange(len(reply)) == 0), reply)
+    return below_maximum(pair.suppression.of_target(logits, np.arange(len(reply)) == 0), reply)
 
 
 def below_maximum(logits: mx.array, tokens: Sequence[int]) -> list[float]:

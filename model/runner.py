@@ -35,7 +35,6 @@ from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
 from sapwood.model.sampling.penalties import Tally
-from sapwood.model.sampling.suppression import Suppression
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
@@ -84,7 +83,7 @@ class Runner:
         self.caches = LiveCaches(
             self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
         )
-        self.suppression = Suppression(pair.tokenizer.suppressed, self.vocabulary)
+        self.suppression = pair.suppression
         self.drafter = None
         if pair.assistant is not None:
             self.drafter = Drafter(

@@ -14,7 +14,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+# To a type checker true by its name. `typing` itself takes longer than all of Python's start, and
+# until sapwood/daemon/entry.py is imported a signal ends the process without a word.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from sapwood.client.async_client import AsyncClient, AsyncStream
@@ -107,7 +110,7 @@ _MODULES = ("values", "errors", "sync_client", "async_client")
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name is there
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """A public name, from its module; kept here, so that the next use finds it at once."""
         if name in __all__:
             for module in _MODULES:

@@ -14,6 +14,7 @@ from sapwood.cache.prefix.ledger import LedgerView
 from sapwood.cache.prefix.node import EvictionCause
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.outcomes import Outcome
+from sapwood.scheduler.reasons import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Stats:
     tokens_per_step: HistogramView
     draft_depth: HistogramView
     requests: Mapping[Outcome, int]
+    rejected: Mapping[Reason, int]  # their sum is what `requests` says of REJECTED
     requests_running: int
     requests_waiting: int
     prompt_tokens: int

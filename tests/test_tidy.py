@@ -28,6 +28,7 @@ WIRE = "the wire's message, as the core says it and as the client reads it"
 TWICE = {
     "Delta": WIRE,
     "FinishReason": WIRE,
+    "TYPE_CHECKING": "what typing has under this name, where typing takes too long to import",
     "TokenLogprobs": WIRE,
     "ToolCall": WIRE,
     "Usage": WIRE,

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sapwood import __version__
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.settings.config import DTYPES
-from sapwood.daemon.sizes import format_bytes, parse_size
+from sapwood.daemon.sizes import format_bytes, format_in, parse_size, unit_of
 from sapwood.model.checkpoint.bundle import Manifest
 from sapwood.model.checkpoint.config import Quantization
 from sapwood.model.checkpoint.files import ModelRefused
@@ -30,7 +30,7 @@ from sapwood.model.convert.convert import ProgressReport, convert
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
-    """Make the bundle and say what it is. Raises StartError and UsageError."""
+    """Make the bundle and say what it is. Raises StartError, UsageError, KeyboardInterrupt."""
     destination = Path(os.path.abspath(arguments.destination))
     packings = _packings(arguments)
     settings = _settings(arguments)
@@ -43,7 +43,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise StartError(f"{error.filename or destination}: {error.strerror}") from None
     except KeyboardInterrupt:
-        raise StartError("interrupted; the same command goes on where it stopped") from None
+        said = "interrupted; the same command goes on where it stopped"
+        raise KeyboardInterrupt(said) from None
     _say(destination, manifest)
     return 0
 
@@ -113,7 +114,8 @@ class _Lines:
     def __call__(self, file: str, done: int, total: int) -> None:
         if file != self._file:
             self._file = file
-            text = f"{format_bytes(done)} of {format_bytes(total)} read"
+            unit = unit_of(total)
+            text = f"{format_in(unit, done)} of {format_in(unit, total)} read"
             print(f"{file or 'all files'}: {text}", file=sys.stderr, flush=True)
 
 

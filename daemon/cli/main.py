@@ -41,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(UsageError("the text is not UTF-8"), 2)
     except (SapwoodError, StartError) as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", entry.INTERRUPTED)
+    except KeyboardInterrupt as interrupt:  # with a text where the command has more to say
+        return _fail(str(interrupt) or "interrupted", entry.INTERRUPTED)
     except BrokenPipeError:  # the reader left, as `head` does
         return 1
     except OSError as error:
@@ -144,7 +144,11 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="unix:PATH or HOST:PORT, repeatable (default: a socket and 127.0.0.1:50551)",
     )
     add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
-    add("--memory", metavar="SIZE", help="budget such as 8GiB (default: from the device)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="budget such as 8G, 8GiB or 500MB (default: from the device)",
+    )
     add("--numerics", metavar="fast", help="only fast is built")
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
     add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
@@ -219,11 +223,11 @@ def _unsigned(bits: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if value != value:  # NaN
-        raise ValueError
-    return value
+def _seconds(text: str) -> float | None:
+    """As the client takes a timeout, so that one without end is one here, and NaN is none."""
+    from sapwood.client import fields
+
+    return fields.seconds(float(text), "timeout")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,9 @@
 """The command `sapwood demo`: two phases, one report, one exit code.
 
 - 0: played to its end and every claim held. 1: anything else, said in one message. 2: bad usage.
+  130: Ctrl-C.
 - It ends by itself: LIMIT_S bounds everything but the last seconds of killing what runs.
-- SIGTERM ends it as Ctrl-C does, so that no daemon outlives it.
+- SIGTERM ends it on the way of Ctrl-C, with 1, so that no daemon outlives it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ import anyio
 from rich.console import Console
 
 from sapwood import SapwoodError
+from sapwood.daemon import entry
 from sapwood.daemon.demo import blas
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.phase import Phase, play
@@ -43,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     plain = arguments.plain or not console.is_terminal
     view: View = PlainView(console) if plain else LiveView(console)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, _interrupt)
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt(terminated))
     try:
         found = perform(_serve_flags(arguments), view)
         console.print(report_tables(found))
@@ -52,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sapwood demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("sapwood demo: interrupted", file=sys.stderr)
-        return 1
+        asked = "terminated" if terminated.is_set() else "interrupted"
+        print(f"sapwood demo: {asked}", file=sys.stderr)
+        return 1 if terminated.is_set() else entry.INTERRUPTED
     return 0 if all(claim.holds for claim in found.claims) else 1
 
 
@@ -111,8 +116,9 @@ def picture(found: DemoReport) -> str:
     return _WEB_FONT.sub("", console.export_svg(title="sapwood demo"))
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _interrupt(terminated: threading.Event) -> None:
     """As Ctrl-C, which the event loop turns into an orderly cancellation."""
+    terminated.set()
     signal.raise_signal(signal.SIGINT)
 
 

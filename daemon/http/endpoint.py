@@ -17,12 +17,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sapwood.daemon.errors import StartError
 from sapwood.daemon.faults import described
 from sapwood.daemon.http.connections import Connections
 from sapwood.daemon.http.listeners import listeners
 from sapwood.daemon.http.negotiation import encoder_for
 from sapwood.daemon.settings.addresses import TcpAddress
+from sapwood.daemon.settings.bind_errors import not_bound
 from sapwood.scheduler.limits import Limits
 
 _log = logging.getLogger(__name__)
@@ -55,11 +55,11 @@ class ScrapeEndpoint:
         self._connections = Connections(_Front(router), limits)
 
     async def start(self, address: TcpAddress) -> TcpAddress:
-        """Listen; returns the address with its real port."""
+        """Listen; returns the address with its real port. Raises StartError."""
         try:
             sockets = await listeners(address)
         except OSError as error:
-            raise StartError(f"cannot listen on {address} for metrics") from error
+            raise not_bound(address, error) from error
         self._connections.start(sockets)
         return TcpAddress(address.host, sockets[0].getsockname()[1])
 

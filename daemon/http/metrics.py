@@ -25,7 +25,6 @@ from sapwood.daemon.engine.engine import Engine, Published
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
-from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.stats import Stats
 
 PREFIX = "sapwood_"
@@ -51,7 +50,7 @@ class DaemonCollector(Collector):
         if published is None:
             return
         yield from _latencies(published)
-        yield from _requests(published.stats, self._gate.turned_away)
+        yield from _requests(published.stats, self._gate)
         yield from _tokens(published.stats)
         yield from _speculation(published.stats)
         yield from _tree(published.stats)
@@ -79,9 +78,15 @@ def _latencies(published: Published) -> Iterator[Metric]:
     yield phases
 
 
-def _requests(stats: Stats, turned_away: Mapping[Outcome, int]) -> Iterator[Metric]:
-    outcomes = {end.value: n + turned_away.get(end, 0) for end, n in stats.requests.items()}
+def _requests(stats: Stats, gate: Gate) -> Iterator[Metric]:
+    outcomes = {end.value: n + gate.turned_away[end] for end, n in stats.requests.items()}
     yield _counter("requests", "Requests by how they ended.", "outcome", outcomes)
+    reasons = {
+        reason.name: n + gate.rejected[reason]
+        for reason, n in stats.rejected.items()
+        if reason.travels
+    }
+    yield _counter("requests_rejected", "Requests rejected, by why.", "reason", reasons)
     yield _gauge("requests_running", "Requests in prefill or decode.", stats.requests_running)
     yield _gauge("requests_waiting", "Requests in the queue.", stats.requests_waiting)
     yield _histogram("rows_per_step", "Requests in one step.", stats.rows_per_step)

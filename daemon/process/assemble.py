@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.own_files import create_private
 from sapwood.daemon.settings.config import Config
-from sapwood.daemon.sizes import format_bytes
+from sapwood.daemon.sizes import format_in, unit_of
 from sapwood.model import device
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
@@ -84,10 +85,11 @@ def _ledger(config: Config, facts: ModelFacts) -> Ledger:
     weights = facts.weights_bytes
     request = alone_bytes(facts, config.limits, DEMAND_MIN)
     if budget < weights + request:
+        unit = unit_of(min(budget, weights, request))
+        need = [format_in(unit, n, math.ceil) for n in (weights, request, weights + request)]
         raise StartError(
-            f"the weights need {format_bytes(weights)} and the smallest request "
-            f"{format_bytes(request)}, the budget is {format_bytes(budget)} (--memory); "
-            f"expected at least {weights + request} bytes"
+            f"the weights need {need[0]} and the smallest request {need[1]}, the budget is "
+            f"{format_in(unit, budget, math.floor)}; expected at least {need[2]} (--memory)"
         )
     return Ledger(budget, weights)
 

@@ -39,12 +39,15 @@ from sapwood.daemon.settings.addresses import (
     prepare_socket,
     take_place,
 )
+from sapwood.daemon.settings.bind_errors import require_bindable
 from sapwood.daemon.settings.config import Config
 from sapwood.scheduler.events import Drain, Effect
 
 FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have returned
 FAILED_S = 0.5  # for handlers to return once their mailboxes failed
-LEAVE_S = 1.8  # all of the above and the engine's last step: D1 promises 2 s past the drain
+# All of the above and the engine's last step. D1 promises 2 s past the drain: the rest is for what
+# comes before and after, the signal's way to the loop and the process's end with all its memory.
+LEAVE_S = 1.2
 
 _log = logging.getLogger(__name__)
 
@@ -137,10 +140,10 @@ class Daemon:
                 await self._gate.mailboxes.wait_empty()
             for path, ours in self._sockets:
                 remove_own(path, ours)
-            await self._server.stop(FLUSH_S)
+            with anyio.move_on_after(self._left_s):
+                await self._server.stop(FLUSH_S)
             self._scrape.close()
-            join_s = max(0.0, self._leave_by - anyio.current_time())
-            await anyio.to_thread.run_sync(self._engine.join, join_s)
+            await anyio.to_thread.run_sync(self._engine.join, self._left_s)
             self._gate.close()
         if self._fault is not None:
             return 2 if self._fault.usage else 1
@@ -208,6 +211,10 @@ class Daemon:
         self._engine.send(Drain())
         self._ended.set()
 
+    @property
+    def _left_s(self) -> float:
+        return max(0.0, self._leave_by - anyio.current_time())
+
     async def _finish_running(self) -> None:
         async with anyio.create_task_group() as tasks:
 
@@ -245,10 +252,12 @@ class Daemon:
 
     def _add_port(self, address: Address, bound: Address) -> int:
         """Listen on `bound`, which is what gRPC calls `address`."""
+        require_bindable(address, bound)
         try:
             port = self._server.add_insecure_port(bound.target)
-        except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}; is it in use?") from error
+        except RuntimeError:  # which says that it failed, not why
+            port = 0
         if port == 0:
-            raise StartError(f"cannot listen on {address}; is it in use?")
+            require_bindable(address, bound)
+            raise StartError(f"cannot listen on {address}: what kept it off is gone, so try again")
         return port

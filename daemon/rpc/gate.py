@@ -20,7 +20,7 @@ from sapwood.daemon.rpc.mailbox import Mailboxes
 from sapwood.daemon.rpc.refusals import engine_failed, model_loading
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
-from sapwood.scheduler.reasons import Refused
+from sapwood.scheduler.reasons import Reason, Refused
 
 _T = TypeVar("_T")
 
@@ -33,6 +33,7 @@ class Gate:
         self.limits = limits
         self.mailboxes = Mailboxes(limits)
         self.turned_away: Counter[Outcome] = Counter()
+        self.rejected: Counter[Reason] = Counter()
         self.closed_by: Callable[[], Refused] | None = model_loading
         self._depth = depth
         self._card: ModelCard | None = None
@@ -65,6 +66,13 @@ class Gate:
         """Let the tokenising workers go, without waiting for them."""
         if self._admission is not None:
             self._admission.close()
+
+    def turn_away(self, outcome: Outcome, reason: Reason | None = None) -> None:
+        """Count a request that never reached the core. reason: of a rejected one."""
+        self.turned_away[outcome] += 1
+        if outcome is Outcome.REJECTED:
+            assert reason is not None, "rejected without a reason"
+            self.rejected[reason] += 1
 
     async def ask(self, work: Callable[[Loaded], _T]) -> _T:
         """What the engine thread answers between two steps. Raises Refused where it has ended."""

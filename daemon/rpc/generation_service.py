@@ -60,11 +60,14 @@ class GenerationService:
             self._gate.enter()
             admitted = await self._gate.admission.admit(request, deadline)
             self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
-        except Refused:
-            self._gate.turned_away[Outcome.REJECTED] += 1
+        except Refused as refusal:
+            self._gate.turn_away(Outcome.REJECTED, refusal.reason)
             raise
         except asyncio.CancelledError:
-            self._gate.turned_away[self._why_gone(deadline).outcome] += 1
+            self._gate.turn_away(self._why_gone(deadline).outcome)
+            raise
+        except Exception:  # a bug of ours, which the boundary answers
+            self._gate.turn_away(Outcome.FAILED)
             raise
         return admitted
 

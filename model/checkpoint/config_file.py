@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -117,7 +118,7 @@ def read_target_config(directory: ModelDirectory) -> TargetConfig:
             b for place in (keys, top) for b in sorted(_ids(place, "bos_token_id"))
         ),
         media_token_ids=_media(top),
-        quantization=_read_quantization(top),
+        quantization=_read_quantization(top, keys),
     )
 
 
@@ -137,7 +138,7 @@ def read_assistant_config(directory: ModelDirectory) -> AssistantConfig:
         text=text,
         backbone_hidden_size=top.integer("backbone_hidden_size"),
         ordered_head=_ordered_head(top, text.vocabulary),
-        quantization=_read_quantization(top),
+        quantization=_read_quantization(top, keys),
     )
 
 
@@ -326,17 +327,19 @@ def check_special_ids(document: Mapping[str, Any], where: str, vocabulary: int) 
             )
 
 
-def _read_quantization(top: _Keys) -> Quantization | None:
-    key = "quantization" if "quantization" in top.document else "quantization_config"
-    if top.document.get(key) is None:
-        return None
-    keys = top.inner(key)
+def _read_quantization(top: _Keys, text: _Keys) -> Quantization | None:
+    """Of the first table that is one, as mlx-lm looks for it: null says as little as nothing."""
+    for place, key in itertools.product((top, text), ("quantization", "quantization_config")):
+        if place.document.get(key) is not None:
+            return _quantization(place.inner(key))
+    return None
+
+
+def _quantization(keys: _Keys) -> Quantization:
     if "quant_method" in keys.document:
         raise keys.refuse("quant_method", "is not supported: only mlx's own quantisation is")
-    overrides = [path for path, value in keys.document.items() if isinstance(value, dict)]
-    for path in overrides:
-        _packing(keys.inner(path))
-    mixed = bool(overrides) or any(v is False for v in keys.document.values())
+    others = [_packing(keys.inner(k)) for k, v in keys.document.items() if isinstance(v, dict)]
+    mixed = bool(others) or any(v is False for v in keys.document.values())
     return replace(_packing(keys), mixed=mixed)
 
 

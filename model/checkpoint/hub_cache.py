@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sapwood.model.checkpoint.bundle import MANIFEST, PARTS
 from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
-from sapwood.model.checkpoint.safetensors import INDEX, SINGLE
+from sapwood.model.checkpoint.safetensors import INDEX, weight_names
 
 _TEMPLATE, _SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 # Of a target beside config.json and the weights, which are all that is read of a drafter.
@@ -116,13 +116,8 @@ class _Snapshot:
     def _of_weights(self, part: str) -> Iterator[_Lacking]:
         yield from self._needed(f"{part}config.json")
         yield from self._absent(part + INDEX)
-        home = ModelDirectory(self.path / part)
-        placed = home.json(INDEX).get("weight_map") if home.has(INDEX) else None
-        if not home.has(INDEX):
-            yield from self._needed(part + SINGLE)
-        shards = set(placed.values()) if isinstance(placed, dict) else set()
-        for shard in sorted(s for s in shards if isinstance(s, str)):
-            yield from self._needed(part + shard)
+        for name in sorted(weight_names(ModelDirectory(self.path / part))):
+            yield from self._needed(part + name)
 
     def _there(self, name: str) -> bool:
         return (self.path / name).is_file()  # through its link: a blob may be gone

@@ -5,12 +5,19 @@
   exactly as long as its shape says.
 - A sharded model is its index: every shard is a plain name in the directory and holds exactly
   the tensors that the index gives it.
+- An index of files that are not the model's is left aside, with a warning: where there is one whole
+  file, as transformers does, or all shards of another count, as mlx-lm does. What is read instead
+  is proven against the config like everything else.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +39,9 @@ _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U32": 4, "U8"
 _LENGTH_BYTES = 8
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +70,32 @@ class WeightFile:
 
 def weight_files(directory: ModelDirectory) -> tuple[WeightFile, ...]:
     """Every weight file of a model, headers checked. Raises ModelRefused."""
+    where = str(directory.path / INDEX)
+    placed = _index(directory)
+    names = weight_names(directory)
+    if placed and names.isdisjoint(placed.values()):
+        _log.warning("%s: is not of the weights that are here, and not used", where)
+        placed = {}
+    files = tuple(read_header(directory, name) for name in sorted(names))
+    _check_placement(where, placed, files)
+    return files
+
+
+def weight_names(directory: ModelDirectory) -> set[str]:
+    """Of every weight file, whether it is there or not. Raises ModelRefused for a bad index."""
+    indexed = set(_index(directory).values())
+    if directory.has(SINGLE):
+        return indexed if SINGLE in indexed else {SINGLE}
+    shards = _whole_shards(directory)
+    if shards and indexed.isdisjoint(shards):
+        return shards
+    return indexed or {SINGLE}
+
+
+def _index(directory: ModelDirectory) -> dict[str, str]:
+    """Files by the tensors in them; empty where there is no index. Raises ModelRefused."""
     if not directory.has(INDEX):
-        return (read_header(directory, SINGLE),)
+        return {}
     where = directory.path / INDEX
     placed = directory.json(INDEX).get("weight_map")
     if not isinstance(placed, dict) or not placed:
@@ -71,12 +105,24 @@ def weight_files(directory: ModelDirectory) -> tuple[WeightFile, ...]:
             raise ModelRefused(
                 f"{where}: puts {shown(name)} in {shown(file)}, which is not a plain file name"
             )
-    files = tuple(read_header(directory, name) for name in sorted(set(placed.values())))
-    _check_placement(str(where), placed, files)
-    return files
+    return placed
+
+
+def _whole_shards(directory: ModelDirectory) -> set[str]:
+    """All of `model-00001-of-0000N.safetensors` to N, if one N has them all."""
+    counts: dict[int, set[str]] = {}
+    listed: list[str] = []
+    with suppress(OSError):  # a folder that cannot be listed: its files may still be read by name
+        listed = os.listdir(directory.path)
+    for name in listed:
+        if (found := _SHARD.fullmatch(name)) and 0 < int(found[1]) <= int(found[2]):
+            counts.setdefault(int(found[2]), set()).add(name)
+    whole = [names for count, names in counts.items() if len(names) == count]
+    return whole[0] if len(whole) == 1 else set()
 
 
 def _check_placement(where: str, placed: dict[str, str], files: Iterable[WeightFile]) -> None:
+    """No tensor is in two files, and each where the index puts it, if there is one."""
     found: dict[str, str] = {}
     for file in files:
         for tensor in file.tensors:
@@ -85,7 +131,7 @@ def _check_placement(where: str, placed: dict[str, str], files: Iterable[WeightF
                 raise ModelRefused(
                     f"{where}: {tensor.name} is in {first} and in {file.name}, expected one"
                 )
-    for name in sorted(found.keys() | placed.keys()):
+    for name in sorted(found.keys() | placed.keys()) if placed else ():
         if found.get(name) != placed.get(name):
             raise ModelRefused(
                 f"{where}: expected {shown(name)} in {placed.get(name, 'no file')}, "

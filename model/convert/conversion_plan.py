@@ -174,7 +174,9 @@ def _stored_document(
     chosen: Mapping[str, Quantization | None],
     settings: Settings,
 ) -> dict[str, Any]:
-    document = {k: v for k, v in read.document.items() if not k.startswith("quantization")}
+    document = _unpacked(read.document)
+    if "text_config" in document:
+        document["text_config"] = _unpacked(document["text_config"])
     if settings.dtype is not None:
         for place in (document, document.get("text_config", {})):
             place |= {key: settings.dtype for key in ("dtype", "torch_dtype") if key in place}
@@ -187,6 +189,11 @@ def _stored_document(
         # Twice, as mlx-lm writes it: the hub reads the second.
         document |= {"quantization": table, "quantization_config": table}
     return document
+
+
+def _unpacked(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what says how its weights are packed."""
+    return {k: v for k, v in document.items() if not k.startswith("quantization")}
 
 
 def _entry(packing: Quantization) -> dict[str, Any]:

@@ -190,7 +190,7 @@ class Core:
     def _refuse(
         self, id: int, reason: Reason, message: str, retry_after_s: float | None = None
     ) -> None:
-        self._meters.requests[Outcome.REJECTED] += 1
+        self._meters.count_end(Outcome.REJECTED, reason)
         self._effects.append(Failed(id, reason, message, retry_after_s))
 
     def _cancel(self, id: int, why: CancelReason, now: float) -> None:
@@ -227,7 +227,7 @@ class Core:
         retry_after_s: float | None = None,
     ) -> None:
         self._roster.end(sequence, now, outcome)
-        self._meters.requests[outcome] += 1
+        self._meters.count_end(outcome, reason)
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
     def _retry_after(self) -> float:
@@ -324,6 +324,6 @@ class Core:
             usage = sequence.usage(now)
             self._meters.request_decode.observe(usage.decode_seconds)
             self._meters.request_duration.observe(now - sequence.submitted_at)
-            self._meters.requests[reply.reason.outcome] += 1
+            self._meters.count_end(reply.reason.outcome)
             self._roster.end(sequence, now, reply.reason)
             self._effects.append(Finished(sequence.id, reply.reason, reply.stop_sequence, usage))

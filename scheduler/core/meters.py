@@ -14,6 +14,7 @@ from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.stats import Stats
 
 DIVERGED, EVICTED, THINNED, COLD = "diverged", "evicted", "thinned", "cold"
@@ -37,6 +38,7 @@ class Meters:
         self.tokens_per_step = Histogram(COUNTS)
         self.draft_depth = Histogram(tuple(float(depth) for depth in range(depth_max + 1)))
         self.requests = dict.fromkeys(Outcome, 0)
+        self.rejected = dict.fromkeys(Reason, 0)
         self.prompt_tokens = 0
         self.generated_tokens = 0
         self.prefix_cached_tokens = 0
@@ -45,6 +47,13 @@ class Meters:
         self.draft_tokens = [0] * depth_max
         self.accepted_tokens = [0] * depth_max
         self.parked_rows = 0
+
+    def count_end(self, outcome: Outcome, reason: Reason | None = None) -> None:
+        """One request ended; with `reason` where it has one, which counts where it is rejected."""
+        self.requests[outcome] += 1
+        if outcome is Outcome.REJECTED:
+            assert reason is not None, "rejected without a reason"
+            self.rejected[reason] += 1
 
     def count_restored(self, tokens: int) -> None:
         """An admitted prompt's first `tokens` come from the tree."""
@@ -90,6 +99,7 @@ class Meters:
             tokens_per_step=self.tokens_per_step.view(),
             draft_depth=self.draft_depth.view(),
             requests=dict(self.requests),
+            rejected=dict(self.rejected),
             requests_running=running,
             requests_waiting=waiting,
             prompt_tokens=self.prompt_tokens,

@@ -123,7 +123,9 @@ class StepCost:
         return [each * n + self._edge(size_class, n) for n in range(iterations_max + 1)]
 
     def predict(self, shape: StepShape) -> float:
-        """Seconds of a step; its decode part is in PRIOR's unit until a decode step was seen."""
+        """Seconds of a step; of its decode part alone, in PRIOR's unit, until one was seen."""
+        if not self._buckets:
+            return self._decode(shape)
         return self._decode(shape) + self._prefill.value * shape.prefill_tokens
 
     def observe(self, shape: StepShape, seconds: float) -> None:

@@ -8,6 +8,27 @@ import sys
 
 import pytest
 
+# Of Python's own, beside what its start imports: each more is time in which a signal kills.
+BEFORE = {
+    *("__future__", "atexit", "signal", "_signal", "enum", "types", "contextlib", "functools"),
+    *("_functools", "collections", "_collections", "_weakref", "operator", "_operator", "keyword"),
+    *("reprlib", "itertools", "_collections_abc", "collections.abc", "importlib", "warnings"),
+    *("importlib._bootstrap", "importlib._bootstrap_external", "_imp", "_warnings"),
+    *("importlib.machinery", "importlib.util", "importlib._abc", "_thread"),
+}
+
+
+def test_signals_are_answered_before_anything_slow_is_imported() -> None:
+    told = {}
+    for code in ("", "import sapwood.__main__"):
+        command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+        told[code] = set(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+        )
+    found = told["import sapwood.__main__"] - told[""]
+    ours = {"sapwood", "sapwood.__main__", "sapwood.daemon", "sapwood.daemon.entry"}
+    assert ours <= found <= ours | BEFORE
+
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sapwood.daemon.sizes import format_bytes
+import math
+
+from sapwood.daemon.sizes import format_bytes, format_in, unit_of
 
 
 def test_bytes() -> None:
@@ -16,3 +18,17 @@ def test_bytes() -> None:
         "5.0 GiB",
         "3.0 TiB",
     ]
+
+
+def test_bytes_in_one_unit() -> None:
+    """What is compared has one unit, and what is needed is not rounded to less."""
+    gib = unit_of(20 << 30)
+    assert (gib, unit_of(0), unit_of(1023), unit_of(1024)) == ("GiB", "B", "B", "KiB")
+    assert [format_in(gib, n << 20) for n in (0, 512, 20 << 10)] == [
+        "0.0 GiB",
+        "0.5 GiB",
+        "20.0 GiB",
+    ]
+    assert format_in("MiB", (3 << 20) + 1, math.ceil) == "3.1 MiB"
+    assert format_in("MiB", (4 << 20) - 1, math.floor) == "3.9 MiB"
+    assert format_in("B", 8, math.ceil) == "8 B"

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from sapwood.model.sampling.penalties import Tally
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling.markov import adjusted_logits
@@ -67,4 +69,45 @@ def test_penalties_without_a_drafter(name: str) -> None:
     assert stack.generate(prompt, REPLY, sampling=sampling).tokens == plain_greedy(
         name, prompt, sampling
     )
+    stack.close()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_s6_a_history_holds_what_was_committed_and_goes_with_its_sequence(name: str) -> None:
+    """Nine sequences through four slots, whose rows change places, with drafts that are rejected.
+
+    At every step each one's history is that of its own prompt and reply, whoever had the slot.
+    """
+    owners: dict[int, set[int]] = {}
+    orders: set[tuple[int, ...]] = set()
+
+    def look(stack: Stack) -> None:
+        places, live = stack.runner.caches.rings.places, stack.core._roster.live.values()
+        orders.add(tuple(sorted((s.slot for s in live), key=lambda slot: places[slot].row)))
+        for sequence in live:
+            request, held = sequence.request, stack.runner._samplers[sequence.slot].tally
+            owners.setdefault(sequence.slot, set()).add(request.id)
+            assert held is not None
+            due = Tally(request.sampling, request.prompt, stack.runner.vocabulary)
+            due.push(sequence.reply.tokens)
+            assert held.reply_tokens == due.reply_tokens, sequence.tell()
+            np.testing.assert_array_equal(held.ids, due.ids)
+            np.testing.assert_array_equal(held.columns, due.columns)
+
+    stack = Stack(pair(name), Limits(slots_max=4, prefill_tokens_max=40), before_step=look)
+    streams = []
+    for lengths in ((4, 5, 24, 30), (7, 20, 9, 16, 12)):
+        for i, tokens in enumerate(lengths):
+            sampling = SAMPLERS[(i + len(lengths)) % 4]
+            streams.append(stack.submit(prompts(name)[i % 3], tokens, sampling=sampling, depth=4))
+        while streams[1].end is None:  # two slots are free then, and the rows close up
+            stack.step()
+        stack.step()
+        stack.step()
+    stack.run()
+    assert sum(len(requests) > 1 for requests in owners.values()) > 1, "no slot had two owners"
+    assert any(list(order) != sorted(order) for order in orders), "no row ever changed places"
+    usages = [stream.finished.usage for stream in streams]
+    assert sum(usage.draft_tokens - usage.accepted_tokens for usage in usages) > 20
+    stack.check(oracle(name))
     stack.close()

@@ -106,6 +106,7 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def content(self) -> None:
+        """C1: every layer of a slot at one offset, with exactly what was committed."""
         for slot in self.world.tokens:
             self.world.check_content(slot)
 

@@ -73,7 +73,7 @@ def test_t1_descending_from_outside_a_node_is_refused() -> None:
 
 
 def test_t4_merge_of_a_split_is_the_node_again() -> None:
-    """Tokens, bytes, mark, hits and age are as before, and nothing was copied in between."""
+    """Through the tree: tokens, bytes and mark are as before, wherever it was cut."""
     garden = Garden()
     garden.say("abcdefgh")
     before = list(garden.tree.describe(tokens=True))
@@ -90,6 +90,27 @@ def test_t4_merge_of_a_split_is_the_node_again() -> None:
         assert node.full_bytes == before[1].full_bytes
         assert node.sliding_bytes == before[1].sliding_bytes
     assert (garden.tree.splits, garden.tree.merges) == (7, 7)
+
+
+@pytest.mark.parametrize("leased", [False, True])
+@pytest.mark.parametrize("at", range(4, 8))
+def test_t4_split_and_merge_keep_leases_hits_age_and_identity(at: int, leased: bool) -> None:
+    """By themselves: nobody looks at the node in between, so nothing of it may change."""
+    garden = Garden()
+    garden.say("abcxy")
+    garden.say("abcdefgh")
+    lease = garden.lease("abcdefgh")
+    garden.tree.hit(lease)
+    node, totals = lease.node, garden.tree._totals
+    if not leased:
+        garden.tree.release(lease, garden.step())
+    garden.step()
+    before = list(garden.tree.describe(tokens=True))
+    assert node.hits == 1
+    merge(split(node, at, totals), node, totals)
+    assert list(garden.tree.describe(tokens=True)) == before
+    assert node.landed == ({lease} if leased else set())
+    garden.check()
 
 
 @pytest.mark.parametrize("at", [0, 4])

@@ -100,15 +100,16 @@ def test_what_cannot_be_converted_is_1_with_one_line(
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "code", "says"),
     [
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "made: No space left on device"),
-        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: Permission denied"),
-        (KeyboardInterrupt(), "interrupted; the same command goes on where it stopped"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, "made: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "/x: Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on where it stopped"),
     ],
 )
-def test_what_the_system_does_to_a_conversion_is_1_with_one_line(
+def test_what_happens_to_a_conversion_from_outside_is_one_line(
     error: BaseException,
+    code: int,
     says: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -118,6 +119,6 @@ def test_what_the_system_does_to_a_conversion_is_1_with_one_line(
         raise error
 
     monkeypatch.setattr("sapwood.daemon.cli.convert.convert", fail)
-    assert convert(tmp_path / "made") == 1
+    assert convert(tmp_path / "made") == code
     err = capsys.readouterr().err
     assert err.startswith("sapwood: ") and says in err and err.count("\n") == 1

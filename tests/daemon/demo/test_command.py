@@ -48,8 +48,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path:
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_leaves_no_daemon_behind(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 1, "terminated")],
+)
+def test_a_signal_in_the_middle_leaves_no_daemon_behind(
+    number: signal.Signals, code: int, said: str
+) -> None:
     demo = subprocess.Popen(
         COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -57,8 +62,8 @@ def test_a_signal_in_the_middle_leaves_no_daemon_behind(number: signal.Signals) 
     assert any("first token" in line for line in demo.stdout)
     demo.send_signal(number)
     _, complaint = demo.communicate()
-    assert demo.returncode == 1
-    assert complaint.strip() == "sapwood demo: interrupted"
+    assert demo.returncode == code
+    assert complaint.strip() == f"sapwood demo: {said}"
     with pytest.raises(ProcessLookupError):
         os.killpg(demo.pid, 0)
 

@@ -17,7 +17,7 @@ from sapwood.scheduler.stats import Stats
 from sapwood.v1 import cache_pb2
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.conftest import Running, collect, open_rpcs, prompt_of, running, stats, until
-from tests.daemon.fakes import FakeDevice
+from tests.daemon.fakes import ByteTokenizer, FakeDevice
 
 pytestmark = pytest.mark.anyio
 
@@ -35,6 +35,7 @@ HISTOGRAMS = {
 }
 COUNTERS = {
     "requests",
+    "requests_rejected",
     "prompt_tokens",
     "generated_tokens",
     "prefix_cached_tokens",
@@ -59,6 +60,12 @@ GAUGES = {
 }
 LABELS = {
     "outcome": {"stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed"},
+    "reason": {
+        *("BAD_REQUEST", "BAD_SAMPLING", "BAD_CONSTRAINT", "BAD_TOKEN_ID", "EMPTY_PROMPT"),
+        *("CONTEXT_TOO_LONG", "SESSION_NOT_FOUND", "PIN_NOT_FOUND", "SESSION_BUSY", "NO_DRAFTER"),
+        *("UNSUPPORTED", "SESSION_EXISTS", "QUEUE_FULL", "CLIENT_QUOTA", "OUT_OF_MEMORY"),
+        *("SLOW_READER", "MODEL_LOADING", "DRAINING", "ENGINE_FAILED"),
+    },
     "position": {str(n) for n in range(1, 9)},
     "tier": {"device", "disk"},
     "layer": {"full", "sliding"},
@@ -116,6 +123,60 @@ async def test_counters_equal_what_the_clients_saw() -> None:
     assert len(phases) == 1
     recomputed = sum(v for k, v in measured.items() if k.startswith("sapwood_prefix_recomputed"))
     assert recomputed == prompt_tokens - cached_tokens
+
+
+async def test_what_is_rejected_is_counted_by_its_reason() -> None:
+    """At the door and in the core alike; what a bug of ours ends is failed, not rejected."""
+    limits = Limits(slots_max=1, queued_max=1, queue_s_max=0.5)
+    tokenizer = ByteTokenizer()
+    async with running(FakeDevice(gated=True), limits, tokenizer=tokenizer) as run:
+        for bad in (
+            pb.GenerateRequest(),
+            pb.GenerateRequest(text="x", sampling=pb.Sampling(top_p=2)),
+            prompt_of(99_999),
+            prompt_of(5, priority=pb.PRIORITY_BATCH),
+            *[prompt_of(*[5] * 4096)] * 2,
+        ):
+            await refused(run, bad)
+        tokenizer.encode_text = broken  # type: ignore[method-assign]
+        await refused(run, pb.GenerateRequest(text="x"))
+        runs = run.generation.Generate(prompt_of(5, max_tokens=4000))
+        await until(lambda: stepped(run) and stats(run).requests_running == 1)
+        waits = asyncio.ensure_future(refused(run, prompt_of(6)))
+        await until(lambda: stepped(run) and stats(run).requests_waiting == 1)
+        finds_it_full = asyncio.ensure_future(refused(run, prompt_of(7)))
+        await until(lambda: stepped(run) and finds_it_full.done() and waits.done())
+        measured = values(await scrape(run))
+        runs.cancel()
+    prefix, counted = "sapwood_requests_rejected_total{", {}
+    for name, value in measured.items():
+        if name.startswith(prefix) and value:
+            counted[name.removeprefix(prefix)[:-1]] = value
+    assert counted == {
+        "EMPTY_PROMPT": 1,
+        "BAD_SAMPLING": 1,
+        "BAD_TOKEN_ID": 1,
+        "UNSUPPORTED": 1,
+        "CONTEXT_TOO_LONG": 2,
+        "QUEUE_FULL": 2,  # one at once, one that waited
+    }
+    assert measured["sapwood_requests_total{rejected}"] == sum(counted.values())
+    assert measured["sapwood_requests_total{failed}"] == 1
+
+
+async def refused(run: Running, request: pb.GenerateRequest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError):
+        await collect(run.generation.Generate(request))
+
+
+def broken(text: str, tokens_max: int | None = None) -> list[int]:
+    raise RuntimeError(text, tokens_max)
+
+
+def stepped(run: Running) -> bool:
+    """One more step: between two the core takes requests in, and looks how long they waited."""
+    run.device.step()
+    return True
 
 
 async def test_counters_move_before_the_message_is_written() -> None:

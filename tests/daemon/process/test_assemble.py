@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,15 @@ def test_a_bad_file_is_the_one_line_that_serve_ends_with(
 
 @pytest.mark.anyio
 async def test_the_smallest_budget_that_starts_serves_a_request() -> None:
-    """One byte less would answer OUT_OF_MEMORY to everything, and is told so at the start."""
-    with pytest.raises(StartError, match=r"smallest request .* at least ([0-9]+) bytes$") as small:
-        loading(memory="1MiB")()
-    least = int(str(small.value).split()[-2])
-    with pytest.raises(StartError, match=f"at least {least} bytes"):
-        loading(memory=f"{least - 1}")()
-    daemon = Daemon(config_for(), loading(memory=f"{least}"))
+    """Less would answer OUT_OF_MEMORY to everything, and is told so at the start, in one unit."""
+    for budget, unit in (("8", "B"), ("1MiB", "MiB")):
+        with pytest.raises(StartError) as small:
+            loading(memory=budget)()
+        assert set(re.findall(r"[0-9] ([KMGT]?i?B)\b", str(small.value))) == {unit}
+    least = re.findall(r"at least ([0-9.]+ MiB) \(--memory\)$", str(small.value))[0]
+    with pytest.raises(StartError, match="expected at least"):
+        loading(memory=f"{float(least.split()[0]) - 0.2} MiB")()
+    daemon = Daemon(config_for(), loading(memory=least))
     await daemon.start()
     assert await daemon.wait_loaded()
     async with AsyncClient(str(daemon.grpc_addresses[0])) as client:

@@ -153,7 +153,7 @@ async def test_fail_interrupts_a_blocked_write() -> None:
 async def test_an_effect_that_cannot_be_taken_in_ends_one_rpc_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A fault while a step is delivered must not cost a neighbour its tokens of that step."""
+    """R5: a fault while a step is delivered must not cost a neighbour its tokens of that step."""
     mailboxes = Mailboxes(Limits())
     first, second = mailboxes.open(1), mailboxes.open(2)
     broken = Delta(1, "secret \ud800", (5,))  # no UTF-8 has a lone surrogate

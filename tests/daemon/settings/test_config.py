@@ -52,7 +52,12 @@ def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("8GiB", 8 << 30), ("1.5 MiB", 3 << 19), ("500MB", 500_000_000), (4096, 4096), ("12", 12)],
+    [
+        *(("8GiB", 8 << 30), ("1.5 MiB", 3 << 19), ("500MB", 500_000_000), (4096, 4096)),
+        *(("12", 12), ("8G", 8 << 30), ("8g", 8 << 30), ("1.5m", 3 << 19), ("2 T", 2 << 40)),
+        *(("8gib", 8 << 30), ("8GIB", 8 << 30), ("500mb", 500_000_000), ("64k", 1 << 16)),
+        *(("64kB", 64_000), ("7b", 7)),
+    ],
 )
 def test_sizes(text: Any, size: int) -> None:
     assert load_config({"memory": text}).memory_bytes == size

@@ -79,6 +79,15 @@ def test_every_shard_of_the_index_is_there(known: bool, missing: str, hub: Path)
     refused("model.safetensors" if index_gone else missing, drafter=True)
 
 
+def test_an_index_of_other_shards_makes_no_snapshot_incomplete(hub: Path) -> None:
+    """Whole shards are read beside an index that names none of them."""
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    snapshot = hub_snapshot(hub, files=["config.json", *shards, SHARDED[-1]])
+    placed = {"a": "model-00001-of-00009.safetensors"}
+    (snapshot / SHARDED[-1]).write_text(json.dumps({"weight_map": placed}))
+    assert cached("a/b", None, drafter=True) == snapshot
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("name", ["model.safetensors", "chat_template.jinja"])
 def test_a_link_whose_blob_is_gone_is_missing(name: str, known: bool, hub: Path) -> None:

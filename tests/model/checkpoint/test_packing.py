@@ -155,6 +155,22 @@ def test_tables_that_mlx_cannot_have_written_are_refused_by_key(
         load_pair(target, None)
 
 
+@pytest.mark.parametrize("place", ["", "text_config"])
+@pytest.mark.parametrize("beside", [{}, {"quantization": None}])
+def test_a_table_is_found_beside_a_null(
+    place: str, beside: dict[str, None], pair: Directories, tmp_path: Path
+) -> None:
+    """And where mlx-lm finds it: of what was packed, nothing is called a wrong shape."""
+    target, _ = packed(pair, tmp_path, Quantization(4, 64, "affine"))
+    path = target.path / "config.json"
+    document = json.loads(path.read_text())
+    inner = document.get(place, document)
+    inner["quantization_config"] = document.pop("quantization")
+    document.pop("quantization_config", None) if inner is not document else None
+    path.write_text(json.dumps(document | beside))
+    assert load_pair(target, None).quantization == "4-bit affine, group 64, mixed"
+
+
 def test_a_packing_is_spelled_by_its_bits_or_its_mode() -> None:
     assert parse_packing("4bit", None) == Quantization(4, 64, "affine")
     assert parse_packing("6bit", 128) == Quantization(6, 128, "affine")

@@ -124,6 +124,65 @@ def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
     assert [t.name for file in weight_files(directory) for t in file.tensors] == ["a", "b"]
 
 
+_STALE = {"a": "model-00001-of-00009.safetensors", "b": "model-00007-of-00009.safetensors"}
+
+
+@pytest.mark.parametrize("index", [None, _STALE, {"a": "gone.safetensors"}])
+@pytest.mark.parametrize("others", [(), ("model-00001-of-00009.safetensors",), ("model.bin",)])
+def test_whole_shards_are_read_whatever_index_of_others_lies_beside(
+    index: dict[str, str] | None,
+    others: tuple[str, ...],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As mlx-lm does, for what was sharded anew beside an index of before."""
+    directory = _shards(tmp_path, index)
+    for number, name in enumerate(("one", "two"), start=1):
+        shard = tmp_path / f"model-0000{number}-of-00002.safetensors"
+        (tmp_path / f"{name}.safetensors").rename(shard)
+    for name in others:
+        (tmp_path / name).write_bytes(b"torn")
+    if index is None:
+        (tmp_path / "model.safetensors.index.json").unlink()
+    assert [t.name for file in weight_files(directory) for t in file.tensors] == ["a", "b"]
+    assert caplog.messages == (
+        [] if index is None else [f"{tmp_path}/model.safetensors.index.json: {_UNUSED}"]
+    )
+
+
+_UNUSED = "is not of the weights that are here, and not used"
+
+
+def test_one_whole_file_is_read_whatever_index_of_shards_lies_beside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers and mlx-lm do."""
+    directory = _shards(tmp_path, {"a": "one.safetensors", "b": "gone.safetensors"})
+    _write(tmp_path / "model.safetensors", _GOOD)
+    (file,) = weight_files(directory)
+    assert file.name == "model.safetensors"
+    assert caplog.messages == [f"{tmp_path}/model.safetensors.index.json: {_UNUSED}"]
+
+
+def test_shards_that_are_not_all_there_are_no_model(tmp_path: Path) -> None:
+    """Nor are two sets of them, of which nobody knows the right one."""
+    directory = _shards(tmp_path, _STALE)
+    (tmp_path / "one.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(ModelRefused, match="of-00009"):
+        weight_files(directory)
+    (tmp_path / "two.safetensors").rename(tmp_path / "model-00002-of-00002.safetensors")
+    _write(tmp_path / "model-00001-of-00001.safetensors", _GOOD)
+    with pytest.raises(ModelRefused, match="of-00009"):
+        weight_files(directory)
+
+
+def test_a_tensor_in_two_shards_without_an_index_is_refused(tmp_path: Path) -> None:
+    for number in (1, 2):
+        _write(tmp_path / f"model-0000{number}-of-00002.safetensors", _GOOD)
+    with pytest.raises(ModelRefused, match=r"a is in .*00001.* and in .*00002.*, expected one"):
+        weight_files(ModelDirectory(tmp_path))
+
+
 @pytest.mark.parametrize(
     "weight_map",
     [

@@ -14,6 +14,7 @@ import pytest
 from mlx_lm.utils import load_model, quantize_model
 
 from sapwood.model.checkpoint.bundle import check_digests
+from sapwood.model.checkpoint.config import Quantization
 from sapwood.model.checkpoint.files import TEMPLATES, ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.locate import find, locate
 from sapwood.model.checkpoint.packing import parse_packing
@@ -22,7 +23,7 @@ from sapwood.model.convert.convert import convert
 from sapwood.model.convert.shards import write_shard
 from sapwood.model.pair import load_pair
 from tests.model.convert.bundles import bundle, contents
-from tests.model.packs import Directories
+from tests.model.packs import Directories, packed
 from tests.model.reference import NAMES, checkpoint, copied, edit, logits, parameters
 
 IDS = np.array([2, 17, 40, 41, 99, 3, 128, 250, 7, 17, 40, 12])
@@ -63,6 +64,20 @@ def test_a_router_and_an_ordered_heads_centroids_keep_8_bits(
     assert {name.rpartition("layers.")[2].lstrip("01.") for name in table} == (
         {"router.proj"} if pair[0].path.name == "a4b-tiny" else {"masked_embedding.centroids"}
     )
+
+
+def test_a_table_of_the_sources_is_left_nowhere(pair: Directories, tmp_path: Path) -> None:
+    """It may stand inside of text_config, and would contradict the one that is written."""
+    target, drafter = packed(pair, tmp_path / "packed", Quantization(4, 64, "affine"))
+    path = target.path / "config.json"
+    document = json.loads(path.read_text())
+    moved = {key: document.pop(key) for key in list(document) if key.startswith("quantization")}
+    document["text_config"] |= {"quantization_config": moved["quantization"]}
+    path.write_text(json.dumps(document))
+    bundle((target, drafter), tmp_path / "made", None, None)
+    made = json.loads((tmp_path / "made/target/config.json").read_text())
+    assert "quantization" in made
+    assert not [key for key in made["text_config"] if key.startswith("quantization")]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -102,3 +102,16 @@ def test_a_mean_is_moved_by_at_most_a_quarter(samples: list[float], outlier: flo
     before = mean.value
     mean.add(outlier)
     assert before / 1.25 - 1e-9 <= mean.value <= before * 1.25 + 1e-9
+
+
+@pytest.mark.parametrize("unit_s", [1e-4, 1.0, 1e4])
+def test_what_a_prediction_compares_does_not_depend_on_the_clocks_unit(unit_s: float) -> None:
+    """Before the first decode step too, when prefill has been measured and decode has not."""
+    cost, plain, mixed = StepCost(), StepShape(2, 0, 0, 200), StepShape(2, 0, 0, 200, 512)
+    drafted = StepShape(2, 8, 4, 200, 512)
+    for _ in range(5):
+        cost.observe(StepShape(0, 0, 0, 0, 512), 0.5 * unit_s)
+    before = cost.predict(drafted) / cost.predict(mixed)
+    assert before == pytest.approx(cost.predict(StepShape(2, 8, 4, 200)) / cost.predict(plain))
+    cost.observe(plain, 0.1 * unit_s)
+    assert cost.predict(mixed) == pytest.approx((0.1 + 0.5) * unit_s, rel=0.01)

@@ -1,0 +1,41 @@
+"""How much memory a daemon takes by default, on each backend that mlx has."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from sapwood.model import device
+
+HOST = 64 << 30
+# As mlx 0.32 tells of them: Metal's keys from its metal backend, CUDA's from its cuda one.
+METAL = {
+    "device_name": "Apple M3 Ultra",
+    "memory_size": 96 << 30,
+    "max_recommended_working_set_size": 72 << 30,
+}
+CUDA = {"device_name": "NVIDIA H100", "total_memory": 80 << 30, "free_memory": 3 << 30}
+CPU = {"device_name": "AMD EPYC", "architecture": "x86_64"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "expected"),
+    [
+        (mx.gpu, METAL, 72 << 30),
+        (mx.gpu, CUDA, 72 << 30),
+        (mx.gpu, {"device_name": "another"}, HOST // 2),
+        (mx.cpu, CPU, HOST // 2),
+        (mx.cpu, CUDA, HOST // 2),
+    ],
+)
+def test_the_budget_is_of_the_memory_that_arrays_lie_in(
+    kind: Any, info: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": HOST // 4096}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    assert device.memory_budget_bytes() == expected
