@@ -46,7 +46,7 @@ EDGES: Mapping[str, set[str]] = {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
     },
-    "daemon/http": {"daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},
+    "daemon/http": {"daemon", "daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},
     "daemon/process": {
         *("cache/prefix", "daemon", "daemon/engine", "daemon/http", "daemon/rpc"),
         *("daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
