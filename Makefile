@@ -4,6 +4,8 @@
 #   make test             all checks and tests
 #   make train            makes the bundled pair anew: about an hour on two cores
 #   make wheel            wheel and sdist, in dist/
+#   make simulate         random scenarios on the core; ARGS="--seeds 5000"
+#   make soak             a daemon on a fake device under 64 clients; ARGS="--requests 20000"
 #   make demo ARGS=...    arguments are passed on, also by bench and train
 
 SHELL := /bin/sh
@@ -26,7 +28,8 @@ TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
-.PHONY: .venv demo bench train wheel test test-long check breaking coverage proto lock clean
+.PHONY: .venv demo bench train wheel test test-long simulate soak check breaking coverage proto \
+	lock clean
 
 .venv: $(STAMP)
 
@@ -79,6 +82,12 @@ test: check
 # An empty marker expression selects the long ones too.
 test-long: check
 	$(WITH_BLAS) $(BIN)/python -m pytest -m "" --timeout 3600 $(ARGS)
+
+simulate: $(STAMP)
+	$(BIN)/python -m tests.sim run $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python -m tests.sim.soak $(ARGS)
 
 check: $(STAMP) breaking
 	$(BIN)/ruff check .
