@@ -57,7 +57,7 @@ def _run(pair: Pair, setup: Setup) -> dict[str, float]:
     """Median seconds of a step of each side, from fresh caches."""
     prompt = setup.prompt(CONTEXT_TOKENS)
     steps = {
-        "forward": _packed(PackedGemma4(pair.target), prompt),
+        "forward": _packed(PackedGemma4(pair.target, pair.target_config.placeholders), prompt),
         "round": _round(pair, prompt),
         "mlx-lm": MlxLm(pair.target, prompt).step,
     }

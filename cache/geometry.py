@@ -31,4 +31,4 @@ def ring_tokens(window: int, round_rows_max: int) -> int:
 
 def tail_tokens(window: int) -> int:
     """What a prefill keeps aside of a sliding layer: what its next slice sees before itself."""
-    return window - 1
+    return max(0, window - 1)

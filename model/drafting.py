@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
-from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.window import WindowStore
 from sapwood.model.assistant import Assistant
@@ -69,9 +68,7 @@ class Drafter:
         self.assistant, self.target = assistant, target
         self.suppression = suppression
         self.back = 0 if position == "bonus" else 1
-        sliding, full = (caches.stores[target.donors[kind]] for kind in ("sliding", "full"))
-        assert isinstance(sliding, WindowStore) and isinstance(full, FullStore)
-        self.sliding, self.full = sliding, full
+        self.donors = {kind: caches.stores[index] for kind, index in target.donors.items()}
         self.keep = caches.window + 1 - self.back
 
     def run(self, decodes: Sequence[DecodeRow], frontier: mx.array, rows: DrawRows) -> Drafts:
@@ -115,8 +112,10 @@ class Drafter:
         """Attention over what each row has committed, and the rows' RoPE positions [n]."""
         batch = Batch([Span(d.slot, d.start - 1, 1) for d in decodes])
         histories: dict[str, History] = {
-            "sliding": self.sliding.view(batch, self.keep),
-            "full": self.full.view(batch),
+            kind: store.view(batch, self.keep)
+            if isinstance(store, WindowStore)
+            else store.view(batch)
+            for kind, store in self.donors.items()
         }
         positions = np.array([d.start - self.back for d in decodes], np.int32)
         return (lambda kind, queries: histories[kind].attend(queries)), mx.array(positions)

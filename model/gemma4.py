@@ -6,6 +6,7 @@
   middle.
 - Past the last layer that owns K/V only kept rows continue (arrays/batch), which is exact and saves
   most of a prompt's cost on E2B and E4B.
+- Placeholders of images and sound are computed as the pad token (checkpoint/config).
 - Nothing is evaluated here: the caller owns the step's one host sync.
 """
 
@@ -21,6 +22,7 @@ from sapwood.cache.arrays.attention import History, Layers
 from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.pools import KeysValues
+from sapwood.model.checkpoint.config import Placeholders
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,17 @@ class Forward:
 class PackedGemma4:
     """A loaded mlx-lm Gemma 4 with packed attention over `caches`' stores."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, placeholders: Placeholders) -> None:
         self.model = model
         self.text: Gemma4TextModel = model.model
         self.owners = [i for i, layer in enumerate(self.text.layers) if layer.self_attn.has_kv]
-        last = {kind: self._last_owner(kind) for kind in ("sliding_attention", "full_attention")}
-        #: index among the owners of the layer whose K/V the drafter reads
-        self.donors = {"sliding": last["sliding_attention"], "full": last["full_attention"]}
+        #: kind -> index among the owners of the last layer of it, whose K/V the drafter reads
+        self.donors = {
+            "sliding" if self.text.layers[i].self_attn.is_sliding else "full": index
+            for index, i in enumerate(self.owners)
+        }
+        self._placeholders = mx.array(placeholders.ids, mx.int32) if placeholders.ids else None
+        self._pad = placeholders.pad
 
     @property
     def shapes(self) -> list[LayerShape]:
@@ -53,11 +59,15 @@ class PackedGemma4:
         return [LayerShape(a.is_sliding, a.n_kv_heads, a.head_dim) for a in attentions]
 
     def embed(self, tokens: mx.array) -> mx.array:
-        """[n] ids -> [n, hidden], scaled as the model's input (the drafter is fed the same)."""
+        """[n] ids -> [n, hidden], scaled as the model's input.
+
+        The drafter is fed the same, of a placeholder its own row: so it is in transformers.
+        """
         return self.text.embed_tokens(tokens) * self.text.embed_scale
 
     def forward(self, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
         """One lazy pass of packed tokens [T] over the stores: writes K/V, moves no offset."""
+        tokens = self._fed(tokens)
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
         positions, trimmed = batch.positions, False
@@ -90,17 +100,18 @@ class PackedGemma4:
         cap = model.final_logit_softcapping
         return out if cap is None else logit_softcap(cap, out)
 
+    def _fed(self, tokens: mx.array) -> mx.array:
+        """[T] ids with the pad token in the place of placeholders."""
+        if self._placeholders is None:
+            return tokens
+        return mx.where((tokens[:, None] == self._placeholders).any(axis=1), self._pad, tokens)
+
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
         """[T, layers, per-layer size] for E2B and E4B, else None."""
         if not self.text.hidden_size_per_layer_input:
             return None
         looked_up = self.text._get_per_layer_inputs(tokens)
         return self.text._project_per_layer_inputs(embedded, looked_up)
-
-    def _last_owner(self, kind: str) -> int:
-        kinds = [self.text.layers[i].layer_type for i in self.owners]
-        assert kind in kinds, kind
-        return len(kinds) - 1 - kinds[::-1].index(kind)
 
 
 def _rope(attention: Attention, rows: mx.array, positions: mx.array) -> mx.array:

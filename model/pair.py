@@ -159,7 +159,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     if pair.assistant is not None:
         weights += weight_bytes(pair.assistant)
     return ModelFacts(
-        window_tokens=text.window,
+        window_tokens=text.window_tokens,
         context_tokens_max=text.context_tokens_max,
         vocabulary=text.vocabulary,
         eos_token_ids=pair.tokenizer.eos_token_ids,
@@ -167,8 +167,8 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         weights_bytes=weights,
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=sliding,
-        ring_bytes=sliding * ring_tokens(text.window, depth_max + 1),
-        tail_bytes=sliding * tail_tokens(text.window),
+        ring_bytes=sliding * ring_tokens(text.window_tokens, depth_max + 1),
+        tail_bytes=sliding * tail_tokens(text.window_tokens),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
         # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
         logits_bytes_per_row=text.vocabulary
@@ -190,7 +190,7 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     attention = 4 * text.heads * max(text.head_dim, text.full_head_dim)
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
-    scores = text.heads * ring_tokens(text.window, depth_max + 1)
+    scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
     return activations * item_bytes + 2 * scores * 4
 
 

@@ -30,7 +30,8 @@ def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[
     In logits. Evaluates prompt and reply in one forward without a cache.
     """
     model = pair.target
-    hidden = model.model(mx.array([[*prompt, *reply[:-1]]]))[0, len(prompt) - 1 :]
+    fed = pair.target_config.placeholders.fed((*prompt, *reply[:-1]))
+    hidden = model.model(mx.array([fed]))[0, len(prompt) - 1 :]
     logits = model.model.embed_tokens.as_linear(hidden)
     if model.final_logit_softcapping is not None:
         logits = logit_softcap(model.final_logit_softcapping, logits)

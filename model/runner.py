@@ -77,11 +77,12 @@ class Runner:
     def __init__(
         self, pair: Pair, slots_max: int, depth_max: int, draft_position: DraftPosition = "bonus"
     ) -> None:
-        self.target = PackedGemma4(pair.target)
-        self.vocabulary = pair.target_config.text.vocabulary
+        config = pair.target_config
+        self.target = PackedGemma4(pair.target, config.placeholders)
+        self.vocabulary = config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = LiveCaches(
-            self.target.shapes, self.target.text.window_size, depth_max + 1, self.dtype
+            self.target.shapes, config.text.window_tokens, depth_max + 1, self.dtype
         )
         self.suppression = pair.suppression
         self.drafter = None

@@ -52,7 +52,7 @@ class WindowStore:
         dtype: mx.Dtype,
     ) -> None:
         """placement's one capacity is the ring. round_max: most decode rows of one span."""
-        assert window > 1, window
+        assert window > 0, window
         self.window, self.round_max, self.ring = window, round_max, placement.capacity_for(0)
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
         self.offsets: dict[int, int] = {}
@@ -165,8 +165,9 @@ class WindowStore:
                 own = [mx.concatenate(list(pair), axis=2) for pair in zip(past, own, strict=True)]
             slices.append((own[0], own[1]))
             # Copied: a view would keep all of the slice, and the window before it, in memory.
-            tail = [mx.contiguous(a[:, :, -tail_tokens(self.window) :]) for a in own]
-            self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
+            if reach := tail_tokens(self.window):
+                tail = [mx.contiguous(a[:, :, -reach:]) for a in own]
+                self._tails[span.slot] = Tail(span.end, tail[0], tail[1])
         return tuple(slices)
 
     def _past(self, slot: int, start: int) -> KeysValues | None:

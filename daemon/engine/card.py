@@ -60,4 +60,4 @@ class ModelCard:
     drafter: str = ""
     quantization: str = ""
     device: str = "cpu"
-    media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: refused in prompts
+    media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: in no conversation

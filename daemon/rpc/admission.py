@@ -3,7 +3,8 @@
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
 - Tokenising runs in `tokenise_workers` threads, off the event loop. What cannot fit into the
   context by its length alone is refused before.
-- Placeholders of images and sound are refused however they came: only the text part is loaded.
+- Messages never give placeholders of images and sound: only the text part is loaded. In text and
+  ids they are tokens, which the model computes as its pad token.
 - A request that leaves here is servable: ids below the vocabulary, room for at least one token.
 """
 

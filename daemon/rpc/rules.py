@@ -216,11 +216,12 @@ KNOWN: Rule[PromptTokens] = Rule(
 PROMPT_RULES: tuple[Rule[PromptTokens], ...] = (
     TOO_LONG,
     KNOWN,
+    # A client that gives ids, or writes a token out, means the token; a conversation has no images.
     Rule(
         "{message.field}",
         Reason.UNSUPPORTED,
-        lambda p, b: b.media_token_ids.isdisjoint(p.ids),
-        "the prompt holds image, audio or video tokens; only text is loaded",
+        lambda p, b: p.field != "messages" or b.media_token_ids.isdisjoint(p.ids),
+        "the model's template puts image, audio or video tokens here; only text is loaded",
     ),
 )
 

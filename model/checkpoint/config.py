@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -126,6 +126,11 @@ class TextConfig:
         own = [i for i in range(self.own_layers) if self.kinds[i] == kind]
         return own[-1] if own else None
 
+    @property
+    def window_tokens(self) -> int:
+        """Tokens of sliding K/V that a sequence can need: 0 where no layer slides."""
+        return min(self.window, self.context_tokens_max) if "sliding" in self.kinds else 0
+
     def shape(self, kind: AttentionKind) -> tuple[int, int]:
         """(kv heads, head size) of a kind of layer."""
         if kind == "sliding":
@@ -177,13 +182,30 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Placeholders:
+    """Tokens that stand for an image, sound or video; `pad` is fed in their place.
+
+    As transformers does where there is none to put there: in the embedding and in the per-layer
+    inputs. Everything else sees the tokens themselves.
+    """
+
+    ids: tuple[int, ...]
+    pad: int
+
+    def fed(self, tokens: Iterable[int]) -> list[int]:
+        """What the target computes with, for tokens of a text."""
+        return [self.pad if token in self.ids else token for token in tokens]
+
+
+@dataclass(frozen=True, slots=True)
 class TargetConfig:
     """What a target is, by its config.json."""
 
     text: TextConfig
     eos_token_ids: tuple[int, ...]  # config.json's own; generation_config.json may have more
     bos_token_ids: tuple[int, ...]  # likewise; the first counts, and the tokenizer's own before it
-    media_token_ids: frozenset[int]  # image, audio and video placeholders: towers we do not load
+    placeholders: Placeholders
+    media_token_ids: frozenset[int]  # these and what begins and ends them: no conversation has any
     quantization: Quantization | None
 
     def layers(self) -> tuple[LayerConfig, ...]:

@@ -114,6 +114,7 @@ def _target_document(directory: ModelDirectory, config: TargetConfig) -> dict[st
     text = document.get("text_config", document)
     text["global_head_dim"] = config.text.full_head_dim
     text["num_global_key_value_heads"] = config.text.full_kv_heads
+    text["layer_types"] = [f"{kind}_attention" for kind in config.text.kinds]
     document["vocab_size"] = config.text.vocabulary
     return document
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sapwood.model.checkpoint.config_file import check_special_ids, token_ids
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
+from sapwood.model.checkpoint.special_ids import check_special_ids, token_ids
 from sapwood.scheduler.sampling import SamplingDefaults, SuppressedTokens
 
 _log = logging.getLogger(__name__)

@@ -19,4 +19,4 @@ def test_a_ring_has_room_for_what_a_draft_sees_and_a_round_writes() -> None:
 
 
 def test_a_query_sees_the_window_with_itself() -> None:
-    assert tail_tokens(16) == 15
+    assert [tail_tokens(window) for window in (0, 1, 2, 16)] == [0, 0, 1, 15]

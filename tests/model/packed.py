@@ -15,7 +15,7 @@ from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload
 from sapwood.model.gemma4 import PackedGemma4
-from tests.model.reference import NAMES, Array, assistant, golden, target
+from tests.model.reference import NAMES, Array, assistant, golden, target, target_config
 
 ROUND_MAX = 9
 LENGTH_MAX = 1 << 20
@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("name", NAMES)
 
 @cache
 def packed(name: str) -> PackedGemma4:
-    return PackedGemma4(target(name))
+    return PackedGemma4(target(name), target_config(name).placeholders)
 
 
 @cache
@@ -52,11 +52,14 @@ class Feed:
 
 
 class Sequences:
-    """Live caches of a reference model and the packed forward over them."""
+    """Live caches of a model, of a reference pair's by its name, and the packed forward over them.
 
-    def __init__(self, name: str) -> None:
-        self.model = packed(name)
-        window = self.model.text.window_size
+    window: as TextConfig.window_tokens has it, where that is not the model's own.
+    """
+
+    def __init__(self, model: str | PackedGemma4, window: int | None = None) -> None:
+        self.model = packed(model) if isinstance(model, str) else model
+        window = self.model.text.window_size if window is None else window
         self.caches = LiveCaches(self.model.shapes, window, ROUND_MAX, mx.float32)
         self.frontier: dict[int, mx.array] = {}
         self.hidden: dict[int, mx.array] = {}  # of the last step, after the final norm

@@ -66,7 +66,8 @@ class Oracle:
 
     def logits(self, tokens: Sequence[int]) -> Array:
         """[L, V] of mlx-lm's own forward, in one chunk."""
-        return np.array(self._pair.target(mx.array(list(tokens))[None])[0])
+        fed = self._pair.target_config.placeholders.fed(tokens)
+        return np.array(self._pair.target(mx.array(fed)[None])[0])
 
     def _due(self, prompt: tuple[int, ...], reply: list[int], sampling: Sampling) -> list[int]:
         """The token that belongs at each place of the reply, given the reply up to there."""

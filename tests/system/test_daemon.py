@@ -133,7 +133,7 @@ def ask(prompt: tuple[int, ...], max_tokens: int, **options: Any) -> Asked:
 def anything(random: Random) -> Asked:
     """A known beginning and a tail, and every kind of end."""
     beginning = random.choice(prompts(NAME))
-    # From 110: below are control tokens, which are refused (media) or divide the reply.
+    # From 110: below are control tokens, which divide the reply.
     tail = tuple(random.randrange(110, 900) for _ in range(random.randint(0, 12)))
     options: dict[str, Any] = {}
     if random.random() < 0.4:
@@ -184,6 +184,17 @@ def test_r1_32_clients_at_once_are_served_completely_and_in_order(daemon: Daemon
     assert sum(one.cached > 0 for one in asked) > 0
     stats = asyncio.run(at_rest(daemon.address))
     assert stats.hit_tokens >= sum(one.cached for one in asked)
+
+
+def test_a_reply_with_a_placeholder_goes_on_by_its_ids(daemon: DaemonProcess) -> None:
+    """96 stands for an image: the model may write it, and the next turn holds it."""
+    first = ask(prompts(NAME)[0], 3, logit_bias={96: 100.0})
+    asyncio.run(first.read(daemon.address))
+    assert first.tokens == [96] * 3
+    second = ask((*first.request.prompt, *first.tokens, 300, 93, 97), 12, draft_tokens=3)
+    asyncio.run(second.read(daemon.address))
+    second.check()
+    assert second.cached == len(first.request.prompt) + 2
 
 
 @pytest.mark.parametrize("depth", [0, 3])

@@ -21,11 +21,11 @@ from tests.system.tiny import WINDOW, random_pair
 VOCABULARY = 1024
 
 
-def crowd(pair: Pair, seed: str) -> Stack:
-    """40 greedy requests over a few beginnings, all depths, joining at random steps."""
+def crowd(pair: Pair, seed: str, count: int = 40) -> Stack:
+    """`count` greedy requests over a few beginnings, all depths, joining at random steps."""
     random, stack = Random(seed), Stack(pair, Limits(slots_max=16, prefill_tokens_max=24))
     beginnings = [[random.randrange(2, VOCABULARY) for _ in range(5 * WINDOW)] for _ in range(3)]
-    for number in range(40):
+    for number in range(count):
         kept = random.choice(beginnings)[: random.randrange(5 * WINDOW)]
         tail = [random.randrange(2, VOCABULARY) for _ in range(random.randint(1, 2 * WINDOW))]
         depth = random.choice((None, number % 9))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ _SIZES = {
     "text_config.num_attention_heads": 2,
     "text_config.sliding_window": WINDOW,
 }
-_LAYERS = ["sliding_attention", "full_attention"]
+_KINDS = ("sliding_attention", "full_attention")
 
 
 def random_pair(
@@ -44,16 +44,17 @@ def random_pair(
     *,
     borrowing: int = 0,
     twins: bool = False,
+    kinds: Sequence[str] = _KINDS,
     sizes: Mapping[str, Any] = {},
 ) -> Pair:
     """A pair in the manner of `base`, written below `place` and loaded.
 
-    Two layers with K/V of their own, and `borrowing` that have none. sizes: of both configs' keys
-    where not the usual ones.
+    Layers of these kinds with K/V of their own, and `borrowing` that have none; in the drafter the
+    same kinds once. sizes: of both configs' keys where not the usual ones.
     """
     rng = np.random.default_rng(seed)
     target, drafter = copied(base, place), copied(f"{base}-assistant", place)
-    layers = (_LAYERS * 3)[: len(_LAYERS) + borrowing]
+    layers = (list(kinds) * 3)[: len(kinds) + borrowing]
     per_layer = 8 if base.startswith("e2b") else 0
     sizes = _SIZES | dict(sizes)
     vocabularies = {
@@ -81,9 +82,9 @@ def random_pair(
             "backbone_hidden_size": sizes["text_config.hidden_size"],
             "num_centroids": 4,
             "centroid_intermediate_top_k": 2,
-            "text_config.layer_types": _LAYERS,
-            "text_config.num_hidden_layers": len(_LAYERS),
-            "text_config.num_kv_shared_layers": len(_LAYERS),
+            "text_config.layer_types": list(kinds),
+            "text_config.num_hidden_layers": len(kinds),
+            "text_config.num_kv_shared_layers": len(kinds),
             "text_config.vocab_size_per_layer_input": 0,
             "text_config.hidden_size_per_layer_input": 0,
         }

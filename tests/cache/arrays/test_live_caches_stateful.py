@@ -20,9 +20,11 @@ TOKEN = st.integers(0, 9)
 class Lives(RuleBasedStateMachine):
     """Slots are admitted, fed, rewound, captured and released in any order."""
 
+    window = WINDOW
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(window=self.window)
         #: paths root to leaf and the tokens they spell
         self.stored: list[tuple[list[EdgePayload], list[int]]] = []
 
@@ -38,12 +40,12 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.stored and self.free)
     @rule(data=st.data())
     def admit_from_a_path(self, data: st.DataObject) -> None:
-        path, tokens = data.draw(st.sampled_from(self.stored))
+        (path, tokens), window = data.draw(st.sampled_from(self.stored)), self.window
         target = data.draw(st.integers(0, len(tokens)))
         covered = all(
             target == 0
             or (
-                (held := window_of(parts, target, WINDOW)) and held.start == max(0, target - WINDOW)
+                (held := window_of(parts, target, window)) and held.start == max(0, target - window)
             )
             for parts in zip(*(p.sliding for p in path), strict=True)
         )
@@ -64,8 +66,9 @@ class Lives(RuleBasedStateMachine):
         self.world.step(feeds, data.draw(st.sampled_from([None, 0, 1, 2])))
 
     @precondition(lambda self: any(self.world.tokens.values()))
-    @rule(keep=st.integers(1, WINDOW + 1), data=st.data())
-    def draft(self, keep: int, data: st.DataObject) -> None:
+    @rule(data=st.data())
+    def draft(self, data: st.DataObject) -> None:
+        keep = data.draw(st.integers(1, self.window + 1))
         held = [s for s, tokens in self.world.tokens.items() if tokens]
         self.world.check_view(
             data.draw(st.lists(st.sampled_from(held), min_size=1, unique=True)), keep
@@ -79,7 +82,7 @@ class Lives(RuleBasedStateMachine):
         target = data.draw(st.integers(-1, offset + 1))
         for store in self.world.caches.full:
             assert store.can_restore(slot, None, target) == (0 <= target <= offset)
-        reachable = target == 0 or (0 < target <= offset and max(0, target - WINDOW) >= floor)
+        reachable = target == 0 or (0 < target <= offset and max(0, target - self.window) >= floor)
         for ring in self.world.caches.sliding:
             assert ring.can_restore(slot, None, target) == reachable
             assert reachable or not ring.restore(slot, None, target)
@@ -126,5 +129,13 @@ class Lives(RuleBasedStateMachine):
         assert live_bytes(self.world.caches) == 0
 
 
+class LivesInAWindowOfOne(Lives):
+    """A sliding layer sees a token and nothing before it: no tail, a restore of one token."""
+
+    window = 1
+
+
 Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestLives = Lives.TestCase
+LivesInAWindowOfOne.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
+TestLivesInAWindowOfOne = LivesInAWindowOfOne.TestCase

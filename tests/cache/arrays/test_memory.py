@@ -13,6 +13,7 @@ from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, Range
 from sapwood.cache.arrays.speculation import begin_isolated_speculation
+from sapwood.cache.geometry import tail_tokens
 from tests.cache.arrays.world import Feed, World, live_bytes
 
 SLOTS, ROWS, DIM = 8, 8192, 64
@@ -207,3 +208,15 @@ def test_a_short_capture_of_a_long_row_copies_what_it_takes() -> None:
     assert payloads[0] is not None
     assert payloads[0].full_bytes == 2 * 4 * DIM * 4
     assert peak < POOL_BYTES // SLOTS // 4, peak
+
+
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_prompt_keeps_aside_what_its_next_slice_sees_and_no_more(window: int) -> None:
+    world = World(window=window)
+    world.admit(0)
+    for length in (30, 1, 4):
+        world.step({0: Feed(tuple(range(length)))})
+        for store in world.caches.sliding:
+            kept = [a.shape[2] for a in store.arrays[len(store.pools.arrays) :]]
+            assert kept == [tail_tokens(window)] * 2 * (window > 1)
+    world.release(0)

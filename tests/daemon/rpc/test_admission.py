@@ -188,33 +188,35 @@ async def test_two_workers_tokenise_and_a_cancelled_caller_frees_no_third() -> N
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("request_", "field"),
-    [
-        (prompt_of(5, 6, 7), "token_ids.ids"),
-        (pb.GenerateRequest(text="\x03"), "text"),
-        (
-            pb.GenerateRequest(
-                messages=prompt_pb2.Messages(
-                    messages=[prompt_pb2.Message(role="user", content="\x03")]
-                )
-            ),
-            "messages",
-        ),
-    ],
+    ("request_", "prompt"),
+    [(prompt_of(5, 6, 9), (5, 6, 9)), (pb.GenerateRequest(text="\x03"), (2, 6))],
 )
-async def test_a_prompt_with_image_or_audio_tokens_is_unsupported(
-    request_: pb.GenerateRequest, field: str
+async def test_ids_and_texts_may_hold_the_tokens_of_images_and_sound(
+    request_: pb.GenerateRequest, prompt: tuple[int, ...]
 ) -> None:
-    """However they came: their embeddings would come from towers that are not loaded."""
-    for media, is_refused in ((frozenset({6, 9}), True), (frozenset[int](), False)):
-        card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=media)
-        door = Admission(card, LIMITS)
-        if not is_refused:
-            assert (await door.admit(request_, 0)).prompt
-            continue
-        with pytest.raises(Refused) as caught:
-            await door.admit(request_, 0)
-        assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, field)
+    """A reply may hold one, and the next turn goes on with its ids."""
+    assert (await _with_media(request_)).prompt == prompt
+
+
+@pytest.mark.anyio
+async def test_a_template_that_writes_tokens_of_images_is_unsupported() -> None:
+    """A conversation has text alone: such a token would stand for what is not there."""
+    said = [prompt_pb2.Message(role="user", content="\x03")]
+    request_ = pb.GenerateRequest(messages=prompt_pb2.Messages(messages=said))
+    assert 6 in (await _with_media(request_, frozenset())).prompt
+    with pytest.raises(Refused, match="image, audio or video") as caught:
+        await _with_media(request_)
+    assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, "messages")
+
+
+async def _with_media(
+    request_: pb.GenerateRequest, media: frozenset[int] = frozenset({6, 9})
+) -> Request:
+    card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=media)
+    door = Admission(card, LIMITS)
+    try:
+        return await door.admit(request_, 0)
+    finally:
         door.close()
 
 

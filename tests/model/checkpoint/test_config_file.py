@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mlx_lm.models.gemma4_text import ModelArgs
 
-from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
+from sapwood.model.checkpoint.config import AssistantConfig, Placeholders, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from tests.model.reference import FAMILIES, checkpoint, copied, edit, target_config
@@ -102,18 +102,89 @@ def test_a_turn_ends_at_the_ids_of_both_places(
     assert read_target_config(directory).eos_token_ids == expected
 
 
-def test_media_tokens_are_those_that_the_config_names(tmp_path: Path) -> None:
-    assert target_config("e2b-tiny").media_token_ids == frozenset(range(91, 98))
+_PLACEHOLDERS = ("image_token_id", "audio_token_id", "video_token_id")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_media_tokens_are_those_that_the_config_names(name: str) -> None:
+    config = target_config(name)
+    assert config.media_token_ids == frozenset(range(91, 98))
+    assert config.placeholders == Placeholders((93, 96, 97), 0)
+    assert config.placeholders.fed([5, 93, 94, 97]) == [5, 0, 94, 0]
+
+
+def test_placeholders_that_no_key_names_are_those_of_the_releases(tmp_path: Path) -> None:
+    """As in transformers; null says that there are none. These ids are past a small vocabulary."""
     directory = copied("e2b-tiny", tmp_path)
-    keys = [
-        key for key in json.loads((directory.path / "config.json").read_text()) if "_token_i" in key
-    ]
-    without = {key: ... for key in keys if key != "eos_token_id"}
-    edit(directory, "config.json", without | {"image_token_id": None})
-    assert read_target_config(directory).media_token_ids == frozenset()
-    edit(directory, "config.json", {"image_token_id": "<image>"})
-    with pytest.raises(ModelRefused, match="image_token_id is '<image>', not a token id"):
+    edit(directory, "config.json", dict.fromkeys(_PLACEHOLDERS, ...))
+    assert read_target_config(directory).placeholders.ids == ()
+    large = {f"text_config.{key}": 1 << 18 for key in ("vocab_size", "vocab_size_per_layer_input")}
+    edit(directory, "config.json", large)
+    assert read_target_config(directory).placeholders.ids == (258880, 258881, 258884)
+    # Of no version of transformers, so it says nothing.
+    edit(directory, "config.json", {"image_token_index": 7, "audio_token_id": None})
+    assert read_target_config(directory).placeholders.ids == (258880, 258884)
+    edit(directory, "config.json", dict.fromkeys(_PLACEHOLDERS))
+    assert read_target_config(directory).placeholders.ids == ()
+
+
+def test_a_text_model_by_itself_has_no_placeholders(tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    nested = json.loads((directory.path / "config.json").read_text())
+    flat = nested["text_config"] | {key: nested[key] for key in _PLACEHOLDERS}
+    (directory.path / "config.json").write_text(json.dumps(flat))
+    assert read_target_config(directory).placeholders.ids == ()
+
+
+@pytest.mark.parametrize(("pad", "expected"), [(5, 5), (..., 0)])
+def test_the_pad_token_is_the_text_parts_own(pad: Any, expected: int, tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    edit(directory, "config.json", {"pad_token_id": 7, "text_config.pad_token_id": pad})
+    assert read_target_config(directory).placeholders.pad == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *(
+            (key, junk, f"{key} is .*, not a token id")
+            for key in _PLACEHOLDERS
+            for junk in ("x", [7], -1)
+        ),
+        ("boi_token_id", "<image>", "boi_token_id is '<image>', not a token id"),
+        ("text_config.pad_token_id", None, "text_config.pad_token_id is None, not the token id"),
+        ("text_config.pad_token_id", [0], r"text_config.pad_token_id is \[0\], not the token id"),
+        ("text_config.pad_token_id", 1024, "text_config.pad_token_id is 1024, the logits reach"),
+    ],
+)
+def test_what_is_no_token_id_is_refused(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    directory = copied("e2b-tiny", tmp_path)
+    edit(directory, "config.json", {key: value})
+    with pytest.raises(ModelRefused, match=message):
         read_target_config(directory)
+
+
+def test_layers_that_end_in_sliding_attention_end_in_a_full_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = copied("12b-tiny", tmp_path)
+    kinds = ["sliding_attention"] * 5
+    edit(directory, "config.json", {"text_config.layer_types": kinds})
+    config = read_target_config(directory)
+    assert config.text.kinds == ("sliding",) * 4 + ("full",)
+    assert config.text.model_args().layer_types == [*kinds[:4], "full_attention"]
+    (record,) = caplog.records
+    assert "text_config.layer_types ends in sliding_attention" in record.getMessage()
+
+
+def test_the_window_that_is_kept_is_never_more_than_can_be_seen(tmp_path: Path) -> None:
+    directory = copied("12b-tiny", tmp_path)
+    for context, window, kept in ((64, 8, 8), (64, 64, 64), (64, 65, 64), (64, 1 << 20, 64)):
+        change = {"max_position_embeddings": context, "sliding_window": window}
+        edit(directory, "config.json", {f"text_config.{k}": v for k, v in change.items()})
+        assert read_target_config(directory).text.window_tokens == kept
+    edit(directory, "config.json", {"text_config.layer_types": ["full_attention"] * 5})
+    assert read_target_config(directory).text.window_tokens == 0
 
 
 def test_borrowing_layers_read_the_last_own_layer_of_their_kind() -> None:

@@ -3,8 +3,10 @@
 - Needed: without it the config is refused, and the sentence names it.
 - Proven elsewhere: the config reads differently without it, and pairing or weights refuse that.
 - Without effect: not only can it go, anything may stand in its place.
-- Said twice: `tie_word_embeddings` may stand at the top or in the text part. Ids
-  of ends and of media are checked, but are no numbers of the model's.
+- Said twice: `tie_word_embeddings` may stand at the top or in the text part, and what a text part
+  is follows from what is around it. Ids of ends and of media are checked, but are no numbers of
+  the model's; where transformers has an id of its own, so have we (test_config_file).
+- Null is no value, but for the keys that say "none" with it.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from tests.model.reference import (
 _STYLES = ("config.json", "config.saved-by-transformers.json")
 _EVERYTHING = [*FAMILIES, *(f"{name}-assistant" for name in FAMILIES)]
 _IDS = ("_token_id", "_token_index")
+#: keys that say none by null
+_NONE = ("final_logit_softcapping", "hidden_size_per_layer_input", "num_global_key_value_heads")
 _TOWERS = ("vision_config", "audio_config")
 
 Config = TargetConfig | AssistantConfig
@@ -108,7 +112,7 @@ def test_no_key_is_filled_in_silently(name: str, style: str, tmp_path: Path) -> 
     desk = Desk(name, source, ModelDirectory(tmp_path))
     intact, needed = numbers(desk.read()), 0
     for dotted, value in keys(json.loads(source)):
-        if dotted.endswith("tie_word_embeddings"):
+        if dotted.endswith(("tie_word_embeddings", "text_config.model_type")):
             continue
         found = desk.tried(dotted)
         if isinstance(found, str):
@@ -123,6 +127,22 @@ def test_no_key_is_filled_in_silently(name: str, style: str, tmp_path: Path) -> 
                 harmless = refused_id or numbers(replaced) == intact
                 assert harmless, f"{dotted} may be missing, yet its value matters"
     assert needed > 20
+
+
+@pytest.mark.parametrize("style", _STYLES)
+@pytest.mark.parametrize("name", _EVERYTHING)
+def test_null_is_refused_or_says_none(name: str, style: str, tmp_path: Path) -> None:
+    source = (checkpoint(name).path / style).read_text()
+    desk = Desk(name, source, ModelDirectory(tmp_path))
+    intact = numbers(desk.read())
+    for dotted, value in keys(json.loads(source)):
+        found = desk.tried(dotted, None)
+        if value is None or dotted.rpartition(".")[2] in _NONE:
+            assert not isinstance(found, str), found
+        elif isinstance(found, str):
+            assert names_it(found, dotted), found
+        else:
+            assert numbers(found) == intact, f"{dotted} may be null, yet its value matters"
 
 
 def names_it(message: str, dotted: str) -> bool:
@@ -143,6 +163,17 @@ def test_a_tied_head_may_be_said_in_either_place_but_must_be_said(
         assert desk.read({dotted: ...}) == desk.read()
     with pytest.raises(ModelRefused, match="tie_word_embeddings is missing"):
         desk.read(dict.fromkeys(places, ...))
+
+
+@pytest.mark.parametrize("name", _EVERYTHING)
+def test_a_text_part_of_another_network_is_refused(name: str, tmp_path: Path) -> None:
+    source = (checkpoint(name).path / "config.json").read_text()
+    desk = Desk(name, source, ModelDirectory(tmp_path))
+    key = "text_config.model_type"
+    assert desk.read({key: ...}) == desk.read()
+    for other in ("gemma3_text", "gemma4", None):
+        with pytest.raises(ModelRefused, match=r"text_config\.model_type is .*; supported is"):
+            desk.read({key: other})
 
 
 def test_every_feature_that_a_config_can_switch_occurs_on_and_off() -> None:

@@ -36,7 +36,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def _drafts(pair: Pair, hidden: mx.array) -> list[Array]:
     """Three steps' tokens, logits and states, on attention that gives the queries back."""
     assert pair.assistant is not None
-    target, found = PackedGemma4(pair.target), []
+    target, found = PackedGemma4(pair.target, pair.target_config.placeholders), []
     token = mx.array([17])
     for _ in range(3):
         said, hidden = pair.assistant.step(
@@ -58,7 +58,7 @@ def test_packed_weights_give_the_logits_and_drafts_of_their_dequantised_ones(
     twin = load_pair(target, drafter, "float32")
     assert loaded.quantization == f"{packing}, mixed; drafter {packing}, mixed"
     assert twin.quantization == ""
-    rows = PackedGemma4(loaded.target).embed(mx.array(IDS))
+    rows = PackedGemma4(loaded.target, loaded.target_config.placeholders).embed(mx.array(IDS))
     assert rows.dtype == loaded.target(mx.array(IDS[None])).dtype == mx.float32
     np.testing.assert_allclose(logits(loaded.target, IDS), logits(twin.target, IDS), atol=1e-4)
     hidden = mx.array(np.random.default_rng(1).standard_normal((1, 128), np.float32))
@@ -88,7 +88,8 @@ def test_half_precision_is_kept_where_the_embedding_is_packed(
     mx.save_safetensors(path, tensors | {k: v.astype(mx.float16) for k, v in floats.items()})
     monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
     loaded = load_pair(target, None)
-    assert loaded.dtype == PackedGemma4(loaded.target).embed(mx.array(IDS)).dtype == mx.float16
+    target_of = PackedGemma4(loaded.target, loaded.target_config.placeholders)
+    assert loaded.dtype == target_of.embed(mx.array(IDS)).dtype == mx.float16
 
 
 def _repack(directory: ModelDirectory, change: dict[str, Any]) -> None:

@@ -116,6 +116,17 @@ def test_a_model_that_transformers_saved_again_loads_in_mlx_lm(tmp_path: Path) -
     np.testing.assert_array_equal(logits(theirs, IDS), logits(ours, IDS))
 
 
+def test_a_last_layer_that_is_full_whatever_is_written_is_so_in_mlx_lm(tmp_path: Path) -> None:
+    source = copied("31b-tiny", tmp_path, weights=True)
+    kinds = json.loads((source.path / "config.json").read_text())["text_config"]["layer_types"]
+    change = {"text_config.layer_types": [*kinds[:-1], "sliding_attention"]}
+    edit(source, "config.json", change)
+    convert(Source(source, "x", None), None, tmp_path / "made", Settings("test"), lambda *_: None)
+    theirs, _ = load_model(tmp_path / "made" / "target")
+    whole = load_pair(checkpoint("31b-tiny"), None, "float32").target
+    np.testing.assert_array_equal(logits(theirs, IDS), logits(whole, IDS))
+
+
 def test_towers_are_left_out_of_weights_and_config(one: Directories, tmp_path: Path) -> None:
     target = ModelDirectory(shutil.copytree(one[0].path, tmp_path / "seeing"))
     path = str(target.path / "model.safetensors")
