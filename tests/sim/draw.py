@@ -35,7 +35,7 @@ def scenario(seed: int) -> Scenario:
 
 def _config(random: Random) -> Config:
     pick = random.choice
-    full, sliding = pick(((3, 10), (3, 10), (1, 40), (20, 1)))
+    full, sliding = pick(((3, 10), (3, 10), (1, 40), (20, 1), (5, 0)))  # the last: no layer slides
     return Config(
         slots_max=pick((1, 2, 4, 7)),
         queued_max=pick((1, 3, 50)),
@@ -47,7 +47,7 @@ def _config(random: Random) -> Config:
         overtaken_max=pick((1, 4)),
         tree_nodes_max=pick((1, 6, 1000)),
         mailbox_bytes_max=pick((60, 400)),
-        window=pick((1, 4, 8, 30)),
+        window=pick((1, 4, 8, 30)) if sliding else 0,
         full_bytes=full,
         sliding_bytes=sliding,
         has_drafter=random.random() < 0.8,
