@@ -28,6 +28,7 @@ from sapwood.model.checkpoint.config import TargetConfig
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.packing import give_rows_in, quantize
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
+from sapwood.model.checkpoint.tensor_scale import TENSOR_SCALE
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ class Fitted(Generic[M]):
         for name, origin in sorted(self.origins.items(), key=lambda i: (i[1].file, i[1].start)):
             # Popped: a source that was cast is free before the next one is read.
             array = self.weights.pop(name)
-            array = array.astype(chosen) if _is_float(array) else array
+            if _is_float(array):
+                array = array.astype(mx.float32 if name.endswith(f".{TENSOR_SCALE}") else chosen)
             _read_finite(array, codes.get(name), origin)
             read.append((name, array))
         give_rows_in(self.module, chosen)
