@@ -228,7 +228,8 @@ def _scale_exponent(piece: Piece, matrix: Rows) -> int | None:
     if piece.packing is None or piece.packing.mode != "nvfp4":
         return None
     chunks = (_cast(piece, _array(piece, chunk)) for chunk in _chunks(matrix))
-    return scale_exponent(max(float(np.array(mx.abs(chunk).max())) for chunk in chunks))
+    largest = (mx.abs(chunk).max().astype(mx.float32) for chunk in chunks)
+    return scale_exponent(max(float(np.array(value)) for value in largest))
 
 
 def _converted(

@@ -50,7 +50,11 @@ def changed(directory: ModelDirectory, place: Path, change: Mapping[str, Any]) -
 def stored_floats(folder: Path) -> dict[str, Array]:
     """Every packed weight of a part of a bundle as mlx dequantises it, in float64."""
     table, tensors = json.loads((folder / "config.json").read_text())["quantization"], {}
-    stored = tensors_of(folder)
+    # mlx dequantises affine weights in the dtype of their scales.
+    stored = {
+        name: array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+        for name, array in tensors_of(folder).items()
+    }
     for name in [n for n in stored if n.endswith(".scales")]:
         path = name.removesuffix(".scales")
         parts = [stored.get(f"{path}.{kind}") for kind in ("weight", "scales", "biases")]
@@ -64,7 +68,7 @@ def source_floats(directory: ModelDirectory) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for name, array in tensors_of(directory.path).items():
         target = name.replace("model.language_model.", "language_model.model.")
-        wide = np.array(array, np.float64)
+        wide = np.array(array.astype(mx.float32), np.float64)
         if name.endswith("gate_up_proj"):
             stem = target.removesuffix("gate_up_proj")
             for half, part in zip(("gate", "up"), np.split(wide, 2, axis=1), strict=True):
@@ -87,6 +91,22 @@ def test_nvfp4_keeps_weights_of_any_size(factor: float, pair: Directories, tmp_p
         off = np.sqrt(((packed - before[name]) ** 2).mean() / (before[name] ** 2).mean())
         assert off < 0.12, name
         assert not ((packed == 0) & (np.abs(before[name]) > np.abs(before[name]).mean())).any()
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+@pytest.mark.parametrize("how", ["4bit", "mxfp4", "nvfp4"])
+def test_half_precision_is_packed_as_well(
+    how: str, dtype: mx.Dtype, one: Directories, tmp_path: Path
+) -> None:
+    """What is lost is told against what lay in the file."""
+    target = changed(one[0], tmp_path, {"": lambda a: a.astype(dtype) * 0.01})
+    told = losses_of((target, one[1]), tmp_path / "made", how)
+    before, after = source_floats(target), stored_floats(tmp_path / "made" / "target")
+    for name, packed in after.items():
+        off = np.sqrt(((packed - before[name]) ** 2).mean() / (before[name] ** 2).mean())
+        assert off < 0.14 and told[name].share == pytest.approx(off, rel=1e-3)
+    pair = load_pair(*locate(str(tmp_path / "made"), None))
+    try_out(pair)
 
 
 def test_nvfp4_is_what_mlx_makes_of_a_global_scale(pair: Directories, tmp_path: Path) -> None:
