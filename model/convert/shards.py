@@ -26,6 +26,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.packing import packed_rows
 from sapwood.model.checkpoint.safetensors import SINGLE, TensorEntry
 from sapwood.model.checkpoint.tensor_scale import LARGEST, TENSOR_SCALE, scale_exponent
+from sapwood.model.checkpoint.weights import not_finite
 from sapwood.model.convert.loss import PackingLoss, joined, loss_of
 
 CHUNK_BYTES = 64 << 20
@@ -57,6 +58,7 @@ class Piece:
 
     start: its first byte in the file at `path`. half: 0 or 1 of a pair that Hugging Face keeps in
     one tensor [experts, 2 * n, m]. dtype: of floats as they are written. packing None: as it is.
+    code: of what lies there packed, as checkpoint.weights.coded has it.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Piece:
     half: int | None
     dtype: str
     packing: Quantization | None
+    code: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -237,6 +240,8 @@ def _converted(
 ) -> tuple[list[bytes], PackingLoss | None]:
     """The bytes of the piece's tensors for these rows, and what packing took from them."""
     if piece.source.dtype not in _FLOATS:
+        if piece.code and not_finite(mx.array(np.ascontiguousarray(chunk)), piece.code):
+            raise _refused(piece, f"no finite number in {piece.code}")
         return [chunk.tobytes()], None
     source = _array(piece, chunk)
     array = _cast(piece, source)

@@ -217,6 +217,31 @@ def test_a_nan_never_becomes_a_number(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize(
+    ("how", "kind", "code", "name"),
+    [
+        ("nvfp4", "scales", 0x7F, "e4m3"),
+        ("mxfp4", "scales", 0xFF, "e8m0"),
+        ("mxfp8", "scales", 0xFF, "e8m0"),
+        ("mxfp8", "weight", 0xFF, "e4m3"),
+    ],
+)
+def test_nor_is_one_that_was_packed_already_carried_on(
+    how: str, kind: str, code: int, name: str, one: Directories, tmp_path: Path
+) -> None:
+    bundle(one, tmp_path / "packed", how, shard_bytes_max=1 << 30)
+    target, drafter = locate(str(tmp_path / "packed"), None)
+    assert drafter is not None
+    tensors, wrong = tensors_of(target.path), f"layers.0.mlp.up_proj.{kind}"
+    full = next(tensor for tensor in tensors if tensor.endswith(wrong))
+    stored = np.array(tensors[full])
+    stored.view(np.uint8).reshape(-1)[7] = code
+    tensors[full] = mx.array(stored)
+    mx.save_safetensors(str(target.path / "model.safetensors"), tensors, {"format": "mlx"})
+    with pytest.raises(ModelRefused, match=rf"up_proj\.{kind} holds what is no finite .* {name}"):
+        bundle((target, drafter), tmp_path / "made", None)
+
+
 def test_weights_that_come_back_as_no_numbers_are_refused(one: Directories, tmp_path: Path) -> None:
     """From -3e38 to 3e38 a group is wider than float32 has scales for."""
     target = changed(one[0], tmp_path, {"layers.0.mlp.up_proj.weight": lambda a: mx.sign(a) * 3e38})
