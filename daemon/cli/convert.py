@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from sapwood import __version__
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.settings.config import DTYPES
 from sapwood.daemon.sizes import format_bytes, format_in, parse_size, unit_of
-from sapwood.model.checkpoint.bundle import Manifest
 from sapwood.model.checkpoint.config import Quantization
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import find, source_name
 from sapwood.model.checkpoint.packing import parse_packing
 from sapwood.model.convert.conversion_plan import SHARD_BYTES_MAX, Settings, Source
-from sapwood.model.convert.convert import ProgressReport, convert
+from sapwood.model.convert.convert import Converted, ProgressReport, convert
+from sapwood.model.convert.loss import PackingLoss, joined
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -37,7 +37,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     try:
         target, assistant = _sources(arguments, *packings)
         with _progress() as report:
-            manifest = convert(target, assistant, destination, settings, report)
+            made = convert(target, assistant, destination, settings, report)
     except ModelRefused as error:
         raise StartError(str(error)) from None
     except OSError as error:
@@ -45,7 +45,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         said = "interrupted; the same command goes on where it stopped"
         raise KeyboardInterrupt(said) from None
-    _say(destination, manifest)
+    _say(destination, made)
     return 0
 
 
@@ -119,8 +119,26 @@ class _Lines:
             print(f"{file or 'all files'}: {text}", file=sys.stderr, flush=True)
 
 
-def _say(destination: Path, manifest: Manifest) -> None:
+def _say(destination: Path, made: Converted) -> None:
+    manifest = made.manifest
     print(f"{destination}  {len(manifest.files)} files, {format_bytes(manifest.bytes)}")
     for name, part in manifest.parts.items():
         print(f"  {name:10} {part.source}: {part.quantization or 'not quantised'}, {part.dtype}")
+        for line in _said_of_losses(made.losses[name]):
+            print(f"             {line}")
     print(f"try it: sapwood check {destination}")
+
+
+def _said_of_losses(losses: Sequence[PackingLoss]) -> Iterator[str]:
+    """What packing took from one part's weights, of those that it packed."""
+    if not losses:
+        return
+    whole, worst = joined("", losses), max(losses, key=lambda loss: loss.share)
+    yield f"packing changed its weights by {_percent(whole)}, most {worst.name}: {_percent(worst)}"
+    if whole.zeroed:
+        most = max(losses, key=lambda loss: loss.zeroed)
+        yield f"{whole.zeroed} small weights became zero, {most.zeroed} of them in {most.name}"
+
+
+def _percent(loss: PackingLoss) -> str:
+    return f"{100 * loss.share:.1f} %"

@@ -4,6 +4,7 @@
   in names that differ between conversions.
 - A module's rows come out in the weights' own float dtype: mlx dequantises rows of the modes
   without biases (mxfp4, mxfp8, nvfp4) to bfloat16, which would narrow everything after them.
+- Every nvfp4 weight of a conversion has a scale of its own (tensor_scale); of others it may.
 - A conversion packs what mlx-lm packs: linear layers, embeddings and experts whose rows divide into
   groups. Whatever chooses (the router, an ordered head's centroids) keeps 8 bits.
 """
@@ -25,10 +26,17 @@ from mlx_lm.utils import infer_quant_config
 from sapwood.model.checkpoint.config import PACKINGS, Quantization
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.safetensors import TensorEntry
+from sapwood.model.checkpoint.tensor_scale import (
+    TENSOR_SCALE,
+    rescaled,
+    scaled_product,
+    take_tensor_scales,
+)
 
 _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 _CHOOSERS = ("router.proj", "masked_embedding.centroids")
 _CHOOSER = Quantization(8, 64, "affine")
+_MX_LEAST = 2.0**-110
 _SPELLING = re.compile(r"([234568])bit", re.ASCII)
 SPELLINGS = (*(f"{bits}bit" for bits in PACKINGS["affine"][0]), *list(PACKINGS)[1:])
 
@@ -71,6 +79,27 @@ def _chosen(path: str, inner: Any, wanted: Quantization | None) -> Quantization 
     return packing
 
 
+def packed_rows(
+    weight: mx.array, packing: Quantization, exponent: int | None
+) -> tuple[tuple[mx.array, ...], mx.array]:
+    """mx.quantize's results for rows [n, m], and in float32 what they stand for.
+
+    exponent: of the matrix' own scale (tensor_scale); None where it has none.
+    """
+    if exponent is not None:
+        weight = weight.astype(mx.float32) * 2.0**-exponent
+    if packing.mode.startswith("mx"):
+        # mlx 0.32.4 lets the exponent of a group below 2**-118 wrap: it comes back near 2**127.
+        weight = mx.where(mx.abs(weight) < _MX_LEAST, 0, weight)
+    how = (packing.group_size, packing.bits, packing.mode)
+    made = mx.quantize(weight, *how)
+    wide = (
+        part if part.dtype in (mx.uint32, mx.uint8) else part.astype(mx.float32) for part in made
+    )
+    back = mx.dequantize(next(wide), next(wide), next(wide, None), *how, dtype=mx.float32)
+    return made, back if exponent is None else back * 2.0**exponent
+
+
 def quantize(
     module: nn.Module, weights: Mapping[str, mx.array], origins: Mapping[str, TensorEntry]
 ) -> None:
@@ -84,11 +113,13 @@ def quantize(
         if not hasattr(inner, "to_quantized") or f"{path}.scales" not in weights:
             return False
         where = f"{origins[f'{path}.scales'].file}: {path}"
-        if f"{path}.global_scale" in weights:
-            raise ModelRefused(f"{where}: nvfp4 with a global scale is not supported")
-        return _read_off(where, path, inner, weights)
+        found = _read_off(where, path, inner, weights)
+        if f"{path}.{TENSOR_SCALE}" in weights and found["mode"] != "nvfp4":
+            raise ModelRefused(f"{where}: has a global scale, which only nvfp4 takes")
+        return found
 
     nn.quantize(module, class_predicate=packing)
+    take_tensor_scales(module, weights)
 
 
 def _read_off(where: str, path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
@@ -122,10 +153,12 @@ class _Rows(nn.QuantizedEmbedding):
             embedding.mode,
         )
         self._dtype = dtype
+        if TENSOR_SCALE in embedding:
+            self[TENSOR_SCALE] = embedding[TENSOR_SCALE]
 
     def __call__(self, x: mx.array) -> mx.array:
         biases = self.get("biases")
-        return mx.dequantize(
+        rows = mx.dequantize(
             self["weight"][x],
             self["scales"][x],
             None if biases is None else biases[x],
@@ -134,6 +167,13 @@ class _Rows(nn.QuantizedEmbedding):
             self.mode,
             dtype=self._dtype,
         )
+        return rescaled(rows, self[TENSOR_SCALE]) if TENSOR_SCALE in self else rows
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        if TENSOR_SCALE in self:
+            return scaled_product(super().as_linear, x, self[TENSOR_SCALE])
+        product: mx.array = super().as_linear(x)
+        return product
 
 
 def give_rows_in(module: nn.Module, dtype: mx.Dtype) -> None:

@@ -28,6 +28,7 @@ from sapwood.model.checkpoint.config import TargetConfig
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.packing import give_rows_in, quantize
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
+from sapwood.model.checkpoint.tensor_scale import TENSOR_SCALE
 
 _log = logging.getLogger(__name__)
 
@@ -71,12 +72,13 @@ class Fitted(Generic[M]):
         Raises ModelRefused.
         """
         chosen = dtype if dtype is not None else _own_dtype(self.weights)
-        codes = dict(_coded(self.module))
+        codes = dict(coded(self.module))
         read: list[tuple[str, mx.array]] = []
         for name, origin in sorted(self.origins.items(), key=lambda i: (i[1].file, i[1].start)):
             # Popped: a source that was cast is free before the next one is read.
             array = self.weights.pop(name)
-            array = array.astype(chosen) if _is_float(array) else array
+            if _is_float(array):
+                array = array.astype(mx.float32 if name.endswith(f".{TENSOR_SCALE}") else chosen)
             _read_finite(array, codes.get(name), origin)
             read.append((name, array))
         give_rows_in(self.module, chosen)
@@ -187,7 +189,7 @@ def _refused(tensor: TensorEntry, what: str) -> ModelRefused:
 def _read_finite(array: mx.array, code: str | None, origin: TensorEntry) -> None:
     """Read one tensor and prove it free of NaN and infinity; no float tensor is copied for it."""
     try:
-        bad = _not_finite(array, code)
+        bad = not_finite(array, code)
         mx.eval(array, bad)
     except RuntimeError:
         raise _refused(origin, "cannot be read into memory") from None
@@ -196,7 +198,8 @@ def _read_finite(array: mx.array, code: str | None, origin: TensorEntry) -> None
         raise _refused(origin, f"holds NaN or infinity, expected finite {kind} values")
 
 
-def _not_finite(array: mx.array, code: str | None) -> mx.array:
+def not_finite(array: mx.array, code: str | None) -> mx.array:
+    """Whether it holds NaN or infinity, lazily. code: as `coded` names it, None for all others."""
     if _is_float(array):  # a NaN stays one in both
         return ~(mx.isfinite(mx.min(array)) & mx.isfinite(mx.max(array)))
     if code == "e8m0":
@@ -206,7 +209,7 @@ def _not_finite(array: mx.array, code: str | None) -> mx.array:
     return mx.array(False)
 
 
-def _coded(module: nn.Module) -> Iterator[tuple[str, str]]:
+def coded(module: nn.Module) -> Iterator[tuple[str, str]]:
     """Names of integer tensors that hold float8 numbers, and which: those that have a NaN."""
     for path, inner in module.named_modules():
         mode = getattr(inner, "mode", None)

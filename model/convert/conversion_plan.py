@@ -24,7 +24,7 @@ from sapwood.model.checkpoint.config_file import read_assistant_config, read_tar
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import most_common, packings
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile, weight_files
-from sapwood.model.checkpoint.weights import fit_target
+from sapwood.model.checkpoint.weights import Fitted, coded, fit_target
 from sapwood.model.convert.shards import Piece, Shard, lay_out
 from sapwood.model.pair import check_fit
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
@@ -65,13 +65,17 @@ class PartPlan:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """One source as it was found. prefix: in front of the module's names in the bundle."""
+    """One source as it was found.
+
+    prefix: in front of the module's names in the bundle. codes: as checkpoint.weights.coded.
+    """
 
     source: Source
     files: tuple[WeightFile, ...]
     document: dict[str, Any]
     prefix: str
     module: nn.Module
+    codes: Mapping[str, str]
     origins: Mapping[str, TensorEntry]
 
 
@@ -90,13 +94,24 @@ def plan_conversion(
     fitted = fit_target(files, config)
     document = _target_document(target.directory, config)
     prefix = "language_model." if "text_config" in document else ""
-    found = {"target": _Read(target, files, document, prefix, fitted.module, fitted.origins)}
+    found = {"target": _read(target, files, document, prefix, fitted)}
     if assistant is not None and draft_config is not None:
         files = weight_files(assistant.directory)
         drafter = fit_assistant(files, draft_config)
         document = assistant.directory.json("config.json")
-        found["assistant"] = _Read(assistant, files, document, "", drafter.module, drafter.origins)
+        found["assistant"] = _read(assistant, files, document, "", drafter)
     return {name: _part_plan(read, settings) for name, read in found.items()}
+
+
+def _read(
+    source: Source,
+    files: tuple[WeightFile, ...],
+    document: dict[str, Any],
+    prefix: str,
+    fitted: Fitted[Any],
+) -> _Read:
+    module: nn.Module = fitted.module
+    return _Read(source, files, document, prefix, module, dict(coded(module)), fitted.origins)
 
 
 def digest_of(parts: Mapping[str, PartPlan], settings: Settings) -> str:
@@ -166,6 +181,7 @@ def _piece(
         half=half,
         dtype=DTYPE_CODES[settings.dtype] if floats and settings.dtype else origin.dtype,
         packing=chosen.get(name.removesuffix(".weight")) if fresh else None,
+        code=read.codes.get(name),
     )
 
 

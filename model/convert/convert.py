@@ -4,6 +4,7 @@
 - Shards are what takes long: each is journalled when it is finished, and kept by a later run. The
   small files are written anew, config.json and the manifest last.
 - The same sources, settings and versions give the same bytes.
+- What packing took from each weight is journalled with its shard: a run that goes on tells all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,7 @@ from sapwood.model.convert.conversion_plan import (
     digest_of,
     plan_conversion,
 )
+from sapwood.model.convert.loss import PackingLoss
 from sapwood.model.convert.shards import Shard, write_shard
 from sapwood.model.convert.staging import StagingFolder, open_staging
 
@@ -42,13 +45,21 @@ _COPIED = (
 ProgressReport = Callable[[str, int, int], object]
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A bundle that was made. losses: by part, of each weight that this conversion packed."""
+
+    manifest: Manifest
+    losses: Mapping[str, tuple[PackingLoss, ...]]
+
+
 def convert(
     target: Source,
     assistant: Source | None,
     destination: Path,
     settings: Settings,
     report: ProgressReport = lambda file, done, total: None,
-) -> Manifest:
+) -> Converted:
     """Make the bundle at `destination`, or go on with it.
 
     Raises ModelRefused, and OSError of the file system; what was finished is kept for another run.
@@ -61,7 +72,12 @@ def convert(
         manifest = Manifest(settings.tool, {name: plan.part for name, plan in parts.items()}, files)
         _write_text(staging, MANIFEST, manifest.text())
         staging.publish()
-    return manifest
+        return Converted(manifest, {name: _losses(staging, name, parts[name]) for name in parts})
+
+
+def _losses(staging: StagingFolder, part: str, plan: PartPlan) -> tuple[PackingLoss, ...]:
+    told = [staging.told[f"{part}/{shard.name}"] for shard in plan.shards]
+    return tuple(PackingLoss(**loss) for losses in told for loss in losses)
 
 
 def _write_shards(
@@ -120,7 +136,7 @@ def _filling(
         done += count
         report(name, done, total)
 
-    return lambda file: write_shard(file, shard, advance)
+    return lambda file: [asdict(loss) for loss in write_shard(file, shard, advance)]
 
 
 def _copying(source: BinaryIO) -> Callable[[BinaryIO], object]:

@@ -3,7 +3,9 @@
 - A shard's header is known before any weight is read, so that every chunk goes to its final place.
 - Tensors lie by item size, largest first, then by name: each is aligned, and the bytes are the same
   in every run.
-- A weight that is no finite number in the dtype it is written in is refused.
+- A weight that is no finite number in the dtype it is written in is refused, and so is one that
+  comes back from its packing as none.
+- An nvfp4 weight is read twice: its scale comes before its groups' (checkpoint/tensor_scale).
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ import numpy.typing as npt
 
 from sapwood.model.checkpoint.config import Quantization
 from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.packing import packed_rows
 from sapwood.model.checkpoint.safetensors import SINGLE, TensorEntry
+from sapwood.model.checkpoint.tensor_scale import LARGEST, TENSOR_SCALE, scale_exponent
+from sapwood.model.checkpoint.weights import not_finite
+from sapwood.model.convert.loss import PackingLoss, joined, loss_of
 
 CHUNK_BYTES = 64 << 20
 _STORED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
@@ -52,6 +58,7 @@ class Piece:
 
     start: its first byte in the file at `path`. half: 0 or 1 of a pair that Hugging Face keeps in
     one tensor [experts, 2 * n, m]. dtype: of floats as they are written. packing None: as it is.
+    code: of what lies there packed, as checkpoint.weights.coded has it.
     """
 
     name: str
@@ -61,6 +68,7 @@ class Piece:
     half: int | None
     dtype: str
     packing: Quantization | None
+    code: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,7 +85,7 @@ class Piece:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """What is written for it, in the order of mx.quantize's results."""
+        """What is written for it, in the order of mx.quantize's results, then its own scale."""
         if self.packing is None:
             return (Tensor(self.name, self.dtype, self.shape),)
         *rows, size = self.shape
@@ -85,9 +93,11 @@ class Piece:
         groups = (*rows, size // packing.group_size)
         scales = Tensor(f"{stem}scales", self.dtype if packing.mode == "affine" else "U8", groups)
         weight = Tensor(self.name, "U32", (*rows, size * packing.bits // 32))
-        if packing.mode != "affine":
-            return weight, scales
-        return weight, scales, Tensor(f"{stem}biases", self.dtype, groups)
+        if packing.mode == "affine":
+            return weight, scales, Tensor(f"{stem}biases", self.dtype, groups)
+        if packing.mode == "nvfp4":
+            return weight, scales, Tensor(f"{stem}{TENSOR_SCALE}", "F32", tuple(rows[:-1]))
+        return weight, scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +143,13 @@ def lay_out(pieces: Iterable[Piece], bytes_max: int) -> tuple[Shard, ...]:
     )
 
 
-def write_shard(file: BinaryIO, shard: Shard, advance: Callable[[int], object]) -> None:
-    """Fill an empty file. advance(source bytes) after each chunk. Raises ModelRefused, OSError."""
+def write_shard(
+    file: BinaryIO, shard: Shard, advance: Callable[[int], object]
+) -> tuple[PackingLoss, ...]:
+    """Fill an empty file. Returns the loss of each weight that is packed.
+
+    advance(source bytes) after each chunk. Raises ModelRefused, OSError.
+    """
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     places: dict[str, int] = {}
     position = 0
@@ -151,20 +166,36 @@ def write_shard(file: BinaryIO, shard: Shard, advance: Callable[[int], object]) 
     file.write(len(header).to_bytes(8, "little") + header)
     first = file.tell()
     file.truncate(first + position)
+    losses: list[PackingLoss] = []
     for piece in shard.pieces:
-        _write_piece(file, piece, [first + places[t.name] for t in piece.tensors], advance)
+        losses += _write_piece(
+            file, piece, [first + places[t.name] for t in piece.tensors], advance
+        )
         mx.clear_cache()
+    return tuple(losses)
 
 
 def _write_piece(
     file: BinaryIO, piece: Piece, places: Sequence[int], advance: Callable[[int], object]
-) -> None:
-    places = list(places)
-    for chunk in _chunks(_view(piece)):
-        for index, part in enumerate(_converted(piece, chunk)):
-            file.seek(places[index])
-            places[index] += file.write(part)
-        advance(chunk.nbytes)
+) -> list[PackingLoss]:
+    """The piece's loss in a list, empty where it is not packed."""
+    places, losses = list(places), list[PackingLoss]()
+
+    def write(parts: Iterable[bytes], index: int = 0) -> None:
+        for tensor, part in enumerate(parts, start=index):
+            file.seek(places[tensor])
+            places[tensor] += file.write(part)
+
+    for matrix in _matrices(_view(piece)):
+        exponent = _scale_exponent(piece, matrix)
+        if exponent is not None:
+            write([np.float32(LARGEST * 2.0**exponent).tobytes()], len(piece.tensors) - 1)
+        for chunk in _chunks(matrix):
+            parts, loss = _converted(piece, chunk, exponent)
+            write(parts)
+            losses += [loss] if loss else []
+            advance(chunk.nbytes)
+    return [joined(piece.name, losses)] if losses else []
 
 
 def _view(piece: Piece) -> Rows:
@@ -176,37 +207,69 @@ def _view(piece: Piece) -> Rows:
     return whole.reshape(experts, 2, rows, size)[:, piece.half]
 
 
-def _chunks(view: Rows) -> Iterator[Rows]:
-    """Whole rows, up to CHUNK_BYTES at a time, in order."""
+def _matrices(view: Rows) -> Iterator[Rows]:
+    """What has a scale of its own, in order: an expert's weight, else all."""
     if view.ndim > 2:
         for inner in view:
-            yield from _chunks(inner)
-    elif view.ndim < 2 or view.nbytes <= CHUNK_BYTES:
-        yield view
+            yield from _matrices(inner)
     else:
-        rows = max(1, CHUNK_BYTES * len(view) // view.nbytes)
-        for start in range(0, len(view), rows):
-            yield view[start : start + rows]
+        yield view
 
 
-def _converted(piece: Piece, chunk: Rows) -> list[bytes]:
-    """The bytes of the piece's tensors for these rows."""
+def _chunks(matrix: Rows) -> Iterator[Rows]:
+    """Whole rows, up to CHUNK_BYTES at a time, in order."""
+    if matrix.ndim < 2 or matrix.nbytes <= CHUNK_BYTES:
+        yield matrix
+    else:
+        rows = max(1, CHUNK_BYTES * len(matrix) // matrix.nbytes)
+        for start in range(0, len(matrix), rows):
+            yield matrix[start : start + rows]
+
+
+def _scale_exponent(piece: Piece, matrix: Rows) -> int | None:
+    """Of the scale of a whole matrix, as scale_exponent has it; None for all modes but nvfp4."""
+    if piece.packing is None or piece.packing.mode != "nvfp4":
+        return None
+    chunks = (_cast(piece, _array(piece, chunk)) for chunk in _chunks(matrix))
+    largest = (mx.abs(chunk).max().astype(mx.float32) for chunk in chunks)
+    return scale_exponent(max(float(np.array(value)) for value in largest))
+
+
+def _converted(
+    piece: Piece, chunk: Rows, exponent: int | None
+) -> tuple[list[bytes], PackingLoss | None]:
+    """The bytes of the piece's tensors for these rows, and what packing took from them."""
     if piece.source.dtype not in _FLOATS:
-        return [chunk.tobytes()]
-    array = mx.array(np.ascontiguousarray(chunk))
-    if piece.source.dtype == "BF16":
-        array = array.view(mx.bfloat16)
-    array = array.astype(_FLOATS[piece.dtype])
-    if not mx.all(mx.isfinite(array)):
-        raise ModelRefused(
-            f"{piece.source.file}: {piece.source.name[:200]} holds what is no finite number "
-            f"in {piece.dtype}"
-        )
+        if piece.code and not_finite(mx.array(np.ascontiguousarray(chunk)), piece.code):
+            raise _refused(piece, f"no finite number in {piece.code}")
+        return [chunk.tobytes()], None
+    source = _array(piece, chunk)
+    array = _cast(piece, source)
     if piece.packing is None:
-        return [_bytes(array)]
-    packing = piece.packing
-    made = mx.quantize(array, packing.group_size, packing.bits, packing.mode)
-    return [_bytes(part) for part in made]
+        return [_bytes(array)], None
+    made, back = packed_rows(array, piece.packing, exponent)
+    loss = loss_of(piece.name, source.astype(mx.float32), back, piece.packing.group_size)
+    if not math.isfinite(loss.errors):
+        raise _refused(piece, f"no finite number any more, packed as {piece.packing}")
+    return [_bytes(part) for part in made], loss
+
+
+def _array(piece: Piece, chunk: Rows) -> mx.array:
+    """Rows of floats as they are in the source."""
+    array = mx.array(np.ascontiguousarray(chunk))
+    return array.view(mx.bfloat16) if piece.source.dtype == "BF16" else array
+
+
+def _cast(piece: Piece, source: mx.array) -> mx.array:
+    """In the dtype that is written. Raises ModelRefused."""
+    array = source.astype(_FLOATS[piece.dtype])
+    if not mx.all(mx.isfinite(array)):
+        raise _refused(piece, f"no finite number in {piece.dtype}")
+    return array
+
+
+def _refused(piece: Piece, what: str) -> ModelRefused:
+    return ModelRefused(f"{piece.source.file}: {piece.source.name[:200]} holds what is {what}")
 
 
 def _bytes(array: mx.array) -> bytes:

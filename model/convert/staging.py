@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sapwood.model.checkpoint.bundle import FileRecord, digest
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
@@ -28,11 +28,16 @@ _JOURNAL = "journal.json"
 
 @dataclass(slots=True)
 class StagingFolder:
-    """An open staging folder. `finished`: files of the bundle that need not be made again."""
+    """An open staging folder.
+
+    finished: files of the bundle that need not be made again. told: what those that filled them
+    had to say, in JSON's types.
+    """
 
     destination: Path
     plan_digest: str
     finished: dict[str, FileRecord] = field(default_factory=dict)
+    told: dict[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -47,18 +52,21 @@ class StagingFolder:
     def write(
         self, name: str, fill: Callable[[BinaryIO], object], *, journal: bool = False
     ) -> FileRecord:
-        """Make one durable file of the bundle, under its name only once it is whole."""
+        """Make one durable file of the bundle, under its name only once it is whole.
+
+        journal: it is kept by a later run, and with it what `fill` returned.
+        """
         path = self.bundle / name
         path.parent.mkdir(parents=True, exist_ok=True)
         half = path.with_name(f".{path.name}.half")
         with half.open("w+b") as file:
-            fill(file)
+            told = fill(file)
             file.flush()
             os.fsync(file.fileno())
         record = FileRecord(half.stat().st_size, digest(half))
         half.rename(path)
         if journal:
-            self.finished[name] = record
+            self.finished[name], self.told[name] = record, told
             self._write_journal()
         return record
 
@@ -75,7 +83,8 @@ class StagingFolder:
         finished = {name: asdict(record) for name, record in self.finished.items()}
         half = self.folder / f".{_JOURNAL}.half"
         with half.open("w") as file:
-            json.dump({"plan": self.plan_digest, "finished": finished}, file)
+            document = {"plan": self.plan_digest, "finished": finished, "told": self.told}
+            json.dump(document, file)
             file.flush()
             os.fsync(file.fileno())
         half.rename(self.folder / _JOURNAL)
@@ -97,13 +106,14 @@ class StagingFolder:
         self.bundle.mkdir(exist_ok=True)
         try:
             recorded = {k: FileRecord(**v) for k, v in document["finished"].items()}
+            told = {name: document["told"][name] for name in recorded}
         except (KeyError, TypeError, AttributeError):
             raise ModelRefused(f"{self.folder / _JOURNAL}: is no conversion's journal") from None
         for name, record in recorded.items():
             path = self.bundle / name
             whole = path.is_file() and path.stat().st_size == record.bytes
             if whole and digest(path) == record.sha256:
-                self.finished[name] = record
+                self.finished[name], self.told[name] = record, told[name]
         for path in [p for p in self.bundle.rglob("*") if p.is_file()]:
             if str(path.relative_to(self.bundle)) not in self.finished:
                 path.unlink()

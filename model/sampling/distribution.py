@@ -6,6 +6,8 @@
 - Ties are broken by the lower token id, in top_k, in top_p and in argmax.
 - Rows are worked in groups of one reach, each at its own fixed width: whoever else is in the step,
   a row's sums run over the same numbers in the same order.
+- No sum over a vocabulary runs in one row of floats: float32 on a CPU is off by 1e-3 at its end.
+  What top_p cuts is summed in integers, normalisers in blocks; half precision is left before.
 - Only rows with top_p and without top_k sort the vocabulary; greedy rows cost an argmax. Rows
   without bias and penalties never share a group with rows that have some.
 """
@@ -32,6 +34,10 @@ NUCLEUS = -2  # the vocabulary, ranked once to cut it at top_p
 RANKED = (CANDIDATES_FEW, CANDIDATES_MAX)
 
 BLOCK_TOKENS = 64
+SUMMED_TOKENS = 512
+# A row's mass in integers is at most 2**MASS_BITS, shares of it are told in 2**-SHARE_BITS: what
+# `_shared` multiplies fits an int64.
+MASS_BITS, SHARE_BITS = 62, 31
 # What (logit - max) / temperature survives in float32; the ends are greedy and uniform in effect.
 TEMPERATURE_MIN, TEMPERATURE_MAX = 1e-20, 1e20
 
@@ -57,17 +63,20 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """The samplers of n rows as float32 columns [n, 1], made safe to compute with."""
+    """The samplers of n rows as columns [n, 1], made safe to compute with."""
 
-    temperature: mx.array
-    top_k: mx.array  # off: above any width
-    tail_mass: mx.array  # 1 - top_p: a token stays while it and all below it hold more; off: -1
-    log_min_p: mx.array  # off: -inf
+    temperature: mx.array  # float32
+    top_k: mx.array  # int32; off: above any width
+    # int64, 1 - top_p as a share: a token stays while it and all below it hold more; off: below 0
+    tail_share: mx.array
+    log_min_p: mx.array  # float32; off: -inf
 
     @classmethod
     def of(cls, table: np.ndarray) -> Filters:
         """From rows of DrawRows.table."""
-        return cls(*(mx.array(table[:, i : i + 1]) for i in range(4)))
+        types = (np.float32, np.int32, np.int64, np.float32)
+        columns = zip(table.T, types, strict=True)
+        return cls(*(mx.array(column.astype(kind)[:, None]) for column, kind in columns))
 
 
 @dataclass(frozen=True)  # no slots: cached_property keeps its value in the instance
@@ -144,8 +153,8 @@ class DrawRows:
 
     @cached_property
     def table(self) -> np.ndarray:
-        """float32 [B, 4]: the columns of Filters."""
-        return np.array([_filter_values(s) for s in self.samplings], np.float32)
+        """float64 [B, 4]: the columns of Filters."""
+        return np.array([_filter_values(s) for s in self.samplings], np.float64)
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -207,11 +216,24 @@ def filtered(values: mx.array, filters: Filters) -> mx.array:
     # The maximum goes first: dividing by a small temperature must not overflow.
     scaled = (values - values[:, :1]) / filters.temperature
     scaled = mx.where(ranks < filters.top_k, scaled, -mx.inf)
-    # Mass from the tail up to here: summed from the top, a long tail would vanish against 1.
-    mass = mx.cumsum(mx.softmax(scaled, axis=-1), axis=-1, reverse=True)
-    # The best token stays whatever the rounding of its mass, which is 1.
-    kept = ((mass > filters.tail_mass) | (ranks == 0)) & (scaled >= filters.log_min_p)
-    return _renormalised(mx.where(kept, scaled, -mx.inf))
+    # Mass from the tail up to here, exact: in floats a long tail would vanish against the head, and
+    # a sum of 2**18 addends would drift by more than a token.
+    units = 2.0 ** (MASS_BITS - (values.shape[-1] - 1).bit_length())  # of the best token
+    masses = (mx.exp(scaled) * units).astype(mx.int64)
+    tails = mx.cumsum(masses, axis=-1, reverse=True)
+    # The best token stays however little is asked for.
+    kept = (tails > _shared(tails[:, :1], filters.tail_share)) | (ranks == 0)
+    return _renormalised(mx.where(kept & (scaled >= filters.log_min_p), scaled, -mx.inf))
+
+
+def log_total(scores: mx.array) -> mx.array:
+    """log(sum(exp)) of each row [n, C], [n, 1]."""
+    rows, width = scores.shape
+    padding = -width % SUMMED_TOKENS if width > SUMMED_TOKENS else 0
+    if padding:
+        scores = mx.pad(scores, [(0, 0), (0, padding)], constant_values=-mx.inf)
+    blocks = scores.reshape(rows, -1, min(width, SUMMED_TOKENS))
+    return mx.logsumexp(mx.logsumexp(blocks, axis=-1), axis=-1, keepdims=True)
 
 
 def best_tokens(scores: mx.array, ids: mx.array | None = None) -> mx.array:
@@ -251,7 +273,7 @@ def _filter_values(sampling: Sampling) -> tuple[float, float, float, float]:
     return (
         min(max(sampling.temperature, TEMPERATURE_MIN), TEMPERATURE_MAX),
         sampling.top_k or 2**30,
-        1 - sampling.top_p if sampling.top_p < 1 else -1.0,
+        round((1 - sampling.top_p) * 2**SHARE_BITS) if sampling.top_p < 1 else -1,
         math.log(sampling.min_p) if sampling.min_p else -math.inf,
     )
 
@@ -262,7 +284,15 @@ def _min_p_only(logits: mx.array, filters: Filters) -> mx.array:
 
 
 def _renormalised(scaled: mx.array) -> mx.array:
-    return scaled - mx.logsumexp(scaled, axis=-1, keepdims=True)
+    return scaled - log_total(scaled)
+
+
+def _shared(total: mx.array, share: mx.array) -> mx.array:
+    """total * share / 2**SHARE_BITS rounded down, all int64."""
+    high = total >> SHARE_BITS
+    low = total - (high << SHARE_BITS)
+    shared: mx.array = high * share + (low * share >> SHARE_BITS)
+    return shared
 
 
 def _best(values: mx.array, k: int) -> tuple[mx.array, mx.array]:

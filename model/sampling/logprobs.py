@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from sapwood.model.sampling.distribution import DrawRows, ranked, take_rows
+from sapwood.model.sampling.distribution import DrawRows, log_total, ranked, take_rows
 from sapwood.scheduler.result import TokenLogprobs
 
 
@@ -58,7 +58,7 @@ def logprobs_report(
     owners = rows.owners[flat]
     part = take_rows(logits, flat).astype(mx.float32)
     tokens = drawn[mx.array(owners), mx.array(rows.offsets[flat])]
-    total = mx.logsumexp(part, axis=-1, keepdims=True)
+    total = log_total(part)
     best, ids = ranked(part, max(asked))
     chosen = mx.take_along_axis(part, tokens[:, None], axis=-1) - total
     return LogprobsReport(owners, asked, chosen[:, 0], best - total, ids)

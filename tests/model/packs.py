@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,15 +124,24 @@ def unpacked(directory: ModelDirectory, place: Path) -> ModelDirectory:
     for name in [n for n in tensors if n.endswith(".scales")]:
         path = name.removesuffix(".scales")
         entry = table.get(path, table)
-        tensors[f"{path}.weight"] = mx.dequantize(
-            tensors[f"{path}.weight"],
-            tensors.pop(name),
-            tensors.pop(f"{path}.biases", None),
-            entry["group_size"],
-            entry["bits"],
-            entry.get("mode", "affine"),
-            dtype=mx.float32,
-        )
+        stored = [tensors.pop(f"{path}.{k}", None) for k in ("weight", "scales", "biases")]
+        scale = tensors.pop(f"{path}.global_scale", None)
+        tensors[f"{path}.weight"] = dequantised(stored, entry, scale)
     mx.save_safetensors(str(made.path / "model.safetensors"), tensors, {"format": "mlx"})
     edit(made, "config.json", {"quantization": ..., "quantization_config": ...})
     return made
+
+
+def dequantised(
+    stored: Sequence[mx.array | None], entry: Mapping[str, Any], scale: mx.array | None = None
+) -> mx.array:
+    """float32, by mlx itself, of weight, scales and biases. scale: mlx's global_scale."""
+    if scale is not None and scale.ndim:
+        experts = (
+            [part if part is None else part[e] for part in stored] for e in range(scale.size)
+        )
+        return mx.stack([dequantised(e, entry, s) for e, s in zip(experts, scale, strict=True)])
+    weight, scales, biases = stored
+    assert weight is not None and scales is not None
+    how = (entry["group_size"], entry["bits"], entry.get("mode", "affine"))
+    return mx.dequantize(weight, scales, biases, *how, scale, dtype=mx.float32)

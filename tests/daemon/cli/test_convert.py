@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from sapwood.daemon.cli.main import main
@@ -14,7 +16,7 @@ from sapwood.daemon.errors import StartError
 from sapwood.daemon.process import assemble
 from sapwood.model.checkpoint.bundle import MANIFEST
 from tests.daemon.conftest import config_for
-from tests.model.reference import checkpoint
+from tests.model.reference import checkpoint, copied
 
 TARGET = str(checkpoint("e2b-tiny").path)
 DRAFTER = str(checkpoint("e2b-tiny-assistant").path)
@@ -38,6 +40,9 @@ def test_a_bundle_is_made_told_of_and_served_whole(
     out, err = capsys.readouterr()
     assert "target     e2b-tiny: 8-bit affine, group 32" in out
     assert "assistant  e2b-tiny-assistant: 8-bit mxfp8, group 32" in out
+    said = re.findall(r"^ +packing changed its weights by (\S+) %, most (\S+): (\S+) %$", out, re.M)
+    assert len(said) == 2 and all(0 < float(all) <= float(most) < 5 for all, _, most in said)
+    assert said[0][1].startswith("language_model.model.") and "zero" not in out
     names = [line.split(":")[0] for line in err.splitlines()]
     assert names[0].startswith("target/model-00001-of-0")
     assert names[-1] == "all files" and len(set(names)) == len(names) > 3
@@ -51,6 +56,26 @@ def test_a_bundle_is_made_told_of_and_served_whole(
     (made / "assistant" / "tokenizer.json").unlink()
     with pytest.raises(StartError, match=r"assistant/tokenizer\.json: no such file"):
         assemble.load(config_for(model=str(made)))
+
+
+def test_weights_that_became_zero_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row far below what its matrix' scale reaches."""
+    source = copied("e2b-tiny", tmp_path, weights=True)
+    path = str(source.path / "model.safetensors")
+    tensors = mx.load(path)
+    assert isinstance(tensors, dict)
+    name = next(n for n in tensors if n.endswith("layers.0.mlp.up_proj.weight"))
+    tensors[name][3] *= 1e-9
+    mx.save_safetensors(path, tensors, {"format": "pt"})
+    assert main(["convert", str(source.path), str(tmp_path / "made"), "--quantize", "nvfp4"]) == 0
+    count = tensors[name].shape[1]
+    assert re.search(
+        rf"^ +{count} small weights became zero, {count} of them in language_model.*mlp\.up_proj",
+        capsys.readouterr().out,
+        re.M,
+    )
 
 
 def test_a_terminal_sees_a_bar(

@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from mlx_lm.utils import quantize_model
 
 from sapwood.model.checkpoint.config import PACKINGS, Quantization
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
@@ -17,7 +18,7 @@ from sapwood.model.checkpoint.safetensors import weight_files
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.pair import Pair, load_pair, try_out
 from tests.model.packs import Directories, packed, plain, unpacked
-from tests.model.reference import NAMES, Array, edit, logits
+from tests.model.reference import NAMES, Array, edit, logits, parameters
 
 EVERY = [
     Quantization(bits, group_size, mode)
@@ -92,6 +93,52 @@ def test_half_precision_is_kept_where_the_embedding_is_packed(
     assert loaded.dtype == target_of.embed(mx.array(IDS)).dtype == mx.float16
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_experts_may_each_have_a_scale_of_their_own_as_mlx_lm_packs_them(
+    dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Far from where the groups' scales reach alone; mlx itself computes so on a GPU only."""
+    target, _ = plain("a4b-tiny", tmp_path)
+    small = {
+        name: array * 1e-3
+        for name, array in _tensors_of(target).items()
+        if "experts" in name and not name.endswith("scale")
+    }
+    assert len(small) > 2
+    _repack(target, small)
+    model = load_pair(target, None, "float32").target
+    _, document = quantize_model(model, _document(target), 16, 4, "nvfp4", global_scale=True)
+    capsys.readouterr()  # it prints
+    named = {f"language_model.{name}": array for name, array in parameters(model).items()}
+    assert sum(name.endswith("global_scale") for name in named) == 6
+    mx.save_safetensors(str(target.path / "model.safetensors"), named, {"format": "mlx"})
+    table = {
+        f"language_model.{key}" if isinstance(value, dict) else key: value
+        for key, value in document["quantization"].items()
+    }
+    (target.path / "config.json").write_text(json.dumps(document | {"quantization": table}))
+    twin = unpacked(target, tmp_path)
+    loaded = load_pair(target, None, dtype)
+    scales = [a for name, a in parameters(loaded.target).items() if name.endswith("global_scale")]
+    assert {scale.dtype for scale in scales} == {mx.float32}
+    found = np.array(loaded.target(mx.array(IDS[None])).astype(mx.float32))[0]
+    off = np.abs(found - logits(load_pair(twin, None, "float32").target, IDS))
+    # In half precision a router may choose otherwise: a few logits are far off, packed or not.
+    assert np.median(off) < {"float32": 1e-5, "bfloat16": 0.06, "float16": 0.008}[dtype]
+    assert dtype != "float32" or off.max() < 1e-4
+
+
+def _tensors_of(directory: ModelDirectory) -> dict[str, mx.array]:
+    tensors = mx.load(str(directory.path / "model.safetensors"))
+    assert isinstance(tensors, dict)
+    return tensors
+
+
+def _document(directory: ModelDirectory) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((directory.path / "config.json").read_text())
+    return document
+
+
 def _repack(directory: ModelDirectory, change: dict[str, Any]) -> None:
     path = str(directory.path / "model.safetensors")
     tensors = mx.load(path)
@@ -119,7 +166,7 @@ _UP = "language_model.model.layers.1.mlp.up_proj"
         ),
         ({f"{_UP}.scales": mx.zeros((128, 2), mx.uint8)}, r"up_proj: cannot tell how it is packed"),
         ({f"{_UP}.biases": None}, r"up_proj\.biases is missing"),
-        ({f"{_UP}.global_scale": mx.ones((1,))}, r"up_proj: nvfp4 with a global scale"),
+        ({f"{_UP}.global_scale": mx.ones((1,))}, r"up_proj: has a global scale, which only nvfp4"),
         ({f"{_UP}.weight": mx.zeros((64, 16), mx.uint32)}, r"expected .*\[128, 16\], found"),
     ],
 )

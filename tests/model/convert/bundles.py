@@ -28,7 +28,7 @@ def bundle(
         for directory, how in zip(pair, (packing, draft_packing), strict=True)
     ]
     chosen: dict[str, Any] = {"tool": "test", "shard_bytes_max": SHARD_BYTES} | settings
-    return convert(sources[0], sources[1], place, Settings(**chosen), report)
+    return convert(sources[0], sources[1], place, Settings(**chosen), report).manifest
 
 
 def contents(folder: Path) -> dict[str, bytes]:
