@@ -26,7 +26,7 @@ from sapwood.model.checkpoint.locate import find, source_name
 from sapwood.model.checkpoint.packing import parse_packing
 from sapwood.model.convert.conversion_plan import SHARD_BYTES_MAX, Settings, Source
 from sapwood.model.convert.convert import Converted, ProgressReport, convert
-from sapwood.model.convert.loss import PackingLoss, joined
+from sapwood.model.convert.loss import PackingLoss, total_loss
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -133,7 +133,7 @@ def _said_of_losses(losses: Sequence[PackingLoss]) -> Iterator[str]:
     """What packing took from one part's weights, of those that it packed."""
     if not losses:
         return
-    whole, worst = joined("", losses), max(losses, key=lambda loss: loss.share)
+    whole, worst = total_loss("", losses), max(losses, key=lambda loss: loss.share)
     yield f"packing changed its weights by {_percent(whole)}, most {worst.name}: {_percent(worst)}"
     if whole.zeroed:
         most = max(losses, key=lambda loss: loss.zeroed)

@@ -41,7 +41,7 @@ def loss_of(name: str, before: mx.array, after: mx.array, group_size: int) -> Pa
     return PackingLoss(name, squares, errors, int(np.array(lost).sum()))
 
 
-def joined(name: str, losses: Iterable[PackingLoss]) -> PackingLoss:
+def total_loss(name: str, losses: Iterable[PackingLoss]) -> PackingLoss:
     """All of them as one."""
     kept = list(losses)
     return PackingLoss(

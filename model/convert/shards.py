@@ -27,7 +27,7 @@ from sapwood.model.checkpoint.packing import packed_rows
 from sapwood.model.checkpoint.safetensors import SINGLE, TensorEntry
 from sapwood.model.checkpoint.tensor_scale import LARGEST, TENSOR_SCALE, scale_exponent
 from sapwood.model.checkpoint.weights import not_finite
-from sapwood.model.convert.loss import PackingLoss, joined, loss_of
+from sapwood.model.convert.loss import PackingLoss, loss_of, total_loss
 
 CHUNK_BYTES = 64 << 20
 _STORED = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
@@ -195,7 +195,7 @@ def _write_piece(
             write(parts)
             losses += [loss] if loss else []
             advance(chunk.nbytes)
-    return [joined(piece.name, losses)] if losses else []
+    return [total_loss(piece.name, losses)] if losses else []
 
 
 def _view(piece: Piece) -> Rows:

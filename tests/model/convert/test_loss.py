@@ -17,7 +17,7 @@ from sapwood.model.checkpoint.locate import locate
 from sapwood.model.checkpoint.packing import SPELLINGS, parse_packing
 from sapwood.model.convert.conversion_plan import Settings, Source
 from sapwood.model.convert.convert import convert
-from sapwood.model.convert.loss import PackingLoss, joined, loss_of
+from sapwood.model.convert.loss import PackingLoss, loss_of, total_loss
 from sapwood.model.pair import load_pair, try_out
 from tests.model.convert.bundles import bundle
 from tests.model.packs import Directories, dequantised, unpacked
@@ -139,7 +139,7 @@ def test_an_nvfp4_bundle_is_served_as_what_it_stands_for(
     assert loaded.quantization.startswith("4-bit nvfp4, group 16")
     assert "drafter 4-bit nvfp4, group 16" in loaded.quantization
     try_out(loaded)
-    joined_shards = ModelDirectory(tmp_path / "joined")
+    joined_shards = ModelDirectory(tmp_path / "total_loss")
     joined_shards.path.mkdir()
     for file in made.path.glob("[!m]*"):
         shutil.copy(file, joined_shards.path)
@@ -273,7 +273,7 @@ def test_losses_add_up() -> None:
     after = mx.array([[3.0, 1, 0, 0], [0, 0, 0, 4]])
     loss = loss_of("a", before, after, 2)
     assert [loss.squares, loss.errors, loss.zeroed] == pytest.approx([25, 1, 1])
-    both = joined("b", [loss, PackingLoss("c", 75, 3, 4)])
+    both = total_loss("b", [loss, PackingLoss("c", 75, 3, 4)])
     assert (both.name, both.zeroed) == ("b", 5)
     assert both.share == pytest.approx(0.2)
-    assert PackingLoss("nothing").share == joined("of nothing", []).share == 0
+    assert PackingLoss("nothing").share == total_loss("of nothing", []).share == 0
