@@ -41,7 +41,7 @@ EDGES: Mapping[str, set[str]] = {
     "sapwood": {"sapwood/client"},
     "daemon": {"sapwood"},
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
-    "daemon/engine": {"cache/prefix/describe", "daemon", "scheduler"},
+    "daemon/engine": {"cache/prefix/describe", "daemon", "model/prompt/errors", "scheduler"},
     "daemon/rpc": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),

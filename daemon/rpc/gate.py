@@ -66,6 +66,11 @@ class Gate:
         if self._admission is not None:
             self._admission.close()
 
+    def count_refused(self, method: str) -> None:
+        """One that did not come as far as its behaviour; only Generate's are requests."""
+        if method.endswith(".Generate"):
+            self.turned_away[Outcome.REJECTED] += 1
+
     async def ask(self, work: Callable[[Loaded], _T]) -> _T:
         """What the engine thread answers between two steps. Raises Refused where it has ended."""
         try:

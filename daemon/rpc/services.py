@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha._async import ReflectionServicer
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.cache_service import CacheService
+from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.health_service import Health
@@ -39,21 +40,23 @@ def make_server(gate: Gate, health: Health, *, reflection: bool) -> grpc.aio.Ser
     """Not started, and listening nowhere yet."""
     limits = gate.limits
     server = grpc.aio.server(
-        options=server_options(limits), maximum_concurrent_rpcs=limits.rpcs_max
+        options=server_options(limits), maximum_concurrent_rpcs=limits.transport_rpcs_max
     )
-    services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
-        (GENERATION, GenerationService(gate).behaviours()),
-        (CACHE, CacheService(gate).behaviours()),
-        (SESSION, {}),
-        (HEALTH, health.behaviours()),
+    ours = Entrance(limits, limits.rpcs_max, gate.count_refused)
+    others = Entrance(limits, limits.watches_max)  # answered even where ours are at their bound
+    services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour], Entrance], ...] = (
+        (GENERATION, GenerationService(gate).behaviours(), ours),
+        (CACHE, CacheService(gate).behaviours(), ours),
+        (SESSION, {}, ours),
+        (HEALTH, health.behaviours(), others),
     )
-    handlers = [boundary.service_handler(service, b, limits) for service, b in services]
+    handlers = [boundary.service_handler(*service) for service in services]
     if reflection:
         names = [*service_names(), REFLECTION.full_name]
         # The stubs call this async generator a coroutine.
         exchange = cast("boundary.Exchange", ReflectionServicer(names).ServerReflectionInfo)
         handlers.append(
-            boundary.exchange_handler(REFLECTION, "ServerReflectionInfo", exchange, limits)
+            boundary.exchange_handler(REFLECTION, "ServerReflectionInfo", exchange, others)
         )
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
@@ -64,7 +67,7 @@ def server_options(limits: Limits) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", limits.request_bytes_max),
-        ("grpc.max_concurrent_streams", limits.streams_per_connection_max),
+        ("grpc.max_concurrent_streams", limits.transport_rpcs_max),
         ("grpc.max_metadata_size", limits.metadata_bytes_max),
         # Clients may ping through a long silent prefill without a GOAWAY.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),

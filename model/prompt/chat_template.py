@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateError, nodes
 
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, shown
-from sapwood.model.prompt.errors import PromptRefused
+from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, PromptRefused, never
 from sapwood.model.prompt.sandbox import OutOfBounds, Sandbox
 
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
@@ -27,6 +27,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 _STAND_INS = range(0xD800, 0xE000)
 _STAND_IN = re.compile("([\ud800-\udfff])")
 _INDENT_MAX = 16
+_SEARCHED_CHARS = 64 * 1024
 # What a conversation may hold besides roles and contents, and by which names templates use it.
 _FEATURES = {
     "tools": ("tools",),
@@ -73,30 +74,33 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
+        given_up: GivenUp = never,
     ) -> list[str]:
         """The prompt, the assistant's turn opened at its end: text, control, text, ..., text.
 
         Joined it is what transformers would render. Messages and tools are JSON values in the form
-        that transformers takes: `role`, `content`, `tool_calls`, ... Raises PromptRefused.
+        that transformers takes: `role`, `content`, `tool_calls`, ... Raises PromptRefused, and
+        PromptAbandoned soon after `given_up` says so.
         """
         if not messages:
             raise PromptRefused("messages are empty")
         if any(message["role"] not in ROLES for message in messages):
             raise PromptRefused(f"role must be one of {', '.join(sorted(ROLES))}")
-        _check_unicode([messages, tools])
+        for value in (*messages, *tools):
+            _check_unicode(value)
         context: dict[str, Any] = {**self._names, "messages": messages}
         context["tools"] = list(tools) or None
         if thinking is not None:
             context["enable_thinking"] = thinking
-        parts = _STAND_IN.split(self._render(context))
+        parts = _split(self._render(context, given_up))
         parts[1::2] = map(self._stand_ins.token, parts[1::2])
         return parts
 
-    def _render(self, context: Mapping[str, Any]) -> str:
+    def _render(self, context: Mapping[str, Any], given_up: GivenUp) -> str:
         try:
             values = {**context, "documents": None, "add_generation_prompt": True}
-            return self._sandbox.rendered(self._template, values)
-        except PromptRefused:
+            return self._sandbox.rendered(self._template, values, given_up)
+        except (PromptRefused, PromptAbandoned):
             raise
         except OutOfBounds:
             raise PromptRefused(
@@ -160,6 +164,17 @@ def read_chat_template(
     if source is not None and not isinstance(source, str):
         raise ModelRefused(f"{where} is {shown(source)}, expected a template or a list of them")
     return None if source is None else (source, where)
+
+
+def _split(rendered: str) -> list[str]:
+    """Text, stand-in, text, ..., text. Searched in pieces: a search holds the GIL to its end."""
+    parts: list[str] = []
+    position = 0
+    for start in range(0, len(rendered), _SEARCHED_CHARS):
+        for found in _STAND_IN.finditer(rendered, start, start + _SEARCHED_CHARS):
+            parts += [rendered[position : found.start()], found[0]]
+            position = found.end()
+    return [*parts, rendered[position:]]
 
 
 def _end_settled_scans(tree: nodes.Template) -> None:

@@ -4,7 +4,8 @@
   of forty characters can ask for a terabyte, some while it is compiled, or for an hour.
 - No text is ever longer than `RENDERED_CHARS_MAX`: sums and products, joins and replacements are
   measured before they are made, and what pads, wraps or indents is not there.
-- No loop or macro goes on after `RENDER_S_MAX`: each begins its body with a look at the clock.
+- No loop or macro goes on after `RENDER_S_MAX`: each begins its body with a look at the clock,
+  and at whether anybody still waits.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, never
 
 RENDERED_CHARS_MAX = 16 << 20
 RENDER_S_MAX = 10.0
@@ -62,15 +65,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree.set_environment(self).set_lineno(1)
         return self.from_string(tree)
 
-    def rendered(self, template: Template, values: dict[str, Any]) -> str:
-        """Raises whatever the template does, and OutOfBounds past a bound."""
+    def rendered(
+        self, template: Template, values: dict[str, Any], given_up: GivenUp = never
+    ) -> str:
+        """Raises whatever the template does, OutOfBounds past a bound, and PromptAbandoned."""
         self._local.ends_at = time.monotonic() + RENDER_S_MAX
+        self._local.given_up = given_up
         return template.render(values)
 
     def tick(self) -> bool:
-        """True, until this thread's render has lasted too long: then raises OutOfBounds."""
+        """True, until this thread's render has lasted too long or nobody waits: then raises."""
         if time.monotonic() > self._local.ends_at:
             raise OutOfBounds(f"a template ran longer than {RENDER_S_MAX} s")
+        if self._local.given_up():
+            raise PromptAbandoned
         return True
 
     @staticmethod

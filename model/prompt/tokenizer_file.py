@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Encoder
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, parse_object, shown
 from sapwood.model.prompt.chat_template import ChatTemplate, read_chat_template
 from sapwood.model.prompt.generation_config import FILE, read_generation
+from sapwood.model.prompt.pieces import PieceEncoder
 from sapwood.model.prompt.special_tokens import (
     SETTINGS,
     bos_id,
@@ -59,12 +60,12 @@ def load_tokenizer(
         document.get("decoder"), words, set(control_ids.values()), vocabulary, where
     )
     tokenizer = Tokenizer(
-        encoder=encoder,
+        pieces=PieceEncoder(encoder, document),
         control=control,
         control_ids=control_ids,
         template=ChatTemplate(template[0], names, control, template[1]) if template else None,
         token_bytes=token_bytes,
-        floor=TokenFloor(document, token_bytes),
+        floor=TokenFloor(document, token_bytes, control),
         bos_id=bos_id(directory, settings, bos, names.get("bos_token", ""), words, bos_ids),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=frozenset(eos),
