@@ -7,7 +7,6 @@ not hold up whoever measures.
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,10 +31,8 @@ def _field(number: int, payload: bytes) -> bytes:
     return _number(number << 3 | 2) + _number(len(payload)) + payload
 
 
-def _message(content: str, **fields: str) -> bytes:
-    role = b"assistant" if fields else b"user"
-    call = _field(1, b"f") + _field(2, fields.get("arguments", "").encode())
-    return _field(1, _field(1, role) + _field(2, content.encode()) + _field(4, call) * bool(fields))
+def _message(content: str) -> bytes:
+    return _field(1, _field(1, b"user") + _field(2, content.encode()))
 
 
 def _rare(chars: int) -> str:
@@ -51,10 +48,6 @@ KINDS: dict[str, Callable[[], tuple[str, bytes]]] = {
     "a content": lambda: (_GENERATE, _field(_MESSAGES, _message(_rare(_MOST)))),
     "a content of marks": lambda: (_GENERATE, _field(_MESSAGES, _message("<channel|>" * 300_000))),
     "empty messages": lambda: (_GENERATE, _field(_MESSAGES, b"\x0a\x00" * (_MOST // 2))),
-    "lists in arguments": lambda: (
-        _GENERATE,
-        _field(_MESSAGES, _message("", arguments=json.dumps({"a": [[]] * 900_000}))),
-    ),
     "many messages": lambda: (_GENERATE, _field(_MESSAGES, _message("x" * 990) * 4096)),
     "stop strings": lambda: (_GENERATE, _field(_STOP, b"") * (_MOST // 2)),
     "Tokenize": lambda: (_TOKENIZE, _field(_TEXT, _rare(_MOST).encode())),
