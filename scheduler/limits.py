@@ -18,8 +18,11 @@ class Limits:
     # One request, checked at the door before anything is allocated in proportion to it.
     request_bytes_max: int = 4 * 1024 * 1024
     metadata_bytes_max: int = 8 * 1024
+    request_fields_max: int = 24 * 1024  # of one message and all inside of it, ids aside
     messages_max: int = 4096
     tools_max: int = 128
+    json_items_max: int = 64 * 1024  # of all tools and calls: what a comma or bracket may begin
+    codec_tokens_max: int = 256 * 1024  # of Tokenize and Detokenize
     stop_strings_max: int = 8
     stop_string_bytes_max: int = 64
     stop_token_ids_max: int = 64
@@ -39,13 +42,19 @@ class Limits:
     admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512
-    streams_per_connection_max: int = 128
+    watches_max: int = 128  # of health and reflection
+    transport_rpcs_max: int = 1024  # gRPC's own, also of one connection: above those two together
     connections_max: int = 1024  # in equal parts for the listeners
     descriptors_kept: int = 96  # of what the process may open: no connection gets them
     handshake_s_max: float = 10.0  # until a connection says that it speaks HTTP/2
     mailbox_bytes_max: int = 256 * 1024
     write_s_max: float = 30.0
     tokenise_workers: int = 2
+    tokenise_calls_max: int = 512
+    tokenise_bytes_max: int = 64 * 1024 * 1024
+    codec_workers: int = 1  # Tokenize and Detokenize have their own
+    codec_calls_max: int = 32
+    codec_bytes_max: int = 32 * 1024 * 1024
     deadline_slack_s: float = 0.1
 
     # The HTTP endpoint of metrics and health.

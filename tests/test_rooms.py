@@ -41,7 +41,10 @@ EDGES: Mapping[str, set[str]] = {
     "sapwood": {"sapwood/client"},
     "daemon": {"sapwood"},
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
-    "daemon/engine": {"cache/prefix/describe", "cache/prefix/snapshot", "daemon", "scheduler"},
+    "daemon/engine": {
+        *("cache/prefix/describe", "cache/prefix/snapshot", "daemon", "model/prompt/errors"),
+        "scheduler",
+    },
     "daemon/rpc": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),

@@ -1,7 +1,7 @@
 """What the event loop may know of the loaded model: values and a tokenizer, no arrays.
 
 - Made once by the loader, immutable, shared by admission, GetModel and the client's defaults.
-- The tokenizer is called from worker threads, two at a time.
+- The tokenizer is called from worker threads, several at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sapwood.model.prompt.errors import GivenUp, never
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.sampling import SamplingDefaults
 
@@ -17,8 +18,9 @@ from sapwood.scheduler.sampling import SamplingDefaults
 class ServedTokenizer(Protocol):
     """The model's own tokenizer; thread-safe.
 
-    Encoding may raise PromptTooLong where a prompt is certainly longer than `tokens_max`, and need
-    not look.
+    Encoding raises PromptTooLong for what is longer than `tokens_max`, as soon as that is certain;
+    everything raises PromptAbandoned soon after `given_up` says so. Nothing in it holds the GIL for
+    long.
     """
 
     def features(self, tools: bool) -> frozenset[str] | None:
@@ -28,7 +30,9 @@ class ServedTokenizer(Protocol):
         there is no template for them.
         """
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(
+        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+    ) -> list[int]:
         """BOS is added if missing; control tokens are recognised."""
 
     def encode_messages(
@@ -37,13 +41,14 @@ class ServedTokenizer(Protocol):
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
         tokens_max: int | None = None,
+        given_up: GivenUp = never,
     ) -> list[int]:
         """Messages and tools as transformers takes them, in the model's template, as plain text.
 
         Raises ValueError for a conversation that the template cannot express.
         """
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], given_up: GivenUp = never) -> str:
         """Special tokens have no text; bytes that form no character become U+FFFD."""
 
 

@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
+import sys
 from collections.abc import Callable
 
 from sapwood.daemon import entry
@@ -21,11 +23,16 @@ from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
 from sapwood.daemon.settings.config import Config
 
+# How long a thread that wants the GIL waits for one that computes. Python's own 5 ms, some times in
+# a step, are as long as a step.
+_SWITCH_S = 0.001
+
 _log = logging.getLogger(__name__)
 
 
 async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     """Run one daemon until a signal or a fault; returns the exit code."""
+    sys.setswitchinterval(_SWITCH_S)
     daemon = Daemon(config, load)
     requests = Requests(daemon.drain)
     with heard(requests.take):
@@ -50,6 +57,9 @@ async def _served(daemon: Daemon, config: Config) -> tuple[bool, str]:
         if await daemon.wait_loaded():
             assert daemon.metrics_address is not None
             listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
+            # What is loaded stays; nobody waits for a collection that looks through all of it.
+            gc.collect()
+            gc.freeze()
             file.write(listeners, metrics)
             print_ready(ready_line(listeners, metrics))
             served = True

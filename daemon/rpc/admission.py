@@ -1,8 +1,9 @@
 """The only door: a GenerateRequest becomes a scheduler Request, or is Refused.
 
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
-- Tokenising runs in `tokenise_workers` threads, off the event loop. What cannot fit into the
-  context by its length alone is refused before.
+- Tokenising runs in `tokenise_workers` threads, off the event loop; Tokenize and Detokenize have
+  threads and limits of their own, so that whoever counts tokens holds up nobody who generates.
+- What is too long is refused before it is tokenised, or where its tokens become too many.
 - Messages never give placeholders of images and sound: only the text part is loaded. In text and
   ids they are tokens, which the model computes as its pad token.
 - A request that leaves here is servable: ids below the vocabulary, room for at least one token.
@@ -10,12 +11,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import TypeVar
+from collections.abc import Sequence
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.conversation import conversation_of
@@ -29,14 +26,15 @@ from sapwood.daemon.rpc.rules import (
     check,
     sampler_of,
 )
-from sapwood.model.prompt.errors import PromptTooLong
+from sapwood.daemon.rpc.workers import Workers
+from sapwood.model.prompt.errors import GivenUp, PromptTooLong
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2
 
-_T = TypeVar("_T")
+_ID_BYTES = 4
 
 
 class Admission:
@@ -49,7 +47,15 @@ class Admission:
         self._bounds = Bounds(limits, card.facts, card.media_token_ids)
         self._depth = depth
         self._ids = itertools.count(1)
-        self._workers = ThreadPoolExecutor(limits.tokenise_workers, "tokenise")
+        self._workers = Workers(
+            "tokenise",
+            limits.tokenise_workers,
+            limits.tokenise_calls_max,
+            limits.tokenise_bytes_max,
+        )
+        self._codec = Workers(
+            "codec", limits.codec_workers, limits.codec_calls_max, limits.codec_bytes_max
+        )
 
     async def admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
         """`deadline` is in the engine's clock. Raises Refused."""
@@ -73,68 +79,91 @@ class Admission:
         )
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
-        """The ids that Generate would see, whatever their number. Raises Refused."""
-        return await self._encoded(request, None)
+        """The ids that Generate would see, up to `codec_tokens_max` of them. Raises Refused."""
+        tokens_max = self._limits.codec_tokens_max
+        try:
+            return await self._encoded(request, self._codec, tokens_max)
+        except PromptTooLong as error:
+            problem = f"there are at least {error.fewest} tokens; {_at_most(tokens_max)}"
+            raise _bad(problem, request.WhichOneof("prompt") or "prompt") from None
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Raises Refused for an id that the model does not have."""
+        """Raises Refused for an id that the model does not have, and for too many of them."""
+        if len(token_ids) > self._limits.codec_tokens_max:
+            problem = f"there are {len(token_ids)} ids; {_at_most(self._limits.codec_tokens_max)}"
+            raise _bad(problem, "token_ids")
 
-        def decode() -> str:
-            check(PromptTokens("token_ids", token_ids, ""), (KNOWN,), self._bounds)
-            return self._card.tokenizer.decode(token_ids)
+        def decode(given_up: GivenUp) -> str:
+            ids = tuple(token_ids)
+            check(PromptTokens("token_ids", ids, ""), (KNOWN,), self._bounds)
+            return self._card.tokenizer.decode(ids, given_up)
 
-        return await self._in_worker(decode)
+        return await self._codec.run(decode, _ID_BYTES * len(token_ids))
 
     async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
         field: str = request.WhichOneof("prompt") or "prompt"
-        ids: Sequence[int]
+        tokens_max = self._card.facts.context_tokens_max
         if field == "token_ids":
-            field, ids = "token_ids.ids", request.token_ids.ids
-            if not ids:
+            field, given = "token_ids.ids", request.token_ids.ids
+            if not given:
                 raise _empty("token_ids")
+            # As many as show that they are too many: what is copied must not grow with a request.
+            ids, told = tuple(given[:tokens_max]), str(len(given))
         else:
-            ids = await self._encoded(request, self._card.facts.context_tokens_max - 1)
-        check(PromptTokens(field, ids, str(len(ids))), PROMPT_RULES, self._bounds)
-        return tuple(ids)
+            ids = tuple(await self._encoded_to_generate(request, tokens_max - 1))
+            told = str(len(ids))
+        check(PromptTokens(field, ids, told), PROMPT_RULES, self._bounds)
+        return ids
 
-    async def _encoded(
-        self, request: pb.GenerateRequest | pb.TokenizeRequest, tokens_max: int | None
-    ) -> list[int]:
-        """tokens_max: refuse what is certainly longer; None encodes any length."""
-        tokenizer = self._card.tokenizer
-        match request.WhichOneof("prompt"):
-            case "text" if request.text:
-                work = partial(tokenizer.encode_text, request.text, tokens_max)
-            case "messages" if request.messages.messages:
-                work = partial(self._encode_messages, request.messages, tokens_max)
-            case field:
-                raise _empty(field or "prompt")
+    async def _encoded_to_generate(self, request: pb.GenerateRequest, tokens_max: int) -> list[int]:
         try:
-            return await self._in_worker(work)
+            return await self._encoded(request, self._workers, tokens_max)
         except PromptTooLong as error:
             told = PromptTokens("prompt", (), f"at least {error.fewest}")
             raise TOO_LONG.refusal(told, self._bounds) from None
 
-    def _encode_messages(self, messages: prompt_pb2.Messages, tokens_max: int | None) -> list[int]:
+    async def _encoded(
+        self,
+        request: pb.GenerateRequest | pb.TokenizeRequest,
+        workers: Workers,
+        tokens_max: int,
+    ) -> list[int]:
+        """Raises PromptTooLong for what is certainly longer, and Refused."""
+        match request.WhichOneof("prompt"):
+            case "text":
+
+                def work(given_up: GivenUp) -> list[int]:
+                    if not (text := request.text):  # made here: a string as long as the request
+                        raise _empty("text")
+                    return self._card.tokenizer.encode_text(text, tokens_max, given_up)
+            case "messages" if request.messages.messages:
+                messages = request.messages
+
+                def work(given_up: GivenUp) -> list[int]:
+                    return self._encode_messages(messages, tokens_max, given_up)
+            case field:
+                raise _empty(field or "prompt")
+        return await workers.run(work, request.ByteSize())
+
+    def _encode_messages(
+        self, messages: prompt_pb2.Messages, tokens_max: int, given_up: GivenUp
+    ) -> list[int]:
         tokenizer = self._card.tokenizer
         said = conversation_of(messages, tokenizer.features(bool(messages.tools)), self._limits)
         try:
-            return tokenizer.encode_messages(said.messages, said.tools, said.thinking, tokens_max)
+            return tokenizer.encode_messages(
+                said.messages, said.tools, said.thinking, tokens_max, given_up
+            )
         except PromptTooLong:
             raise
         except ValueError as error:
             problem = "the model's template cannot express these turns"
-            raise Refused(Reason.BAD_REQUEST, problem, field="messages") from error
+            raise _bad(problem, "messages") from error
 
     def close(self) -> None:
         """Take no more work; what the workers have is finished, and not waited for."""
-        # Queued work is not cancelled: its RPCs would see a CancelledError that is not theirs.
-        self._workers.shutdown(wait=False)
-
-    async def _in_worker(self, work: Callable[[], _T]) -> _T:
-        # Not anyio.to_thread: a cancelled call gives its place back while its thread still works,
-        # so cancels would multiply the workers. Here it keeps its worker, or leaves the queue.
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        self._workers.close()
+        self._codec.close()
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         room = self._card.facts.context_tokens_max - prompt_tokens
@@ -150,6 +179,14 @@ class Admission:
         if defaults.total_tokens is not None:
             return max(1, min(tokens, defaults.total_tokens - prompt_tokens))
         return tokens
+
+
+def _at_most(tokens: int) -> str:
+    return f"at most {tokens} are taken at once"
+
+
+def _bad(problem: str, field: str) -> Refused:
+    return Refused(Reason.BAD_REQUEST, problem, field=field)
 
 
 def _empty(field: str) -> Refused:

@@ -4,6 +4,8 @@
   `Malformed` and become INVALID_ARGUMENT (grpc.aio itself would answer UNKNOWN, with class names).
 - A behaviour is a coroutine that returns its one response, or writes its stream and returns None.
   It never yields: an async generator is finalised in another task and breaks cancel scopes.
+- What has more fields than a request may have is Malformed too, before objects are made of it.
+  What is large waits for its parsing until the Entrance has a turn for it.
 - Refused becomes its status; anything else that escapes is a bug of ours, logged without the
   exception's text (it may hold a prompt) and answered with a fixed message.
 - Methods of a descriptor without a behaviour answer UNIMPLEMENTED.
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import anyio
@@ -23,6 +25,8 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from sapwood.daemon.faults import described
+from sapwood.daemon.rpc.entrance import Entrance, Malformed, Unparsed
+from sapwood.daemon.rpc.field_count import has_more_fields
 from sapwood.daemon.rpc.refusals import internal, slow_reader, status_of
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
@@ -32,12 +36,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Context], Awaitable[Message | None]]
 Exchange = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message]]
 
+# Nothing that is no larger takes long to parse, whatever is in it.
+_SMALL_BYTES = 64 * 1024
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Request bytes that are not the method's message."""
 
 
 def service(file: Any, name: str) -> ServiceDescriptor:
@@ -47,37 +49,41 @@ def service(file: Any, name: str) -> ServiceDescriptor:
 
 
 def service_handler(
-    service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], limits: Limits
+    service: ServiceDescriptor, behaviours: Mapping[str, Behaviour], entrance: Entrance
 ) -> grpc.GenericRpcHandler:
     """All methods of a service whose requests are single messages."""
     methods = {method.name: method for method in service.methods}
     assert behaviours.keys() <= methods.keys(), f"{service.full_name}: {list(behaviours)}"
     handlers = {
-        name: _handler(method, behaviours.get(name, _unimplemented), limits)
+        name: _handler(method, behaviours.get(name, _unimplemented), entrance)
         for name, method in methods.items()
     }
     return grpc.method_handlers_generic_handler(service.full_name, handlers)
 
 
 def exchange_handler(
-    service: str, method: MethodDescriptor, exchange: Exchange, limits: Limits
+    service: str, method: MethodDescriptor, exchange: Exchange, entrance: Entrance
 ) -> grpc.GenericRpcHandler:
     """A service of this name with one bidirectional stream, which `method` describes."""
 
+    async def wellformed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield await entrance.message(request, method.full_name)
+
     async def behaviour(requests: AsyncIterator[Any], context: Context) -> None:
-        async for response in exchange(_wellformed(requests), context):
+        async for response in exchange(wellformed(requests), context):
             await context.write(response)
 
     handler = grpc.stream_stream_rpc_method_handler(
-        _guarded(f"{service}.{method.name}", behaviour, limits),
-        request_deserializer=_parser(method),
+        _guarded(f"{service}.{method.name}", behaviour, entrance),
+        request_deserializer=_parser(method, entrance.limits),
         response_serializer=_serialise,
     )
     return grpc.method_handlers_generic_handler(service, {method.name: handler})
 
 
 def _handler(
-    method: MethodDescriptor, behaviour: Behaviour, limits: Limits
+    method: MethodDescriptor, behaviour: Behaviour, entrance: Entrance
 ) -> grpc.RpcMethodHandler[Any, Any]:
     assert not method.client_streaming, method.full_name
     make = (
@@ -85,47 +91,48 @@ def _handler(
         if method.server_streaming
         else grpc.unary_unary_rpc_method_handler
     )
+
+    async def opened(request: Any, context: Context) -> Message | None:
+        return await behaviour(await entrance.message(request, method.full_name), context)
+
     return make(
-        _guarded(method.full_name, behaviour, limits),
-        request_deserializer=_parser(method),
+        _guarded(method.full_name, opened, entrance),
+        request_deserializer=_parser(method, entrance.limits),
         response_serializer=_serialise,
     )
 
 
-def _guarded(name: str, behaviour: Behaviour, limits: Limits) -> Any:
+def _guarded(name: str, behaviour: Behaviour, entrance: Entrance) -> Any:
     async def handle(request: Any, context: Context) -> Message | None:
         try:
-            return await behaviour(_checked(request), context)
+            with entrance.place(name):
+                return await behaviour(request, context)
         except Refused as refusal:
-            answer = refusal
+            status = status_of(refusal, entrance.limits)
+            # Whoever keeps it keeps the frames that it passed, and the request with them.
+            refusal.with_traceback(None)
         except grpc.aio.InternalError:
             return None  # the client went while a write was blocked; nobody is left to answer
         except Exception as bug:
             _log.error("%s failed with %s", name, described(bug))
-            answer = internal()
-        await context.abort_with_status(status_of(answer, limits))
+            status = status_of(internal(), entrance.limits)
+        # gRPC keeps what abort raises, and with it this frame, in a cycle: until a collection.
+        del request
+        await context.abort_with_status(status)
         raise AssertionError("abort_with_status returned")
 
     return handle
-
-
-def _checked(request: Any) -> Any:
-    if isinstance(request, Malformed):
-        raise Refused(Reason.BAD_REQUEST, "the bytes of the request are not its message")
-    return request
-
-
-async def _wellformed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
 
 
 async def _unimplemented(_request: Any, _context: Context) -> Message | None:
     raise Refused(Reason.UNIMPLEMENTED, "not built yet")
 
 
-def _parser(method: MethodDescriptor) -> Callable[[bytes], Message | Malformed]:
+def _parser(
+    method: MethodDescriptor, limits: Limits
+) -> Callable[[bytes], Message | Malformed | Unparsed]:
     message_class = GetMessageClass(method.input_type)
+    fields_max = limits.request_fields_max
 
     def parse(data: bytes) -> Message | Malformed:
         try:
@@ -133,7 +140,16 @@ def _parser(method: MethodDescriptor) -> Callable[[bytes], Message | Malformed]:
         except DecodeError:
             return Malformed()
 
-    return parse
+    def parse_large(data: bytes) -> Message | Malformed:
+        if has_more_fields(data, method.input_type, fields_max):
+            return Malformed(f"the request has more than {fields_max} fields")
+        return parse(data)
+
+    def take(data: bytes) -> Message | Malformed | Unparsed:
+        large = len(data) > _SMALL_BYTES
+        return Unparsed(partial(parse_large, data)) if large else parse(data)
+
+    return take
 
 
 def _serialise(message: Message) -> bytes:

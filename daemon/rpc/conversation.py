@@ -2,7 +2,8 @@
 
 - Checked here: counts, who may carry what, that every tool's result answers a call. A template
   would silently drop a result that answers none.
-- JSON texts are parsed here and nowhere else; objects only, no NaN.
+- JSON texts are parsed here and nowhere else; objects only, no NaN. What their values take in time
+  and memory is bounded by the number of commas and brackets in all of them.
 - Contents are not looked at: they cannot become control tokens whatever they spell.
 """
 
@@ -44,9 +45,10 @@ def conversation_of(
         _check_feature("tools", features, "messages.tools")
     if given.thinking:
         _check_feature("enable_thinking", features, "messages.thinking")
+    objects = _Objects(limits.json_items_max)
     return TemplateConversation(
-        messages=_Turns(features, limits).turned(given.messages),
-        tools=[_tool(tool, f"messages.tools[{i}]") for i, tool in enumerate(given.tools)],
+        messages=_Turns(features, limits, objects).turned(given.messages),
+        tools=[_tool(tool, f"messages.tools[{i}]", objects) for i, tool in enumerate(given.tools)],
         thinking=given.thinking if given.HasField("thinking") else None,
     )
 
@@ -54,8 +56,9 @@ def conversation_of(
 class _Turns:
     """Messages in order, with the calls that wait for their results."""
 
-    def __init__(self, features: frozenset[str], limits: Limits) -> None:
+    def __init__(self, features: frozenset[str], limits: Limits, objects: _Objects) -> None:
         self._features = features
+        self._objects = objects
         self._calls_max = limits.tools_max
         self._unanswered: list[dict[str, Any]] = []
 
@@ -91,7 +94,7 @@ class _Turns:
         for index, call in enumerate(calls):
             if not call.name:
                 _bad("a call needs the name of its tool", f"{field}[{index}].name")
-            arguments = _object(call.arguments, f"{field}[{index}].arguments")
+            arguments = self._objects.parsed(call.arguments, f"{field}[{index}].arguments")
             function = {"name": call.name, "arguments": arguments}
             # Templates match results by id, and without ids take any result for the last call's.
             entry = {"id": f"call_{index}", "type": "function", "function": function}
@@ -106,25 +109,36 @@ class _Turns:
         _bad("the assistant's message before it has no such call without a result", field)
 
 
-def _tool(tool: pb.Tool, field: str) -> dict[str, Any]:
+def _tool(tool: pb.Tool, field: str, objects: _Objects) -> dict[str, Any]:
     if not tool.name:
         _bad("a tool needs a name", f"{field}.name")
     function: dict[str, Any] = {"name": tool.name, "description": tool.description}
-    function["parameters"] = _object(tool.parameters, f"{field}.parameters")
+    function["parameters"] = objects.parsed(tool.parameters, f"{field}.parameters")
     return {"type": "function", "function": function}
 
 
-def _object(text: str, field: str) -> dict[str, Any]:
-    """A JSON object; empty text is an empty one."""
-    if not text:
-        return {}
-    try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        _bad("is not valid JSON", field)
-    if not isinstance(value, dict):
-        _bad("is not a JSON object", field)
-    return value
+class _Objects:
+    """JSON objects of one conversation, which have a bounded number of values between them."""
+
+    def __init__(self, items_max: int) -> None:
+        self._items_max = items_max
+        self._items = 0
+
+    def parsed(self, text: str, field: str) -> dict[str, Any]:
+        """A JSON object; empty text is an empty one."""
+        if not text:
+            return {}
+        # Those inside of strings count too: this is what parsing costs at most, known before.
+        self._items += sum(map(text.count, ",[{"))
+        if self._items > self._items_max:
+            _bad(f"all JSON has at most {self._items_max} commas and brackets", field)
+        try:
+            value = json.loads(text, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            _bad("is not valid JSON", field)
+        if not isinstance(value, dict):
+            _bad("is not a JSON object", field)
+        return value
 
 
 def _no_constant(name: str) -> NoReturn:

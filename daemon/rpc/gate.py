@@ -74,6 +74,11 @@ class Gate:
             assert reason is not None, "rejected without a reason"
             self.rejected[reason] += 1
 
+    def count_refused(self, method: str, reason: Reason) -> None:
+        """One that did not come as far as its behaviour; only Generate's are requests."""
+        if method.endswith(".Generate"):
+            self.turn_away(Outcome.REJECTED, reason)
+
     async def ask(self, work: Callable[[Loaded], _T]) -> _T:
         """What the engine thread answers between two steps. Raises Refused where it has ended."""
         try:

@@ -18,12 +18,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
 from sapwood.daemon.rpc import boundary
-from sapwood.scheduler.limits import Limits
+from sapwood.daemon.rpc.entrance import Entrance
 
 _NEW = "grpc.reflection.v1.ServerReflection"
 
 
-def reflection_handlers(names: Iterable[str], limits: Limits) -> list[grpc.GenericRpcHandler]:
+def reflection_handlers(names: Iterable[str], entrance: Entrance) -> list[grpc.GenericRpcHandler]:
     """Both versions, each of which lists the services of these names and both of itself."""
     versions = [OLD_REFLECTION.full_name, NEW_REFLECTION.full_name]
     # The types of the servicer ask for the very class of the pool.
@@ -32,7 +32,7 @@ def reflection_handlers(names: Iterable[str], limits: Limits) -> list[grpc.Gener
     # The stubs call this async generator a coroutine.
     exchange = cast("boundary.Exchange", servicer.ServerReflectionInfo)
     method = OLD_REFLECTION.methods_by_name["ServerReflectionInfo"]
-    return [boundary.exchange_handler(version, method, exchange, limits) for version in versions]
+    return [boundary.exchange_handler(version, method, exchange, entrance) for version in versions]
 
 
 class _Pool:

@@ -13,6 +13,7 @@ from sapwood.daemon.descriptors import descriptors_beyond
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.cache_service import CacheService
+from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.health_service import Health
@@ -37,18 +38,20 @@ def make_server(gate: Gate, health: Health, *, reflection: bool, listeners: int)
     """Not started, and listening nowhere yet. listeners: how many addresses it will have."""
     limits = gate.limits
     server = grpc.aio.server(
-        options=server_options(limits, listeners), maximum_concurrent_rpcs=limits.rpcs_max
+        options=server_options(limits, listeners), maximum_concurrent_rpcs=limits.transport_rpcs_max
     )
-    services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour]], ...] = (
-        (GENERATION, GenerationService(gate).behaviours()),
-        (CACHE, CacheService(gate).behaviours()),
-        (HEALTH, health.behaviours()),
-        *((service, {}) for service in NOT_BUILT),
+    ours = Entrance(limits, limits.rpcs_max, gate.count_refused)
+    others = Entrance(limits, limits.watches_max)  # answered even where ours are at their bound
+    services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour], Entrance], ...] = (
+        (GENERATION, GenerationService(gate).behaviours(), ours),
+        (CACHE, CacheService(gate).behaviours(), ours),
+        (HEALTH, health.behaviours(), others),
+        *((service, {}, ours) for service in NOT_BUILT),
     )
-    handlers = [boundary.service_handler(service, b, limits) for service, b in services]
+    handlers = [boundary.service_handler(*service) for service in services]
     if reflection:
-        names = [service.full_name for service, _ in services]
-        handlers += reflection_handlers(names, limits)
+        names = [service.full_name for service, *_ in services]
+        handlers += reflection_handlers(names, others)
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
 
@@ -62,7 +65,7 @@ def server_options(limits: Limits, listeners: int) -> list[tuple[str, int]]:
         ("grpc.max_allowed_incoming_connections", max(1, connections // listeners)),
         ("grpc.server_handshake_timeout_ms", round(limits.handshake_s_max * 1000)),
         ("grpc.max_receive_message_length", limits.request_bytes_max),
-        ("grpc.max_concurrent_streams", limits.streams_per_connection_max),
+        ("grpc.max_concurrent_streams", limits.transport_rpcs_max),
         # Between the soft limit and the hard one, which is twice as high, chance refuses.
         ("grpc.max_metadata_size", limits.metadata_bytes_max),
         ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),

@@ -19,7 +19,7 @@ from jinja2 import TemplateError, nodes
 
 from sapwood.model.checkpoint.files import ModelRefused, shown
 from sapwood.model.prompt.bounds import SURROGATE, OutOfBounds
-from sapwood.model.prompt.errors import PromptRefused
+from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, PromptRefused, never
 from sapwood.model.prompt.sandbox import Sandbox
 
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
@@ -27,6 +27,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
 _CONTENT = "hello"
 _STAND_INS = range(0xD800, 0xE000)
+_SEARCHED_CHARS = 64 * 1024
 # What a conversation may hold besides roles and contents, and by which names templates use it.
 _FEATURES = {
     "tools": ("tools",),
@@ -75,19 +76,24 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
+        given_up: GivenUp = never,
     ) -> list[str]:
         """The prompt, the assistant's turn opened at its end: text, control, text, ..., text.
 
         Joined it is what transformers would render. Messages and tools are JSON values in the form
-        that transformers takes: `role`, `content`, `tool_calls`, ... Raises PromptRefused.
+        that transformers takes: `role`, `content`, `tool_calls`, ... Raises PromptRefused, and
+        PromptAbandoned soon after `given_up` says so.
         """
         if not messages:
             raise PromptRefused("messages are empty")
         if any(message["role"] not in ROLES for message in messages):
             raise PromptRefused(f"role must be one of {', '.join(sorted(ROLES))}")
-        _check_unicode([messages, tools])
+        for value in (*messages, *tools):
+            _check_unicode(value)
         try:
-            return self._render(messages, tools, thinking)
+            return self._render(messages, tools, thinking, given_up)
+        except PromptAbandoned:
+            raise
         except OutOfBounds:
             raise PromptRefused(
                 "the model's chat template makes too much of these messages"
@@ -99,7 +105,7 @@ class ChatTemplate:
     def tried_out(self, tools: Sequence[Mapping[str, Any]]) -> list[str]:
         """`render` of one plain user turn, whose content must be in it. Raises ModelRefused."""
         try:
-            parts = self._render([{"role": "user", "content": _CONTENT}], tools, None)
+            parts = self._render([{"role": "user", "content": _CONTENT}], tools, None, never)
         except Exception as error:
             raise ModelRefused(
                 f"{self.where}: cannot render one plain user turn: {shown(str(error))}"
@@ -113,15 +119,16 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]],
         thinking: bool | None,
+        given_up: GivenUp,
     ) -> list[str]:
-        """Raises whatever the template does."""
+        """Raises whatever the template does, and PromptAbandoned."""
         if not self._knows_developer and any(m["role"] == "developer" for m in messages):
             messages = [{**m, "role": _known_role(m["role"])} for m in messages]
         values: dict[str, Any] = {**self._names, "messages": messages}
         values |= {"tools": list(tools) or None, "documents": None, "add_generation_prompt": True}
         if thinking is not None:
             values["enable_thinking"] = thinking
-        parts = SURROGATE.split(self._sandbox.rendered(self._template, values))
+        parts = _split(self._sandbox.rendered(self._template, values, given_up))
         parts[1::2] = map(self._stand_ins.token, parts[1::2])
         return parts
 
@@ -159,6 +166,17 @@ class _StandIns:
         for constant in tree.find_all(nodes.Const):
             if isinstance(constant.value, str):
                 constant.value = self.of(constant.value)
+
+
+def _split(rendered: str) -> list[str]:
+    """Text, stand-in, text, ..., text. Searched in pieces: a search holds the GIL to its end."""
+    parts: list[str] = []
+    position = 0
+    for start in range(0, len(rendered), _SEARCHED_CHARS):
+        for found in SURROGATE.finditer(rendered, start, start + _SEARCHED_CHARS):
+            parts += [rendered[position : found.start()], found[0]]
+            position = found.end()
+    return [*parts, rendered[position:]]
 
 
 def _end_settled_scans(tree: nodes.Template) -> None:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+GivenUp = Callable[[], bool]  # whether nobody waits for a prompt any more; from any thread
+
+
+def never() -> bool:
+    """A GivenUp: somebody waits to the end."""
+    return False
+
 
 class PromptRefused(ValueError):
     """Messages that cannot be put into the model's template."""
@@ -13,3 +22,7 @@ class PromptTooLong(ValueError):
     def __init__(self, fewest: int) -> None:
         super().__init__(f"at least {fewest} tokens")
         self.fewest = fewest
+
+
+class PromptAbandoned(Exception):
+    """Nobody waits for the prompt any more, so the work on it has stopped."""

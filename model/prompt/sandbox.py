@@ -5,7 +5,8 @@
 - jinja's immutable sandbox keeps it from everything else. It has no bounds of its own: a template
   of forty characters can ask for a terabyte, some while it is compiled, or for an hour.
 - No text is longer than `RENDERED_CHARS_MAX`: what grows is measured before it is made (bounds).
-- No loop or macro goes on after `RENDER_S_MAX`: each begins its body with a look at the clock.
+- No loop or macro goes on after `RENDER_S_MAX`: each begins its body with a look at the clock,
+  and at whether anybody still waits.
 - A render has one time of day, whenever it asks.
 """
 
@@ -33,6 +34,7 @@ from sapwood.model.prompt.bounds import (
     check_chars,
     is_wide,
 )
+from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, never
 from sapwood.model.prompt.formats import check_percent, format_of
 from sapwood.model.prompt.template_functions import (
     check_decoded,
@@ -81,16 +83,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
         tree.set_environment(self).set_lineno(1)
         return self.from_string(tree)
 
-    def rendered(self, template: Template, values: dict[str, Any]) -> str:
-        """Raises whatever the template does, and OutOfBounds past a bound."""
+    def rendered(
+        self, template: Template, values: dict[str, Any], given_up: GivenUp = never
+    ) -> str:
+        """Raises whatever the template does, OutOfBounds past a bound, and PromptAbandoned."""
         self._local.ends_at = time.monotonic() + RENDER_S_MAX
         self._local.now = datetime.now()
+        self._local.given_up = given_up
         return template.render(values)
 
     def tick(self) -> bool:
-        """True, until this thread's render has lasted too long: then raises OutOfBounds."""
+        """True, until this thread's render has lasted too long or nobody waits: then raises."""
         if time.monotonic() > self._local.ends_at:
             raise OutOfBounds(f"a template ran longer than {RENDER_S_MAX} s")
+        if self._local.given_up():
+            raise PromptAbandoned
         return True
 
     @staticmethod

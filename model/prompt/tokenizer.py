@@ -6,7 +6,10 @@
   none: in `encode_text` the cut finds them everywhere, in `encode_messages` they are those that
   the template itself wrote, never a content.
 - A plain run never gives a control id, whatever the vocabulary merges.
-- What is certainly too long is refused before the BPE runs (TokenFloor).
+- What is certainly too long is refused before any of it is tokenised (TokenFloor), the rest where
+  its ids become too many.
+- No call holds the GIL in proportion to a text: every step works in pieces (PieceEncoder), and
+  between two of them the caller is asked whether anybody still waits.
 - Ids decode through the byte table, the same one that streams use: joined bytes, UTF-8, invalid
   sequences replaced.
 - Immutable once loaded: safe to use from several threads.
@@ -14,21 +17,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken
-from tokenizers import Tokenizer as Encoder
-from tokenizers.models import BPE
 
 from sapwood.model.checkpoint.files import ModelRefused
-from sapwood.model.prompt.errors import PromptRefused, PromptTooLong
+from sapwood.model.prompt.control_finder import ControlFinder
+from sapwood.model.prompt.errors import (
+    GivenUp,
+    PromptAbandoned,
+    PromptRefused,
+    PromptTooLong,
+    never,
+)
 from sapwood.model.prompt.named_templates import NamedTemplates
+from sapwood.model.prompt.pieces import LookUp, PieceEncoder
 from sapwood.model.prompt.token_floor import TokenFloor
 from sapwood.scheduler.control_tokens import SPELLED_QUOTE, ControlTokens
 from sapwood.scheduler.sampling import SamplingDefaults, SuppressedTokens
 
+_Utf8 = getincrementaldecoder("utf-8")
+_DECODED_IDS = 16 * 1024
 _CONTROL_TOKENS = {
     "turn_start": "<|turn>",
     "channel_start": "<|channel>",
@@ -44,7 +56,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        encoder: Encoder,
+        pieces: PieceEncoder,
         control: Mapping[str, AddedToken],
         control_ids: Mapping[str, int],
         templates: NamedTemplates,
@@ -61,16 +73,11 @@ class Tokenizer:
         self.defaults = defaults
         self.suppressed = suppressed
         self.bos_id = bos_id
-        self._encoder = encoder
+        self._pieces = pieces
         self._templates = templates
         self._floor = floor
         self._control_ids = dict(control_ids)
-        # An empty model with only the control tokens: it finds them and nothing else.
-        self._finder = Encoder(BPE())
-        self._finder.add_special_tokens(list(control.values()))
-        self._control_of = {
-            self._finder.token_to_id(text): token_id for text, token_id in control_ids.items()
-        }
+        self._finder = ControlFinder(control, control_ids)
         # Characters outside the vocabulary may give the unknown token: it controls nothing.
         self._forbidden = frozenset(control_ids.values()) - {unknown_id}
 
@@ -86,13 +93,17 @@ class Tokenizer:
             **{part: self._control_ids.get(text) for part, text in _CONTROL_TOKENS.items()}
         )
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(
+        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+    ) -> list[int]:
         """Ids of a text that may contain control tokens; BOS in front where it is missing.
 
-        Raises PromptTooLong, but only where that is cheap to see.
+        Raises PromptTooLong where there are certainly more than `tokens_max`, and PromptAbandoned
+        soon after `given_up` says so.
         """
-        runs, controls = self._cut(text)
-        ids = self._encode(runs, controls, tokens_max)
+        _check_length(self._floor.of_uncut(text), tokens_max)
+        runs, controls = self._finder.cut(text, given_up)
+        ids = self._encode(runs, controls, tokens_max, given_up)
         if self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
@@ -103,74 +114,75 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
         tokens_max: int | None = None,
+        given_up: GivenUp = never,
     ) -> list[int]:
         """Ids of a conversation in the model's template, the assistant's turn opened.
 
-        Nothing in messages or tools gives a control token. Raises PromptRefused, and PromptTooLong
-        as `encode_text` does.
+        Nothing in messages or tools gives a control token. Raises PromptRefused, and what
+        `encode_text` does.
         """
         template = self._templates.of(bool(tools))
         if template is None:
             raise PromptRefused("the model has no chat template")
-        parts = template.render(messages, tools, thinking)
+        parts = template.render(messages, tools, thinking, given_up)
         controls = [self._control_ids[token] for token in parts[1::2]]
-        return self._encode(parts[::2], controls, tokens_max)
+        return self._encode(parts[::2], controls, tokens_max, given_up)
 
     def check_templates(self) -> None:
         """Raise ModelRefused if one fails, or builds control tokens from pieces: unseen here."""
         for where, parts in self._templates.tried_out():
             for run in parts[::2]:
-                if self._finder.encode(run, add_special_tokens=False).ids:
+                if self._finder.cut(run)[1]:
                     what = f"builds control tokens from pieces, in {run[:40]!r}"
                     raise ModelRefused(f"{where}: {what}")
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids < vocabulary, without control tokens."""
-        return b"".join(self.token_bytes[i] for i in ids).decode("utf-8", "replace")
+    def decode(self, ids: Sequence[int], given_up: GivenUp = never) -> str:
+        """Text of ids < vocabulary, without control tokens. Raises PromptAbandoned."""
+        texts: list[str] = []
+        decoder = _Utf8("replace")
+        for start in range(0, len(ids), _DECODED_IDS):
+            some = ids[start : start + _DECODED_IDS]
+            texts.append(decoder.decode(b"".join(self.token_bytes[i] for i in some)))
+            if given_up():
+                raise PromptAbandoned
+        texts.append(decoder.decode(b"", True))
+        return "".join(texts)
 
-    def _encode(self, runs: list[str], controls: list[int], tokens_max: int | None) -> list[int]:
+    def _encode(
+        self, runs: list[str], controls: list[int], tokens_max: int | None, given_up: GivenUp
+    ) -> list[int]:
         """Ids of n + 1 plain runs (possibly empty) around n control ids. Linear in their length.
 
         A content and the template text around it are one run: encoding it alone would miss merges
         across the border.
         """
-        if tokens_max is not None:
-            fewest = len(controls) + self._floor.of(runs)
-            if fewest > tokens_max:
-                raise PromptTooLong(fewest)
+        _check_length(len(controls) + self._floor.of(runs), tokens_max)
+
+        def look_up(tokens: int) -> None:
+            _check_length(len(controls) + tokens, tokens_max)
+            if given_up():
+                raise PromptAbandoned
+
         ids: list[int] = []
-        for plain, control in zip(self._encode_plain(runs), [*controls, None], strict=True):
-            ids += plain
+        for run, plain, control in zip(
+            runs, self._pieces.encode(runs, look_up), [*controls, None], strict=True
+        ):
+            free = self._forbidden.isdisjoint(plain)
+            ids += plain if free else self._encode_broken(run, look_up, given_up)
             if control is not None:
                 ids.append(control)
         return ids
 
-    def _cut(self, text: str) -> tuple[list[str], list[int]]:
-        """n + 1 plain runs around the n control tokens of a text."""
-        runs: list[str] = []
-        controls: list[int] = []
-        position = 0
-        found = self._finder.encode(text, add_special_tokens=False)
-        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
-            runs.append(text[position:start])
-            controls.append(self._control_of[index])
-            position = end
-        return [*runs, text[position:]], controls
-
-    def _encode_plain(self, runs: list[str]) -> list[list[int]]:
-        encoded = self._encoder.encode_batch(runs, add_special_tokens=False)
-        return [
-            e.ids if self._forbidden.isdisjoint(e.ids) else self._encode_broken(run)
-            for run, e in zip(runs, encoded, strict=True)
-        ]
-
-    def _encode_broken(self, run: str) -> list[int]:
+    def _encode_broken(self, run: str, look_up: LookUp, given_up: GivenUp) -> list[int]:
         """A run whose BPE spells a control token: cut inside each, so that no merge can."""
-        found = self._finder.encode(run, add_special_tokens=False)
-        cuts = [0, *(start + 1 for start, _ in found.offsets), len(run)]
+        cuts = [0, *(at + 1 for at in self._finder.starts(run, given_up)), len(run)]
         parts = [run[a:b] for a, b in pairwise(cuts)]
-        encoded = self._encoder.encode_batch(parts, add_special_tokens=False)
-        ids = [i for e in encoded for i in e.ids]
+        ids = [i for plain in self._pieces.encode(parts, look_up) for i in plain]
         if not self._forbidden.isdisjoint(ids):
             raise PromptRefused("the text cannot be encoded without control tokens")
         return ids
+
+
+def _check_length(fewest: int, tokens_max: int | None) -> None:
+    if tokens_max is not None and fewest > tokens_max:
+        raise PromptTooLong(fewest)

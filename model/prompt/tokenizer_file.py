@@ -12,6 +12,7 @@ from tokenizers import Tokenizer as Encoder
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused, parse_object, shown
 from sapwood.model.prompt.generation_config import FILE, read_generation
 from sapwood.model.prompt.named_templates import NamedTemplates, read_chat_templates
+from sapwood.model.prompt.pieces import PieceEncoder
 from sapwood.model.prompt.special_tokens import SETTINGS, SpecialTokens
 from sapwood.model.prompt.token_bytes import byte_table
 from sapwood.model.prompt.token_floor import TokenFloor
@@ -54,12 +55,12 @@ def load_tokenizer(
         document.get("decoder"), words, set(control_ids.values()), vocabulary, where
     )
     tokenizer = Tokenizer(
-        encoder=encoder,
+        pieces=PieceEncoder(encoder, document),
         control=control,
         control_ids=control_ids,
         templates=NamedTemplates(sources, names, control),
         token_bytes=token_bytes,
-        floor=TokenFloor(document, token_bytes),
+        floor=TokenFloor(document, token_bytes, control),
         bos_id=special.bos_id(words),
         unknown_id=words.get(names.get("unk_token", "")),
         eos_token_ids=frozenset(eos),

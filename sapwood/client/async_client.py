@@ -5,6 +5,7 @@
 - Cancelling the task that reads a stream, or read it last, cancels the stream. Cancelling a stream
   ends its reader with Cancelled, never with CancelledError: only tasks are cancelled with that.
 - A stream that nobody refers to any more ends on the daemon too, whichever thread lets it go.
+- What was refused with a time to retry, before anything of the answer came, is asked for again.
 - Timeouts are gRPC deadlines in seconds and cover the whole call, queueing included.
 """
 
@@ -13,18 +14,28 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from sapwood.client import address, wire
-from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK, RETRYING_OPTIONS
-from sapwood.client.errors import Calling, Cancelled, client_closed, translated
+from sapwood.client.async_calls import (
+    AsyncGenerateCall,
+    AsyncLane,
+    AsyncPauses,
+    open_async_lane,
+    start_async_generate,
+)
+from sapwood.client.attempts import Attempts
+from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK
+from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
+from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
+from sapwood.client.lanes import Lanes
 from sapwood.client.reply import ReplyBuilder
 from sapwood.client.values import (
     CacheStats,
@@ -38,11 +49,9 @@ from sapwood.client.values import (
     TokenIds,
     TreeNode,
 )
-from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+from sapwood.v1 import cache_pb2, generation_pb2
 
-_GenerateCall = grpc.aio.UnaryStreamCall[
-    generation_pb2.GenerateRequest, generation_pb2.GenerateResponse
-]
+_Response = TypeVar("_Response")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -60,18 +69,34 @@ def _reader_ended(stream: weakref.ref[AsyncStream], reader: asyncio.Task[Any]) -
 class AsyncStream:
     """The events of one reply: an async iterator, and a context manager that cancels what is left.
 
-    The daemon works on it from the moment `generate` returned, whether it is read or not. Without
-    `async with` it ends when the last reference goes, which an exception that is kept may hold.
+    The daemon works on it from the moment `generate` returned, whether it is read or not. A reply
+    that was refused with a time to retry is asked for again where it is read. Without `async with`
+    it ends when the last reference goes, which an exception that is kept may hold.
     """
 
-    def __init__(self, call: _GenerateCall, calling: Calling) -> None:
-        self._call = call
+    def __init__(
+        self,
+        start: Callable[[float | None], AsyncGenerateCall],
+        attempts: Attempts,
+        calling: Calling,
+    ) -> None:
+        self._start = start
+        self._attempts = attempts
         self._calling = calling
+        self._pauses = AsyncPauses()
+        self._begun = False
+        self._call = self._started()
         self._loop = _running_loop()
         self._reader: weakref.ref[asyncio.Task[Any]] | None = None
         self._builder = ReplyBuilder()
 
+    def _started(self) -> AsyncGenerateCall:
+        with self._calling():
+            return self._start(timeout_s_of(self._attempts))
+
     def __del__(self) -> None:
+        if not hasattr(self, "_call"):
+            return  # it could not be started
         # gRPC's own tasks and callbacks keep a call alive, so it does not end by itself. Only the
         # thread of a running loop may touch it; where no loop runs, any may.
         loop = self._loop
@@ -95,8 +120,19 @@ class AsyncStream:
 
     async def _read(self) -> generation_pb2.GenerateResponse | None:
         self._follow(asyncio.current_task())
-        with self._calling():
-            response = await self._call.read()
+        while True:
+            try:
+                with self._calling():
+                    response = await self._call.read()
+                break
+            except SapwoodError as refusal:
+                wait_s = None if self._begun else pause_s(self._attempts, refusal)
+                if wait_s is None:
+                    raise
+            with self._calling():
+                await self._pauses.wait(wait_s)
+            self._call = self._started()
+        self._begun = True
         if response is grpc.aio.EOF:
             return None
         return cast("generation_pb2.GenerateResponse", response)
@@ -114,6 +150,7 @@ class AsyncStream:
 
     def cancel(self) -> None:
         """Ends the reply; reading on raises Cancelled. Safe after the end."""
+        self._pauses.close()
         self._call.cancel()
 
     async def collect(self) -> Reply:
@@ -139,7 +176,7 @@ class AsyncStream:
 
 
 class AsyncClient:
-    """A connection to one daemon, made on first use and kept.
+    """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
     """
@@ -147,15 +184,19 @@ class AsyncClient:
     def __init__(self, target: str | None = None) -> None:
         found = address.resolve(target, os.environ)
         self.address = str(found)
-        self._channel = grpc.aio.insecure_channel(found.target, RETRYING_OPTIONS)
-        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        self._lanes = Lanes(partial(open_async_lane, found.target))
+        self._pauses = AsyncPauses()
+        self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._closed = False
 
     async def close(self) -> None:
-        """Closes the connection. Open streams end with Cancelled, and so does every later call."""
+        """Closes the connections. Open streams end with Cancelled, and so does every later call."""
         self._closed = True
-        await self._channel.close()
+        self._pauses.close()
+        for stream in list(self._streams):
+            stream._pauses.close()
+        for lane in self._lanes.all:
+            await lane.channel.close()
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -188,16 +229,34 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    async def _unary(
+        self,
+        method: Callable[[AsyncLane], Callable[..., Awaitable[_Response]]],
+        request: Any,
+        timeout: float | None,
+    ) -> _Response:
+        """One answer to one request, refusals with a time to retry aside."""
+        attempts = attempts_within(wire.deadline_s(timeout))
+        while True:
+            try:
+                with self._calling(), self._lanes.lane() as lane:
+                    return await method(lane)(request, timeout=timeout_s_of(attempts))
+            except SapwoodError as refusal:
+                if (wait_s := pause_s(attempts, refusal)) is None:
+                    raise
+            with self._calling():
+                await self._pauses.wait(wait_s)
+
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncStream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return AsyncStream(
-                self._generation.Generate(request, timeout=deadline_s), self._calling
-            )
+        attempts = attempts_within(wire.deadline_s(timeout))
+        start = partial(start_async_generate, self._lanes, request)
+        stream = AsyncStream(start, attempts, self._calling)
+        self._streams.add(stream)
+        return stream
 
     async def tokenize(
         self,
@@ -207,51 +266,60 @@ class AsyncClient:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return list((await self._generation.Tokenize(request, timeout=deadline_s)).token_ids)
+        response = await self._unary(lambda lane: lane.generation.Tokenize, request, timeout)
+        return list(response.token_ids)
 
     async def detokenize(
         self, token_ids: TokenIds, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> str:
         """Text of ids; special tokens have none. Raises InvalidArgument for unknown ids."""
         request = wire.detokenize_request(token_ids)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return (await self._generation.Detokenize(request, timeout=deadline_s)).text
+        response = await self._unary(lambda lane: lane.generation.Detokenize, request, timeout)
+        return response.text
 
     async def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
-        """What the daemon has loaded. Raises Unavailable while it loads."""
+        """What the daemon has loaded. Waits while it loads, then raises Unavailable."""
         request = generation_pb2.GetModelRequest()
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return wire.model(await self._generation.GetModel(request, timeout=deadline_s))
+        response = await self._unary(lambda lane: lane.generation.GetModel, request, timeout)
+        return wire.model(response)
 
     async def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         """What the prefix tree holds and memory is used for, between two steps."""
         request = cache_pb2.GetCacheStatsRequest()
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return wire.cache_stats(await self._cache.GetCacheStats(request, timeout=deadline_s))
+        response = await self._unary(lambda lane: lane.cache.GetCacheStats, request, timeout)
+        return wire.cache_stats(response)
 
     async def describe_tree(
         self, *, include_tokens: bool = False, timeout: float | None = CALL_TIMEOUT_S
     ) -> AsyncIterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
         request = wire.describe_tree_request(include_tokens)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            call = self._cache.DescribeTree(request, timeout=deadline_s)
+        attempts = attempts_within(wire.deadline_s(timeout))
+        begun = False
+        while True:
+            left_s = timeout_s_of(attempts)
             try:
-                async for response in call:
-                    yield wire.tree_node(response.node)
-            finally:
-                call.cancel()  # it would go on without a reader
+                with self._calling(), self._lanes.lane() as lane:
+                    call = lane.cache.DescribeTree(request, timeout=left_s)
+                    try:
+                        async for response in call:
+                            begun = True
+                            yield wire.tree_node(response.node)
+                        return
+                    finally:
+                        call.cancel()  # it would go on without a reader
+            except SapwoodError as refusal:
+                wait_s = None if begun else pause_s(attempts, refusal)
+                if wait_s is None:
+                    raise
+            with self._calling():
+                await self._pauses.wait(wait_s)
 
     async def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
-        check = self._channel.unary_unary(*HEALTH_CHECK)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            response = await check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
+        response = await self._unary(
+            lambda lane: lane.channel.unary_unary(*HEALTH_CHECK),
+            health_pb2.HealthCheckRequest(),
+            timeout,
+        )
         return response.status == health_pb2.HealthCheckResponse.SERVING

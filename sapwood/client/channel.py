@@ -1,42 +1,20 @@
-"""How clients keep a connection: retries, keepalive, sizes.
+"""How clients keep a connection: keepalive, sizes.
 
-- Only what failed with UNAVAILABLE before its first message is retried, by gRPC itself. A stream
-  that broke later is the caller's to resume: what was generated would be generated twice.
-- Only the async client retries. With a retry policy, gRPC's sync channel (1.85) hangs past every
-  deadline when the daemon leaves between two attempts; a client that hangs is worse than one that
-  says Unavailable.
-- Nobody waits for a daemon that is not there: without one a call fails after the retries, in about
-  a second. So no waitForReady.
+- gRPC itself tries nothing again. With a retry policy its sync channel (1.85) hangs past every
+  deadline when the daemon leaves between two attempts, and it does not know RetryInfo: that is
+  done by sapwood.client.attempts.
+- Nobody waits for a daemon that is not there: without one a call fails at once. So no waitForReady.
 - Keepalive finds a dead peer during a long silent prefill. Both timeouts are needed: the first
   alone leaves gRPC's own ping timeout of a minute in charge.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 from grpc_health.v1 import health_pb2
 
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": "sapwood.v1.GenerationService"},
-                {"service": "sapwood.v1.CacheService"},
-            ],
-            "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
-
-OPTIONS: list[tuple[str, str | int]] = [
+_OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
@@ -47,7 +25,11 @@ OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.enable_http_proxy", 0),
 ]
 
-RETRYING_OPTIONS = [("grpc.service_config", json.dumps(_SERVICE_CONFIG)), *OPTIONS]
+
+def options(number: int) -> list[tuple[str, str | int]]:
+    """Channels of one number share a connection, others do not."""
+    return [*_OPTIONS, ("sapwood.lane", number)]
+
 
 # A call that answers at once, if the daemon lives at all.
 CALL_TIMEOUT_S = 10.0

@@ -2,24 +2,35 @@
 
 - A Client may be used by many threads at once; a Stream by one, except for `cancel`.
 - Timeouts are gRPC deadlines in seconds and cover the whole call, queueing included.
+- What was refused with a time to retry, before anything of the answer came, is asked for again.
 - Every RPC raises SapwoodError and nothing else of gRPC's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
-from typing import Protocol, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
-import grpc
 from grpc_health.v1 import health_pb2
 
 from sapwood.client import address, wire
-from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK, OPTIONS
-from sapwood.client.errors import Calling, Cancelled, client_closed, translated
+from sapwood.client.attempts import Attempts
+from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK
+from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
+from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
+from sapwood.client.lanes import Lanes
 from sapwood.client.reply import ReplyBuilder
+from sapwood.client.sync_calls import (
+    SyncGenerateCall,
+    SyncLane,
+    SyncPauses,
+    open_sync_lane,
+    start_sync_generate,
+)
 from sapwood.client.values import (
     CacheStats,
     Conversation,
@@ -32,39 +43,72 @@ from sapwood.client.values import (
     TokenIds,
     TreeNode,
 )
-from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+from sapwood.v1 import cache_pb2, generation_pb2
 
-
-class _Call(Protocol):
-    def __iter__(self) -> Iterator[generation_pb2.GenerateResponse]: ...
-    def cancel(self) -> object: ...
+_Response = TypeVar("_Response")
 
 
 class Stream:
     """The events of one reply: an iterator, and a context manager that cancels what is left.
 
-    The daemon works on it from the moment `generate` returned, whether it is read or not.
+    The daemon works on it from the moment `generate` returned, whether it is read or not. A reply
+    that was refused with a time to retry is asked for again where it is read.
     """
 
-    def __init__(self, call: _Call, calling: Calling) -> None:
-        self._call = call
+    def __init__(
+        self,
+        start: Callable[[float | None], SyncGenerateCall],
+        attempts: Attempts,
+        calling: Calling,
+        pauses: SyncPauses,
+    ) -> None:
+        self._start = start
+        self._attempts = attempts
         self._calling = calling
+        self._pauses = pauses
         self._builder = ReplyBuilder()
+        self._begun = False
+        self._cancelled = False
+        self._call = self._started()
+
+    def _started(self) -> SyncGenerateCall:
+        with self._calling():
+            return self._start(timeout_s_of(self._attempts))
 
     def __iter__(self) -> Iterator[Event]:
         return self
 
     def __next__(self) -> Event:
+        while True:
+            try:
+                return self._next()
+            except SapwoodError as refusal:
+                wait_s = None if self._begun else pause_s(self._attempts, refusal)
+                if wait_s is None:
+                    raise
+            self._start_again(wait_s)
+
+    def _next(self) -> Event:
         with self._calling():
             for response in self._call:
+                self._begun = True
                 if (event := wire.event(response)) is not None:
                     self._builder.add(event)
                     return event
         raise StopIteration
 
+    def _start_again(self, wait_s: float) -> None:
+        with self._calling():
+            self._pauses.wait(wait_s, lambda: self._cancelled)
+        self._call = self._started()
+        if self._cancelled:  # between the two
+            self._call.cancel()
+
     def cancel(self) -> None:
         """Ends the reply; reading on raises Cancelled. Safe from any thread, and after the end."""
+        self._cancelled = True
         self._call.cancel()
+        self._pauses.wake()
 
     def collect(self) -> Reply:
         """Reads to the end and returns the whole reply, what was read before included."""
@@ -89,7 +133,7 @@ class Stream:
 
 
 class Client:
-    """A connection to one daemon, made on first use and kept.
+    """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
     """
@@ -97,15 +141,16 @@ class Client:
     def __init__(self, target: str | None = None) -> None:
         found = address.resolve(target, os.environ)
         self.address = str(found)
-        self._channel = grpc.insecure_channel(found.target, OPTIONS)
-        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
-        self._cache = cache_pb2_grpc.CacheServiceStub(self._channel)
+        self._lanes = Lanes(partial(open_sync_lane, found.target))
+        self._pauses = SyncPauses()
         self._closed = False
 
     def close(self) -> None:
-        """Closes the connection. Open streams end with Cancelled, and so does every later call."""
+        """Closes the connections. Open streams end with Cancelled, and so does every later call."""
         self._closed = True
-        self._channel.close()
+        self._pauses.close()
+        for lane in self._lanes.all:
+            lane.channel.close()
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
@@ -129,14 +174,32 @@ class Client:
     ) -> None:
         self.close()
 
+    def _unary(
+        self,
+        method: Callable[[SyncLane], Callable[..., _Response]],
+        request: Any,
+        timeout: float | None,
+    ) -> _Response:
+        """One answer to one request, refusals with a time to retry aside."""
+        attempts = attempts_within(wire.deadline_s(timeout))
+        while True:
+            try:
+                with self._calling(), self._lanes.lane() as lane:
+                    return method(lane)(request, timeout=timeout_s_of(attempts))
+            except SapwoodError as refusal:
+                if (wait_s := pause_s(attempts, refusal)) is None:
+                    raise
+            with self._calling():
+                self._pauses.wait(wait_s)
+
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[GenerateOptions]
     ) -> Stream:
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return Stream(self._generation.Generate(request, timeout=deadline_s), self._calling)
+        attempts = attempts_within(wire.deadline_s(timeout))
+        start = partial(start_sync_generate, self._lanes, request)
+        return Stream(start, attempts, self._calling, self._pauses)
 
     def tokenize(
         self,
@@ -146,45 +209,52 @@ class Client:
     ) -> list[int]:
         """The ids that `generate` would see for this prompt."""
         request = wire.tokenize_request(prompt)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return list(self._generation.Tokenize(request, timeout=deadline_s).token_ids)
+        response = self._unary(lambda lane: lane.generation.Tokenize, request, timeout)
+        return list(response.token_ids)
 
     def detokenize(self, token_ids: TokenIds, *, timeout: float | None = CALL_TIMEOUT_S) -> str:
         """Text of ids; special tokens have none. Raises InvalidArgument for unknown ids."""
         request = wire.detokenize_request(token_ids)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return self._generation.Detokenize(request, timeout=deadline_s).text
+        return self._unary(lambda lane: lane.generation.Detokenize, request, timeout).text
 
     def get_model(self, *, timeout: float | None = CALL_TIMEOUT_S) -> Model:
-        """What the daemon has loaded. Raises Unavailable while it loads."""
+        """What the daemon has loaded. Waits while it loads, then raises Unavailable."""
         request = generation_pb2.GetModelRequest()
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return wire.model(self._generation.GetModel(request, timeout=deadline_s))
+        return wire.model(self._unary(lambda lane: lane.generation.GetModel, request, timeout))
 
     def cache_stats(self, *, timeout: float | None = CALL_TIMEOUT_S) -> CacheStats:
         """What the prefix tree holds and memory is used for, between two steps."""
         request = cache_pb2.GetCacheStatsRequest()
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            return wire.cache_stats(self._cache.GetCacheStats(request, timeout=deadline_s))
+        response = self._unary(lambda lane: lane.cache.GetCacheStats, request, timeout)
+        return wire.cache_stats(response)
 
     def describe_tree(
         self, *, include_tokens: bool = False, timeout: float | None = CALL_TIMEOUT_S
     ) -> Iterator[TreeNode]:
         """The nodes of the prefix tree, parents first. Tokens need an operator's permission."""
         request = wire.describe_tree_request(include_tokens)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            for response in self._cache.DescribeTree(request, timeout=deadline_s):
-                yield wire.tree_node(response.node)
+        attempts = attempts_within(wire.deadline_s(timeout))
+        begun = False
+        while True:
+            left_s = timeout_s_of(attempts)
+            try:
+                with self._calling(), self._lanes.lane() as lane:
+                    for response in lane.cache.DescribeTree(request, timeout=left_s):
+                        begun = True
+                        yield wire.tree_node(response.node)
+                    return
+            except SapwoodError as refusal:
+                wait_s = None if begun else pause_s(attempts, refusal)
+                if wait_s is None:
+                    raise
+            with self._calling():
+                self._pauses.wait(wait_s)
 
     def is_serving(self, *, timeout: float | None = CALL_TIMEOUT_S) -> bool:
         """Whether the daemon takes requests. Raises Unavailable where none answers."""
-        check = self._channel.unary_unary(*HEALTH_CHECK)
-        deadline_s = wire.deadline_s(timeout)
-        with self._calling():
-            response = check(health_pb2.HealthCheckRequest(), timeout=deadline_s)
+        response = self._unary(
+            lambda lane: lane.channel.unary_unary(*HEALTH_CHECK),
+            health_pb2.HealthCheckRequest(),
+            timeout,
+        )
         return response.status == health_pb2.HealthCheckResponse.SERVING

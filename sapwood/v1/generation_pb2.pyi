@@ -19,7 +19,9 @@ UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED and UNIMPLEMENT
 says. What is in this contract but not built yet is refused, never ignored: an RPC answers
 UNIMPLEMENTED, a field FAILED_PRECONDITION UNSUPPORTED with the field's name.
 
-A request is at most 4 MiB. Ranges of tokens are half-open everywhere.
+A request is at most 4 MiB and has at most 24576 fields, packed numbers counted as one. RPCs that
+are open at once, and texts that wait to be tokenised, are bounded: what is over is QUEUE_FULL with
+RetryInfo. Ranges of tokens are half-open everywhere.
 """
 
 from collections import abc as _abc
@@ -724,7 +726,7 @@ class DetokenizeRequest(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Each below the vocabulary size, else BAD_TOKEN_ID."""
+        """At most 262144 (BAD_REQUEST), each below the vocabulary size, else BAD_TOKEN_ID."""
 
     def __init__(
         self,

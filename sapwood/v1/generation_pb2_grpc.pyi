@@ -19,7 +19,9 @@ UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED and UNIMPLEMENT
 says. What is in this contract but not built yet is refused, never ignored: an RPC answers
 UNIMPLEMENTED, a field FAILED_PRECONDITION UNSUPPORTED with the field's name.
 
-A request is at most 4 MiB. Ranges of tokens are half-open everywhere.
+A request is at most 4 MiB and has at most 24576 fields, packed numbers counted as one. RPCs that
+are open at once, and texts that wait to be tokenised, are bounded: what is over is QUEUE_FULL with
+RetryInfo. Ranges of tokens are half-open everywhere.
 """
 
 from collections import abc as _abc
@@ -59,9 +61,9 @@ class GenerationServiceStub:
     next step and keeps the prefix that was computed.
     """
     Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
-    """Turns text or messages into the ids that Generate would see for them."""
+    """Turns text or messages into the ids that Generate would see for them: at most 262144."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]
-    """Turns ids into text."""
+    """Turns ids into text: at most 262144."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.GetModelResponse]
     """Says what is loaded."""
 
@@ -77,9 +79,9 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     next step and keeps the prefix that was computed.
     """
     Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Turns text or messages into the ids that Generate would see for them."""
+    """Turns text or messages into the ids that Generate would see for them: at most 262144."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]  # type: ignore[assignment]
-    """Turns ids into text."""
+    """Turns ids into text: at most 262144."""
     GetModel: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelRequest, _generation_pb2.GetModelResponse]  # type: ignore[assignment]
     """Says what is loaded."""
 
@@ -104,7 +106,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.TokenizeResponse, _abc.Awaitable[_generation_pb2.TokenizeResponse]]:
-        """Turns text or messages into the ids that Generate would see for them."""
+        """Turns text or messages into the ids that Generate would see for them: at most 262144."""
 
     @_abc_1.abstractmethod
     def Detokenize(
@@ -112,7 +114,7 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.DetokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_generation_pb2.DetokenizeResponse, _abc.Awaitable[_generation_pb2.DetokenizeResponse]]:
-        """Turns ids into text."""
+        """Turns ids into text: at most 262144."""
 
     @_abc_1.abstractmethod
     def GetModel(

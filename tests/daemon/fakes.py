@@ -16,7 +16,7 @@ from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded
-from sapwood.model.prompt.errors import PromptTooLong
+from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, PromptTooLong, never
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
@@ -71,9 +71,13 @@ class ByteTokenizer:
     def features(self, tools: bool) -> frozenset[str] | None:
         return frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
 
-    def encode_text(self, text: str, tokens_max: int | None = None) -> list[int]:
+    def encode_text(
+        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+    ) -> list[int]:
         self.threads.add(threading.current_thread().name)
-        self.gate.wait()
+        while not self.gate.wait(0.01):
+            if given_up():
+                raise PromptAbandoned
         if tokens_max is not None and len(text) > 2 * tokens_max:
             raise PromptTooLong(len(text))  # as far from the limit as a real one might see it
         return [BOS, *(FIRST_BYTE + b for b in text.encode())]
@@ -84,15 +88,16 @@ class ByteTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         thinking: bool | None = None,
         tokens_max: int | None = None,
+        given_up: GivenUp = never,
     ) -> list[int]:
         if messages[0]["role"] == "assistant":
             raise ValueError("secret detail of the template")
         head = "".join(f"{extra}\n" for extra in (*tools, thinking) if extra is not None)
         said = (f"{m.pop('role')}:{m.pop('content')}{m or ''}\n" for m in map(dict, messages))
-        return self.encode_text(head + "".join(said), tokens_max)
+        return self.encode_text(head + "".join(said), tokens_max, given_up)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        return b"".join(TOKEN_BYTES[i] for i in token_ids).decode(errors="replace")
+    def decode(self, ids: Sequence[int], given_up: GivenUp = never) -> str:
+        return b"".join(TOKEN_BYTES[i] for i in ids).decode(errors="replace")
 
 
 class FakeDevice:

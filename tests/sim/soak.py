@@ -194,12 +194,19 @@ async def settled(address: str) -> None:
     assert held == memory.budget_bytes, f"M1: drift of {held - memory.budget_bytes} bytes"
 
 
-def sample(pid: int, began: float) -> Sample:
-    """What the kernel says of the process. Linux."""
+def sample(pid: int, began: float, descriptors_max: int) -> Sample:
+    """What the kernel says of the process, once connections that were closed are gone. Linux."""
+    deadline = time.monotonic() + SETTLE_S_MAX
+    while (open_now := descriptors(pid)) > descriptors_max and time.monotonic() < deadline:
+        time.sleep(0.02)
     status = Path(f"/proc/{pid}/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Sample(time.monotonic() - began, int(resident.split()[1]) * 1024, descriptors)
+    return Sample(time.monotonic() - began, int(resident.split()[1]) * 1024, open_now)
+
+
+def descriptors(pid: int) -> int:
+    """How many the process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def check_calm(told: Told, counted: Counter[str]) -> None:
@@ -242,6 +249,7 @@ def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False
     ):
         address, metrics = ready["grpc"][-1], ready["metrics"]
         before = scrape(metrics)
+        idle = descriptors(process.pid)
         for number in range(-(-requests // each)):
             wild = number % 2 == 1
             told = asyncio.run(play_round(address, each, seed + number, wild))
@@ -249,7 +257,9 @@ def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False
             after = scrape(metrics)
             (check_wild if wild else check_calm)(told, after - before)
             before = after
-            samples.append(sample(process.pid, began))
+            # The first round may open what stays open.
+            most = samples[0].descriptors if samples else idle + 1
+            samples.append(sample(process.pid, began, most))
             if say:
                 told_of = {
                     "round": number,

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sapwood.model.prompt.errors import GivenUp, never
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
 from sapwood.v1 import cache_pb2
@@ -169,8 +170,8 @@ async def refused(run: Running, request: pb.GenerateRequest) -> None:
         await collect(run.generation.Generate(request))
 
 
-def broken(text: str, tokens_max: int | None = None) -> list[int]:
-    raise RuntimeError(text, tokens_max)
+def broken(text: str, tokens_max: int | None = None, given_up: GivenUp = never) -> list[int]:
+    raise RuntimeError(text, tokens_max, given_up)
 
 
 def stepped(run: Running) -> bool:

@@ -222,7 +222,7 @@ async def _with_media(
 
 @pytest.mark.anyio
 async def test_only_what_will_be_generated_from_must_fit_the_context() -> None:
-    """Tokenize counts any prompt; its message is bounded by the size of a request alone."""
+    """Tokenize counts what no context holds, up to a limit of its own."""
     door = admission()
     text = "x" * (3 * CONTEXT)
     assert len(await door.tokenize(pb.TokenizeRequest(text=text))) == 3 * CONTEXT + 1

@@ -170,3 +170,18 @@ def test_a_developer_may_speak() -> None:
     assert said.messages[0] == {"role": "developer", "content": "x"}
     with pytest.raises(Refused, match="only role assistant has thinking"):
         conversation_of(messages_of({"role": "developer", "thinking": "x"}), ALL, LIMITS)
+
+
+def test_json_has_a_bounded_number_of_values_in_all_of_a_conversation() -> None:
+    """4 MiB of empty lists take half a second in one call that holds the GIL, and 100 MB."""
+    limits = Limits(json_items_max=8)
+    call = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": [1, 2]}'}]}
+    conversation_of(messages_of(call, call), ALL, limits)
+    tools = [{"name": "f", "parameters": '{"a": [[], []]}'}]
+    for given, field in (
+        (messages_of(call, call, call), "messages.messages[2].tool_calls[0].arguments"),
+        (messages_of(call, call, tools=tools), "messages.tools[0].parameters"),
+    ):
+        with pytest.raises(Refused, match="at most 8") as caught:
+            conversation_of(given, ALL, limits)
+        assert (caught.value.reason, caught.value.field) == (Reason.BAD_REQUEST, field)

@@ -13,6 +13,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from sapwood.daemon.rpc.boundary import service_handler
+from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.services import CACHE, GENERATION, HEALTH, SESSION
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2, prompt_pb2
@@ -306,14 +307,6 @@ async def test_an_oversized_message_is_grpcs_own_resource_exhausted(run: Running
     assert reason_of(error) == ("RESOURCE_EXHAUSTED", "")
 
 
-async def test_too_many_rpcs_are_refused() -> None:
-    async with running(FakeDevice(gated=True), Limits(rpcs_max=2)) as run:
-        calls = [run.generation.Generate(prompt_of(5 + n)) for n in range(2)]
-        await until(lambda: open_rpcs(run) == len(calls))
-        error = await refused(run.generation.Generate(prompt_of(5)))
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
 async def test_a_bug_of_ours_is_internal_without_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -323,7 +316,9 @@ async def test_a_bug_of_ours_is_internal_without_its_text(
         raise RuntimeError(request.token_ids)
 
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((service_handler(GENERATION, {"Detokenize": broken}, LIMITS),))
+    server.add_generic_rpc_handlers(
+        (service_handler(GENERATION, {"Detokenize": broken}, Entrance(LIMITS, 9)),)
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

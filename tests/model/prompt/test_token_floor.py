@@ -37,7 +37,7 @@ def _document(place: str) -> dict[str, Any]:
 def _both(place: str) -> tuple[Tokenizer, Encoder]:
     vocabulary = 1 + max(Encoder.from_str(json.dumps(_document(place))).get_vocab().values())
     tokenizer = load_tokenizer(_PLACES[place], vocabulary, (1,))
-    return tokenizer, tokenizer._encoder
+    return tokenizer, tokenizer._pieces._encoder
 
 
 @pytest.mark.parametrize("place", _PLACES)
@@ -49,13 +49,40 @@ def test_no_text_has_fewer_tokens_than_its_floor(place: str, runs: list[str]) ->
 
 
 @pytest.mark.parametrize("place", _PLACES)
+@given(pieces=st.lists(_pieces, max_size=6))
+def test_nor_fewer_than_the_floor_of_what_is_not_cut_yet(place: str, pieces: list[str]) -> None:
+    tokenizer, _ = _both(place)
+    text = "".join(pieces)
+    assert tokenizer._floor.of_uncut(text) <= len(tokenizer.encode_text(text))
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_control_tokens_may_be_longer_than_any_other(place: str) -> None:
+    tokenizer, _ = _both(place)
+    for token in tokenizer._control_ids:
+        ids = tokenizer.encode_text(token * 1000)
+        assert len(ids) <= 1001
+        assert tokenizer._floor.of_uncut(token * 1000) <= len(ids), token
+
+
+@pytest.mark.parametrize("place", _PLACES)
+def test_a_long_text_counts_whole(place: str) -> None:
+    """It is counted in pieces."""
+    floor = _both(place)[0]._floor
+    assert abs(floor.of(["é" * 400_000]) - 100 * floor.of(["é" * 4000])) <= 100
+    assert floor.of(["a" * 70_000, "é" * 70_000]) >= floor.of(["é" * 70_000]) + 1
+    assert floor.of(["ab" * 100_000]) == floor.of(["ab"] * 100_000)
+
+
+@pytest.mark.parametrize("place", _PLACES)
 def test_a_hopeless_prompt_is_refused_before_the_model_tokenises_it(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, _ = _both(place)
     longest = max(len(token) for token in tokenizer.token_bytes)
     text = "a" * (longest * 1001)
-    monkeypatch.setattr(tokenizer, "_encode_plain", None)
+    monkeypatch.setattr(tokenizer, "_pieces", None)
+    monkeypatch.setattr(tokenizer, "_finder", None)
     for encode in (
         lambda: tokenizer.encode_text(text, 1000),
         lambda: tokenizer.encode_messages(turns(("user", text)), tokens_max=1000),

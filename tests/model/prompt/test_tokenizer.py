@@ -208,7 +208,7 @@ def test_a_vocabulary_that_merges_control_tokens_still_gives_none(tmp_path: Path
     template = "{% for m in messages %}<|turn>{{ m['content'] }}<|channel>{% endfor %}"
     (directory.path / "chat_template.jinja").write_text(template)
     tokenizer = load_tokenizer(directory, 1024)
-    assert tokenizer._encoder.encode("<turn|>", add_special_tokens=False).ids == [106]
+    assert tokenizer._pieces._encoder.encode("<turn|>", add_special_tokens=False).ids == [106]
     for content in ("<turn|>", "a <turn|><|turn>model", "<|turn><turn|>"):
         ids = tokenizer.encode_messages(turns(("user", content), ("user", "<eos>")))
         assert [i for i in ids if i in _control_ids("e2b-tiny")] == [105, 100, 105, 100]

@@ -16,7 +16,7 @@ from typing import Any, Never, TypeVar
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import Message
-from google.rpc import status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
@@ -79,6 +79,19 @@ class FakeDaemon(
         self.health = HealthServicer()
         self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
+        self.busy = 0  # how many calls are still refused, each with
+        self.retry_after_s = 0.05
+        self.peers: set[str] = set()
+
+    def _answer(self, context: grpc.ServicerContext) -> None:
+        """Notes who asks, or refuses."""
+        self.peers.add(context.peer())
+        if self.busy:
+            self.busy -= 1
+            info = error_details_pb2.ErrorInfo(domain="sapwood", reason="QUEUE_FULL")
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromMilliseconds(round(self.retry_after_s * 1000))
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", info, retry)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -93,6 +106,7 @@ class FakeDaemon(
         self.requests.append(request)
         self.called.set()
         context.add_callback(self.ended.set)
+        self._answer(context)
         yield from self.reply(request, context)
 
     def Tokenize(
@@ -101,17 +115,20 @@ class FakeDaemon(
         self.requests.append(request)
         self.called.set()
         self._free.wait(30)
+        self._answer(context)
         return generation_pb2.TokenizeResponse(token_ids=[2, 7, 9])
 
     def Detokenize(
         self, request: generation_pb2.DetokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.DetokenizeResponse:
         self.requests.append(request)
+        self._answer(context)
         return generation_pb2.DetokenizeResponse(text="seven nine")
 
     def GetModel(
         self, request: generation_pb2.GetModelRequest, context: grpc.ServicerContext
     ) -> generation_pb2.GetModelResponse:
+        self._answer(context)
         return generation_pb2.GetModelResponse(
             name="demo",
             family="gemma4",
@@ -127,6 +144,7 @@ class FakeDaemon(
     def GetCacheStats(
         self, request: cache_pb2.GetCacheStatsRequest, context: grpc.ServicerContext
     ) -> cache_pb2.GetCacheStatsResponse:
+        self._answer(context)
         return self.stats
 
     def DescribeTree(
@@ -134,6 +152,7 @@ class FakeDaemon(
     ) -> Iterator[cache_pb2.DescribeTreeResponse]:
         self.requests.append(request)
         context.add_callback(self.ended.set)
+        self._answer(context)
         for node in self.nodes:
             yield cache_pb2.DescribeTreeResponse(node=node)
 

@@ -20,12 +20,9 @@ from tests.sapwood.client.conftest import Connect
 from tests.sapwood.client.fake import (
     FakeDaemon,
     Request,
-    Responses,
     done,
     endless_reply,
-    prefill,
     refuse,
-    whole_reply,
 )
 
 pytestmark = pytest.mark.anyio
@@ -142,39 +139,6 @@ async def test_foreign_and_broken_details_count_as_none(
             with pytest.raises(sapwood.ResourceExhausted, match="busy") as caught:
                 await done(client.generate("hello").collect())
             assert (caught.value.reason, caught.value.retry_after_s) == ("", None)
-
-
-async def test_unavailable_is_retried_before_the_first_event_only(
-    daemon: FakeDaemon, address: str
-) -> None:
-    """By the async client: see sapwood.client.channel for why the other does not."""
-
-    def loading_twice(request: Request, context: grpc.ServicerContext) -> Responses:
-        if len(daemon.requests) < 3:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
-        return whole_reply(request, context)
-
-    def breaks_later(request: Request, context: grpc.ServicerContext) -> Responses:
-        yield prefill(0, 1, 1)
-        context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
-
-    async with sapwood.AsyncClient(address) as client:
-        daemon.reply = loading_twice
-        assert await client.generate("hello").text() == "Hi there"
-        assert len(daemon.requests) == 3
-
-        daemon.requests.clear()
-        daemon.reply = breaks_later
-        with pytest.raises(sapwood.Unavailable, match="broken"):
-            await client.generate("hello").collect()
-        assert len(daemon.requests) == 1
-
-
-def test_the_sync_client_says_unavailable_at_once(daemon: FakeDaemon, address: str) -> None:
-    daemon.reply = lambda request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "loading")
-    with sapwood.Client(address) as client, pytest.raises(sapwood.Unavailable, match="loading"):
-        client.generate("hello").collect()
-    assert len(daemon.requests) == 1
 
 
 async def test_no_daemon_is_unavailable_not_a_hang(connect: Connect, tmp_path: Path) -> None:

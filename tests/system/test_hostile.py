@@ -1,0 +1,88 @@
+"""What one client sends does not keep a running stream waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sapwood import AsyncClient
+from sapwood.daemon.demo.process import DaemonProcess
+from tests.system.hostile import KINDS
+from tests.system.test_daemon import ENDLESS, serving
+
+SLACK_S = 0.05
+ATTACK_S = 1.0
+ATTEMPTS = 5  # the machine has others to serve, and a gap of theirs is no gap of the daemon's
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with serving(tmp_path_factory.mktemp("hostile")) as daemon:
+        yield daemon
+
+
+async def _worst_gap_s(address: str, seconds: float) -> float:
+    """Between two messages of a stream."""
+    worst_s, until = 0.0, time.monotonic() + seconds
+    async with AsyncClient(address) as client:
+        stream = client.generate((2, 5, 9), max_tokens=ENDLESS, ignore_eos=True, temperature=0.0)
+        last = None
+        async for _ in stream:
+            now = time.monotonic()
+            worst_s = max(worst_s, now - (last or now))
+            last = now
+            if now > until:
+                return worst_s
+    raise AssertionError("the stream ended by itself")
+
+
+async def _attack(address: str, kind: str) -> asyncio.subprocess.Process:
+    command = (sys.executable, "-m", "tests.system.hostile", address, kind, str(ATTACK_S), "2")
+    return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+
+
+# Once each froze every stream. The others are as many ways to the same places.
+_FREEZES = ("text", "control tokens", "Tokenize")
+_ALL = [
+    pytest.param(kind, marks=() if kind in _FREEZES else pytest.mark.long, id=kind)
+    for kind in KINDS
+    if kind not in ("many messages", "a content of marks")  # which are served, and cost that
+]
+
+
+@pytest.mark.parametrize("kind", _ALL)
+def test_a_hostile_request_holds_up_nobody(daemon: DaemonProcess, kind: str) -> None:
+    """The worst gap of a stream is that of a quiet moment of the same run and 50 ms more.
+
+    What the attack costs the processor is not the daemon's to answer for: the quiet moment has as
+    many processes that compute.
+    """
+
+    async def both() -> tuple[float, float]:
+        hogs = [await _hog() for _ in range(2)]
+        quiet_s = await _worst_gap_s(daemon.address, ATTACK_S)
+        for hog in hogs:
+            hog.kill()
+            await hog.wait()
+        attack = await _attack(daemon.address, kind)
+        attacked_s = await _worst_gap_s(daemon.address, ATTACK_S + 1)
+        sent, _ = await attack.communicate()
+        assert attack.returncode == 0
+        assert int(sent) > 0
+        return quiet_s, attacked_s
+
+    seen: list[tuple[float, float]] = []
+    for _ in range(ATTEMPTS):
+        quiet_s, attacked_s = asyncio.run(both())
+        if attacked_s <= quiet_s + SLACK_S:
+            return
+        seen.append((round(quiet_s, 3), round(attacked_s, 3)))
+    raise AssertionError(f"(quiet, attacked) in seconds: {seen}")
+
+
+async def _hog() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
