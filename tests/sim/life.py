@@ -115,6 +115,8 @@ class Life(House):
     def committed(self, plan: StepPlan) -> None:
         """Called by step()."""
         self._rows.committed(plan)
+        live = len(self.device.tracker.live)
+        assert live == self.tree.nodes, f"T7: {live} payloads live, {self.tree.nodes} in the tree"
         if plan.number % LOOK_STEPS == 0:
             self._trees.look(plan, ((s.request, s.tokens) for s in self.streams.values()))
 

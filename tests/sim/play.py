@@ -8,7 +8,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.sim.draw import scenario
 from tests.sim.story import Scenario
 from tests.sim.world import World
 
@@ -55,21 +54,6 @@ def play(played: Scenario) -> tuple[Seen, Violation | None]:
         told = [f"  {frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames]
         violation = Violation(message, key, "\n".join([*told[-8:], world.story()]))
     return Seen(1, world.steps, world.edges, _pairs(world.faults)), violation
-
-
-def report(seed: int, violation: Violation) -> str:
-    """What a failure prints: the seed, the commit, the command, the story."""
-    return (
-        f"seed={seed} commit={commit()}\n{violation.message}\n{violation.story}\n"
-        f"again: python -m tests.sim replay {seed}\n"
-        f"short: python -m tests.sim shrink {seed}"
-    )
-
-
-def play_seed(seed: int) -> tuple[Seen, str]:
-    """What was seen, and the report of what failed, "" for nothing."""
-    seen, violation = play(scenario(seed))
-    return seen, "" if violation is None else report(seed, violation)
 
 
 def commit() -> str:

@@ -12,7 +12,9 @@ from itertools import combinations_with_replacement
 from multiprocessing import get_context
 from typing import Any
 
-from tests.sim.play import Seen, commit, play_seed
+from tests.sim.draw import scenario
+from tests.sim.play import Seen, Violation, commit, play
+from tests.sim.shrink import shrink
 
 BATCH_SEEDS = 20
 FAILURES_SHOWN = 5
@@ -28,6 +30,22 @@ FAULTS = (
     "allocation", "cancelled", "crowded", "deadline_exceeded", "drain", "draining", "evicted",
     "internal", "out_of_memory", "parked", "queue_full", "slow device", "slow_reader", "thinned",
 )  # fmt: skip
+
+
+def report(seed: int, violation: Violation) -> str:
+    """What a failure prints: seed, commit, command, story, and the shortest that fails alike."""
+    return (
+        f"seed={seed} commit={commit()}\n{violation.message}\n{violation.story}\n"
+        f"again: python -m tests.sim replay {seed}\n"
+        f"keep:  python -m tests.sim shrink {seed} --keep NAME\n"
+        f"{shrink(scenario(seed), violation).dump()}"
+    )
+
+
+def play_seed(seed: int) -> tuple[Seen, str]:
+    """What was seen, and the report of what failed, "" for nothing."""
+    seen, violation = play(scenario(seed))
+    return seen, "" if violation is None else report(seed, violation)
 
 
 def batch(first: int, count: int) -> tuple[Seen, list[str]]:

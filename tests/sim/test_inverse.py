@@ -59,6 +59,11 @@ def no_care_for_windows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CACHE}.tree.longest_restorable", lambda node, t, window: t)
 
 
+def no_closing_of_duplicates(patch: pytest.MonkeyPatch) -> None:
+    """What another has stored already is neither kept nor freed."""
+    patch.setattr(f"{CACHE}.tree.Tree._renew", lambda *_: None)
+
+
 def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
     """Decode rows may take all of a step."""
     patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most: max(0, most - rows))
@@ -83,6 +88,7 @@ def no_parking(patch: pytest.MonkeyPatch) -> None:
         (no_waiting_for_the_same_prefix, "computed twice"),
         (no_memory_limit, "L5|they wait for nothing"),
         (no_care_for_windows, "T2|T9"),
+        (no_closing_of_duplicates, "T7"),
         (no_share_of_prefill, "L2|L3|L6"),
         (no_parking, "S8"),
     ],

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.sim.draw import scenario
-from tests.sim.play import HERE, Seen, Violation, play, play_seed, report
-from tests.sim.report import EDGES
+from tests.sim.play import HERE, Seen, Violation, play
+from tests.sim.report import EDGES, play_seed
 from tests.sim.shrink import shrink
 from tests.sim.story import Action, Again, Ask, Break, Config, GiveUp, Pause, Scenario, Slow, Stop
 
@@ -108,13 +108,12 @@ def test_shrinking_leaves_what_it_takes_and_no_more(monkeypatch: pytest.MonkeyPa
 
 def test_a_violation_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.sim.world.World._turn", lambda self: 1 // 0)
-    _, violation = play(scenario(7))
-    assert violation is not None
-    told = report(7, violation)
+    _, told = play_seed(7)
     for part in (
         "seed=7 commit=",
         "ZeroDivisionError",
         "python -m tests.sim replay 7",
+        '[\n{"config"',
         "last plan",
     ):
         assert part in told
