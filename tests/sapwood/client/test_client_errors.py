@@ -117,7 +117,8 @@ async def test_details_are_decoded(connect: Connect, daemon: FakeDaemon, address
     )
     async with connect(address) as client:
         with pytest.raises(sapwood.InvalidArgument, match="BAD_SAMPLING: bad sampling") as caught:
-            await done(client.generate("hello").collect())
+            # Asked for again in 1.5 s, were there so much time.
+            await done(client.generate("hello", timeout=1.0).collect())
     assert caught.value.reason == "BAD_SAMPLING"
     assert caught.value.fields == {"sampling.top_p": "not in (0, 1]"}
     assert caught.value.retry_after_s == 1.5
