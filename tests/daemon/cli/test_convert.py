@@ -78,6 +78,32 @@ def test_weights_that_became_zero_are_counted(
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "flags", "advised"),
+    [
+        ("a4b-tiny", ["--draft", str(checkpoint("a4b-tiny-assistant").path)], True),
+        (
+            "a4b-tiny",
+            ["--draft", str(checkpoint("a4b-tiny-assistant").path), "--quantize-draft", "mxfp8"],
+            False,
+        ),
+        ("a4b-tiny", [], False),
+        ("e2b-tiny", ["--draft", DRAFTER], False),
+    ],
+)
+def test_a_packed_drafter_is_recommended_beside_experts(
+    target: str,
+    flags: list[str],
+    advised: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not where there is none, where it is packed, or where its head is not read whole."""
+    made = tmp_path / "made"
+    assert main(["convert", str(checkpoint(target).path), str(made), *flags]) == 0
+    assert ("recommended here: --quantize-draft 4bit" in capsys.readouterr().out) is advised
+
+
 def test_a_terminal_sees_a_bar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
