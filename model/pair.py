@@ -73,7 +73,11 @@ def load_pair(
         fitted_draft = fit_assistant(weight_files(draft_dir), draft_config)
     fitted = fit_target(files, config)
     tokenizer = load_tokenizer(
-        model_dir, config.text.vocabulary, config.eos_token_ids, config.bos_token_ids
+        model_dir,
+        config.text.vocabulary,
+        config.eos_token_ids,
+        config.bos_token_ids,
+        config.media_token_ids,
     )
     target = fitted.load(float_dtype)
     used = target.model.norm.weight.dtype

@@ -54,6 +54,8 @@ class ReadyFile:
         if self._path is not None:
             if self._path.is_dir():
                 raise StartError(f"cannot write the ready file {self._path}: it is a folder")
+            if self._path.exists() and not self._path.is_file():  # a device: it would be replaced
+                raise StartError(f"cannot write the ready file {self._path}: it is no plain file")
             self._beside(self._path, "").unlink(missing_ok=True)
 
     def write(self, listeners: Sequence[Address], metrics: TcpAddress) -> None:

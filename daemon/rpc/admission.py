@@ -19,6 +19,7 @@ from sapwood.daemon.rpc.conversation import conversation_of
 from sapwood.daemon.rpc.rules import (
     GENERATE_RULES,
     KNOWN,
+    NO_MEDIA,
     PROMPT_RULES,
     TOO_LONG,
     Bounds,
@@ -80,12 +81,14 @@ class Admission:
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
         """The ids that Generate would see, up to `codec_tokens_max` of them. Raises Refused."""
-        tokens_max = self._limits.codec_tokens_max
+        tokens_max, field = self._limits.codec_tokens_max, request.WhichOneof("prompt") or "prompt"
         try:
-            return await self._encoded(request, self._codec, tokens_max)
+            ids = await self._encoded(request, self._codec, tokens_max)
         except PromptTooLong as error:
             problem = f"there are at least {error.fewest} tokens; {_at_most(tokens_max)}"
-            raise _bad(problem, request.WhichOneof("prompt") or "prompt") from None
+            raise _bad(problem, field) from None
+        check(PromptTokens(field, ids, ""), (NO_MEDIA,), self._bounds)
+        return ids
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Raises Refused for an id that the model does not have, and for too many of them."""

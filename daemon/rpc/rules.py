@@ -213,17 +213,14 @@ TOO_LONG: Rule[PromptTokens] = Rule(
 KNOWN: Rule[PromptTokens] = Rule(
     "{message.field}", Reason.BAD_TOKEN_ID, lambda p, b: b.known(p.ids), _UNKNOWN_ID
 )
-PROMPT_RULES: tuple[Rule[PromptTokens], ...] = (
-    TOO_LONG,
-    KNOWN,
-    # A client that gives ids, or writes a token out, means the token; a conversation has no images.
-    Rule(
-        "{message.field}",
-        Reason.UNSUPPORTED,
-        lambda p, b: p.field != "messages" or b.media_token_ids.isdisjoint(p.ids),
-        "the model's template puts image, audio or video tokens here; only text is loaded",
-    ),
+# A client that gives ids, or writes a token out, means the token; a conversation has no images.
+NO_MEDIA: Rule[PromptTokens] = Rule(
+    "{message.field}",
+    Reason.UNSUPPORTED,
+    lambda p, b: p.field != "messages" or b.media_token_ids.isdisjoint(p.ids),
+    "the model's template puts image, audio or video tokens here; only text is loaded",
 )
+PROMPT_RULES = (TOO_LONG, KNOWN, NO_MEDIA)
 
 
 def sampler_of(given: pb.Sampling, defaults: SamplingDefaults, bounds: Bounds) -> Sampling:

@@ -85,7 +85,11 @@ def plan_conversion(
     """By part of the bundle. Raises ModelRefused."""
     config = read_target_config(target.directory)
     load_tokenizer(
-        target.directory, config.text.vocabulary, config.eos_token_ids, config.bos_token_ids
+        target.directory,
+        config.text.vocabulary,
+        config.eos_token_ids,
+        config.bos_token_ids,
+        config.media_token_ids,
     )
     draft_config = None if assistant is None else read_assistant_config(assistant.directory)
     if draft_config is not None:

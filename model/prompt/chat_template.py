@@ -25,7 +25,7 @@ from sapwood.model.prompt.sandbox import Sandbox
 # A closed set: a role picks a branch of the template, and a misspelt one would pick none.
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
-_CONTENT = "hello"
+_CONTENT = "qvolt7zink"  # no template says that by itself
 _STAND_INS = range(0xD800, 0xE000)
 _SEARCHED_CHARS = 64 * 1024
 # What a conversation may hold besides roles and contents, and by which names templates use it.

@@ -58,6 +58,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "exponential_decay_length_penalty": (),
     "force_words_ids": ([],),
     "forced_bos_token_id": (),
+    "forced_decoder_ids": ([],),
     "forced_eos_token_id": (),
     "guidance_scale": (1,),
     "max_time": (),

@@ -18,13 +18,13 @@
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from tokenizers import AddedToken
 
-from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.files import ModelRefused, shown
 from sapwood.model.prompt.control_finder import ControlFinder
 from sapwood.model.prompt.errors import (
     GivenUp,
@@ -128,9 +128,14 @@ class Tokenizer:
         controls = [self._control_ids[token] for token in parts[1::2]]
         return self._encode(parts[::2], controls, tokens_max, given_up)
 
-    def check_templates(self) -> None:
-        """Raise ModelRefused if one fails, or builds control tokens from pieces: unseen here."""
+    def check_templates(self, media_ids: Collection[int] = ()) -> None:
+        """Raise ModelRefused if one fails, writes media tokens into a plain turn, or builds control
+        tokens from pieces: unseen here.
+        """
         for where, parts in self._templates.tried_out():
+            media = [token for token in parts[1::2] if self._control_ids[token] in media_ids]
+            if media:
+                raise ModelRefused(f"{where}: writes {shown(media[0])} into a turn of mere text")
             for run in parts[::2]:
                 if self._finder.cut(run)[1]:
                     what = f"builds control tokens from pieces, in {run[:40]!r}"

@@ -27,11 +27,13 @@ def load_tokenizer(
     vocabulary: int,
     eos_fallback: tuple[int, ...] = (),
     bos_fallback: tuple[int, ...] = (),
+    media_ids: frozenset[int] = frozenset(),
 ) -> Tokenizer:
     """Read tokenizer.json, the files beside it, the chat template and generation_config.json.
 
     vocabulary: the width of the logits. eos_fallback: config.json's eos ids, which
-    end a turn too. bos_fallback: its bos ids, for where nothing else says. Raises ModelRefused.
+    end a turn too. bos_fallback: its bos ids, for where nothing else says. media_ids: what no
+    template may write where a user said a word. Raises ModelRefused.
     """
     settings = _optional(directory, SETTINGS)
     generation = read_generation(directory, _optional(directory, FILE), vocabulary)
@@ -67,7 +69,7 @@ def load_tokenizer(
         defaults=generation.defaults,
         suppressed=generation.suppressed,
     )
-    tokenizer.check_templates()
+    tokenizer.check_templates(media_ids)
     return tokenizer
 
 

@@ -4,8 +4,8 @@
   it says itself that this makes sense, and nothing was done that would be done twice.
 - Never before that time, never after the call's deadline; a call without one is tried again for
   `RETRYING_S_MAX`, as long as a request may wait in the daemon's own queue.
-- Later attempts wait longer, and each a little differently, so that many who were refused at once
-  do not come back at once.
+- Later attempts wait up to twice as long, and each a little differently, so that many who were
+  refused at once do not come back at once. Where that would be too late, it is the time told.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sapwood.client.errors import SapwoodError
 
 RETRYING_S_MAX = 60.0
 _WAIT_S_MIN = 0.02
-_GROWTH, _GROWTH_MAX = 1.5, 6.0
+_GROWTH, _GROWTH_MAX = 1.25, 2.0
 _SPREAD = 0.5
 
 
@@ -35,6 +35,9 @@ class Attempts:
         """How long until the next attempt, None for none. chance: drawn evenly from [0, 1)."""
         if refusal.retry_after_s is None:
             return None
-        wait_s = max(refusal.retry_after_s, _WAIT_S_MIN) * self._growth * (1 + _SPREAD * chance)
+        told_s = max(refusal.retry_after_s, _WAIT_S_MIN)
+        wait_s = told_s * self._growth * (1 + _SPREAD * chance)
         self._growth = min(self._growth * _GROWTH, _GROWTH_MAX)
+        if now_s + wait_s >= self._until:
+            wait_s = told_s
         return wait_s if now_s + wait_s < self._until else None

@@ -231,8 +231,9 @@ class Core:
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
     def _retry_after(self) -> float:
-        duration = self._meters.request_duration.view().mean
-        limits = self._limits
+        """From what requests take with a slot: their wait is what is reckoned here."""
+        meters, limits = self._meters, self._limits
+        duration = meters.request_prefill.view().mean + meters.request_decode.view().mean
         return retry_after_s(
             len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
         )

@@ -68,6 +68,15 @@ def test_a_ready_file_that_cannot_be_is_refused_before_the_load(folder: Path) ->
     assert not (folder / "loading").exists()
 
 
+def test_a_ready_file_takes_the_place_of_no_device(folder: Path) -> None:
+    """Renamed over one, the file would stand there for the whole machine."""
+    path = folder / "ready.json"
+    os.mkfifo(path)
+    with pytest.raises(StartError, match="it is no plain file"):
+        ReadyFile(path).check()
+    assert path.is_fifo()
+
+
 def test_a_ready_file_in_a_missing_folder(folder: Path) -> None:
     path = folder / "missing" / "ready.json"
     with pytest.raises(StartError, match=r"cannot write the ready file .*: No such file"):

@@ -209,6 +209,19 @@ async def test_a_template_that_writes_tokens_of_images_is_unsupported() -> None:
     assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, "messages")
 
 
+@pytest.mark.anyio
+async def test_tokenize_says_the_same_of_tokens_of_images() -> None:
+    """It gives the ids that Generate would see."""
+    card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=frozenset({6}))
+    door = Admission(card, LIMITS)
+    said = [prompt_pb2.Message(role="user", content="\x03")]
+    with pytest.raises(Refused, match="image, audio or video") as caught:
+        await door.tokenize(pb.TokenizeRequest(messages=prompt_pb2.Messages(messages=said)))
+    assert (caught.value.reason, caught.value.field) == (Reason.UNSUPPORTED, "messages")
+    assert 6 in await door.tokenize(pb.TokenizeRequest(text="\x03"))
+    door.close()
+
+
 async def _with_media(
     request_: pb.GenerateRequest, media: frozenset[int] = frozenset({6, 9})
 ) -> Request:

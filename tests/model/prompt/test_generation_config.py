@@ -137,6 +137,7 @@ _CHANGES = {
     "bad_words_ids": [[541]],
     "constraints": [{}],
     "dola_layers": "high",
+    "forced_decoder_ids": [[1, 541]],
     "encoder_no_repeat_ngram_size": 2,
     "encoder_repetition_penalty": 1.5,
     "epsilon_cutoff": 3e-4,

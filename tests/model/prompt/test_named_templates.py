@@ -101,6 +101,7 @@ def test_what_each_template_uses_is_its_own(tmp_path: Path) -> None:
         ("{{ messages[7].content.x }}", "cannot .* user turn: 'list object has no element 7'"),
         ("{{ messages[0].content[0].text }}x", "loses the content of one plain user turn"),
         ("{{ bos_token }}", "loses the content"),
+        ("{{ bos_token }}Hello, hello.", "loses the content"),
         ("{{ messages[0].content }}{{ '<tu' ~ 'rn|>' }}", "builds control tokens from pieces"),
         ("{{ messages[0].content | nosuch }}", "is not a template: No filter named 'nosuch'"),
         ("{{ 'x' * 99999999 }}", "cannot render .*: 'a template makes too much'"),
@@ -153,3 +154,11 @@ def test_a_table_whose_template_is_no_text_is_refused(tmp_path: Path) -> None:
         directory = model(tmp_path / json.dumps(told)[:9], told, ())
         with pytest.raises(ModelRefused, match=r"chat_template is .*, expected a template or a"):
             load_tokenizer(directory, 1024)
+
+
+def test_a_template_that_writes_media_tokens_into_mere_text_is_refused(tmp_path: Path) -> None:
+    """Every conversation would be refused for it; the end of a turn stands for such a token."""
+    directory = copied("e2b-tiny", tmp_path)
+    load_tokenizer(directory, 1024)
+    with pytest.raises(ModelRefused, match=r"writes '<turn\|>' into a turn of mere text"):
+        load_tokenizer(directory, 1024, media_ids=frozenset({106}))

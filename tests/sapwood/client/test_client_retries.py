@@ -182,12 +182,14 @@ async def test_a_cancelled_task_does_not_wait(daemon: FakeDaemon, address: str) 
 def test_waits_grow_differ_and_end() -> None:
     tries = Attempts(None, 100.0)
     waits = [tries.wait_s(refusal(1.0), 100.0, 0.0) for _ in range(8)]
-    assert waits == [1.0, 1.5, 2.25, 3.375, 5.0625, 6.0, 6.0, 6.0]
+    assert waits == pytest.approx([1.0, 1.25, 1.5625, 1.953125, 2.0, 2.0, 2.0, 2.0])
     assert Attempts(None, 0.0).wait_s(refusal(1.0), 0.0, 0.999) == pytest.approx(1.5, rel=0.01)
     assert Attempts(None, 0.0).wait_s(refusal(None), 0.0, 0.0) is None
     assert (Attempts(None, 0.0).wait_s(refusal(0.0), 0.0, 0.0) or 0) > 0, "no spinning"
     assert (Attempts(None, 0.0).wait_s(refusal(-5.0), 0.0, 0.0) or 0) > 0
     last_s = 100.0 + RETRYING_S_MAX
+    grown = Attempts(None, 100.0)
+    assert grown.wait_s(refusal(1.0), last_s - 1.2, 0.99) == 1.0, "as told, where more is too late"
     assert Attempts(None, 100.0).wait_s(refusal(1.0), last_s - 1.5, 0.0) == 1.0
     assert Attempts(None, 100.0).wait_s(refusal(1.0), last_s - 0.5, 0.0) is None
     assert Attempts(5.0, 100.0).wait_s(refusal(1.0), 103.5, 0.0) == 1.0

@@ -34,6 +34,27 @@ def test_past_the_queue_a_request_is_refused_with_a_time_to_come_back() -> None:
     house.close()
 
 
+def test_the_time_to_come_back_is_when_the_queue_will_have_room() -> None:
+    """The wait of earlier requests does not count: it would be counted twice."""
+    house = House(limits=Limits(slots_max=1, queued_max=3, prefill_tokens_max=16))
+    begun = house.now
+    for seed in range(4):
+        house.submit(prompt(8, seed), 200, depth=0, ignore_eos=True)
+        house.step()
+    house.run()
+    each = (house.now - begun) / 4
+    assert each > 1.5
+    for seed in range(4):
+        house.submit(prompt(8, 10 + seed), 50, depth=0, ignore_eos=True)
+        house.step()
+    refused = house.submit(prompt(8, 20))
+    house.deliver()
+    told = failed(refused).retry_after_s
+    assert told is not None and 3.5 * each < told < 4.1 * each
+    house.run()
+    house.close()
+
+
 def test_what_cannot_fit_alone_is_refused_at_once() -> None:
     """L5, both bounds: one capacity step more would never fit, the largest that fits is served."""
     facts = toy_facts()
