@@ -38,6 +38,7 @@ from tests.daemon.process.processes import serving
 CLIENTS = 64
 ROUND_REQUESTS = 1000
 SETTLE_S_MAX = 60.0
+PAUSE_S = 2.5  # of a slow reader: longer than a write may take
 LIMITS: dict[str, Any] = {
     "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
     "write_s_max": 1.0, "mailbox_bytes_max": 4096,
@@ -126,15 +127,16 @@ class Driver:
         call = generation_pb2_grpc.GenerationServiceStub(self._channel).Generate(
             request, timeout=timeout
         )
-        events, tokens = self._random.randint(0, 5), list[int]()
+        events, tokens, paused = self._random.randint(0, 5), list[int](), False
         async for event in call:
             kind = event.WhichOneof("event")
             if kind == "delta":
                 tokens += event.delta.token_ids
             elif kind == "finish":
                 self._finish(event.finish, tokens, prompt)
-            if how == "slow":
-                await asyncio.sleep(0.2)
+            if how == "slow" and kind == "delta" and not paused:
+                paused = True
+                await asyncio.sleep(PAUSE_S)
             events -= 1
             if events < 0 and how in ("cancel", "leave"):
                 call.cancel()

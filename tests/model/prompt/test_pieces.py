@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from random import Random
 from typing import Any
@@ -145,11 +145,28 @@ def test_a_long_text_is_left_where_its_ids_become_too_many() -> None:
     assert tokens_max < caught.value.fewest <= tokens_max + pieces.PIECE_CHARS
 
 
+_TRIES = 5  # others' processes make gaps too
+
+
 @pytest.mark.parametrize("kind", _hostile(8))
 def test_nobody_waits_for_the_gil_while_a_text_is_encoded(kind: str) -> None:
+    """No worse than beside Python that only counts, for as long; in one of some tries."""
     tokenizer, text = loaded(_GEMMA), _hostile(1 << 20)[kind]
-    worst_s = _worst_gap_s(lambda: tokenizer.encode_text(text))
-    assert worst_s < 0.06, f"{worst_s:.3f} s: the switch interval of both threads, and one piece"
+    gaps = []
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        worst_s = _worst_gap_s(lambda: tokenizer.encode_text(text))
+        ends = 2 * time.perf_counter() - began
+        baseline_s = _worst_gap_s(partial(_count_until, ends))
+        gaps.append((worst_s, baseline_s))
+        if worst_s <= baseline_s + 0.05:
+            return
+    raise AssertionError(f"worst gaps and their baselines, in seconds: {gaps}")
+
+
+def _count_until(ends: float) -> None:
+    while time.perf_counter() < ends:
+        pass
 
 
 def _worst_gap_s(work: Any) -> float:

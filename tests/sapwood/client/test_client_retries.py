@@ -127,8 +127,10 @@ async def test_all_attempts_share_one_deadline(
 async def waiting(
     client: Either, daemon: FakeDaemon, what: Any
 ) -> AsyncIterator[asyncio.Task[Any]]:
-    """A call that waits for its next attempt, in a thread of its own where it would block."""
-    daemon.busy, daemon.retry_after_s = 9, 30.0
+    """A call that waits for its next attempt, in a thread of its own where it would block.
+
+    The daemon is busy before: a stream is sent where it is made.
+    """
 
     async def reading() -> None:
         await finished(what())
@@ -149,6 +151,7 @@ async def waiting(
 async def test_a_stream_that_waits_can_be_cancelled(
     connect: Connect, daemon: FakeDaemon, address: str
 ) -> None:
+    daemon.busy, daemon.retry_after_s = 9, 30.0
     async with connect(address) as client:
         stream = client.generate("hello")
         async with waiting(client, daemon, stream.collect):
@@ -159,6 +162,7 @@ async def test_a_stream_that_waits_can_be_cancelled(
 async def test_what_waits_ends_with_its_client(
     connect: Connect, daemon: FakeDaemon, address: str, call: str
 ) -> None:
+    daemon.busy, daemon.retry_after_s = 9, 30.0
     async with connect(address) as client:
         what: dict[str, Any] = {
             "generate": lambda: client.generate("hello").collect(),
