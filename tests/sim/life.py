@@ -91,8 +91,11 @@ class Life(House):
         sequence = self.core._roster.live.get(stream.request.id)
         self.cancel(stream, why)
         if sequence is not None and not sequence.emitted and sequence.lease is not None:
-            key = stream.request.root, stream.request.prompt
-            self._left[key] = sequence.stored, self._evicted()
+            request = stream.request
+            # Not all that is stored: the window before its end may have been thinned under the
+            # lease, for others.
+            kept = self.tree.match(request.root, request.prompt).tokens
+            self._left[request.root, request.prompt] = kept, self._evicted()
 
     def drain(self) -> None:
         """D1: who waits is refused at once, who runs goes on."""
