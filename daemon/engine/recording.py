@@ -28,6 +28,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.plan import Admit, StepPlan
 from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.sampling import Sampling
 from sapwood.scheduler.stats import Stats
 
 FORMAT = 1
@@ -55,11 +56,7 @@ class Disguise:
             request,
             root=b"%d" % root,
             prompt=self.ids(request.prompt),
-            sampling=replace(
-                request.sampling,
-                noise_key=0,
-                logit_bias=tuple((self._ids[id], bias) for id, bias in request.sampling.logit_bias),
-            ),
+            sampling=self._sampling(request.sampling),
             stop=(),
             stop_token_ids=frozenset(),
             ignore_eos=False,
@@ -84,9 +81,12 @@ class Disguise:
         )
 
     def _admit(self, admit: Admit) -> Admit:
-        biases = tuple((self._ids[id], bias) for id, bias in admit.sampling.logit_bias)
-        sampling = replace(admit.sampling, noise_key=0, logit_bias=biases)
+        sampling = self._sampling(admit.sampling)
         return replace(admit, prompt=self.ids(admit.prompt), sampling=sampling)
+
+    def _sampling(self, sampling: Sampling) -> Sampling:
+        biases = tuple((self._ids[id], bias) for id, bias in sampling.logit_bias)
+        return replace(sampling, noise_key=0, logit_bias=biases)
 
 
 class RecordedCore:

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer as Encoder
 PIECE_CHARS = 16 * 1024
 _RUNS_MAX = 256  # of one batch
 _END_CHARS = 512  # of a piece, whose tokens may change with what follows
-_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 LookUp = Callable[[int], None]
 _FLAGS = ("single_word", "lstrip", "rstrip")
 
@@ -33,7 +33,7 @@ class PieceEncoder:
     def __init__(self, encoder: Encoder, document: Mapping[str, Any]) -> None:
         self._encoder = encoder
         added = document["added_tokens"]
-        self._joins = _sees_whole_runs(document) and not has_flags(added)
+        self._joins = _sees_whole_runs(document) and not _has_flags(added)
         # A token that was added is found before BPE, and must not be cut in two.
         self._end_chars = _END_CHARS + max((len(token["content"]) for token in added), default=0)
 
@@ -117,7 +117,7 @@ def _last_cut(piece: Encoding, chars_max: int) -> _Cut | None:
     return None
 
 
-def has_flags(added: Sequence[Mapping[str, Any]]) -> bool:
+def _has_flags(added: Sequence[Mapping[str, Any]]) -> bool:
     """Whether what is found of an added token depends on what stands around it."""
     return any(token[flag] for token in added for flag in _FLAGS)
 
@@ -128,7 +128,7 @@ def _sees_whole_runs(document: Mapping[str, Any]) -> bool:
         return False  # a word that is a token is that token, however its letters merge
     normalizer, pre_tokenizer = document.get("normalizer"), document.get("pre_tokenizer")
     if pre_tokenizer is None:
-        return normalizer in (None, _SPACE)
+        return normalizer in (None, GEMMA_NORMALIZER)
     # Gemma's splits at spaces, of which its normalizer leaves none.
     splits_at = pre_tokenizer.get("pattern") if pre_tokenizer.get("type") == "Split" else None
-    return normalizer == _SPACE and splits_at == {"String": " "}
+    return normalizer == GEMMA_NORMALIZER and splits_at == {"String": " "}

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_GEMMA_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+from sapwood.model.prompt.pieces import GEMMA_NORMALIZER
+
 _PIECE_CHARS = 64 * 1024
 # Such pre-tokenizers cut a text and leave nothing out.
 _CUTTING = ("Split", "ByteLevel", "Digits")
@@ -31,7 +32,7 @@ class TokenFloor:
         control: Collection[str] = (),
     ) -> None:
         """`control`: the spellings of the control tokens, which have no bytes in the table."""
-        self._is_gemma = document.get("normalizer") == _GEMMA_NORMALIZER
+        self._is_gemma = document.get("normalizer") == GEMMA_NORMALIZER
         has_all_bytes = len({t for t in token_bytes if len(t) == 1}) == 256
         known = has_all_bytes and _spells_all(document)
         spelled = [*token_bytes, *(token.encode() for token in control)]
@@ -82,7 +83,7 @@ def _spells_all(document: Mapping[str, Any]) -> bool:
     byte_level = document["decoder"]["type"] == "ByteLevel"
     strips = any(t["lstrip"] or t["rstrip"] for t in document["added_tokens"])
     return (
-        normalizer in (None, _GEMMA_NORMALIZER)
+        normalizer in (None, GEMMA_NORMALIZER)
         and (byte_level or model.get("byte_fallback") is True)  # else one <unk> may be all of it
         and not strips
         and _only_cuts(document.get("pre_tokenizer"))

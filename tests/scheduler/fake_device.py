@@ -30,7 +30,12 @@ _PIECES = [b"a", b"b", b" the", b"ab", b"\xc3", b"\xa9", b"\xf0\x9f", b"\x98\x80
 TOKEN_BYTES = tuple(b"" if id < 4 else _PIECES[id % len(_PIECES)] for id in range(VOCABULARY))
 
 
-def toy_facts(has_drafter: bool = True, window: int = WINDOW) -> ModelFacts:
+def toy_facts(
+    has_drafter: bool = True,
+    window: int = WINDOW,
+    full_bytes: int = FULL_BYTES,
+    sliding_bytes: int = SLIDING_BYTES,
+) -> ModelFacts:
     depth_max = Limits().draft_depth_max
     return ModelFacts(
         window_tokens=window,
@@ -39,9 +44,9 @@ def toy_facts(has_drafter: bool = True, window: int = WINDOW) -> ModelFacts:
         eos_token_ids=frozenset({EOS}),
         has_drafter=has_drafter,
         weights_bytes=1000,
-        full_bytes_per_token=FULL_BYTES,
-        sliding_bytes_per_token=SLIDING_BYTES,
-        ring_bytes=(window + depth_max + 1) * SLIDING_BYTES,
+        full_bytes_per_token=full_bytes,
+        sliding_bytes_per_token=sliding_bytes,
+        ring_bytes=(window + depth_max + 1) * sliding_bytes,
         workspace_bytes_per_token=1,
         row_tokens_min=16,
     )

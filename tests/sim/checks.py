@@ -117,10 +117,9 @@ class RowChecks:
             steps = plan.number - row.served_step
             assert steps <= self._limits.slots_max, f"L2: slot {slot} without a slice for {steps}"
         if waiting:
-            share = -(-self._limits.prefill_tokens_max // 4) // self._limits.prefill_slices_max
             # A share is cut before it is known how much of a new one's prefix is still whole.
             rests = [1 if r.admitted_step == plan.number else r.rest for r in waiting.values()]
-            due = min(max(1, share), *rests)
+            due = min(least_share(self._limits), *rests)
             given = sum(len(piece.tokens) for piece in plan.prefills)
             assert given >= due, f"L3: {given} prompt tokens, {due} are their share"
 
@@ -216,6 +215,11 @@ class WatchedTree(Tree):
         assert freed >= bytes_wanted or (freed == 0 and bytes_wanted > possible), f"T6: {freed}"
         assert self.leased_bytes == leased, "T6: a leased node lost full K/V"
         return freed
+
+
+def least_share(limits: Limits) -> int:
+    """Prompt tokens that a step gives whoever went without the longest, if so many are left."""
+    return max(1, -(-limits.prefill_tokens_max // 4) // limits.prefill_slices_max)
 
 
 def shared_tokens(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:

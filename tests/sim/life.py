@@ -6,20 +6,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.events import Drain, Failed, Request
 from sapwood.scheduler.limits import Limits
-from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, bare
-from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
+from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree, least_share
 from tests.sim.device import SimDevice
 from tests.sim.story import Ask, Config
 
@@ -38,24 +35,16 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-def facts_of(config: Config) -> ModelFacts:
-    facts = toy_facts(config.has_drafter, config.window)
-    ring = config.window + Limits().draft_depth_max + 1
-    return replace(
-        facts,
-        full_bytes_per_token=config.full_bytes,
-        sliding_bytes_per_token=config.sliding_bytes,
-        ring_bytes=ring * config.sliding_bytes,
-    )
-
-
 class Life(House):
     """One daemon's life: a core, its device, and the checks of both."""
 
     device: SimDevice
 
     def __init__(self, config: Config, now: float) -> None:
-        facts, limits = facts_of(config), limits_of(config)
+        limits = limits_of(config)
+        facts = toy_facts(
+            config.has_drafter, config.window, config.full_bytes, config.sliding_bytes
+        )
         ledger = Ledger(config.budget_bytes, facts.weights_bytes)
         super().__init__(
             limits=limits,
@@ -157,9 +146,9 @@ class Life(House):
 
     def steps_left_max(self) -> int:
         """L2: were all that is left done one after another, by the least that a step gives."""
-        share = -(-self.limits.prefill_tokens_max // 4) // self.limits.prefill_slices_max
+        share = least_share(self.limits)
         left = [stream.request for stream in self.streams.values() if stream.end is None]
-        return 4 + sum(3 + len(r.prompt) // max(1, share) + r.max_tokens for r in left)
+        return 4 + sum(3 + len(r.prompt) // share + r.max_tokens for r in left)
 
     def _evicted(self) -> int:
         return sum(self.tree.evictions.values())

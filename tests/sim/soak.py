@@ -19,7 +19,6 @@ import json
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,12 +27,13 @@ from random import Random
 from typing import Any
 
 import grpc
-from prometheus_client.parser import text_string_to_metric_families
 
-from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2_grpc, prompt_pb2
+from sapwood.daemon.demo.scrape import CONFIRMED, Counters, scrape, total
+from sapwood.scheduler.outcomes import Outcome
 from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import generation_pb2_grpc, prompt_pb2
 from tests.daemon.fakes import FIRST_BYTE, VOCABULARY, reply_to
-from tests.daemon.process.processes import serving
+from tests.daemon.process.processes import at_rest, serving
 
 CLIENTS = 64
 ROUND_REQUESTS = 1000
@@ -43,15 +43,9 @@ LIMITS: dict[str, Any] = {
     "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
     "write_s_max": 1.0, "mailbox_bytes_max": 4096,
 }  # fmt: skip
+# A reader that pauses while its mailbox runs over may hear nothing more before its deadline.
+TIMEOUTS_S = {"deadline": (0.001, 0.05), "slow": (6.0, 6.0)}
 FAULTS = ("cancel", "deadline", "slow", "leave", "nonsense", "too long")
-# By what the metrics call them; the sums of finished replies' usage.
-SUMS = {
-    "sapwood_prompt_tokens_total": "prompt_tokens",
-    "sapwood_prefix_cached_tokens_total": "cached_tokens",
-    "sapwood_generated_tokens_total": "completion_tokens",
-    "sapwood_accepted_tokens_total": "accepted_tokens",
-    "sapwood_draft_tokens_total": "draft_tokens",
-}
 
 
 @dataclass
@@ -91,7 +85,7 @@ class Driver:
         how = random.choice(FAULTS) if self._wild and random.random() < 0.5 else "whole"
         self._told.faults[how] += 1
         request, prompt = self._request(how)
-        timeout = random.uniform(0.001, 0.05) if how == "deadline" else 60.0
+        timeout = random.uniform(*TIMEOUTS_S.get(how, (60.0, 60.0)))
         try:
             await self._read(request, prompt, how, timeout)
         except grpc.aio.AioRpcError as error:
@@ -146,7 +140,7 @@ class Driver:
     def _finish(self, finish: Any, tokens: list[int], prompt: list[int]) -> None:
         assert tokens == reply_to(prompt, len(tokens)), "R1: another reply"
         self._told.ends[pb.FinishReason.Name(finish.reason)] += 1
-        for name in SUMS.values():
+        for name in CONFIRMED.values():
             self._told.sums[name] += getattr(finish.usage, name)
 
     async def _close(self) -> None:
@@ -166,32 +160,18 @@ async def play_round(address: str, requests: int, seed: int, wild: bool) -> Told
     return told
 
 
-def scrape(metrics: str) -> Counter[str]:
-    """Counters by name; those with a label summed, requests also by outcome."""
-    with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
+def moved(before: Counters, after: Counters) -> Counter[str]:
+    """By how much counters rose: all that clients can confirm, and requests by how they ended."""
+    names = [("requests_total", label) for label in (None, *Outcome)]
     found: Counter[str] = Counter()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name.endswith("_total"):
-                found[sample.name] += int(sample.value)
-                if sample.name == "sapwood_requests_total":
-                    found[sample.labels["outcome"]] += int(sample.value)
+    for name, label in [*names, *((name, None) for name in CONFIRMED)]:
+        found[label or name] = int(total(after, name, label) - total(before, name, label))
     return found
 
 
 async def settled(address: str) -> None:
     """Nothing runs, and every byte is somewhere: the ledger's sum is its budget."""
-    deadline = time.monotonic() + SETTLE_S_MAX
-    async with grpc.aio.insecure_channel(address) as channel:
-        stub = cache_pb2_grpc.CacheServiceStub(channel)
-        while True:
-            stats = await stub.GetCacheStats(cache_pb2.GetCacheStatsRequest())
-            memory = stats.memory
-            if not (memory.live_bytes or memory.workspace_bytes or stats.leased_bytes):
-                break
-            assert time.monotonic() < deadline, f"R2: {stats}"
-            await asyncio.sleep(0.02)
+    memory = (await at_rest(address)).memory
     held = memory.weights_bytes + memory.snapshots_bytes + memory.free_bytes
     assert held == memory.budget_bytes, f"M1: drift of {held - memory.budget_bytes} bytes"
 
@@ -214,12 +194,12 @@ def descriptors(pid: int) -> int:
 
 def check_calm(told: Told, counted: Counter[str]) -> None:
     """The metrics and the clients agree in every number."""
-    assert counted["sapwood_requests_total"] == told.asked, (counted, told)
+    assert counted["requests_total"] == told.asked, (counted, told)
     whole = {"FINISH_REASON_LENGTH": "length", "FINISH_REASON_STOP": "stop"}
     for reason, outcome in whole.items():
         assert counted[outcome] == told.ends[reason], (outcome, counted, told)
     assert counted["rejected"] == told.ends["RESOURCE_EXHAUSTED"], (counted, told)
-    for name, usage in SUMS.items():
+    for name, usage in CONFIRMED.items():
         assert counted[name] == told.sums[usage], (name, counted[name], told)
 
 
@@ -227,9 +207,9 @@ def check_wild(told: Told, counted: Counter[str]) -> None:
     """Who left was not told, but nobody counts twice and nothing is forgotten."""
     finished = told.ends["FINISH_REASON_LENGTH"] + told.ends["FINISH_REASON_STOP"]
     assert finished <= counted["length"] + counted["stop"], (counted, told)
-    assert counted["sapwood_requests_total"] <= told.asked, (counted, told)
+    assert counted["requests_total"] <= told.asked, (counted, told)
     assert told.ends["INTERNAL"] == told.ends["UNKNOWN"] == 0, f"R4: {told.ends}"
-    for name, usage in SUMS.items():
+    for name, usage in CONFIRMED.items():
         assert counted[name] >= told.sums[usage], (name, counted[name], told)
 
 
@@ -260,7 +240,7 @@ def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False
             told = asyncio.run(play_round(address, each, seed + number, wild))
             asyncio.run(settled(address))
             after = scrape(metrics)
-            (check_wild if wild else check_calm)(told, after - before)
+            (check_wild if wild else check_calm)(told, moved(before, after))
             before = after
             samples.append(sample(process.pid, began, idle))
             if say:

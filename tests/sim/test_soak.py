@@ -39,8 +39,8 @@ def test_the_slope_is_bytes_an_hour() -> None:
 def test_a_count_that_is_off_by_one_is_noticed() -> None:
     """The books of soak itself."""
     told = Told(asked=CLIENTS, ends=Counter(FINISH_REASON_LENGTH=CLIENTS), sums=Counter())
-    counted = Counter({"sapwood_requests_total": CLIENTS, "length": CLIENTS})
+    counted = Counter({"requests_total": CLIENTS, "length": CLIENTS})
     check_calm(told, counted)
-    for name in ("sapwood_requests_total", "length", "sapwood_generated_tokens_total"):
+    for name in ("requests_total", "length", "generated_tokens_total"):
         with pytest.raises(AssertionError):
             check_calm(told, counted + Counter({name: 1}))

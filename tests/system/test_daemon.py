@@ -33,6 +33,7 @@ from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
+from tests.daemon.process.processes import at_rest
 from tests.model.reference import checkpoint
 from tests.sim.replay import replay
 from tests.system.oracle import check_usage, end_of
@@ -40,7 +41,7 @@ from tests.system.pairs import oracle, pair, prompts, replies
 from tests.system.stack import budget_bytes
 
 NAME = "e2b-tiny"
-START_S_MAX, SETTLE_S_MAX = 90.0, 30.0
+START_S_MAX = 90.0
 ENDLESS = 8000  # tokens: nobody waits for that many
 LIMITS = Limits(slots_max=12, prefill_tokens_max=64)
 
@@ -146,19 +147,6 @@ def anything(random: Random) -> Asked:
         options["stop_token_ids"] = random.sample(range(110, 1000), 64)
     options["ignore_eos"] = random.random() < 0.7
     return ask(beginning + tail, random.choice((1, 2, 17, 40)), **options)
-
-
-async def at_rest(address: str) -> CacheStats:
-    """The daemon's own account once nobody runs: it ends what is cancelled, but not at once."""
-    deadline = time.monotonic() + SETTLE_S_MAX
-    async with AsyncClient(address) as client:
-        while True:
-            stats = await client.cache_stats()
-            memory = stats.memory
-            if not (memory.live_bytes or memory.workspace_bytes or stats.leased_bytes):
-                return stats
-            assert time.monotonic() < deadline, f"R2: {stats}"
-            await asyncio.sleep(0.01)
 
 
 async def gathered(*jobs: Awaitable[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sapwood import Client, Delta
+from sapwood import AsyncClient, CacheStats, Client, Delta
 
 ROOT = Path(__file__).parents[3]
+SETTLE_S_MAX = 30.0
 WAIT_S_MAX = 60.0  # beside everything else that a machine does
 
 
@@ -82,3 +84,16 @@ def ended(process: subprocess.Popen[str], folder: Path) -> tuple[int, str, str]:
     left = {path.name for path in folder.iterdir()} - {"c.toml", "loading"}
     assert left == set(), "neither ready file nor socket, nor what stood in for them"
     return process.returncode, out, err
+
+
+async def at_rest(address: str) -> CacheStats:
+    """The daemon's own account once nobody runs: it ends what is cancelled, but not at once."""
+    deadline = time.monotonic() + SETTLE_S_MAX
+    async with AsyncClient(address) as client:
+        while True:
+            stats = await client.cache_stats()
+            memory = stats.memory
+            if not (memory.live_bytes or memory.workspace_bytes or stats.leased_bytes):
+                return stats
+            assert time.monotonic() < deadline, f"R2: {stats}"
+            await asyncio.sleep(0.01)
