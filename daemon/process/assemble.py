@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +21,7 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.errors import StartError, UsageError
-from sapwood.daemon.own_files import create_private
+from sapwood.daemon.own_files import create_private, identity_of, remove_own
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_in, unit_of
 from sapwood.model import device
@@ -37,29 +39,40 @@ DEMO_NAME = "sapwood-demo"
 def load(config: Config) -> Loaded:
     """Load the model and put the core together. Raises StartError or UsageError, with a message."""
     try:
-        return _load(config)
+        if config.record is None:
+            return _load(config)
+        with _new_record(config.record) as file:
+            loaded = _load(config)
+            core = RecordedCore(loaded.core, loaded.card.facts, config.limits, file)
+            return replace(loaded, core=core)
     except ModelRefused as error:
         raise StartError(str(error)) from error
 
 
 def _load(config: Config) -> Loaded:
-    record = None if config.record is None else _open_record(config.record)
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
-    loaded = put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
-    if record is None:
-        return loaded
-    core = RecordedCore(loaded.core, loaded.card.facts, config.limits, record)
-    return replace(loaded, core=core)
+    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
 
 
-def _open_record(path: Path) -> BinaryIO:
-    """Before the model is loaded, which takes long. Nothing is overwritten."""
+@contextmanager
+def _new_record(path: Path) -> Iterator[BinaryIO]:
+    """Made before the model is loaded, which takes long, and removed where nothing is recorded.
+
+    Nothing is overwritten. Whoever gets the file without an error closes it.
+    """
     try:
-        return create_private(path)
+        file = create_private(path)
     except OSError as error:
         raise StartError(f"cannot record to {path}: {error.strerror}") from None
+    ours = identity_of(path)
+    try:
+        yield file
+    except BaseException:
+        remove_own(path, ours)
+        file.close()  # last: until then its number is given to no other file
+        raise
 
 
 def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:

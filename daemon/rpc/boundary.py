@@ -18,23 +18,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-import anyio
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from sapwood.daemon.faults import described
+from sapwood.daemon.rpc.call import Call, Context
 from sapwood.daemon.rpc.entrance import Entrance, Malformed, Unparsed
 from sapwood.daemon.rpc.field_count import has_more_fields
-from sapwood.daemon.rpc.refusals import internal, slow_reader, status_of
+from sapwood.daemon.rpc.refusals import internal, status_of
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 
-Context = grpc.aio.ServicerContext[Any, Any]
 # The descriptor binds a behaviour to its message types at run time, so they are Any here.
-Behaviour = Callable[[Any, Context], Awaitable[Message | None]]
-Exchange = Callable[[AsyncIterator[Any], Context], AsyncIterator[Message]]
+Behaviour = Callable[[Any, Call], Awaitable[Message | None]]
+Exchange = Callable[[AsyncIterator[Any]], AsyncIterator[Message]]
 
 # Nothing that is no larger takes long to parse, whatever is in it.
 _SMALL_BYTES = 64 * 1024
@@ -70,9 +69,9 @@ def exchange_handler(
         async for request in requests:
             yield await entrance.message(request, method.full_name)
 
-    async def behaviour(requests: AsyncIterator[Any], context: Context) -> None:
-        async for response in exchange(wellformed(requests), context):
-            await context.write(response)
+    async def behaviour(requests: AsyncIterator[Any], call: Call) -> None:
+        async for response in exchange(wellformed(requests)):
+            await call.write(response)
 
     handler = grpc.stream_stream_rpc_method_handler(
         _guarded(f"{service}.{method.name}", behaviour, entrance),
@@ -92,8 +91,8 @@ def _handler(
         else grpc.unary_unary_rpc_method_handler
     )
 
-    async def opened(request: Any, context: Context) -> Message | None:
-        return await behaviour(await entrance.message(request, method.full_name), context)
+    async def opened(request: Any, call: Call) -> Message | None:
+        return await behaviour(await entrance.message(request, method.full_name), call)
 
     return make(
         _guarded(method.full_name, opened, entrance),
@@ -104,9 +103,10 @@ def _handler(
 
 def _guarded(name: str, behaviour: Behaviour, entrance: Entrance) -> Any:
     async def handle(request: Any, context: Context) -> Message | None:
+        call = Call(context)
         try:
             with entrance.place(name):
-                return await behaviour(request, context)
+                return await behaviour(request, call)
         except Refused as refusal:
             status = status_of(refusal, entrance.limits)
             # Whoever keeps it keeps the frames that it passed, and the request with them.
@@ -118,13 +118,12 @@ def _guarded(name: str, behaviour: Behaviour, entrance: Entrance) -> Any:
             status = status_of(internal(), entrance.limits)
         # gRPC keeps what abort raises, and with it this frame, in a cycle: until a collection.
         del request
-        await context.abort_with_status(status)
-        raise AssertionError("abort_with_status returned")
+        await call.abort(status)
 
     return handle
 
 
-async def _unimplemented(_request: Any, _context: Context) -> Message | None:
+async def _unimplemented(_request: Any, _call: Call) -> Message | None:
     raise Refused(Reason.UNIMPLEMENTED, "not built yet")
 
 
@@ -154,11 +153,3 @@ def _parser(
 
 def _serialise(message: Message) -> bytes:
     return message.SerializeToString()
-
-
-async def write_in_time(context: Context, message: object, write_s_max: float) -> None:
-    """One message of a stream without a mailbox; raises SLOW_READER if it is not taken in time."""
-    with anyio.move_on_after(write_s_max) as scope:
-        await context.write(message)
-    if scope.cancelled_caught:
-        raise slow_reader()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from sapwood.cache.prefix.describe import NodeView
 from sapwood.daemon.engine.loaded import Loaded
-from sapwood.daemon.rpc.boundary import Behaviour, Context, write_in_time
+from sapwood.daemon.rpc.boundary import Behaviour
+from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.rules import unsupported
 from sapwood.v1 import cache_pb2 as pb
@@ -26,7 +27,7 @@ class CacheService:
         return {"GetCacheStats": self._get_cache_stats, "DescribeTree": self._describe_tree}
 
     async def _get_cache_stats(
-        self, _request: pb.GetCacheStatsRequest, _context: Context
+        self, _request: pb.GetCacheStatsRequest, _call: Call
     ) -> pb.GetCacheStatsResponse:
         self._gate.enter()
         stats = await self._gate.ask(Loaded.view_stats)
@@ -51,7 +52,7 @@ class CacheService:
             ),
         )
 
-    async def _describe_tree(self, request: pb.DescribeTreeRequest, context: Context) -> None:
+    async def _describe_tree(self, request: pb.DescribeTreeRequest, call: Call) -> None:
         self._gate.enter()
         if request.include_tokens:
             raise unsupported("include_tokens")
@@ -60,7 +61,7 @@ class CacheService:
         for node in view.nodes:
             if node.parent is not None:
                 message = pb.DescribeTreeResponse(node=_node(node, roots, view.step))
-                await write_in_time(context, message, self._gate.limits.write_s_max)
+                await call.write_in_time(message, self._gate.limits.write_s_max)
 
 
 def _node(node: NodeView, roots: set[int], step: int) -> pb.TreeNode:

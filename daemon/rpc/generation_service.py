@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from sapwood.daemon.rpc.boundary import Behaviour, Context
+from sapwood.daemon.rpc.boundary import Behaviour
+from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
 from sapwood.daemon.rpc.responses import response_of
@@ -36,14 +37,14 @@ class GenerationService:
             "GetModel": self._get_model,
         }
 
-    async def _generate(self, request: pb.GenerateRequest, context: Context) -> None:
-        deadline = self._deadline(context)
+    async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
+        deadline = self._deadline(call)
         admitted = await self._admit(request, deadline)
         mailbox = self._gate.mailboxes.open(admitted.id)
         self._gate.engine.send(Submit(admitted))
 
         async def write(event: ReplyEvent) -> None:
-            await context.write(response_of(event))
+            await call.write(response_of(event))
 
         why: CancelReason | None = None
         try:
@@ -76,21 +77,17 @@ class GenerationService:
         if not mailbox.settled:
             self._gate.engine.send(Cancel(mailbox.id, reason))
 
-    async def _tokenize(
-        self, request: pb.TokenizeRequest, _context: Context
-    ) -> pb.TokenizeResponse:
+    async def _tokenize(self, request: pb.TokenizeRequest, _call: Call) -> pb.TokenizeResponse:
         self._gate.enter()
         return pb.TokenizeResponse(token_ids=await self._gate.admission.tokenize(request))
 
     async def _detokenize(
-        self, request: pb.DetokenizeRequest, _context: Context
+        self, request: pb.DetokenizeRequest, _call: Call
     ) -> pb.DetokenizeResponse:
         self._gate.enter()
         return pb.DetokenizeResponse(text=await self._gate.admission.detokenize(request.token_ids))
 
-    async def _get_model(
-        self, _request: pb.GetModelRequest, _context: Context
-    ) -> pb.GetModelResponse:
+    async def _get_model(self, _request: pb.GetModelRequest, _call: Call) -> pb.GetModelResponse:
         self._gate.enter()
         card = self._gate.card
         return pb.GetModelResponse(
@@ -106,9 +103,9 @@ class GenerationService:
             device=card.device,
         )
 
-    def _deadline(self, context: Context) -> float:
+    def _deadline(self, call: Call) -> float:
         """In the engine's clock; a client without a deadline gets `request_s_max`."""
-        remaining = context.time_remaining()
+        remaining = call.time_remaining()
         most = self._gate.limits.request_s_max
         return time.monotonic() + (most if remaining is None else min(remaining, most))
 

@@ -16,7 +16,8 @@ import anyio
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from sapwood.daemon.rpc.boundary import Behaviour, Context
+from sapwood.daemon.rpc.boundary import Behaviour
+from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.refusals import draining
 from sapwood.scheduler.reasons import Reason, Refused
 
@@ -48,27 +49,27 @@ class Health:
         return {"Check": self._check, "List": self._list, "Watch": self._watch}
 
     async def _check(
-        self, request: health_pb2.HealthCheckRequest, _context: Context
+        self, request: health_pb2.HealthCheckRequest, _call: Call
     ) -> health_pb2.HealthCheckResponse:
         if request.service not in self._services:
             raise Refused(Reason.NOT_FOUND, "unknown service")
         return health_pb2.HealthCheckResponse(status=self._status(request.service))
 
-    async def _list(self, _request: Any, _context: Context) -> Message:
+    async def _list(self, _request: Any, _call: Call) -> Message:
         response = _list_response()
         for service in self._services:
             response.statuses[service].status = self._status(service)
         found: Message = response
         return found
 
-    async def _watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
+    async def _watch(self, request: health_pb2.HealthCheckRequest, call: Call) -> None:
         sent: int | None = None
         while True:
             # Taken before the write: a change during the write must not be slept through.
             changed = self._changed
             status = self._status(request.service)
             if status != sent:
-                await context.write(health_pb2.HealthCheckResponse(status=status))
+                await call.write(health_pb2.HealthCheckResponse(status=status))
                 sent = status
             if self._closed:
                 raise draining()

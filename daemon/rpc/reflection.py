@@ -7,13 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
@@ -29,8 +30,12 @@ def reflection_handlers(names: Iterable[str], entrance: Entrance) -> list[grpc.G
     # The types of the servicer ask for the very class of the pool.
     pool = cast("descriptor_pool.DescriptorPool", _Pool())
     servicer = ReflectionServicer([*names, *versions], pool)
-    # The stubs call this async generator a coroutine.
-    exchange = cast("boundary.Exchange", servicer.ServerReflectionInfo)
+
+    def exchange(requests: AsyncIterator[Any]) -> AsyncIterator[Message]:
+        # The stubs call this async generator a coroutine, and it ignores the context.
+        responses: Any = servicer.ServerReflectionInfo(requests, cast("Any", None))
+        return cast("AsyncIterator[Message]", responses)
+
     method = OLD_REFLECTION.methods_by_name["ServerReflectionInfo"]
     return [boundary.exchange_handler(version, method, exchange, entrance) for version in versions]
 

@@ -59,6 +59,14 @@ def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "record").read_text() == "dear"
 
 
+def test_a_start_that_fails_leaves_no_recording(tmp_path: Path) -> None:
+    """Else the next start would be refused, for a file that holds nothing."""
+    record = tmp_path / "record"
+    with pytest.raises(StartError, match="/no/such/model"):
+        loading(record=str(record), model="/no/such/model")()
+    assert not record.exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "says"),
     [
