@@ -208,6 +208,8 @@ def check_wild(told: Told, counted: Counter[str]) -> None:
     assert finished <= counted["length"] + counted["stop"], (counted, told)
     assert counted["requests_total"] <= told.asked, (counted, told)
     assert told.ends["INTERNAL"] == told.ends["UNKNOWN"] == 0, f"R4: {told.ends}"
+    late = told.ends["DEADLINE_EXCEEDED"]
+    assert late <= told.faults["deadline"], f"R1: {told.faults} {told.ends}"
     for name, usage in CONFIRMED.items():
         assert counted[name] >= told.sums[usage], (name, counted[name], told)
 
