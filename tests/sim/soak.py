@@ -38,10 +38,11 @@ from tests.daemon.process.processes import at_rest, serving
 CLIENTS = 64
 ROUND_REQUESTS = 1000
 SETTLE_S_MAX = 60.0
-PAUSE_S = 2.5  # of a slow reader: longer than a write may take
+PAUSE_S = 2.5  # of a slow reader, whose mailbox runs over meanwhile
 LIMITS: dict[str, Any] = {
     "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
-    "write_s_max": 1.0, "mailbox_bytes_max": 4096,
+    # A write may last: on a busy machine one of somebody who is not slow lasts seconds.
+    "write_s_max": 30.0, "mailbox_bytes_max": 4096,
 }  # fmt: skip
 TIMEOUTS_S = {"deadline": (0.001, 0.05)}
 FAULTS = ("cancel", "deadline", "slow", "leave", "nonsense", "too long")
