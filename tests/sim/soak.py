@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -38,7 +38,7 @@ from tests.daemon.process.processes import at_rest, serving
 CLIENTS = 64
 ROUND_REQUESTS = 1000
 SETTLE_S_MAX = 60.0
-PAUSE_S = 2.5  # of a slow reader, whose mailbox runs over meanwhile
+PAUSE_S = 0.5  # of a slow reader, whose mailbox runs over meanwhile
 LIMITS: dict[str, Any] = {
     "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
     # A write may last: on a busy machine one of somebody who is not slow lasts seconds.
@@ -70,12 +70,13 @@ class Sample:
 class Driver:
     """One client: a connection, and one request after another."""
 
-    def __init__(self, address: str, random: Random, told: Told, wild: bool) -> None:
-        self._address, self._random, self._told, self._wild = address, random, told, wild
+    def __init__(self, address: str, told: Told, wild: bool) -> None:
+        self._address, self._told, self._wild = address, told, wild
         self._channel: grpc.aio.Channel | None = None
 
-    async def drive(self, requests: int) -> None:
-        for _ in range(requests):
+    async def drive(self, requests: Iterator[Random]) -> None:
+        """The next of all clients' requests, until none is left."""
+        for self._random in requests:
             self._told.asked += 1
             await self._one()
         await self._close()
@@ -152,11 +153,10 @@ class Driver:
 async def play_round(address: str, requests: int, seed: int, wild: bool) -> Told:
     """`requests` in all, from CLIENTS clients at once."""
     told = Told()
+    waiting = (Random(f"{seed} {number}") for number in range(requests))
     async with asyncio.TaskGroup() as group:
-        for number in range(CLIENTS):
-            share = requests // CLIENTS + (number < requests % CLIENTS)
-            driver = Driver(address, Random(f"{seed} {number}"), told, wild)
-            group.create_task(driver.drive(share))
+        for _ in range(CLIENTS):
+            group.create_task(Driver(address, told, wild).drive(waiting))
     return told
 
 
