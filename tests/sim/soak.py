@@ -250,6 +250,8 @@ def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False
                     "round": number,
                     "ends": told.ends,
                     "resident": samples[-1].resident_bytes,
+                    "descriptors": samples[-1].descriptors,
+                    "at_s": round(samples[-1].at_s),
                 }
                 print(json.dumps(told_of), flush=True)
             assert process.poll() is None, "the daemon is gone"
