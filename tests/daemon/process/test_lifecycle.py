@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc.aio._server import Server
 from grpc_health.v1 import health_pb2
 
 from sapwood.daemon.engine.loaded import Loaded
@@ -207,6 +209,25 @@ async def test_d1_a_second_request_to_stop_cuts_the_drain_short() -> None:
             await collect(call)
         assert reason_of(caught.value) == ("UNAVAILABLE", "DRAINING")
         assert await stopping == 1
+
+
+async def test_d1_a_server_that_does_not_close_in_time_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it is cancelled it ends by a CancelledError that nobody sent, as gRPC's may."""
+    stop = Server.stop
+
+    async def hang(_server: Server, _grace_s: float) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await anyio.sleep_forever()
+        raise asyncio.CancelledError
+
+    async with running(limits=Limits(drain_s_max=0.1)) as run:
+        with monkeypatch.context() as patched:
+            patched.setattr("sapwood.daemon.process.server.LEAVE_S", 0.05)
+            patched.setattr(Server, "stop", hang)
+            assert await run.daemon.stop() == 0
+        await stop(cast("Server", run.daemon._server), 0.0)
 
 
 async def test_d2_the_device_is_closed_on_its_own_thread_which_ends() -> None:
