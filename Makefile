@@ -76,12 +76,16 @@ endif
 wheel: $(STAMP)
 	$(BIN)/python -m hatchling build -d dist
 
+# A process for each core, which then needs no BLAS of several threads; four are enough for memory.
+PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest \
+	--numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: check
-	$(WITH_BLAS) $(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # An empty marker expression selects the long ones too.
 test-long: check
-	$(WITH_BLAS) $(BIN)/python -m pytest -m "" --timeout 3600 $(ARGS)
+	$(PYTEST) -m "" --timeout 3600 $(ARGS)
 
 simulate: $(STAMP)
 	$(BIN)/python -m tests.sim run $(ARGS)
