@@ -51,17 +51,16 @@ class Layers(Protocol):
 class Grid:
     """Decode spans of one capacity class laid over rows of its pool, padded to one query length.
 
-    Of a long span one of the parts that it is cut into: each is attended for itself, and sees what
-    the whole span wrote, for masks go by position.
+    Of a long span one of the parts that it is cut into: to each what the span wrote behind it is
+    like what a deeper round left there, which masks go round.
 
     base, n: pool rows [base, base + n) are read, which is a view and costs nothing; or, where that
     is too many, `rows` [n] are gathered.
-    length: keys to read of each. queries: Q, the longest part's length.
+    length: keys to read of each. queries: Q, the longest span's length.
     first: packed row of the first query where all [n * Q] lie in one run from there, else None and
     gather [n * Q] says which packed row supplies each query (padding: an arbitrary one), places
     where in [n * Q] the real ones lie, in the order of `packed`, their packed rows.
-    starts, ends: [n] position of a row's first query and one past the last position of its span;
-    0, 0 in nobody's row.
+    starts, ends: [n] position of a row's first query and one past its last; 0, 0 in nobody's row.
     """
 
     capacity: int
@@ -87,37 +86,37 @@ class Grid:
         queries_max: what one grid may hold of a span; None: all of it. What is longer goes on in
         further grids, so that nobody else's rows are padded beyond.
         """
-        members: dict[tuple[int, int], list[_Member]] = {}
+        members: dict[tuple[int, int], list[tuple[Span, int, int]]] = {}
         for span, first in zip(batch.decodes, batch.firsts, strict=False):
             place = placement.places[span.slot]
-            step = queries_max or span.length
-            for part, start in enumerate(range(0, span.length, step)):
-                count = min(step, span.length - start)
-                member = _Member(span, start, count, first + start, place.row)
-                members.setdefault((place.capacity, part), []).append(member)
-        return tuple(cls._over(capacity, parts) for (capacity, _), parts in members.items())
+            for part, cut in enumerate(range(0, span.length, queries_max or span.length)):
+                length = min(span.length - cut, queries_max or span.length)
+                own = Span(span.slot, span.start + cut, length)
+                members.setdefault((place.capacity, part), []).append((own, first + cut, place.row))
+        return tuple(cls._over(capacity, spans) for (capacity, _), spans in members.items())
 
     @classmethod
-    def _over(cls, capacity: int, members: Sequence[_Member]) -> Grid:
+    def _over(cls, capacity: int, members: Sequence[tuple[Span, int, int]]) -> Grid:
         """Holes among the rows are read along, unless they outnumber the owners.
 
         Then the owners' rows are gathered, which copies them.
         """
-        rows = [m.row for m in members]
+        spans = [span for span, _, _ in members]
+        rows = [row for _, _, row in members]
         base, reach = min(rows), max(rows) + 1 - min(rows)
         dense = reach < 2 * len(rows)
         n, at = (reach, [row - base for row in rows]) if dense else (len(rows), range(len(rows)))
-        queries = max(m.count for m in members)
-        gather = np.full((n, queries), members[0].packed, np.int32)
+        queries = max(s.length for s in spans)
+        gather = np.full((n, queries), members[0][1], np.int32)
         starts, ends = np.zeros(n, np.int32), np.zeros(n, np.int32)
         slots: list[int | None] = [None] * n
-        for row, m in zip(at, members, strict=True):
-            gather[row, : m.count] = indices(m.packed, m.packed + m.count)
-            starts[row], ends[row], slots[row] = m.span.start + m.start, m.span.end, m.span.slot
-        packed = np.concatenate([indices(m.packed, m.packed + m.count) for m in members])
+        for row, (span, first, _) in zip(at, members, strict=True):
+            gather[row, : span.length] = indices(first, first + span.length)
+            starts[row], ends[row], slots[row] = span.start, span.end, span.slot
+        packed = np.concatenate([indices(first, first + s.length) for s, first, _ in members])
         places = [
-            indices(row * queries, row * queries + m.count)
-            for row, m in zip(at, members, strict=True)
+            indices(row * queries, row * queries + s.length)
+            for row, s in zip(at, spans, strict=True)
         ]
         whole = np.array_equal(
             gather.ravel(), indices(int(packed[0]), int(packed[0]) + packed.size)
@@ -134,17 +133,6 @@ class Grid:
         """[n, kv_heads, length, D] of a pool."""
         rows = pool[self.base : self.base + self.n] if self.rows is None else pool[self.rows]
         return rows[:, :, :length]
-
-
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """Queries [start, start + count) of a span, packed from `packed` on, over pool row `row`."""
-
-    span: Span
-    start: int
-    count: int
-    packed: int
-    row: int
 
 
 def over_grid(

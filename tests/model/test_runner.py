@@ -113,6 +113,7 @@ def test_greedy_text_is_the_references_as_it_is_laid_out_on_a_gpu(
 ) -> None:
     """S1 with folded groups, and on Metal with rounds that are cut (full layers' ninth query)."""
     runner = Runner(replace(pair, kernels=kernels), slots_max=32, depth_max=8)
+    assert runner.caches.kernels == kernels
     replies, _ = Driver(runner).generate(prompts_of(name), (0, 1, 2, 3, 5, 8), (3, 0, 7, 1, 2, 11))
     runner.close()
     assert replies == replies_of(name)
