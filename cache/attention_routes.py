@@ -6,6 +6,8 @@
 - Its rules are those of the locked mlx, RULES_OF: ScaledDotProductAttention::use_fallback and
   eval_gpu in mlx/backend/metal/scaled_dot_product_attention.cpp, and in the macOS wheel's own code
   where that is newer. The thresholds that environment variables change are at their defaults.
+- Left out is what begins beyond a step's slices: 1,024 queries at head size 512, 2,048 of a whole
+  prompt at 256.
 - Pure: what the device is comes in as Kernels.
 """
 
@@ -176,12 +178,22 @@ def queries_max(kernels: Kernels, head_size: int, group: int) -> int | None:
     return min(VECTOR_QUERIES_MAX, VECTOR_PRODUCT_MAX // group) or None
 
 
-def folds(kernels: Kernels, head_size: int, keys: int) -> bool:
-    """Whether an unfused call is computed with the heads of a group as one matrix's rows.
+def folds(kernels: Kernels, call: AttentionCall) -> bool:
+    """Whether a call is computed here, with the heads of a group as one matrix's rows.
 
-    One product reads each K/V head once, where one for each query head may read it again. Where
-    MLX has a kernel for the head size it is left to MLX.
+    One product reads each K/V head once, where one for each query head may read it again. So is
+    what no kernel takes; where MLX has a kernel for the head size it is left to MLX.
     """
+    size = call.head_size
     if kernels.backend == "cpu":
-        return head_size > 256 and keys >= CPU_FOLD_KEYS_MIN
-    return head_size > 128 if kernels.backend == "cuda" else head_size not in VECTOR_HEAD_SIZES
+        return size > 256 and call.keys >= CPU_FOLD_KEYS_MIN
+    known = size <= 128 if kernels.backend == "cuda" else size in VECTOR_HEAD_SIZES
+    return not known and not is_fused(kernels, call)
+
+
+def lengthens(kernels: Kernels, call: AttentionCall) -> bool:
+    """Whether a kernel takes the call with the heads of a group as further queries of one head."""
+    if not kernels.matrix_units or call.queries <= VECTOR_QUERIES_MAX or is_fused(kernels, call):
+        return False
+    queries = call.group * call.queries
+    return is_fused(kernels, AttentionCall(call.head_size, 1, queries, call.keys, "array"))

@@ -19,7 +19,7 @@ import numpy as np
 
 from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
 from sapwood.cache.arrays.placement import Placement
-from sapwood.cache.attention_routes import AttentionCall, Kernels, MaskKind, folds, is_fused
+from sapwood.cache.attention_routes import AttentionCall, Kernels, MaskKind, folds, lengthens
 
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
 TILE_QUERIES_MIN = 8
@@ -199,13 +199,11 @@ def _attend(
     mask: bool, [Q, L] or [n, 1, Q, L]; "causal": the last query sees all keys; None: all do.
     """
     (_, count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
-    group, kind = heads // kv_heads, mask_kind(mask)
-    call = AttentionCall(dim, group, count, length, kind)
-    if not is_fused(kernels, call):
-        if folds(kernels, dim, length):
-            return _folded(queries, keys, values, _visible(mask, count, length))
-        if is_fused(kernels, AttentionCall(dim, 1, group * count, length, "array")):
-            return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
+    call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
+    if folds(kernels, call):
+        return _folded(queries, keys, values, _visible(mask, count, length))
+    if lengthens(kernels, call):
+        return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
     out = mx.fast.scaled_dot_product_attention(
         queries.transpose(0, 2, 1, 3), keys, values, scale=1.0, mask=mask
     )
@@ -307,8 +305,7 @@ def _window(queries: int, length: int, reach: int | None) -> mx.array:
     return visible if reach is None else visible & (key > query - reach)
 
 
-def mask_kind(mask: mx.array | str | None) -> MaskKind:
-    """What an AttentionCall says of it."""
+def _kind(mask: mx.array | str | None) -> MaskKind:
     if mask is None:
         return "none"
     return "causal" if isinstance(mask, str) else "array"

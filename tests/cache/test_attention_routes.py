@@ -12,9 +12,11 @@ from sapwood.cache.attention_routes import (
     RULES_OF,
     AttentionCall,
     Kernels,
+    MaskKind,
     Route,
     folds,
     is_fused,
+    lengthens,
     queries_max,
     route,
 )
@@ -94,10 +96,31 @@ def test_a_round_is_cut_where_the_vector_kernel_ends() -> None:
 
 
 def test_a_group_is_folded_where_no_kernel_takes_its_heads() -> None:
-    assert [folds(METAL, size, 5) for size in (32, 64, 256, 512)] == [True, False, False, True]
-    assert [folds(CUDA, size, 5) for size in (64, 128, 256, 512)] == [False, False, True, True]
-    assert [folds(CPU_KERNELS, 512, keys) for keys in (1023, 1024)] == [False, True]
-    assert not folds(CPU_KERNELS, 256, 5000)
+
+    def folded(kernels: Kernels, size: int, keys: int, mask: MaskKind = "array") -> bool:
+        return folds(kernels, AttentionCall(size, 8, 1, keys, mask))
+
+    assert [folded(METAL, size, 5) for size in (32, 64, 256, 512)] == [True, False, False, True]
+    assert [folded(CUDA, size, 5) for size in (64, 128, 256, 512)] == [False, False, True, True]
+    assert [folded(CPU_KERNELS, 512, keys) for keys in (1023, 1024)] == [False, True]
+    assert not folded(CPU_KERNELS, 256, 5000)
+    assert [folded(METAL, 512, 2000, mask) for mask in ("array", "none")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ((256, 8, 128, 600, "array"), True),
+        ((256, 8, 127, 600, "causal"), False),
+        ((256, 2, 512, 600, "causal"), True),
+        ((256, 1, 1024, 1024, "causal"), False),  # long enough as it is
+        ((256, 8, 8, 600, "array"), False),  # a round
+        ((512, 8, 512, 600, "causal"), False),
+    ],
+)
+def test_a_slice_is_lengthened_where_that_makes_it_long_enough(call: tuple, expected: bool) -> None:  # type: ignore[type-arg]
+    assert lengthens(M5, AttentionCall(*call)) is expected
+    assert not lengthens(METAL, AttentionCall(*call))
 
 
 def test_tiles_are_larger_on_a_gpu() -> None:

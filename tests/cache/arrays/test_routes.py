@@ -39,7 +39,7 @@ CUDA = Kernels("cuda")
 DEVICES = {"metal": METAL, "max": MAX, "m5": M5, "cuda": CUDA, "cpu": CPU_KERNELS}
 DEPTH_MAX = Limits().draft_depth_max
 CONTEXTS = (5, 500, 1000, 1500, 5000, 60_000)
-SLICES = (9, 64, 128, 512)
+SLICES = (9, 64, 128, Limits().prefill_tokens_max)
 VECTORS = {Route.VECTOR, Route.VECTOR_TWO_PASS}
 
 
