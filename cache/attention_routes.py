@@ -28,9 +28,10 @@ VECTOR_PRODUCT_MAX = 32  # queries times the heads that share a K/V head
 FULL_HEAD_SIZES = frozenset({64, 72, 80, 96, 128})
 LONG_QUERIES_MIN = 1024  # of the full kernel at head size 256 on matrix units
 WIDE_HEAD_KEYS_MIN = 1024  # of the vector kernel at head size 512
-# A CPU folds from here on: above, one product took 0.1 to 1.0 times what one for each query head
-# takes, below 0.5 to 1.35 times. Head size 512, groups of 4 to 16, 1 to 9 queries of 1 to 16 rows.
-CPU_FOLD_KEYS_MIN = 1024
+# A CPU folds rounds from so many keys on: there one product took 0.1 to 1.0 times what one for each
+# query head takes, with fewer keys 0.5 to 1.35 times, and for slices 0.6 to 1.15 times. Head size
+# 512, groups of 4 to 16, 1 to 16 rows of 1 to 9 queries; alternating, with OpenBLAS.
+CPU_FOLD_KEYS_MIN, CPU_FOLD_QUERIES_MAX = 1024, 9
 
 
 class Route(Enum):
@@ -186,7 +187,8 @@ def folds(kernels: Kernels, call: AttentionCall) -> bool:
     """
     size = call.head_size
     if kernels.backend == "cpu":
-        return size > 256 and call.keys >= CPU_FOLD_KEYS_MIN
+        many = call.keys >= CPU_FOLD_KEYS_MIN and call.queries <= CPU_FOLD_QUERIES_MAX
+        return size > 256 and many
     known = size <= 128 if kernels.backend == "cuda" else size in VECTOR_HEAD_SIZES
     return not known and not is_fused(kernels, call)
 

@@ -97,12 +97,15 @@ def test_a_round_is_cut_where_the_vector_kernel_ends() -> None:
 
 def test_a_group_is_folded_where_no_kernel_takes_its_heads() -> None:
 
-    def folded(kernels: Kernels, size: int, keys: int, mask: MaskKind = "array") -> bool:
-        return folds(kernels, AttentionCall(size, 8, 1, keys, mask))
+    def folded(
+        kernels: Kernels, size: int, keys: int, mask: MaskKind = "array", queries: int = 1
+    ) -> bool:
+        return folds(kernels, AttentionCall(size, 8, queries, keys, mask))
 
     assert [folded(METAL, size, 5) for size in (32, 64, 256, 512)] == [True, False, False, True]
     assert [folded(CUDA, size, 5) for size in (64, 128, 256, 512)] == [False, False, True, True]
     assert [folded(CPU_KERNELS, 512, keys) for keys in (1023, 1024)] == [False, True]
+    assert [folded(CPU_KERNELS, 512, 1024, queries=queries) for queries in (9, 10)] == [True, False]
     assert not folded(CPU_KERNELS, 256, 5000)
     assert [folded(METAL, 512, 2000, mask) for mask in ("array", "none")] == [True, False]
 

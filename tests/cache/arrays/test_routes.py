@@ -230,21 +230,24 @@ def test_a_slice_of_head_size_256_is_long_enough_on_matrix_units_once_folded(cal
 def test_a_gpu_has_larger_tiles(calls: Calls) -> None:
     """Passes over K and V of a slice at 32,768 tokens: 4 instead of 32."""
     layer = Layer(FAMILIES["26B-A4B"], full=True)
-    for kernels, tiles in ((METAL, 4), (CUDA, 4), (CPU_KERNELS, 32)):
+    for kernels in (METAL, CUDA):
         layer.slice(kernels, 512, 32_768 - 512)
-        assert len(calls.folded) == tiles
-        scores = max(int(np.prod(shape)) for shape in calls.folded)
-        assert kernels.slice_scores_max / 2 < scores <= kernels.slice_scores_max
+        assert [rows // 8 for _, _, rows, _ in calls.folded] == [128] * 4
+        assert max(int(np.prod(shape)) for shape in calls.folded) == 1 << 26
         calls.folded.clear()
+    layer.slice(CPU_KERNELS, 512, 32_768 - 512)
+    assert [call.queries for _, call in calls.made] == [16] * 32
 
 
 def test_a_cpu_folds_where_that_is_quicker(calls: Calls) -> None:
-    """Head size 512 from 1,024 keys on; the rest is MLX's, as it was."""
+    """Rounds of head size 512 from 1,024 keys on; the rest is MLX's, as it was."""
     for full, context, folded in ((True, 900, 0), (True, 1500, 1), (False, 1500, 0)):
         Layer(FAMILIES["26B-A4B"], full).attend(CPU_KERNELS, [Span(0, context, 3)])
         assert (len(calls.folded), len(calls.made)) == (folded, 1 - folded)
         calls.folded.clear()
         calls.made.clear()
+    Layer(FAMILIES["26B-A4B"], full=True).slice(CPU_KERNELS, 10, 5000)
+    assert (len(calls.folded), len(calls.made)) == (0, 1)
 
 
 def numbers(seed: int, *shape: int) -> mx.array:
