@@ -79,8 +79,8 @@ _SPEEDS = """
 ## Tokens per second, all clients together
 
 Target and drafter in 4 bits. Columns are drafts a round, with the tokens that a round is expected
-to give. "best" is the one with the highest product of both ends. With more than 3 drafts E2B leaves
-the fused kernel of sliding attention, which is counted.
+to give. "best" is the one with the highest product of both ends. With more than 3 drafts a round of
+E2B takes two calls of the fused kernel of sliding attention, which is counted.
 """
 _PACKINGS = """
 ## Packings

@@ -21,6 +21,7 @@ from bench.peer import MlxLm
 from bench.setup import Setup
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
+from sapwood.model.device import attention_kernels
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.pair import Pair
 from sapwood.model.runner import Runner
@@ -74,7 +75,11 @@ def _run(pair: Pair, setup: Setup) -> dict[str, float]:
 def _packed(target: PackedGemma4, prompt: list[int]) -> Step:
     """Our forward over caches of its own, as the runner calls it, without runner and sampler."""
     caches = LiveCaches(
-        target.shapes, target.text.window_size, Limits().draft_depth_max + 1, mx.float32
+        target.shapes,
+        target.text.window_size,
+        Limits().draft_depth_max + 1,
+        mx.float32,
+        kernels=attention_kernels(mx.float32),
     )
     caches.restore(0, (), 0)
 

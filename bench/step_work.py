@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.families import DRAFTER_LAYERS, Family
+from bench.families import DRAFTER_LAYERS, HEAD_SIZE, Family
+from sapwood.cache.attention_routes import Kernels, queries_max
 
 #: bits of a weight with the scales (and biases) of its group
 BITS = {"bf16": 16.0, "8-bit": 8.5, "mxfp8": 8.25, "4-bit": 4.5, "mxfp4": 4.25, "nvfp4": 4.5}
@@ -22,8 +23,7 @@ ROUTER_BITS = 8.5  # of all packed mixtures; a plain one's are as plain
 
 # From so many rows on packed linear layers are products of matrices, in tiles of so many rows.
 MATRIX_ROWS_MIN, TILE_ROWS = 13, 32
-# Queries and queries x (heads / K/V heads) that one vector kernel of sliding attention takes.
-VECTOR_QUERIES_MAX, VECTOR_PRODUCT_MAX = 8, 32
+METAL = Kernels("metal")
 
 # Kernels of a layer. Norms 4, q 3 (projection, norm, rotation), attention 1, out 1, MLP 5 (its
 # activation is compiled in two parts), residual sums and the layer's scalar 3.
@@ -128,16 +128,19 @@ class StepWork:
         return mixture.experts * (1 - left)
 
     @property
-    def _sliding_fused(self) -> bool:
-        queries, share = self.depth + 1, self.family.heads // self.family.kv_heads
-        return queries <= VECTOR_QUERIES_MAX and queries * share <= VECTOR_PRODUCT_MAX
+    def _cut_kernels(self) -> int:
+        """More in a sliding layer whose fused kernel has no room for a whole round."""
+        share = self.family.heads // self.family.kv_heads
+        most = queries_max(METAL, HEAD_SIZE, share)
+        further = 0 if most is None else self.depth // most
+        joined = 1 + (self.clients > 1)  # what the calls give, and that in the rows' order
+        return further + joined if further else 0
 
     def _layer_kernels(self, index: int) -> int:
         family = self.family
         full, own = family.kinds[index], family.own[index]
         count = LAYER_KERNELS + PER_LAYER_KERNELS * family.per_layer
-        if full or not self._sliding_fused:
-            count += UNFUSED_KERNELS
+        count += UNFUSED_KERNELS if full else self._cut_kernels
         if own:
             count += OWN_KV_KERNELS - (full and family.k_eq_v)
         return count + (0 if family.mixture is None else MIXTURE_KERNELS)

@@ -1,4 +1,5 @@
-"""What the model runs on: its name, and how much memory a daemon may take by default.
+"""What the model runs on: its name, its attention kernels, and how much memory a daemon may take by
+default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
@@ -9,8 +10,16 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 
 import mlx.core as mx
+
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
+
+# Apple's GPUs have matrix units from this generation on, and from macOS 26.2 on MLX uses them.
+MATRIX_UNITS_GENERATION = 17
+MATRIX_UNITS_MACOS = (26, 2)
 
 
 def name() -> str:
@@ -18,6 +27,28 @@ def name() -> str:
     if mx.default_device() == mx.Device(mx.cpu):
         return "cpu"
     return str(mx.device_info().get("device_name", "gpu"))
+
+
+def attention_kernels(dtype: mx.Dtype) -> Kernels:
+    """What attention over K/V of `dtype` is laid out for here."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return CPU_KERNELS
+    if not mx.metal.is_available():
+        return Kernels("cuda")
+    # Such as applegpu_g17s: generation, and d or s for two dies of the kind or one large one.
+    architecture = str(mx.device_info().get("architecture", ""))
+    generation = re.fullmatch(r"applegpu_g(\d+)[a-z]", architecture)
+    modern = generation is not None and int(generation[1]) >= MATRIX_UNITS_GENERATION
+    halves = dtype.size == 2  # float32 would need TF32, which a user may switch off
+    return Kernels(
+        "metal",
+        large=architecture.endswith(("d", "s")),
+        matrix_units=modern and halves and _macos() >= MATRIX_UNITS_MACOS,
+    )
+
+
+def _macos() -> tuple[int, ...]:
+    return tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
 
 
 def bound_cache(bytes_max: int) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
-from sapwood.cache.arrays.attention import SLICE_SCORES_MAX
+from sapwood.cache.attention_routes import Kernels
 from sapwood.cache.geometry import ring_tokens, tail_tokens
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
@@ -25,6 +25,7 @@ from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
 from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
+from sapwood.model.device import attention_kernels
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 from sapwood.model.sampling.suppression import Suppression, masked_bytes
@@ -41,7 +42,10 @@ _SAMPLES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What the daemon serves. `dtype` is that of activations and K/V."""
+    """What the daemon serves. `dtype` is that of activations and K/V.
+
+    kernels: of the device that it was loaded on; attention and what is reserved for it go by them.
+    """
 
     target: Model
     target_config: TargetConfig
@@ -49,6 +53,7 @@ class Pair:
     tokenizer: Tokenizer
     suppression: Suppression
     dtype: mx.Dtype
+    kernels: Kernels
     fingerprint: str
     family: str
     quantization: str  # "" where all weights are plain
@@ -90,6 +95,7 @@ def load_pair(
         tokenizer=tokenizer,
         suppression=Suppression(tokenizer.suppressed, config.text.vocabulary),
         dtype=used,
+        kernels=attention_kernels(used),
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
         quantization=_quantization_name(target, assistant),
@@ -181,7 +187,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         whole_bytes_per_row=text.vocabulary * WHOLE_DRAW_BYTES,
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
-        slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
+        slice_score_bytes=2 * pair.kernels.slice_scores_max * item_bytes,
         control_tokens=pair.tokenizer.control_tokens,
     )
 

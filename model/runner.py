@@ -82,7 +82,11 @@ class Runner:
         self.vocabulary = config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = LiveCaches(
-            self.target.shapes, config.text.window_tokens, depth_max + 1, self.dtype
+            self.target.shapes,
+            config.text.window_tokens,
+            depth_max + 1,
+            self.dtype,
+            kernels=pair.kernels,
         )
         self.suppression = pair.suppression
         self.drafter = None

@@ -84,6 +84,7 @@ KERNELS: dict[str, str] = {
     r"g[123]_copy{plain}{plain}": "K/V that is captured, restored, and pools that grow",
     r"v\w*_copybfloat16float32": "what samplers compute in float32",
     r"g[123]_Select{plain}": "masks: of scores, suppressed tokens and filters",
+    r"gn2_Select{plain}": "masks of folded scores: rows, K/V heads, queries, heads, keys",
     r"v\w*_Logfloat32float32": "noise: the logarithm",
     r"v\w*_Log1pfloat32float32": "noise: the logarithm near 1",
 }

@@ -4,6 +4,8 @@
 - A mask is boolean, True = visible. Invisible keys may hold anything, NaN included; invisible
   values must be finite (0 x NaN is NaN), which pools sees to.
 - Pool rows that no span owns are computed along and dropped: never gathered into an output.
+- How a call is laid out follows from the kernels that it is handed (attention_routes): on a GPU a
+  long round is cut, and the heads of a group become one matrix's rows where no kernel takes them.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import numpy as np
 
 from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.attention_routes import AttentionCall, Kernels, MaskKind, folds, lengthens
 
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
-SLICE_SCORES_MAX = 1 << 23  # scores of one tile of a prompt slice, over all heads
 TILE_QUERIES_MIN = 8
 
 
@@ -45,11 +47,15 @@ class Layers(Protocol):
         """The K/V-owning layers in model order."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """Decode spans of one capacity class laid over rows of its pool, padded to one query length.
 
-    rows: pool rows [n] to read; None: the first n, which is a view and costs nothing.
+    Of a long span one of the parts that it is cut into: to each what the span wrote behind it is
+    like what a deeper round left there, which masks go round.
+
+    base, n: pool rows [base, base + n) are read, which is a view and costs nothing; or, where that
+    is too many, `rows` [n] are gathered.
     length: keys to read of each. queries: Q, the longest span's length.
     first: packed row of the first query where all [n * Q] lie in one run from there, else None and
     gather [n * Q] says which packed row supplies each query (padding: an arbitrary one), places
@@ -57,6 +63,8 @@ class Grid:
     starts, ends: [n] position of a row's first query and one past its last; 0, 0 in nobody's row.
     """
 
+    capacity: int
+    base: int
     n: int
     rows: mx.array | None
     length: int
@@ -70,13 +78,22 @@ class Grid:
     slots: tuple[int | None, ...]
 
     @classmethod
-    def classes(cls, batch: Batch, placement: Placement) -> dict[int, Grid]:
-        """The decode spans of a batch by the capacity of their pools."""
-        members: dict[int, list[tuple[Span, int, int]]] = {}
+    def classes(
+        cls, batch: Batch, placement: Placement, queries_max: int | None
+    ) -> tuple[Grid, ...]:
+        """The decode spans of a batch by the capacity of their pools.
+
+        queries_max: what one grid may hold of a span; None: all of it. What is longer goes on in
+        further grids, so that nobody else's rows are padded beyond.
+        """
+        members: dict[tuple[int, int], list[tuple[Span, int, int]]] = {}
         for span, first in zip(batch.decodes, batch.firsts, strict=False):
             place = placement.places[span.slot]
-            members.setdefault(place.capacity, []).append((span, first, place.row))
-        return {capacity: cls._over(capacity, spans) for capacity, spans in members.items()}
+            for part, cut in enumerate(range(0, span.length, queries_max or span.length)):
+                length = min(span.length - cut, queries_max or span.length)
+                own = Span(span.slot, span.start + cut, length)
+                members.setdefault((place.capacity, part), []).append((own, first + cut, place.row))
+        return tuple(cls._over(capacity, spans) for (capacity, _), spans in members.items())
 
     @classmethod
     def _over(cls, capacity: int, members: Sequence[tuple[Span, int, int]]) -> Grid:
@@ -86,8 +103,9 @@ class Grid:
         """
         spans = [span for span, _, _ in members]
         rows = [row for _, _, row in members]
-        dense = max(rows) < 2 * len(rows)
-        n, at = (max(rows) + 1, rows) if dense else (len(rows), range(len(rows)))
+        base, reach = min(rows), max(rows) + 1 - min(rows)
+        dense = reach < 2 * len(rows)
+        n, at = (reach, [row - base for row in rows]) if dense else (len(rows), range(len(rows)))
         queries = max(s.length for s in spans)
         gather = np.full((n, queries), members[0][1], np.int32)
         starts, ends = np.zeros(n, np.int32), np.zeros(n, np.int32)
@@ -105,60 +123,148 @@ class Grid:
         )
         longest = -(-int(ends.max()) // LENGTH_STEP) * LENGTH_STEP
         return cls(
-            n, None if dense else mx.array(np.array(rows, np.int32)), min(capacity, longest),
-            queries, int(packed[0]) if whole else None, mx.array(gather.ravel()),
-            mx.array(np.concatenate(places)), packed, starts, ends, tuple(slots),
+            capacity, base, n, None if dense else mx.array(np.array(rows, np.int32)),
+            min(capacity, longest), queries, int(packed[0]) if whole else None,
+            mx.array(gather.ravel()), mx.array(np.concatenate(places)), packed, starts, ends,
+            tuple(slots),
         )  # fmt: skip
 
-    def read(self, pool: mx.array) -> mx.array:
+    def read(self, pool: mx.array, length: int) -> mx.array:
         """[n, kv_heads, length, D] of a pool."""
-        return (pool[: self.n] if self.rows is None else pool[self.rows])[:, :, : self.length]
+        rows = pool[self.base : self.base + self.n] if self.rows is None else pool[self.rows]
+        return rows[:, :, :length]
 
 
 def over_grid(
-    queries: mx.array, grid: Grid, keys: mx.array, values: mx.array, mask: mx.array
+    kernels: Kernels,
+    queries: mx.array,
+    grid: Grid,
+    keys: mx.array,
+    values: mx.array,
+    mask: mx.array | None,
 ) -> mx.array:
-    """Packed queries [T, heads, D] over pools [rows, kv_heads, capacity, D].
+    """Packed queries [T, heads, D] over what grid.read gave, [n, kv_heads, length, D].
 
-    mask [n, 1, Q, length]. Returns [t, heads, D]: one for each of grid.packed, in its order.
+    mask [n, 1, Q, length]; None: all is visible. Returns [t, heads, D]: one for each of
+    grid.packed, in its order.
     """
     heads, dim = queries.shape[-2:]
     if grid.first is None:
         queries = queries[grid.gather]
     else:
         queries = queries[grid.first : grid.first + grid.packed.size]
-    padded = queries.reshape(-1, grid.queries, heads, dim).transpose(0, 2, 1, 3)
-    out = mx.fast.scaled_dot_product_attention(
-        padded, grid.read(keys), grid.read(values), scale=1.0, mask=mask
-    )
-    out = out.transpose(0, 2, 1, 3).reshape(-1, heads, dim)
+    padded = queries.reshape(-1, grid.queries, heads, dim)
+    out = _attend(kernels, padded, keys, values, mask).reshape(-1, heads, dim)
     return out if grid.first is not None else out[grid.places]
 
 
 def over_slice(
-    queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | str | None
+    kernels: Kernels,
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    mask: mx.array | str | None,
 ) -> mx.array:
     """One prefill span: queries [q, heads, D] over K/V [1, kv_heads, L, D] that end with its own.
 
     mask: as slice_mask gives it for q and L. Returns [q, heads, D].
 
-    In tiles of queries, each over the keys up to its own end, so that no more than
-    SLICE_SCORES_MAX scores exist at once: a late slice of a long prompt would need gigabytes, and
-    no fused kernel spares them at head size 512.
+    In tiles of queries, each over the keys up to its own end, so that no more scores exist at once
+    than kernels.slice_scores_max: a late slice of a long prompt would need gigabytes, and no fused
+    kernel spares them at head size 512.
     """
     (count, heads, _), length = queries.shape, keys.shape[2]
-    tile = max(TILE_QUERIES_MIN, SLICE_SCORES_MAX // (heads * length))
+    tile = max(TILE_QUERIES_MIN, kernels.slice_scores_max // (heads * length))
     out = []
     for first in range(0, count, tile):
         end = min(first + tile, count)
         reach = length - count + end
-        rows = queries[first:end].transpose(1, 0, 2)[None]
         part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
-        seen = mx.fast.scaled_dot_product_attention(
-            rows, keys[:, :, :reach], values[:, :, :reach], scale=1.0, mask=part
+        seen = _attend(
+            kernels, queries[None, first:end], keys[:, :, :reach], values[:, :, :reach], part
         )
-        out.append(seen[0].transpose(1, 0, 2))
+        out.append(seen[0])
     return out[0] if len(out) == 1 else mx.concatenate(out)
+
+
+def _attend(
+    kernels: Kernels,
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    mask: mx.array | str | None,
+) -> mx.array:
+    """[n, Q, heads, D] over [n, kv_heads, L, D] -> [n, Q, heads, D].
+
+    mask: bool, [Q, L] or [n, 1, Q, L]; "causal": the last query sees all keys; None: all do.
+    """
+    (_, count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
+    call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
+    if folds(kernels, call):
+        return _folded(queries, keys, values, _visible(mask, count, length))
+    if lengthens(kernels, call):
+        return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
+    out = mx.fast.scaled_dot_product_attention(
+        queries.transpose(0, 2, 1, 3), keys, values, scale=1.0, mask=mask
+    )
+    return out.transpose(0, 2, 1, 3)
+
+
+def _folded(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
+    """One product for each K/V head: the queries of its group are one matrix's rows.
+
+    Invisible scores become the dtype's least, as in MLX's own unfused attention: a row that sees
+    nothing, which is nobody's, stays finite.
+    """
+    n, count, heads, _ = queries.shape
+    kv_heads, length = keys.shape[1:3]
+    scores = _fold(queries, kv_heads) @ keys.swapaxes(-1, -2)
+    if mask is not None:
+        shaped = scores.reshape(n, kv_heads, count, heads // kv_heads, length)
+        least = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
+        scores = mx.where(mask[..., None, :], shaped, least).reshape(scores.shape)
+    return _unfold(mx.softmax(scores, axis=-1, precise=True) @ values, heads)
+
+
+def _as_longer_slice(
+    queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None
+) -> mx.array:
+    """As MLX's attention of kv_heads heads with a group's queries each: a call long enough for the
+    kernel of matrix units. The mask is repeated, which is a byte for each score of one head.
+    """
+    heads, kv_heads = queries.shape[2], keys.shape[1]
+    repeated = None if mask is None else mx.repeat(mask, heads // kv_heads, axis=-2)
+    out = mx.fast.scaled_dot_product_attention(
+        _fold(queries, kv_heads), keys, values, scale=1.0, mask=repeated
+    )
+    return _unfold(out, heads)
+
+
+def _fold(queries: mx.array, kv_heads: int) -> mx.array:
+    """[n, Q, heads, D] -> [n, kv_heads, Q * group, D], a query's heads one under another.
+
+    In this order nothing is copied where there is one K/V head, or one query.
+    """
+    n, count, heads, dim = queries.shape
+    split = queries.reshape(n, count, kv_heads, heads // kv_heads, dim)
+    return split.transpose(0, 2, 1, 3, 4).reshape(n, kv_heads, -1, dim)
+
+
+def _unfold(rows: mx.array, heads: int) -> mx.array:
+    """_fold undone."""
+    n, kv_heads, _, dim = rows.shape
+    group = heads // kv_heads
+    split = rows.reshape(n, kv_heads, -1, group, dim).transpose(0, 2, 1, 3, 4)
+    return split.reshape(n, -1, heads, dim)
+
+
+def _visible(mask: mx.array | str | None, queries: int, length: int) -> mx.array | None:
+    """A mask of any kind as an array [1, 1, Q, L] or [n, 1, Q, L]; None: all is visible."""
+    if mask is None:
+        return None
+    if isinstance(mask, str):
+        mask = _window(queries, length, None)
+    return mask if mask.ndim == 4 else mask[None, None]
 
 
 def position_mask(grid: Grid, capacity: int, reach: int | None, floors: Ints | None) -> mx.array:
@@ -189,6 +295,17 @@ def slice_mask(queries: int, length: int, reach: int | None) -> mx.array | str |
     """
     if reach is None or length <= reach:
         return "causal" if queries > 1 else None
+    return _window(queries, length, reach)
+
+
+def _window(queries: int, length: int, reach: int | None) -> mx.array:
     key = mx.arange(length, dtype=mx.int32)[None]
     query = mx.arange(length - queries, length, dtype=mx.int32)[:, None]
-    return (key <= query) & (key > query - reach)
+    visible = key <= query
+    return visible if reach is None else visible & (key > query - reach)
+
+
+def _kind(mask: mx.array | str | None) -> MaskKind:
+    if mask is None:
+        return "none"
+    return "causal" if isinstance(mask, str) else "array"

@@ -16,6 +16,7 @@ from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
 from sapwood.cache.arrays.ranges import Range, merge_full
+from sapwood.cache.attention_routes import Kernels
 
 
 class FullStore:
@@ -23,8 +24,17 @@ class FullStore:
 
     merge = staticmethod(merge_full)
 
-    def __init__(self, kv_heads: int, head_dim: int, placement: Placement, dtype: mx.Dtype) -> None:
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        placement: Placement,
+        dtype: mx.Dtype,
+        kernels: Kernels,
+    ) -> None:
+        """kernels: what attention over it is laid out for."""
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
+        self.kernels = kernels
         self.offsets: dict[int, int] = {}
 
     @property
@@ -77,14 +87,15 @@ class FullStore:
             keys, values = pools[place.capacity]
             row = slice(place.row, place.row + 1)
             slices.append((keys[row, :, : span.end], values[row, :, : span.end]))
-        return PoolHistory(batch, placement, pools, None, tuple(slices))
+        return PoolHistory(self.kernels, batch, placement, pools, None, tuple(slices))
 
     def view(self, batch: Batch, keep: int | None = None) -> PoolHistory:
         """Read-only: a decode span's last position sees the newest `keep` entries up to itself.
 
         keep None: all of them.
         """
-        return PoolHistory(batch, self.pools.placement, self.pools.by_capacity, keep)
+        placement, pools = self.pools.placement, self.pools.by_capacity
+        return PoolHistory(self.kernels, batch, placement, pools, keep)
 
     def commit(self, slot: int, offset: int) -> None:
         """The sequence in `slot` holds `offset` tokens; what its row holds beyond is dead."""

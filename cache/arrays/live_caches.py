@@ -20,6 +20,7 @@ from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.ranges import EdgePayload, evaluated, window_of
 from sapwood.cache.arrays.window import WindowStore
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens
 
 
@@ -42,20 +43,21 @@ class LiveCaches:
         round_max: int,
         dtype: mx.Dtype,
         row_tokens_min: int = ROW_TOKENS_MIN,
+        kernels: Kernels = CPU_KERNELS,
     ) -> None:
         """round_max: most rows one round verifies, the bonus token's included.
 
-        row_tokens_min: the smallest capacity of a full layer's row.
+        row_tokens_min: the smallest capacity of a full layer's row. kernels: those of the device.
         """
         ring = ring_tokens(window, round_max)
         self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min))
         self.rings = Placement(lambda _: ring)
-        self.row_tokens_min = row_tokens_min
+        self.row_tokens_min, self.kernels = row_tokens_min, kernels
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [
-            WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype)
+            WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype, kernels)
             if s.sliding
-            else FullStore(s.kv_heads, s.head_dim, self.rows, dtype)
+            else FullStore(s.kv_heads, s.head_dim, self.rows, dtype, kernels)
             for s in layers
         ]
         self.full = [s for s in self.stores if isinstance(s, FullStore)]

@@ -94,7 +94,12 @@ def begin_isolated_speculation(
     long as its layers do.
     """
     copy = LiveCaches(
-        caches.shapes, caches.window, caches.round_max, caches.dtype, caches.row_tokens_min
+        caches.shapes,
+        caches.window,
+        caches.round_max,
+        caches.dtype,
+        caches.row_tokens_min,
+        caches.kernels,
     )
     copy.reserve(slot, offset + rows_max)
     for store, live in zip(copy.stores, caches.stores, strict=True):

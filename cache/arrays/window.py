@@ -25,6 +25,7 @@ from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import KeysValues, Pools
 from sapwood.cache.arrays.ranges import Range, merge_sliding
+from sapwood.cache.attention_routes import Kernels
 from sapwood.cache.geometry import tail_tokens
 
 
@@ -50,11 +51,16 @@ class WindowStore:
         round_max: int,
         placement: Placement,
         dtype: mx.Dtype,
+        kernels: Kernels,
     ) -> None:
-        """placement's one capacity is the ring. round_max: most decode rows of one span."""
+        """placement's one capacity is the ring. round_max: most decode rows of one span.
+
+        kernels: what attention over it is laid out for.
+        """
         assert window > 0, window
         self.window, self.round_max, self.ring = window, round_max, placement.capacity_for(0)
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
+        self.kernels = kernels
         self.offsets: dict[int, int] = {}
         self._floors: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot
         self._tails: dict[int, Tail] = {}
@@ -117,7 +123,7 @@ class WindowStore:
         self._fit(int(slots.max()))
         self._floors[slots] = np.maximum(self._floors[slots], floors)
         placement, pools = self.pools.placement, self.pools.by_capacity
-        return PoolHistory(batch, placement, pools, self.window, slices)
+        return PoolHistory(self.kernels, batch, placement, pools, self.window, slices)
 
     def view(self, batch: Batch, keep: int) -> PoolHistory:
         """Read-only: each decode span's last position sees the newest `keep` entries up to itself.
@@ -126,7 +132,8 @@ class WindowStore:
         """
         assert keep <= self.window + 1, (keep, self.window)
         floors = {span.slot: self._floor(span.slot) for span in batch.decodes}
-        return PoolHistory(batch, self.pools.placement, self.pools.by_capacity, keep, floors=floors)
+        placement, pools = self.pools.placement, self.pools.by_capacity
+        return PoolHistory(self.kernels, batch, placement, pools, keep, floors=floors)
 
     def commit(self, slot: int, offset: int) -> None:
         """The sequence in `slot` holds `offset` tokens; what its ring holds beyond is dead."""

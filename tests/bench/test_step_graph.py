@@ -17,7 +17,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.gemma4_text import Model
 
 from bench.families import FAMILIES, HEAD_SIZE, PER_LAYER_SIZE, VOCABULARY, Family
-from bench.step_work import StepWork
+from bench.step_work import METAL, StepWork
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.model.checkpoint.config import TargetConfig
@@ -99,7 +99,8 @@ def test_kernels_are_the_nodes_of_the_graph(name: str, tmp_path: Path) -> None:
     model = Model(config.text.model_args())
     numbers = hollow(model)
     target = PackedGemma4(model, config.placeholders)
-    caches = LiveCaches(target.shapes, config.text.window_tokens, 1, mx.bfloat16)
+    window = config.text.window_tokens
+    caches = LiveCaches(target.shapes, window, 1, mx.bfloat16, kernels=METAL)
     caches.restore(0, (), 0)
     batch = Batch([Span(0, 0, 1)])
     caches.prepare(batch)

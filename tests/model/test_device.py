@@ -1,13 +1,15 @@
-"""How much memory a daemon takes by default, on each backend that mlx has."""
+"""What mlx tells of each of its backends: memory to take by default, kernels of attention."""
 
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from sapwood.cache.attention_routes import Kernels
 from sapwood.model import device
 
 HOST = 64 << 30
@@ -39,3 +41,38 @@ def test_the_budget_is_of_the_memory_that_arrays_lie_in(
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": HOST // 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert device.memory_budget_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "macos", "dtype", "expected"),
+    [
+        ("applegpu_g13g", "26.3", mx.bfloat16, Kernels("metal")),  # M1
+        ("applegpu_g15d", "26.3", mx.bfloat16, Kernels("metal", large=True)),  # M3 Ultra
+        ("applegpu_g16s", "14.6.1", mx.bfloat16, Kernels("metal", large=True)),  # M4 Max
+        ("applegpu_g17g", "26.2", mx.bfloat16, Kernels("metal", matrix_units=True)),  # M5
+        ("applegpu_g17g", "26.1.2", mx.bfloat16, Kernels("metal")),
+        ("applegpu_g17g", "26.2", mx.float32, Kernels("metal")),
+        ("applegpu_g17s", "27.0", mx.float16, Kernels("metal", large=True, matrix_units=True)),
+        ("another", "", mx.bfloat16, Kernels("metal")),
+    ],
+)
+def test_attention_is_laid_out_for_the_gpu_at_hand(
+    architecture: str,
+    macos: str,
+    dtype: mx.Dtype,
+    expected: Kernels,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
+    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+    monkeypatch.setattr(platform, "mac_ver", lambda: (macos, ("", "", ""), ""))
+    assert device.attention_kernels(dtype) == expected
+
+
+def test_other_devices_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx.metal, "is_available", lambda: False)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert device.attention_kernels(mx.bfloat16) == Kernels("cuda")
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    assert device.attention_kernels(mx.bfloat16) == Kernels("cpu")

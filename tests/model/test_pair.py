@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from sapwood.cache.attention_routes import Kernels
 from sapwood.model.checkpoint.config import AssistantConfig, Rope
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
@@ -121,6 +122,14 @@ def test_facts_count_the_bytes_of_real_shapes(
     assert half.ring_bytes * 2 == found.ring_bytes
     assert half.weights_bytes < found.weights_bytes / 2
     assert found.workspace_bytes_per_token > 1024 * 4
+
+
+def test_what_a_slice_reserves_follows_the_tiles_of_the_device() -> None:
+    pair = load_pair(checkpoint("e2b-tiny"), None, "bfloat16")
+    on_cpu = model_facts(pair, 5)
+    on_gpu = model_facts(dataclasses.replace(pair, kernels=Kernels("metal")), 5)
+    assert on_cpu.slice_score_bytes == 2 * 2 * 2**23
+    assert on_gpu == dataclasses.replace(on_cpu, slice_score_bytes=2 * 2 * 2**26)
 
 
 def test_the_drafter_works_in_the_targets_dtype() -> None:

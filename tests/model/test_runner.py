@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from sapwood.cache.attention_routes import Kernels
 from sapwood.model.drafting import DraftPosition
 from sapwood.model.pair import Pair, load_pair, model_facts
 from sapwood.model.runner import Runner
@@ -102,6 +104,18 @@ def test_greedy_text_is_the_references_at_any_depth_and_place(
 ) -> None:
     """S1: token for token; six sequences together, in slots with holes, slices past the window."""
     replies, _ = Driver(runner).generate(prompts_of(name), depths, (3, 0, 7, 1, 2, 11))
+    assert replies == replies_of(name)
+
+
+@pytest.mark.parametrize("kernels", [Kernels("metal", large=True), Kernels("cuda")], ids=str)
+def test_greedy_text_is_the_references_as_it_is_laid_out_on_a_gpu(
+    name: str, pair: Pair, kernels: Kernels
+) -> None:
+    """S1 with folded groups, and on Metal with rounds that are cut (full layers' ninth query)."""
+    runner = Runner(replace(pair, kernels=kernels), slots_max=32, depth_max=8)
+    assert runner.caches.kernels == kernels
+    replies, _ = Driver(runner).generate(prompts_of(name), (0, 1, 2, 3, 5, 8), (3, 0, 7, 1, 2, 11))
+    runner.close()
     assert replies == replies_of(name)
 
 

@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 
 from sapwood.cache.arrays.attention import Grid, over_slice, position_mask, slice_mask
 from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from tests.cache.arrays.poison import poison
 from tests.cache.arrays.world import HEADS, ROUND, SHAPES, WINDOW, Feed, Floats, World, attention
+
+GPU = Kernels("metal")
+# With 16 heads: two queries a call, two queries a call, folded.
+GPU_SHAPES = (LayerShape(True, 1, 64), LayerShape(False, 1, 64), LayerShape(True, 2, 16))
 
 
 @st.composite
@@ -40,7 +46,7 @@ def test_a_ring_shows_exactly_the_logical_window(case: tuple[int, int, list[int]
     window, ring, entries, span = case
     placement = Placement(lambda _: ring)
     placement.reserve([(0, 1)])
-    (grid,) = Grid.classes(Batch([span]), placement).values()
+    (grid,) = Grid.classes(Batch([span]), placement, None)
     mask = np.array(position_mask(grid, ring, window, None))[0, 0]
     for row, position in enumerate(range(span.start, span.end)):
         seen = sorted(entries[r] for r in np.flatnonzero(mask[row]))
@@ -58,7 +64,7 @@ def test_attention_over_a_ring_equals_attention_over_the_ordered_window(
     keys, values = (a[:, np.array(entries)] for a in by_position)
     placement = Placement(lambda _: ring)
     placement.reserve([(0, 1)])
-    (grid,) = Grid.classes(Batch([span]), placement).values()
+    (grid,) = Grid.classes(Batch([span]), placement, None)
     queries = rng.normal(size=(span.length, HEADS, 8)).astype(np.float32)
     out = mx.fast.scaled_dot_product_attention(
         mx.array(queries.transpose(1, 0, 2)[None]),
@@ -87,12 +93,14 @@ def feeds_of(world: World, rng: np.random.Generator) -> dict[int, Feed]:
     return feeds
 
 
-def crowd(seed: int, poisoned: bool = False) -> list[Floats]:
+def crowd(seed: int, poisoned: bool = False, on_gpu: bool = False) -> list[Floats]:
     """Sixteen sequences coming and going for 25 steps; every output, layer by layer.
 
-    World.step compares all of them with each sequence's own attention.
+    World.step compares all of them with each sequence's own attention. on_gpu: laid out as there,
+    in cut rounds and folded groups.
     """
-    rng, world, outputs = np.random.default_rng(seed), World(seed=seed), []
+    rng, outputs = np.random.default_rng(seed), []
+    world = World(GPU_SHAPES, seed=seed, kernels=GPU, heads=16) if on_gpu else World(seed=seed)
     for step in range(25):
         for slot in range(16):
             here = slot in world.tokens
@@ -115,15 +123,18 @@ def crowd(seed: int, poisoned: bool = False) -> list[Floats]:
     return outputs
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_c4_packed_rows_equal_each_sequences_own_attention(seed: int) -> None:
-    assert crowd(seed)
+def test_c4_packed_rows_equal_each_sequences_own_attention(seed: int, on_gpu: bool) -> None:
+    assert crowd(seed, on_gpu=on_gpu)
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
 @pytest.mark.parametrize("seed", range(2))
-def test_c5_poison_changes_no_bit_of_any_output(seed: int) -> None:
+def test_c5_poison_changes_no_bit_of_any_output(seed: int, on_gpu: bool) -> None:
     """vLLM GHSA-v97p: stale entries of a batch slot reached another user's attention."""
-    for clean, poisoned in zip(crowd(seed), crowd(seed, poisoned=True), strict=True):
+    both = (crowd(seed, poisoned, on_gpu) for poisoned in (False, True))
+    for clean, poisoned in zip(*both, strict=True):
         assert clean.tobytes() == poisoned.tobytes()
 
 
@@ -143,11 +154,11 @@ def test_c5_poison_reaches_what_a_wrong_mask_would_show() -> None:
 def test_rows_among_many_holes_are_gathered_and_among_few_read_along() -> None:
     placement = Placement(lambda _: 8)
     placement.reserve((slot, 1) for slot in range(8))
-    for slots, gathered in (((0, 1, 2), False), ((1, 3), False), ((7,), True), ((6, 7), True)):
+    for slots, gathered in (((0, 1, 2), False), ((1, 3), False), ((7,), False), ((1, 5), True)):
         batch = Batch([Span(slot, 3, 1) for slot in slots])
-        (grid,) = Grid.classes(batch, placement).values()
+        (grid,) = Grid.classes(batch, placement, None)
         assert (grid.rows is not None) == gathered
-        assert grid.n == (len(slots) if gathered else max(slots) + 1)
+        assert grid.n == (len(slots) if gathered else max(slots) + 1 - min(slots))
 
 
 def test_rows_in_pool_order_need_no_gather_and_others_do() -> None:
@@ -158,7 +169,7 @@ def test_rows_in_pool_order_need_no_gather_and_others_do() -> None:
         ([Span(1, 3, 2), Span(0, 5, 2)], None),
         ([Span(0, 3, 2), Span(1, 5, 1)], None),
     ):
-        (grid,) = Grid.classes(Batch(spans), placement).values()
+        (grid,) = Grid.classes(Batch(spans), placement, None)
         assert grid.first == first
 
 
@@ -173,7 +184,7 @@ def test_a_slice_is_the_same_in_tiles(
         mx.random.normal((1, 2, past + 33, 8), key=mx.random.key(seed)) for seed in (1, 2)
     )
     mask = slice_mask(33, past + 33, reach)
-    whole = np.array(over_slice(queries, keys, values, mask))
+    whole = np.array(over_slice(CPU_KERNELS, queries, keys, values, mask))
     sizes = []
     fused = mx.fast.scaled_dot_product_attention
 
@@ -181,7 +192,9 @@ def test_a_slice_is_the_same_in_tiles(
         sizes.append(rows.shape[2])
         return fused(rows, *rest, **options)
 
-    monkeypatch.setattr("sapwood.cache.arrays.attention.SLICE_SCORES_MAX", 1)
+    monkeypatch.setattr(Kernels, "slice_scores_max", 1)
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", counted)
-    np.testing.assert_allclose(np.array(over_slice(queries, keys, values, mask)), whole, atol=1e-6)
+    np.testing.assert_allclose(
+        np.array(over_slice(CPU_KERNELS, queries, keys, values, mask)), whole, atol=1e-6
+    )
     assert sizes == [8, 8, 8, 8, 1]

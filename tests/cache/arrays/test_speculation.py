@@ -14,6 +14,7 @@ from sapwood.cache.arrays.speculation import (
     begin_isolated_speculation,
     begin_speculation,
 )
+from sapwood.cache.attention_routes import Kernels
 from tests.cache.arrays.handle import Handle, handles
 from tests.cache.arrays.world import WINDOW, Feed, Floats, World
 
@@ -208,6 +209,18 @@ def test_isolated_replays_a_round_that_was_committed(kept: int) -> None:
     copies = begin_isolated_speculation(world.caches, 2, len(PROMPT), kept)
     del world.tokens[2][len(PROMPT) :]
     forward(world, copies, (50, 51, 52)[:kept])
+
+
+def test_isolated_is_laid_out_for_the_same_device() -> None:
+    """Else `sapwood check` would replay a round in other kernels than it was served by."""
+    kernels = Kernels("metal", large=True)
+    world = World(kernels=kernels)
+    world.admit(2)
+    world.step({2: Feed(PROMPT)})
+    batch, copies = round_of(world), isolated(world)
+    fed = {2: Feed(DRAFTS, kept=0)}
+    for layer, store in enumerate(copies.stores):
+        assert store.update(batch, *world.packed(layer, batch, fed)).kernels == kernels
 
 
 def test_isolated_refuses_a_window_that_is_overwritten() -> None:

@@ -21,6 +21,7 @@ from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 
 Floats = npt.NDArray[np.float32]
 
@@ -72,10 +73,16 @@ class World:
     """LiveCaches and what they should hold."""
 
     def __init__(
-        self, shapes: Sequence[LayerShape] = SHAPES, window: int = WINDOW, seed: int = 0
+        self,
+        shapes: Sequence[LayerShape] = SHAPES,
+        window: int = WINDOW,
+        seed: int = 0,
+        kernels: Kernels = CPU_KERNELS,
+        heads: int = HEADS,
     ) -> None:
         self.shapes, self.window, self.ring = shapes, window, window + ROUND + 1
-        self.caches = LiveCaches(shapes, window, ROUND, mx.float32, STEP)
+        self.caches = LiveCaches(shapes, window, ROUND, mx.float32, STEP, kernels)
+        self.heads = heads
         self.tokens: dict[int, list[int]] = {}
         self.floors: dict[int, int] = {}
         self.rng = np.random.default_rng(seed)
@@ -136,7 +143,9 @@ class World:
     ) -> Floats:
         """One layer's attention of random queries, checked row by row."""
         shape = self.shapes[layer]
-        queries = self.rng.normal(size=(batch.tokens, HEADS, shape.head_dim)).astype(np.float32)
+        queries = self.rng.normal(size=(batch.tokens, self.heads, shape.head_dim)).astype(
+            np.float32
+        )
         rows = batch.kept_host if trimmed else np.arange(batch.tokens)
         if not rows.size:
             return queries[:0]
@@ -162,7 +171,8 @@ class World:
         """Views of every layer: the newest `keep` committed keys, fewer where fewer are held."""
         batch = Batch([Span(s, len(self.tokens[s]) - 1, 1) for s in slots])
         for layer, (store, shape) in enumerate(zip(self.caches.stores, self.shapes, strict=True)):
-            queries = self.rng.normal(size=(len(slots), HEADS, shape.head_dim)).astype(np.float32)
+            size = (len(slots), self.heads, shape.head_dim)
+            queries = self.rng.normal(size=size).astype(np.float32)
             out = np.array(store.view(batch, keep).attend(mx.array(queries)))
             for row, slot in enumerate(slots):
                 low = max(0, len(self.tokens[slot]) - keep)
