@@ -2,6 +2,7 @@
 #
 #   make demo             eight clients, one model, one device
 #   make test             all checks and tests
+#   make device-report    tests, checks and measures this device, into one file to send back
 #   make train            makes the bundled pair anew: about an hour on two cores
 #   make wheel            wheel and sdist, in dist/
 #   make simulate         random scenarios on the core; ARGS="--seeds 5000"
@@ -32,7 +33,7 @@ TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
-.PHONY: .venv demo bench train wheel test test-long simulate soak check breaking coverage proto \
+.PHONY: .venv demo bench device-report train wheel test test-long simulate soak check breaking coverage proto \
 	lock clean
 
 .venv: $(STAMP)
@@ -59,6 +60,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	$(WITH_BLAS) $(BIN)/python -m bench $(ARGS)
+
+# What a device does with Sapwood, in one file to send back; ARGS=--soak adds an hour of clients.
+device-report: $(STAMP)
+	$(WITH_BLAS) $(BIN)/python -m bench.device_report $(ARGS)
 
 $(TRAIN_STAMP): model/demo/train/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
