@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def parts(arguments: argparse.Namespace, on_cpu: bool) -> list[ReportPart]:
     attention = ("-m", "bench.attention_paths")
     soak = ("-m", "bench.soak", "--seconds", str(arguments.soak_s), *model)
     asks = ("-m", "bench.agreement", "--prompts", str(arguments.prompts), *model)
-    chosen = arguments.tests.split() if arguments.tests else []
+    chosen = shlex.split(arguments.tests or "")
     no_tests = "--tests none" * (chosen == ["none"])
     bench = ("-m", "bench", "--quick")
     tests = ("-m", "pytest", "-q", "--tb=no", "-rfEs", "-p", "no:cacheprovider", *chosen)
