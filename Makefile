@@ -2,6 +2,7 @@
 #
 #   make demo             eight clients, one model, one device
 #   make test             all checks and tests
+#   make device-report    tests, checks and measures this device, into one file to send back
 #   make train            makes the bundled pair anew: about an hour on two cores
 #   make wheel            wheel and sdist, in dist/
 #   make simulate         random scenarios on the core; ARGS="--seeds 5000"
@@ -23,12 +24,16 @@ WITH_BLAS := $(if $(OPENBLAS),LD_PRELOAD=$(OPENBLAS))
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# On an M5 and on CUDA float32 products are TF32 by default, with 11 bits: tests judge float32. mlx
+# reads it once, so it is set before Python starts. Who wants to see the difference sets it to 1.
+FLOAT32 := MLX_ENABLE_TF32=$${MLX_ENABLE_TF32:-0}
+
 # torch and transformers, which only training needs.
 TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
-.PHONY: .venv demo bench train wheel test test-long simulate soak check breaking coverage proto \
+.PHONY: .venv demo bench device-report train wheel test test-long simulate soak check breaking coverage proto \
 	lock clean
 
 .venv: $(STAMP)
@@ -56,6 +61,10 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(WITH_BLAS) $(BIN)/python -m bench $(ARGS)
 
+# What a device does with Sapwood, in one file to send back; ARGS=--soak adds an hour of clients.
+device-report: $(STAMP)
+	$(WITH_BLAS) $(BIN)/python -m bench.device_report $(ARGS)
+
 $(TRAIN_STAMP): model/demo/train/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
 	"$(PYTHON)" -m venv --clear .venv-train
@@ -77,7 +86,7 @@ wheel: $(STAMP)
 	$(BIN)/python -m hatchling build -d dist
 
 # A process for each core, which then needs no BLAS of several threads; four are enough for memory.
-PYTEST := OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest \
+PYTEST := $(FLOAT32) OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest \
 	--numprocesses auto --maxprocesses 4 --dist worksteal
 
 test: check
@@ -109,7 +118,7 @@ breaking: $(STAMP)
 
 # Writes docs/coverage.md; with ARGS, for pytest, it measures a part and writes nothing.
 coverage: $(STAMP)
-	$(WITH_BLAS) $(BIN)/python -m tests.branch_coverage $(ARGS)
+	$(FLOAT32) $(WITH_BLAS) $(BIN)/python -m tests.branch_coverage $(ARGS)
 
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py

@@ -1,7 +1,8 @@
 """What MTP gains: the bundled demo pair, whose drafter was trained, with 1, 8 and 16 clients.
 
-- Greedy replies to plain questions, to their natural end: lossless speculation gives both sides the
-  same tokens, and every run checks that it gave as many.
+- Greedy replies to plain questions, to their natural end: in float32 on a CPU lossless speculation
+  gives both sides the same tokens, and every run checks that it gave as many. On a GPU replies may
+  part within rounding, so there both counts are said and nothing is checked.
 - Prompts repeat, so both sides find them in the tree: this is about decoding.
 - One client asks all sixteen questions one after another.
 """
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import anyio
+import mlx.core as mx
 
 from bench.clients import Group, Served, connected
 from bench.measure import BenchError, Figure, alternated
@@ -72,10 +74,13 @@ async def _serve(clients: Sequence[AsyncClient], group: Group) -> Served:
 
 
 def _story(clients: int, plain: Served, mtp: Served) -> str:
-    if plain.tokens != mtp.tokens:
-        raise BenchError(f"{mtp.tokens} tokens with MTP, {plain.tokens} without: not lossless")
     rates = f"MTP {mtp.tokens_per_s:.0f}, depth 0 {plain.tokens_per_s:.0f} tokens/s"
-    return f"clients {clients}: {rates}"
+    if plain.tokens == mtp.tokens:
+        return f"clients {clients}: {rates}"
+    counts = f"{mtp.tokens} tokens with MTP, {plain.tokens} without"
+    if mx.default_device() == mx.Device(mx.cpu):
+        raise BenchError(f"{counts}: not lossless")
+    return f"clients {clients}: {rates}; {counts}"
 
 
 def _figure(clients: int, plain: Group, mtp: Group) -> Figure:

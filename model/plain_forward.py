@@ -24,6 +24,14 @@ def near_tie(pair: Pair) -> float:
     return _NEAR_TIES[pair.dtype]
 
 
+def promises_bits(pair: Pair) -> bool:
+    """Whether replies of this pair here are the same in any company and at any depth, ties aside.
+
+    In half precision, and on a GPU, the order of a sum depends on how many rows there are.
+    """
+    return pair.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+
+
 def shortfalls(pair: Pair, prompt: Sequence[int], reply: Sequence[int]) -> list[float]:
     """How far each token of a reply lies below the maximum of its position; 0 where it is it.
 

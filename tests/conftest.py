@@ -1,8 +1,21 @@
-"""Hypothesis judges answers here, not the speed of a busy machine."""
+"""What holds for every test, set before any of them is imported.
+
+- Hypothesis judges answers here, not the speed of a busy machine.
+- Float32 is float32: on an M5 and on CUDA mlx computes products with the 11 bits of TF32 unless it
+  is told not to. It reads the environment, once, so this comes before the first import of mlx, and
+  daemons that tests start inherit it. Whoever sets another value sees what it does, and one test
+  that says so.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+
 from hypothesis import HealthCheck, settings
+
+assert "mlx.core" not in sys.modules, "mlx was imported before its environment was set"
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 settings.register_profile(
     "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -5,20 +5,25 @@
   drafter's acceptance is counted, never judged.
 - Some rounds are replayed at once, each alone through an isolated speculation: what packing and
   company did to a round shows there, before later rounds hide it.
+- Each prompt is asked again, cold, alone and without drafts. Replies that part from themselves are
+  counted: in float32 on a CPU only near-ties can do it, elsewhere rounding can.
+- Where bits are not promised a few faults may be rounding too: the share decides, not one token.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
 from sapwood.model.pair import Pair
-from sapwood.model.plain_forward import near_tie, shortfalls
+from sapwood.model.plain_forward import near_tie, promises_bits, shortfalls
 from sapwood.model.prompt.errors import PromptRefused
 from sapwood.model.runner import Runner
 from sapwood.scheduler.events import Delta, Failed, Request, Submit
+from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
 
@@ -32,6 +37,9 @@ _REPLY_TOKENS = 48
 _DEPTH = 4
 _STEPS_MAX = 10_000
 _REPLAY_EVERY = 4  # steps; a replay copies a sequence's K/V
+# Of the tokens, where bits are not promised. Rounding takes few tokens past the tolerance; what is
+# wrong in a layer, a mask or a row takes most of a reply.
+_FAULTS_SHARE_MAX = 0.05
 
 
 @dataclass(slots=True)
@@ -39,16 +47,20 @@ class SelfCheck:
     """What the rounds showed. drafted[i], accepted[i]: of the drafts at position i, from 0.
 
     replayed: tokens of replayed rounds; replay_faults: those that a replay would not have emitted.
+    replies_equal: prompts that got the same reply alone, without drafts.
+    bits_promised: of dtype and device; a single fault is then wrong.
     """
 
     prompts: int
     tolerance: float
+    bits_promised: bool
     tokens: int = 0
     steps: int = 0
     near_ties: int = 0
     faults: int = 0
     replayed: int = 0
     replay_faults: int = 0
+    replies_equal: int = 0
     drafted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
     accepted: list[int] = field(default_factory=lambda: [0] * _DEPTH)
 
@@ -60,16 +72,31 @@ class SelfCheck:
     @classmethod
     def of(cls, pair: Pair) -> SelfCheck:
         """One that has seen nothing yet. Its tolerance, in logits, is that of the pair's dtype."""
-        return cls(len(_QUESTIONS) + 1, near_tie(pair))
+        return cls(len(_QUESTIONS) + 1, near_tie(pair), promises_bits(pair))
 
     def run(self, pair: Pair, loaded: Loaded) -> None:
         """Ask, and judge every token of the replies. Raises StartError; closes the runner."""
         try:
             prompts = _prompts(pair)
-            for prompt, reply in zip(prompts, _converse(loaded, prompts, self), strict=True):
+            replies = _converse(loaded, prompts, self)
+            for prompt, reply in zip(prompts, replies, strict=True):
                 self.judge(shortfalls(pair, prompt, reply))
+                self.compare(pair, prompt, reply, _alone(loaded, prompt))
         finally:
             loaded.runner.close()
+
+    def compare(
+        self, pair: Pair, prompt: tuple[int, ...], reply: list[int], alone: list[int]
+    ) -> None:
+        """The reply to a prompt, and what it gets alone: judged too where it is another one."""
+        if alone == reply:
+            self.replies_equal += 1
+        else:
+            self.judge(shortfalls(pair, prompt, alone))
+
+    def too_many(self, faults: int, tokens: int) -> bool:
+        """Whether so many faults among the tokens mean that something is wrong."""
+        return faults > (0 if self.bits_promised else _FAULTS_SHARE_MAX * tokens)
 
     def count(self, result: StepResult) -> None:
         """One step, with the drafts of its rounds by position."""
@@ -110,14 +137,39 @@ def _prompts(pair: Pair) -> list[tuple[int, ...]]:
 def _converse(
     loaded: Loaded, prompts: list[tuple[int, ...]], checked: SelfCheck
 ) -> list[list[int]]:
-    """Greedy replies to all prompts at once, at a pinned depth: the engine's loop, in line."""
-    core, runner = loaded.core, loaded.runner
+    """Greedy replies to all prompts at once, at a pinned depth; some rounds are replayed."""
+    runner = loaded.runner
     assert isinstance(runner, Runner), "a check runs on the device"
     depth = _DEPTH if loaded.card.facts.has_drafter else 0
-    for id, prompt in enumerate(prompts):
-        request = Request(id, b"check", prompt, _REPLY_TOKENS, Sampling(), depth=depth)
+    requests = [
+        Request(id, b"check", prompt, _REPLY_TOKENS, Sampling(), depth=depth)
+        for id, prompt in enumerate(prompts)
+    ]
+
+    def seen(plan: StepPlan, result: StepResult) -> None:
+        checked.count(result)
+        if checked.steps % _REPLAY_EVERY == 0:
+            for row, decoded in zip(plan.decodes, result.decoded, strict=True):
+                checked.judge_replay(runner.replay(row, decoded.tokens))
+
+    return _replies(loaded, requests, seen)
+
+
+def _alone(loaded: Loaded, prompt: tuple[int, ...]) -> list[int]:
+    """The reply that a prompt gets without company, drafts and what the tree has of it."""
+    asked = Request(0, b"check", prompt, _REPLY_TOKENS, Sampling(), depth=0, cache_bypass=True)
+    (reply,) = _replies(loaded, [asked], lambda plan, result: None)
+    return reply
+
+
+def _replies(
+    loaded: Loaded, requests: list[Request], seen: Callable[[StepPlan, StepResult], None]
+) -> list[list[int]]:
+    """Replies by id, from 0: the engine's loop, in line."""
+    core, runner = loaded.core, loaded.runner
+    for request in requests:
         core.handle(Submit(request), time.monotonic())
-    replies: list[list[int]] = [[] for _ in prompts]
+    replies: list[list[int]] = [[] for _ in requests]
     for _ in range(_STEPS_MAX):
         if not core.has_work:
             return replies
@@ -125,10 +177,7 @@ def _converse(
         if plan is not None:
             result = runner.wait(runner.submit(plan))
             core.commit(plan, result, time.monotonic())
-            checked.count(result)
-            if checked.steps % _REPLAY_EVERY == 0:
-                for row, decoded in zip(plan.decodes, result.decoded, strict=True):
-                    checked.judge_replay(runner.replay(row, decoded.tokens))
+            seen(plan, result)
         for effect in core.take_effects():
             if isinstance(effect, Delta):
                 replies[effect.id] += effect.token_ids

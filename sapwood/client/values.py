@@ -78,7 +78,7 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     min_p: float | None
-    seed: int | None  # the same seed gives the same tokens, at any depth and in any company
+    seed: int | None  # the same tokens at any depth and in any company, near-ties aside
     repetition_penalty: float | None  # divides the score of tokens in prompt and reply
     presence_penalty: float | None  # off the score of tokens in the reply
     frequency_penalty: float | None  # off the score of tokens in the reply, for each occurrence

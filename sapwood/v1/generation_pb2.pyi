@@ -287,7 +287,9 @@ class Sampling(_message.Message):
     min_p: _builtins.float
     """Drop tokens less probable than this times the most probable one, in [0, 1]. Default 0."""
     seed: _builtins.int
-    """Makes the reply repeatable: the same tokens at any depth of speculation and in any company."""
+    """Makes the reply repeatable: the same tokens at any depth of speculation and in any company, but
+    for near-ties where numerics is NUMERICS_FAST.
+    """
     repetition_penalty: _builtins.float
     """Divides the positive scores of tokens in prompt and reply and multiplies their negative ones,
     before the other two penalties. Finite and more than 0. Default 1, which is off.

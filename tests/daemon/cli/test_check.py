@@ -12,6 +12,7 @@ import pytest
 from sapwood.cache.arrays.attention import Layers
 from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
+from sapwood.daemon.process.self_check import SelfCheck
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from tests.model.convert.bundles import bundle
 from tests.model.reference import checkpoint, copied, edit
@@ -40,6 +41,7 @@ def test_a_good_bundle_passes_and_its_acceptance_is_shown(
     checked = found["self_check"]
     assert checked["faults"] == 0 and checked["tokens"] >= 4 * 2
     assert checked["replayed"] > 4 and checked["replay_faults"] == 0
+    assert checked["bits_promised"] and checked["replies_equal"] == checked["prompts"] == 4
     drafted, accepted = checked["drafted"], checked["accepted"]
     assert checked["rounds"] == drafted[0] > 0 and len(drafted) == len(accepted) == 4
     assert all(a <= d for a, d in zip(accepted, drafted, strict=True))
@@ -57,8 +59,9 @@ def test_what_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "drafter     none" in out and "accepted" not in out
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_runner_that_computes_something_else_fails(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dtype: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = PackedGemma4.logits
 
@@ -66,10 +69,53 @@ def test_a_runner_that_computes_something_else_fails(
         return mx.roll(right(self, hidden), 1, -1)
 
     monkeypatch.setattr(PackedGemma4, "logits", wrong)
-    assert main(["check", TARGET, "--json"]) == 1
+    assert main(["check", TARGET, "--dtype", dtype, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"] and found["self_check"]["faults"] > 0
     assert "are not what a plain forward gives" in found["problem"]
+
+
+@pytest.mark.parametrize(("dtype", "code"), [("float32", 1), ("bfloat16", 0)])
+def test_one_token_that_is_off_is_counted_where_bits_are_not_promised(
+    dtype: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reply is another one alone. In float32 on a CPU nothing but a fault can do that."""
+    right, calls = PackedGemma4.logits, 0
+
+    def wrong(self: PackedGemma4, hidden: mx.array) -> mx.array:
+        nonlocal calls
+        calls += 1
+        logits = right(self, hidden)
+        return logits if calls != 3 else mx.concatenate([logits[:-1], mx.roll(logits[-1:], 1, -1)])
+
+    monkeypatch.setattr(PackedGemma4, "logits", wrong)
+    flags = ["--draft", "none", "--dtype", dtype]
+    assert main(["check", TARGET, *flags, "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    checked = found["self_check"]
+    assert (checked["faults"], checked["replies_equal"], checked["prompts"]) == (1, 3, 4)
+    assert found["ok"] == (not code)
+    assert checked["bits_promised"] == (dtype == "float32")
+
+
+def test_where_bits_are_not_promised_a_twentieth_may_be_rounding() -> None:
+    strict, loose = (SelfCheck(4, 0.5, bits_promised) for bits_promised in (True, False))
+    assert [strict.too_many(faults, 200) for faults in (0, 1)] == [False, True]
+    assert [loose.too_many(faults, 200) for faults in (0, 10, 11)] == [False, False, True]
+
+
+def test_what_is_computed_otherwise_alone_is_judged_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = PackedGemma4.logits
+
+    def wrong(self: PackedGemma4, hidden: mx.array) -> mx.array:
+        logits = right(self, hidden)
+        return mx.roll(logits, 1, -1) if len(hidden) == 1 else logits
+
+    monkeypatch.setattr(PackedGemma4, "logits", wrong)
+    assert main(["check", TARGET, "--draft", "none", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["self_check"]["replies_equal"] == 0
 
 
 def test_a_round_that_comes_out_otherwise_alone_fails(
