@@ -1,9 +1,11 @@
-"""What the model runs on: its name, and how much memory a daemon may take by default.
+"""What the model runs on: its name, its work in parts, and the memory a daemon takes by default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
   and it is not the host's.
 - On a CPU half of physical memory: the rest of the machine lives there too.
+- A GPU waits for the host that builds its graph, so it gets it in parts. MLX's CPU backend computes
+  on cores that the host needs as well: parts only cost it.
 """
 
 from __future__ import annotations
@@ -12,12 +14,20 @@ import os
 
 import mlx.core as mx
 
+# Some 200 kernels: a few command buffers of Metal's, of which ten may be under way.
+_LAYERS_PER_PART = 8
+
 
 def name() -> str:
     """Such as "Apple M3 Ultra" or "cpu"."""
     if mx.default_device() == mx.Device(mx.cpu):
         return "cpu"
     return str(mx.device_info().get("device_name", "gpu"))
+
+
+def layers_per_part() -> int:
+    """How many layers of a forward are handed over together; 0: all of them."""
+    return 0 if mx.default_device() == mx.Device(mx.cpu) else _LAYERS_PER_PART
 
 
 def bound_cache(bytes_max: int) -> None:
