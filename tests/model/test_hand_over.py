@@ -110,9 +110,10 @@ def test_without_drafts_nothing_is_waited_for_before_the_end(
 
 
 @pytest.mark.parametrize(("depths", "drafts"), [((0, 0), 0), ((2, 1), 2)])
-def test_on_a_cpu_a_graph_goes_whole(
+def test_without_parts_a_graph_goes_whole(
     depths: tuple[int, int], drafts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(device, "layers_per_part", lambda: 0)
     runner, log = twelve_layers(tmp_path, 8), DeviceLog(monkeypatch)
     tell_of_building(log, monkeypatch)
     submitted, waited = logged(runner, log, depths)
@@ -143,6 +144,7 @@ def test_the_seconds_are_those_of_the_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of building: every call takes its own power of ten, and each of twelve layers 1000 s."""
+    monkeypatch.setattr(device, "layers_per_part", lambda: 0)
     runner, now = twelve_layers(tmp_path, 8), [0.0]
 
     def passes(seconds: float) -> Callable[[], None]:
@@ -164,6 +166,7 @@ def test_the_seconds_are_those_of_the_calls(
 def test_parts_change_no_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S1, S5: greedy text is transformers' own, seeded text that of whole graphs."""
     pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
+    monkeypatch.setattr(device, "layers_per_part", lambda: 0)
     whole = Runner(pair, slots_max=8, depth_max=8)
     monkeypatch.setattr(device, "layers_per_part", lambda: 2)
     parted, log = Runner(pair, slots_max=8, depth_max=8), DeviceLog(monkeypatch)
