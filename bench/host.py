@@ -3,8 +3,7 @@
 - 32 greedy clients over real gRPC on a daemon with a clock (bench.stopwatch); a fresh daemon per
   run and side. Only steps count in which all 32 decode and nobody comes, goes or is in prefill.
 - Host: plan + commit + emit, as the project promises. Building the graph is host work too, and its
-  own figure: MLX's CPU backend computes inside submit, so the daemon's `build` phase cannot tell.
-- emit runs while the device works, where that is not the host itself; it is counted all the same.
+  own figure. Of it the part counts that is not spent in calls of the device.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
   wraps core and runner; no line of the daemon knows of it. What is timed is the real engine thread
   beside the real gRPC loop, waits for the interpreter's lock included.
 - One record per step, in memory, written as JSON when the runner closes, after the drain.
-- submit is split where the finished graph is handed to MLX: before it is graph building; from there
-  on MLX's CPU backend computes inside the call, so that part belongs to the device.
+- What submit and wait take is the runner's own account: seconds in calls of the device, in which
+  MLX's CPU backend computes, and the rest, which is building the graph and reading what came back.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import mlx.core as mx
 
 from sapwood.__main__ import main as command
 from sapwood.daemon.engine.loaded import Loaded, StepCore, StepRunner
@@ -34,8 +32,8 @@ _clock = time.perf_counter
 class TimedStep:
     """Seconds of one step of the engine loop, and what it carried.
 
-    plan, commit: the core's calls. build: submit before the graph is handed over; device: the rest
-    of submit, and wait. emit: between submit and wait, publishing counters and posting effects.
+    plan, commit: the core's calls. emit: between plan and submit, publishing counters and posting
+    effects. device: what submit and wait stand in calls of the device; build: the rest of them.
     """
 
     rows: int
@@ -66,15 +64,15 @@ class Stopwatch:
         self._marks: dict[str, float] = {}
 
     def timed(self, core: StepCore, runner: StepRunner) -> tuple[_TimedCore, _TimedRunner]:
-        """Both, to be used in the place of the originals; also MLX's async_eval, from now on."""
-        _time_async_eval(self)
-        return _TimedCore(core, self), _TimedRunner(runner, self)
+        """Both, to be used in the place of the originals."""
+        timed = _TimedRunner(runner, self)
+        return _TimedCore(core, timed, self), timed
 
     def mark(self, name: str) -> None:
         self._marks[name] = _clock()
 
-    def step(self, plan: StepPlan) -> None:
-        """Close a step: every mark of it is set."""
+    def step(self, plan: StepPlan, device_s: float) -> None:
+        """Close a step: every mark of it is set. device_s: of submit and wait."""
         at = self._marks
         self._steps.append(
             TimedStep(
@@ -83,9 +81,9 @@ class Stopwatch:
                 prefill_tokens=sum(len(p.tokens) for p in plan.prefills),
                 moves=len(plan.captures) + len(plan.releases) + len(plan.admits),
                 plan_s=at["planned"] - at["plan"],
-                build_s=at["built"] - at["submit"],
-                device_s=at["submitted"] - at["built"] + at["waited"] - at["wait"],
-                emit_s=at["wait"] - at["submitted"],
+                build_s=at["waited"] - at["submit"] - device_s,
+                device_s=device_s,
+                emit_s=at["submit"] - at["planned"],
                 commit_s=at["committed"] - at["commit"],
             )
         )
@@ -97,8 +95,8 @@ class Stopwatch:
 class _TimedCore:
     """A Core whose plan and commit are marked; the rest is the core's own."""
 
-    def __init__(self, core: StepCore, watch: Stopwatch) -> None:
-        self._core, self._watch = core, watch
+    def __init__(self, core: StepCore, runner: _TimedRunner, watch: Stopwatch) -> None:
+        self._core, self._runner, self._watch = core, runner, watch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._core, name)
@@ -113,7 +111,7 @@ class _TimedCore:
         self._watch.mark("commit")
         self._core.commit(plan, result, now)
         self._watch.mark("committed")
-        self._watch.step(plan)
+        self._watch.step(plan, self._runner.take_device_s())
 
 
 class _TimedRunner:
@@ -121,17 +119,22 @@ class _TimedRunner:
 
     def __init__(self, runner: StepRunner, watch: Stopwatch) -> None:
         self._runner, self._watch = runner, watch
+        self._taken_s = runner.device_s
+
+    @property
+    def device_s(self) -> float:
+        return self._runner.device_s
+
+    def take_device_s(self) -> float:
+        """Since the last call."""
+        before, self._taken_s = self._taken_s, self._runner.device_s
+        return self._taken_s - before
 
     def submit(self, plan: StepPlan) -> Any:
         self._watch.mark("submit")
-        ticket = self._runner.submit(plan)
-        self._watch.mark("submitted")
-        if not (plan.decodes or plan.prefills):
-            self._watch.mark("built")  # no graph was handed over
-        return ticket
+        return self._runner.submit(plan)
 
     def wait(self, ticket: Any) -> StepResult:
-        self._watch.mark("wait")
         result = self._runner.wait(ticket)
         self._watch.mark("waited")
         return result
@@ -139,17 +142,6 @@ class _TimedRunner:
     def close(self) -> None:
         self._runner.close()
         self._watch.write()
-
-
-def _time_async_eval(watch: Stopwatch) -> None:
-    """The one place where the runner hands its graph over."""
-    hand_over: Callable[..., None] = mx.async_eval
-
-    def timed(*arrays: Any) -> None:
-        watch.mark("built")
-        hand_over(*arrays)
-
-    mx.async_eval = timed
 
 
 def main(argv: Sequence[str]) -> int:

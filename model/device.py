@@ -1,10 +1,12 @@
-"""What the model runs on: its name, its attention kernels, and how much memory a daemon may take by
-default.
+"""What the model runs on: its name, its attention kernels, its work in parts, and the memory that a
+daemon takes by default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
   and it is not the host's.
 - On a CPU half of physical memory: the rest of the machine lives there too.
+- A GPU waits for the host that builds its graph, so it gets it in parts. MLX's CPU backend computes
+  on cores that the host needs as well: parts only cost it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 # Apple's GPUs have matrix units from this generation on, and from macOS 26.2 on MLX uses them.
 MATRIX_UNITS_GENERATION = 17
 MATRIX_UNITS_MACOS = (26, 2)
+# Some 200 kernels: a few command buffers of Metal's, of which ten may be under way.
+_LAYERS_PER_PART = 8
 
 
 def name() -> str:
@@ -49,6 +53,11 @@ def attention_kernels(dtype: mx.Dtype) -> Kernels:
 
 def _macos() -> tuple[int, ...]:
     return tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
+
+
+def layers_per_part() -> int:
+    """How many layers of a forward are handed over together; 0: all of them."""
+    return 0 if mx.default_device() == mx.Device(mx.cpu) else _LAYERS_PER_PART
 
 
 def bound_cache(bytes_max: int) -> None:

@@ -71,10 +71,17 @@ class Drafter:
         self.donors = {kind: caches.stores[index] for kind, index in target.donors.items()}
         self.keep = caches.window + 1 - self.back
 
-    def run(self, decodes: Sequence[DecodeRow], frontier: mx.array, rows: DrawRows) -> Drafts:
+    def run(
+        self,
+        decodes: Sequence[DecodeRow],
+        frontier: mx.array,
+        rows: DrawRows,
+        built: Callable[[mx.array], object],
+    ) -> Drafts:
         """Draft for `decodes`, at least one deeper than 0; `rows` describes the same rows first.
 
         frontier [slots, hidden]: the target's final-norm hidden row at each slot's last position.
+        built: called with each iteration's tokens, before the next one is built.
         """
         order = sorted(range(len(decodes)), key=lambda i: -decodes[i].depth)
         deepest = decodes[order[0]].depth
@@ -95,6 +102,7 @@ class Drafter:
             )
             logits = self.suppression.of_drafter(logits)
             tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
+            built(tokens)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
             distributions.append(distribution)

@@ -7,11 +7,13 @@
 - Past the last layer that owns K/V only kept rows continue (arrays/batch), which is exact and saves
   most of a prompt's cost on E2B and E4B.
 - Placeholders of images and sound are computed as the pad token (checkpoint/config).
-- Nothing is evaluated here: the caller owns the step's one host sync.
+- Nothing is evaluated here: the caller owns the step's one host sync, and is told of every layer
+  as it is built, so that the device need not wait for the last one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -53,6 +55,11 @@ class PackedGemma4:
         self._pad = placeholders.pad
 
     @property
+    def first_donor(self) -> int:
+        """The first layer whose K/V the drafter reads."""
+        return min(self.owners[index] for index in self.donors.values())
+
+    @property
     def shapes(self) -> list[LayerShape]:
         """The K/V-owning layers, as LiveCaches wants them."""
         attentions = [self.text.layers[i].self_attn for i in self.owners]
@@ -65,8 +72,17 @@ class PackedGemma4:
         """
         return self.text.embed_tokens(tokens) * self.text.embed_scale
 
-    def forward(self, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
-        """One lazy pass of packed tokens [T] over the stores: writes K/V, moves no offset."""
+    def forward(
+        self,
+        tokens: mx.array,
+        batch: Batch,
+        caches: Layers,
+        built: Callable[[int, mx.array], object] = lambda _index, _hidden: None,
+    ) -> Forward:
+        """One lazy pass of packed tokens [T] over the stores: writes K/V, moves no offset.
+
+        built: told each layer's index and output, which all before it leads up to.
+        """
         tokens = self._fed(tokens)
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
@@ -90,6 +106,7 @@ class PackedGemma4:
             mixed = attention.o_proj(_attend(attention, normed, positions, history, trimmed))
             inputs = None if per_layer is None else per_layer[:, index]
             hidden = _rest_of_layer(layer, hidden, mixed, inputs)
+            built(index, hidden)
         return Forward(self.text.norm(hidden), tuple(written))
 
     def logits(self, hidden: mx.array) -> mx.array:

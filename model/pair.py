@@ -103,10 +103,10 @@ def load_pair(
 
 
 def try_out(pair: Pair) -> None:
-    """One token through target and drafter: the last that only running shows. Raises ModelRefused.
+    """One token through target and drafter, each alone: a refusal names it. Raises ModelRefused.
 
     What the device has no kernel for is MLX's affair (experts on a CPU: float32 only), and what
-    overflows the numbers' own.
+    overflows the numbers' own. All kinds of rows together are warm_up's.
     """
     packed = f", {pair.quantization}," if pair.quantization else ""
     for what, first_logits in _first_steps(pair):

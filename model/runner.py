@@ -3,7 +3,9 @@
 - Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
 - What penalties count advances in wait, by committed tokens: drafts are counted on the device.
 - submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
-  forward -> verify, started without waiting. wait: the one sync, then commit, an integer per slot.
+  forward -> verify, started without waiting (hand_over says in which parts). wait: the one sync,
+  every number held against its range, then commit, an integer per slot.
+- A step that fails anywhere commits nothing: no offset, no penalty, no result.
 - A plan that contradicts the device's state is our own mistake, and asserted.
 """
 
@@ -27,16 +29,19 @@ from sapwood.cache.arrays.speculation import (
     begin_speculation,
 )
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.model import device
 from sapwood.model.drafting import Drafter, DraftPosition, Drafts
 from sapwood.model.gemma4 import Forward, PackedGemma4
+from sapwood.model.hand_over import ForwardParts, HandOver
 from sapwood.model.pair import Pair
 from sapwood.model.plain_forward import below_maximum
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
 from sapwood.model.sampling.penalties import Tally
+from sapwood.model.step_values import read_rows
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
-from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 from sapwood.scheduler.sampling import Sampling
 
 
@@ -63,6 +68,7 @@ class Ticket:
 
     plan: StepPlan
     decodes: tuple[DecodeRow, ...]  # in packed order
+    depths: tuple[int, ...]  # of the rows that draw
     drawn: mx.array | None
     report: LogprobsReport | None
     payloads: tuple[EdgePayload | None, ...]
@@ -96,36 +102,45 @@ class Runner:
             )
         self.frontier = mx.zeros((slots_max, pair.target.args.hidden_size), self.dtype)
         self._samplers: dict[int, Sampler] = {}
+        self._hand_over = HandOver(device.layers_per_part())
+
+    @property
+    def device_s(self) -> float:
+        """Seconds so far that submit and wait stood in calls of the device, moves of slots too."""
+        return self._hand_over.seconds
 
     def submit(self, plan: StepPlan) -> Ticket:
         """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh."""
         # Copied out and evaluated before anything is written: releases hand the slots on, admits
         # and the forward write into them.
-        captured = tuple(self._capture(c) for c in plan.captures)
-        # Released before admitted: one plan may give a slot away and take it again.
-        for slot in plan.releases:
-            self.caches.release(slot)
-            self._samplers.pop(slot, None)
-        for admit in plan.admits:
-            self._admit(admit)
+        with self._hand_over.timed():
+            captured = tuple(self._capture(c) for c in plan.captures)
+            # Released before admitted: one plan may give a slot away and take it again.
+            for slot in plan.releases:
+                self.caches.release(slot)
+                self._samplers.pop(slot, None)
+            for admit in plan.admits:
+                self._admit(admit)
         # Rows in the pools' own order: attention has nothing to gather.
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
-            return Ticket(plan, (), None, None, (), captured, (), None)
+            return Ticket(plan, (), (), None, None, (), captured, (), None)
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
         """Block until the step is done, commit it and hand over what it drew.
 
-        Once for each ticket. The payloads are the caller's.
+        Once for each ticket. The payloads are the caller's. Raises DeviceFault, and what MLX does.
         """
+        # Also where there was no forward: nobody else asks whether its captures went well.
+        self._hand_over.finish(ticket.pending)
+        ticket.pending = ()
         transaction = ticket.transaction
         if transaction is None:
             return StepResult(captured=ticket.captured)
-        mx.eval(ticket.pending)
-        ticket.pending = ()
-        drawn = iter(_drawn(ticket))
+        # All of them before the first commit.
+        drawn = iter(read_rows(ticket.drawn, ticket.report, ticket.depths, self.vocabulary))
         decoded: dict[int, Decoded] = {}
         for d in ticket.decodes:
             tokens, logprobs = next(drawn)
@@ -186,21 +201,22 @@ class Runner:
         self.caches.prepare(batch)
         rows = self._draw_rows(decodes, [p for p in plan.prefills if p.draws])
         drafts = self._drafts(decodes, rows)
-        if drafts is not None:
-            # The device drafts while the target's graph is built. It also has read the pools by the
-            # time they are written, which then happens in place.
-            mx.async_eval(drafts.tokens)
+        drafted = None if drafts is None else drafts.tokens
+        parts = ForwardParts(self._hand_over, drafted, self.target.first_donor)
         tokens = _packed_tokens(decodes, plan.prefills, drafts)
         layers, transaction = begin_speculation(self.caches, batch)
-        forward = self.target.forward(tokens, batch, layers)
+        forward = self.target.forward(tokens, batch, layers, parts.built)
         drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
         first = () if drawn is None else (drawn,)
         extra = () if reported is None else reported.arrays
         pending = (*first, *extra, self.frontier, *self.caches.arrays, *fresh)
-        mx.async_eval(pending)
-        return Ticket(plan, decodes, drawn, reported, payloads, captured, pending, transaction)
+        parts.rest(pending)
+        depths = () if rows is None else rows.depth
+        return Ticket(
+            plan, decodes, depths, drawn, reported, payloads, captured, pending, transaction
+        )
 
     def _draw_rows(
         self, decodes: Sequence[DecodeRow], firsts: Sequence[PrefillSlice]
@@ -222,7 +238,9 @@ class Runner:
         if not any(d.depth for d in decodes):
             return None
         assert self.drafter is not None and rows is not None, "a depth without a drafter"
-        return self.drafter.run(decodes, self.frontier, rows)
+        drafts = self.drafter.run(decodes, self.frontier, rows, self._hand_over.start_early)
+        self._hand_over.start(drafts.tokens)  # in any case before the target's first layer
+        return drafts
 
     def _draw(
         self,
@@ -246,18 +264,6 @@ class Runner:
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
         return drawn, logprobs_report(logits, rows, drawn, asked)
-
-
-def _drawn(ticket: Ticket) -> list[tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]]:
-    """What each row that draws has committed, and the report on it; evaluated already."""
-    if ticket.drawn is None:
-        return []
-    reports = {} if ticket.report is None else ticket.report.read()
-    rows = np.array(ticket.drawn).tolist()
-    return [
-        (tuple(row[: row[-1] + 1]), tuple(reports.get(b, ())[: row[-1] + 1]))
-        for b, row in enumerate(rows)
-    ]
 
 
 def _packed_tokens(

@@ -32,7 +32,7 @@ ALLOWED = {
     "model/assistant": {"_check_ordering": LOAD},
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
-    "model/runner": {"_drawn": WAIT},
+    "model/step_values": {"read_rows": WAIT, "_require_ids": HOST},
     "model/sampling/acceptance": {"_judge": HOST, "_committed": HOST},
     "model/sampling/distribution": {
         **dict.fromkeys(("starts", "owners", "firsts", "gumbel", "coins"), HOST),

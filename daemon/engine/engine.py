@@ -4,7 +4,9 @@
 - In: frozen commands through `send`, read-only questions through `ask`, served between steps.
   Out: reports posted to the event loop, one for a step's effects. Nothing else is shared:
   `Published` is immutable and replaced whole, before the effects that it counts leave.
-- The loop holds no policy: plan, submit, emit, commit.
+- The loop holds no policy: plan, emit, submit, commit.
+- A step's tokens leave while the device has nothing to do: once the next step is handed over, the
+  thread may stand before a full queue.
 - Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
 """
 
@@ -173,18 +175,19 @@ class Engine:
         while not core.finished:
             for command in self._commands(loaded, steps):
                 core.handle(command, clock())
-            started = time.perf_counter()
+            steps.begin()
             plan = core.plan(clock())
+            steps.over("plan")
+            self._emit(core, steps)  # before the device's queue fills up
+            steps.over("emit")
             if plan is None:
-                self._emit(core, steps)
                 continue
-            steps.begin(plan, started)
-            ticket = runner.submit(plan)
-            steps.mark()
-            self._emit(core, steps)  # the last step's tokens leave while the device works
-            result = runner.wait(ticket)
-            steps.mark()
+            steps.planned(plan)
+            device_s = runner.device_s
+            result = runner.wait(runner.submit(plan))
+            steps.ran(runner.device_s - device_s)
             core.commit(plan, result, clock())
+            steps.over("commit")
             steps.finish()
             self._quiet_since = clock()
         self._emit(core, steps)

@@ -53,6 +53,10 @@ class StepCore(Protocol):
 class StepRunner(Protocol):
     """What the loop asks of the model's Runner."""
 
+    @property
+    def device_s(self) -> float:
+        """Seconds so far that its calls stood in calls of the device; the rest is the host's."""
+
     def submit(self, plan: StepPlan) -> Any:
         """Start a step without waiting for it; what comes back is for `wait` alone."""
 

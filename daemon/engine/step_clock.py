@@ -7,8 +7,9 @@ import time
 from sapwood.scheduler.histogram import Histogram, HistogramView
 from sapwood.scheduler.plan import StepPlan
 
-# Choose rows and depths; make the graph; emit, then wait for the device; take in the results.
-PHASES = ("plan", "build", "device", "commit")
+# Choose rows and depths; tell what the step before gave; make the graph; stand in calls of the
+# device, which come between; take in the results.
+PHASES = ("plan", "emit", "build", "device", "commit")
 PHASE_BOUNDS_S = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
 )  # fmt: skip
@@ -20,24 +21,36 @@ class StepClock:
     def __init__(self) -> None:
         self.plan: StepPlan | None = None
         self.unchecked = False  # steps ran since the core last checked itself
-        self._marks: list[float] = []
+        self._begun = 0.0
+        self._seconds: dict[str, float] = {}
         self._phases = {phase: Histogram(PHASE_BOUNDS_S) for phase in PHASES}
 
-    def begin(self, plan: StepPlan, started: float) -> None:
-        """A plan that was begun at `started` (perf_counter) is made; idle looks do not count."""
+    def begin(self) -> None:
+        """A turn of the loop begins; one that plans nothing is forgotten."""
+        self._begun = time.perf_counter()
+        self._seconds.clear()
+
+    def planned(self, plan: StepPlan) -> None:
+        """This turn has a step."""
         self.plan = plan
         self.unchecked = True
-        self._marks = [started, time.perf_counter()]
 
-    def mark(self) -> None:
-        """The next phase is over."""
-        self._marks.append(time.perf_counter())
+    def over(self, phase: str) -> None:
+        """A phase is over, and the next begins."""
+        now = time.perf_counter()
+        self._seconds[phase] = now - self._begun
+        self._begun = now
+
+    def ran(self, device_s: float) -> None:
+        """Build and device are over, which alternate: device_s of it was the device's."""
+        self.over("build")
+        self._seconds["build"] -= device_s
+        self._seconds["device"] = device_s
 
     def finish(self) -> None:
-        """The last phase is over; all four are observed at once, so that their counts agree."""
-        self.mark()
-        for phase, start, end in zip(PHASES, self._marks, self._marks[1:], strict=False):
-            self._phases[phase].observe(end - start)
+        """The step is over: all phases are observed at once, so that their counts agree."""
+        for phase, seconds in self._seconds.items():
+            self._phases[phase].observe(seconds)
 
     def phases(self) -> dict[str, HistogramView]:
         """Seconds by phase, of finished steps; the views do not change any more."""

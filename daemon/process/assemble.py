@@ -29,6 +29,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
 from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
+from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.core.memory import DEMAND_MIN, alone_bytes
 from sapwood.scheduler.model_facts import ModelFacts
@@ -53,7 +54,10 @@ def _load(config: Config) -> Loaded:
     target_dir, draft_dir = locate(config.model, config.draft)
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
-    return put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+    loaded = put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+    # Behind the budget, which is known to hold a request by now.
+    warm_up(pair, min(1, config.limits.draft_depth_max))
+    return loaded
 
 
 @contextmanager

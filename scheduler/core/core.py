@@ -2,7 +2,7 @@
 
     for command in inbox: core.handle(command, now)
     plan = core.plan(now)               # captures, releases, admits, one forward
-    effects = core.take_effects()       # leave while the device works
+    effects = core.take_effects()       # leave before the plan is carried out
     core.commit(plan, result, now)      # only where there was a plan
 
 - Sequences, the queue and pending effects have this one writer; tree and ledger move in
@@ -11,7 +11,7 @@
 - A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
   with the next plan, which first captures what the tree lacks of it (R2).
 - Counters move before the effect that tells of them leaves.
-- A step's duration for the depth policy is commit's now - plan's now: submit, emission and device.
+- A step's duration for the depth policy is commit's now - plan's now: emission, submit and device.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from bench import stopwatch
@@ -59,22 +58,34 @@ def test_the_stopwatch_splits_a_step_at_the_hand_overs(
         prefills=(PrefillSlice(2, 0, (1, 2, 3), False, False),),
     )
     monkeypatch.setattr(stopwatch, "_clock", lambda: now)
-    monkeypatch.setattr(mx, "async_eval", takes(8))
 
-    def submit(_: object) -> None:
-        takes(4)()
-        mx.async_eval()
+    class Device:
+        """Of what it takes 8 and 32 are the device's."""
+
+        device_s = 1000.0
+
+        def submit(self, _: object) -> None:
+            takes(4 + 8)()
+            self.device_s += 8
+
+        def wait(self, _: object) -> None:
+            takes(32 + 128)()
+            self.device_s += 32
+
+        def close(self) -> None:
+            pass
 
     core: Any = SimpleNamespace(plan=takes(1, plan), commit=takes(64), has_work=True)
-    runner: Any = SimpleNamespace(submit=submit, wait=takes(32), close=takes(0))
+    runner: Any = Device()
     watch = Stopwatch(tmp_path / "steps.json")
     core, runner = watch.timed(core, runner)
     assert core.has_work
     assert core.plan(0.0) is plan
-    takes(2)()  # between plan and submit there is nothing of ours
-    ticket = runner.submit(plan)
     takes(16)()  # emit
+    ticket = runner.submit(plan)
+    takes(2)()  # between submit and wait there is nothing: it would count as building
     core.commit(plan, runner.wait(ticket), 0.0)
+    assert runner.device_s == 1040.0
     runner.close()
     (found,) = (TimedStep(**s) for s in json.loads((tmp_path / "steps.json").read_text()))
-    assert found == TimedStep(2, 3, 3, 1, 1.0, 4.0, 8.0 + 32.0, 16.0, 64.0)
+    assert found == TimedStep(2, 3, 3, 1, 1.0, 4.0 + 2.0 + 128.0, 8.0 + 32.0, 16.0, 64.0)

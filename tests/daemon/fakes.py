@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -110,6 +111,7 @@ class FakeDevice:
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
+        self.device_s = 0.0
         self.next_token: Callable[[Sequence[int]], int] = next_token
         self._gate = threading.Semaphore(0) if gated else None
 
@@ -126,6 +128,13 @@ class FakeDevice:
         return plan
 
     def wait(self, plan: StepPlan) -> StepResult:
+        begun = time.perf_counter()
+        try:
+            return self._run(plan)
+        finally:
+            self.device_s += time.perf_counter() - begun
+
+    def _run(self, plan: StepPlan) -> StepResult:
         if (gate := self._gate) is not None:
             gate.acquire()
         if self.fault is not None:

@@ -99,9 +99,9 @@ def test_c6_no_pool_is_copied_while_the_drafter_reads_slowly(
     assert runner.drafter is not None
     right, frontiers = runner.drafter.run, []
 
-    def slowly(decodes: Any, frontier: mx.array, drawn: Any) -> Drafts:
+    def slowly(decodes: Any, frontier: mx.array, *rest: Any) -> Drafts:
         frontiers.append(frontier + slow_zero())
-        return right(decodes, frontiers[-1], drawn)
+        return right(decodes, frontiers[-1], *rest)
 
     monkeypatch.setattr(runner.drafter, "run", slowly)
     plan = PLANS["drafts"](runner)

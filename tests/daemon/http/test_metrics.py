@@ -71,7 +71,7 @@ LABELS = {
     "tier": {"device", "disk"},
     "layer": {"full", "sliding"},
     "kind": {"weights", "live", "snapshots", "workspace", "free"},
-    "phase": {"plan", "build", "device", "commit"},
+    "phase": {"plan", "emit", "build", "device", "commit"},
 }
 
 

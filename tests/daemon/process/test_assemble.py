@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sapwood import AsyncClient, Message
@@ -15,6 +16,9 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.process import assemble
 from sapwood.daemon.process.server import Daemon
+from sapwood.model import runner as runner_module
+from sapwood.model.runner import Runner
+from sapwood.scheduler.plan import StepPlan
 from tests.daemon.conftest import config_for
 from tests.model.checkpoint.sound import ONE, sound, write
 
@@ -48,6 +52,42 @@ async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_com
         assert stats.memory.budget_bytes == 1 << 30
     assert await daemon.stop() == 0
     assert not daemon.engine_alive
+
+
+def test_rows_of_every_kind_have_run_before_a_daemon_serves_and_nobody_counts_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither in the tree, the ledger or the metrics, nor in a slot."""
+    plans: list[StepPlan] = []
+    submit: Callable[..., Any] = Runner.submit
+
+    def submitted(self: Runner, plan: StepPlan) -> Any:
+        plans.append(plan)
+        return submit(self, plan)
+
+    monkeypatch.setattr(Runner, "submit", submitted)
+    warm = loading(memory="1GiB")()
+    assert any(plan.decodes and plan.prefills for plan in plans)
+    monkeypatch.setattr(assemble, "warm_up", lambda *_: None)
+    cold = loading(memory="1GiB")()
+    assert warm.core.stats() == cold.core.stats()
+    assert list(warm.describe_tree()) == list(cold.describe_tree())
+    for loaded in (warm, cold):
+        assert isinstance(loaded.runner, Runner)
+        assert loaded.runner.caches.arrays == []
+        assert not np.array(loaded.runner.frontier).any()
+        loaded.runner.close()
+
+
+def test_a_device_that_cannot_run_a_step_is_told_before_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def verify(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(runner_module, "verify", verify)
+    with pytest.raises(StartError, match=r"does not run in .* on this device: no such kernel"):
+        loading(memory="1GiB")()
 
 
 def test_a_recording_overwrites_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""What a step's arrays say on the host, believed only where it can be true.
+
+A kernel that failed may leave its output as the memory was, and nothing else tells of it. So every
+id and count that a client or the tree would get is held against its range before anything is
+committed. Log-probabilities are not: one that is no number is what a model computes that overflows
+on somebody's prompt, and no reason to end everybody's replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from sapwood.model.sampling.logprobs import LogprobsReport
+from sapwood.scheduler.result import TokenLogprobs
+
+RowValues = tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]
+
+
+class DeviceFault(Exception):
+    """The device gave what no computation gives. What it holds is not to be trusted any more."""
+
+
+def read_rows(
+    drawn: mx.array | None, report: LogprobsReport | None, depths: Sequence[int], vocabulary: int
+) -> list[RowValues]:
+    """What each row that draws commits, and the report on it; of evaluated arrays.
+
+    drawn: int32 [B, K + 2] of verify, None where nobody draws. Raises DeviceFault.
+    """
+    if drawn is None:
+        return []
+    table = np.array(drawn)
+    accepted = table[:, -1]
+    if not ((accepted >= 0) & (accepted <= np.array(depths))).all():
+        raise DeviceFault("fewer than no drafts accepted, or more drafts than there were")
+    committed = np.arange(table.shape[1]) <= accepted[:, None]
+    _require_ids(table[committed], vocabulary)
+    told = {} if report is None else report.read()
+    rows = []
+    for row, (ids, count) in enumerate(zip(table.tolist(), accepted + 1, strict=True)):
+        logprobs = tuple(told.get(row, ())[:count])
+        _require_ids([id for place in logprobs for id, _ in place.alternatives], vocabulary)
+        rows.append((tuple(ids[:count]), logprobs))
+    return rows
+
+
+def _require_ids(ids: Sequence[int] | np.ndarray, vocabulary: int) -> None:
+    found = np.asarray(ids)
+    if not ((found >= 0) & (found < vocabulary)).all():
+        raise DeviceFault("a token id outside of the vocabulary")
