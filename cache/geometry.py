@@ -1,4 +1,4 @@
-"""How many tokens of live K/V a slot has room for, by kind of layer.
+"""How many tokens of live K/V a slot has room for, by kind of layer, and what a buffer weighs.
 
 The arrays are made to these sizes and the ledger reserves by them: one module for both, so that
 neither can change alone. Pure numbers.
@@ -32,3 +32,11 @@ def ring_tokens(window: int, round_rows_max: int) -> int:
 def tail_tokens(window: int) -> int:
     """What a prefill keeps aside of a sliding layer: what its next slice sees before itself."""
     return max(0, window - 1)
+
+
+def buffer_bytes(asked: int, page_bytes: int) -> int:
+    """What a device takes for a buffer of `asked` bytes, from above: whole pages of it.
+
+    So a buffer that is cut in two takes a page more at most, and two that are joined never more.
+    """
+    return -(-asked // page_bytes) * page_bytes

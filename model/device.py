@@ -1,4 +1,4 @@
-"""What the model runs on: its name, and how much memory a daemon may take by default.
+"""What the model runs on: its name, how it counts memory, and how much a daemon takes by default.
 
 - On Metal the driver's own recommendation for a working set, past which it begins to page.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
@@ -12,10 +12,12 @@ import os
 
 import mlx.core as mx
 
+GPU_PAGE_BYTES = 16 * 1024  # of MLX's allocators, Metal's and CUDA's
+
 
 def name() -> str:
     """Such as "Apple M3 Ultra" or "cpu"."""
-    if mx.default_device() == mx.Device(mx.cpu):
+    if _is_cpu():
         return "cpu"
     return str(mx.device_info().get("device_name", "gpu"))
 
@@ -34,12 +36,29 @@ def leave_thread() -> None:
     mx.clear_streams()
 
 
+def page_bytes() -> int:
+    """What a buffer is rounded up to: a page of MLX's on a GPU, nothing on a CPU."""
+    return 1 if _is_cpu() else GPU_PAGE_BYTES
+
+
+def buffers_max() -> int:
+    """How many buffers there may be, those that MLX keeps for reuse included; 0: nobody counts.
+
+    Metal's limit: past it MLX raises, however much memory is free.
+    """
+    return 0 if _is_cpu() else int(mx.device_info().get("resource_limit", 0))
+
+
 def memory_budget_bytes() -> int:
     """The budget, weights included, unless --memory says another."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not _is_cpu():
         info = mx.device_info()
         if recommended := info.get("max_recommended_working_set_size"):
             return int(recommended)
         if total := info.get("total_memory"):
             return int(total) * 9 // 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _is_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))

@@ -17,14 +17,15 @@ import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from sapwood.cache.arrays.attention import SLICE_SCORES_MAX
-from sapwood.cache.geometry import ring_tokens, tail_tokens
+from sapwood.cache.geometry import buffer_bytes, ring_tokens, tail_tokens
+from sapwood.model import device
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
-from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
+from sapwood.model.checkpoint.weights import arrays, fit_target, resolve_dtype
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 from sapwood.model.sampling.suppression import Suppression, masked_bytes
@@ -158,21 +159,20 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     depth_max: most drafts of a round, which then verifies one row more.
     """
     config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
-    sliding = config.kv_bytes_per_token("sliding", item_bytes)
-    weights = weight_bytes(pair.target)
-    if pair.assistant is not None:
-        weights += weight_bytes(pair.assistant)
+    modules = [module for module in (pair.target, pair.assistant) if module is not None]
+    weights = [array for module in modules for array in arrays(module)]
+    page_bytes = device.page_bytes()
     return ModelFacts(
         window_tokens=text.window_tokens,
         context_tokens_max=text.context_tokens_max,
         vocabulary=text.vocabulary,
         eos_token_ids=pair.tokenizer.eos_token_ids,
         has_drafter=pair.assistant is not None,
-        weights_bytes=weights,
+        weights_bytes=sum(buffer_bytes(a.nbytes, page_bytes) for a in weights),
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
-        sliding_bytes_per_token=sliding,
-        ring_bytes=sliding * ring_tokens(text.window_tokens, depth_max + 1),
-        tail_bytes=sliding * tail_tokens(text.window_tokens),
+        sliding_bytes_per_token=config.kv_bytes_per_token("sliding", item_bytes),
+        ring_bytes=_sliding_bytes(pair, ring_tokens(text.window_tokens, depth_max + 1)),
+        tail_bytes=_sliding_bytes(pair, tail_tokens(text.window_tokens)),
         workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
         # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
         logits_bytes_per_row=text.vocabulary
@@ -183,7 +183,23 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
         control_tokens=pair.tokenizer.control_tokens,
+        page_bytes=page_bytes,
+        # The other half is for what a step makes and drops, and what MLX keeps of that.
+        buffers_max=device.buffers_max() // 2,
+        weights_buffers=len(weights),
+        # Keys and values of a pool in every layer, and of what is kept aside of those that slide.
+        live_buffers=2 * config.kv_layers("full") + 4 * config.kv_layers("sliding"),
     )
+
+
+def _sliding_bytes(pair: Pair, tokens: int) -> int:
+    """So many tokens of one slot in all sliding layers, each with keys and values of its own."""
+    layers = pair.target_config.kv_layers("sliding")
+    if not layers:
+        return 0
+    per_token = pair.target_config.kv_bytes_per_token("sliding", pair.dtype.size)
+    each = tokens * per_token // (2 * layers)
+    return 2 * layers * buffer_bytes(each, device.page_bytes())
 
 
 def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:

@@ -27,6 +27,7 @@ from sapwood.cache.arrays.speculation import (
     begin_speculation,
 )
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.model import device
 from sapwood.model.drafting import Drafter, DraftPosition, Drafts
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.pair import Pair
@@ -82,7 +83,11 @@ class Runner:
         self.vocabulary = config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = LiveCaches(
-            self.target.shapes, config.text.window_tokens, depth_max + 1, self.dtype
+            self.target.shapes,
+            config.text.window_tokens,
+            depth_max + 1,
+            self.dtype,
+            page_bytes=device.page_bytes(),
         )
         self.suppression = pair.suppression
         self.drafter = None

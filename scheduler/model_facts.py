@@ -1,10 +1,10 @@
-"""What the core must know of the loaded model: its sizes, and the bytes of slots and steps."""
+"""What the core must know of the loaded model and its device: sizes, bytes of slots and steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sapwood.cache.geometry import ROW_TOKENS_MIN, row_tokens
+from sapwood.cache.geometry import ROW_TOKENS_MIN, buffer_bytes, row_tokens
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.sampling import Sampling
 
@@ -30,12 +30,22 @@ class ModelFacts:
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     row_tokens_min: int = ROW_TOKENS_MIN  # the smallest row of live full K/V
+    page_bytes: int = 1  # what the device rounds a buffer up to
+    buffers_max: int = 0  # how many buffers weights, slots and tree may be; 0: it counts none
+    weights_buffers: int = 0
+    live_buffers: int = 0  # of one slot
     control_tokens: ControlTokens = ControlTokens()  # noqa: RUF009 (frozen)
 
     def live_bytes(self, tokens: int) -> int:
         """Live K/V that a slot holding up to `tokens` tokens may need at most."""
         row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
         return self.ring_bytes + self.tail_bytes + row_bytes
+
+    def stored_bytes(self, tokens: int, sliding_tokens: int) -> int:
+        """K/V of an edge of `tokens` tokens, of sliding layers its newest `sliding_tokens`."""
+        full = tokens * self.full_bytes_per_token
+        sliding = sliding_tokens * self.sliding_bytes_per_token
+        return buffer_bytes(full, self.page_bytes) + buffer_bytes(sliding, self.page_bytes)
 
     def draw_bytes_per_row(self, sampling: Sampling) -> int:
         """What a draw takes beside the logits that all rows have."""

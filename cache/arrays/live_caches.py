@@ -52,15 +52,17 @@ class LiveCaches:
         round_max: int,
         dtype: mx.Dtype,
         row_tokens_min: int = ROW_TOKENS_MIN,
+        page_bytes: int = 1,
     ) -> None:
         """round_max: most rows one round verifies, the bonus token's included.
 
-        row_tokens_min: the smallest capacity of a full layer's row.
+        row_tokens_min: the smallest capacity of a full layer's row. page_bytes: of what buffers of
+        stored K/V are counted in.
         """
         ring = ring_tokens(window, round_max)
         self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min))
         self.rings = Placement(lambda _: ring)
-        self.row_tokens_min = row_tokens_min
+        self.row_tokens_min, self.page_bytes = row_tokens_min, page_bytes
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [
             WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype)
@@ -170,7 +172,7 @@ class LiveCaches:
         sliding: Sequence[LayerRange | None],
     ) -> EdgePayload:
         """An edge of what its layers hold, in model order: a lazy copy of it."""
-        return EdgePayload(start, end, stack_layers(full), stack_layers(sliding))
+        return EdgePayload(start, end, stack_layers(full), stack_layers(sliding), self.page_bytes)
 
     def settle(self) -> None:
         """Evaluate what restores and moves have built, before anything is written.

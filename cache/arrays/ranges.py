@@ -18,6 +18,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from sapwood.cache.arrays.batch import indices
+from sapwood.cache.geometry import buffer_bytes
 from sapwood.cache.prefix.snapshot import Payload
 
 
@@ -153,13 +154,14 @@ class EdgePayload:
     """All layers' K/V of one edge [start, end): the arrays behind prefix.snapshot.Payload.
 
     full: of all full layers over [start, end), None in a model without any. sliding: of all sliding
-    layers over [sliding_start, end), None where that is empty.
+    layers over [sliding_start, end), None where that is empty. page_bytes: of the device's buffers.
     """
 
     start: int
     end: int
     full: Range | None
     sliding: Range | None
+    page_bytes: int = 1
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
@@ -181,12 +183,12 @@ class EdgePayload:
     @property
     def full_bytes(self) -> int:
         """Payload.full_bytes, of all full layers together."""
-        return 0 if self.full is None else self.full.nbytes
+        return 0 if self.full is None else buffer_bytes(self.full.nbytes, self.page_bytes)
 
     @property
     def sliding_bytes(self) -> int:
         """Payload.sliding_bytes, of all sliding layers together."""
-        return 0 if self.sliding is None else self.sliding.nbytes
+        return 0 if self.sliding is None else buffer_bytes(self.sliding.nbytes, self.page_bytes)
 
     def split(self, at: int) -> tuple[Payload, Payload]:
         """Payload.split."""
@@ -195,7 +197,10 @@ class EdgePayload:
         above, below = split_range(self.full, at)
         old, new = split_range(self.sliding, at)
         evaluated((above, below, old, new))
-        return EdgePayload(self.start, at, above, old), EdgePayload(at, self.end, below, new)
+        return (
+            EdgePayload(self.start, at, above, old, self.page_bytes),
+            EdgePayload(at, self.end, below, new, self.page_bytes),
+        )
 
     def merge(self, child: Payload) -> Payload:
         """Payload.merge."""
@@ -206,7 +211,7 @@ class EdgePayload:
         full = merge_full(self.full, child.full)
         sliding = merge_sliding(self.sliding, child.sliding)
         evaluated((full, sliding))
-        return EdgePayload(self.start, child.end, full, sliding)
+        return EdgePayload(self.start, child.end, full, sliding, self.page_bytes)
 
     def thin(self, sliding_start: int) -> Payload:
         """Payload.thin."""
@@ -216,7 +221,7 @@ class EdgePayload:
         if dropped is not None:
             dropped.close()
         evaluated([kept])
-        return EdgePayload(self.start, self.end, self.full, kept)
+        return EdgePayload(self.start, self.end, self.full, kept, self.page_bytes)
 
     def close(self) -> None:
         """Payload.close."""

@@ -15,6 +15,7 @@ HOST = 64 << 30
 METAL = {
     "device_name": "Apple M3 Ultra",
     "memory_size": 96 << 30,
+    "resource_limit": 499_000,
     "max_recommended_working_set_size": 72 << 30,
 }
 CUDA = {"device_name": "NVIDIA H100", "total_memory": 80 << 30, "free_memory": 3 << 30}
@@ -39,3 +40,24 @@ def test_the_budget_is_of_the_memory_that_arrays_lie_in(
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": HOST // 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert device.memory_budget_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "info", "page_bytes", "buffers_max"),
+    [
+        (mx.gpu, METAL, 16_384, 499_000),
+        (mx.gpu, CUDA, 16_384, 0),
+        (mx.cpu, CPU, 1, 0),
+        (mx.cpu, METAL, 1, 0),
+    ],
+)
+def test_pages_and_buffers_are_counted_as_the_device_counts_them(
+    kind: Any,
+    info: dict[str, Any],
+    page_bytes: int,
+    buffers_max: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
+    monkeypatch.setattr(mx, "device_info", lambda: info)
+    assert (device.page_bytes(), device.buffers_max()) == (page_bytes, buffers_max)

@@ -11,11 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from sapwood.cache.geometry import buffer_bytes
+from sapwood.model import device
 from sapwood.model.checkpoint.config import AssistantConfig, Rope
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
-from sapwood.model.checkpoint.weights import Fitted
+from sapwood.model.checkpoint.weights import Fitted, arrays
 from sapwood.model.pair import Pair, check_fit, load_pair, model_facts, try_out
+from sapwood.model.runner import Runner
 from tests.chat import turns
 from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
 
@@ -121,6 +124,29 @@ def test_facts_count_the_bytes_of_real_shapes(
     assert half.ring_bytes * 2 == found.ring_bytes
     assert half.weights_bytes < found.weights_bytes / 2
     assert found.workspace_bytes_per_token > 1024 * 4
+
+
+@pytest.mark.parametrize("name", ["e2b-tiny", "31b-tiny"])
+def test_facts_of_a_device_with_pages_count_every_buffer_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M1: each array by itself, as the device gives it; and half of its buffers are ours."""
+    pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
+    exact = model_facts(pair, 5)
+    monkeypatch.setattr(device, "page_bytes", lambda: 16_384)
+    monkeypatch.setattr(device, "buffers_max", lambda: 499_000)
+    paged, caches = model_facts(pair, 5), Runner(pair, 2, 5).caches
+    assert caches.page_bytes == paged.page_bytes == 16_384
+    weights = [a for m in (pair.target, pair.assistant) if m is not None for a in arrays(m)]
+    assert paged.weights_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in weights)
+    assert paged.weights_buffers == len(weights)
+    assert paged.weights_bytes > exact.weights_bytes
+    caches.reserve(0, 200)
+    caches.settle()
+    rings = [a for store in caches.sliding for a in store.arrays]
+    assert paged.ring_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in rings) > exact.ring_bytes
+    assert paged.live_buffers == len(caches.arrays) + len(rings)  # a tail for each ring
+    assert (exact.buffers_max, paged.buffers_max) == (0, 249_500)
 
 
 def test_the_drafter_works_in_the_targets_dtype() -> None:
