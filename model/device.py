@@ -1,6 +1,7 @@
 """What the model runs on: its name, how it counts memory, and how much a daemon takes by default.
 
-- On Metal the driver's own recommendation for a working set, past which it begins to page.
+- On Metal 85 % of the driver's recommendation for a working set, past which it begins to page: what
+  no ledger counts, Python and the driver's own, needs room too.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
   and it is not the host's.
 - On a CPU half of physical memory: the rest of the machine lives there too.
@@ -22,9 +23,36 @@ def name() -> str:
     return str(mx.device_info().get("device_name", "gpu"))
 
 
-def bound_cache(bytes_max: int) -> None:
-    """How much of what was freed MLX keeps for reuse: no ledger knows of it without a bound."""
-    mx.set_cache_limit(bytes_max)
+def bound(budget_bytes: int, cache_bytes: int) -> None:
+    """What MLX keeps of freed memory: `cache_bytes` at most, and on a GPU all within the budget.
+
+    There its cache gives way, and what is under way is waited for, before more is taken.
+    """
+    mx.set_cache_limit(cache_bytes)
+    if not _is_cpu():
+        mx.set_memory_limit(budget_bytes)
+
+
+def follow(workspace_bytes: int, cache_bytes: int) -> int:
+    """Bytes that arrays hold now. On a GPU MLX keeps as much for reuse as a step has reserved.
+
+    cache_bytes: and as much at least. What a step needs beyond it would be asked of the driver anew
+    in every step.
+    """
+    if not _is_cpu():
+        mx.set_cache_limit(max(workspace_bytes, cache_bytes))
+    return int(mx.get_active_memory())
+
+
+def can_wire() -> bool:
+    """Whether memory can be kept resident here: Metal's can."""
+    return not _is_cpu() and bool(mx.metal.is_available())
+
+
+def wire(bytes_max: int) -> None:
+    """Keep up to so many bytes of arrays resident, and no more than the system lets anybody."""
+    most = int(mx.device_info()["max_recommended_working_set_size"])
+    mx.set_wired_limit(min(bytes_max, most))
 
 
 def leave_thread() -> None:
@@ -54,7 +82,7 @@ def memory_budget_bytes() -> int:
     if not _is_cpu():
         info = mx.device_info()
         if recommended := info.get("max_recommended_working_set_size"):
-            return int(recommended)
+            return int(recommended) * 85 // 100
         if total := info.get("total_memory"):
             return int(total) * 9 // 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

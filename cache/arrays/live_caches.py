@@ -29,6 +29,8 @@ from sapwood.cache.arrays.ranges import (
 from sapwood.cache.arrays.window import WindowStore
 from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens
 
+# Past 2^31 elements not all of MLX's kernels count right.
+POOL_ELEMENTS_MAX = (1 << 31) - 1
 # In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
 EVALUATIONS_MAX = 4
 
@@ -60,8 +62,10 @@ class LiveCaches:
         stored K/V are counted in.
         """
         ring = ring_tokens(window, round_max)
-        self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min))
-        self.rings = Placement(lambda _: ring)
+        per_token = max((s.kv_heads * s.head_dim for s in layers), default=1)
+        tokens_max = POOL_ELEMENTS_MAX // per_token
+        self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min), tokens_max)
+        self.rings = Placement(lambda _: ring, tokens_max)
         self.row_tokens_min, self.page_bytes = row_tokens_min, page_bytes
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [

@@ -25,7 +25,7 @@ CPU = {"device_name": "AMD EPYC", "architecture": "x86_64"}
 @pytest.mark.parametrize(
     ("kind", "info", "expected"),
     [
-        (mx.gpu, METAL, 72 << 30),
+        (mx.gpu, METAL, (72 << 30) * 85 // 100),
         (mx.gpu, CUDA, 72 << 30),
         (mx.gpu, {"device_name": "another"}, HOST // 2),
         (mx.cpu, CPU, HOST // 2),
@@ -61,3 +61,31 @@ def test_pages_and_buffers_are_counted_as_the_device_counts_them(
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
     monkeypatch.setattr(mx, "device_info", lambda: info)
     assert (device.page_bytes(), device.buffers_max()) == (page_bytes, buffers_max)
+
+
+def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[str, int]] = []
+    for name in ("set_memory_limit", "set_cache_limit", "set_wired_limit"):
+        monkeypatch.setattr(mx, name, lambda n, name=name: told.append((name, n)))
+    monkeypatch.setattr(mx, "device_info", lambda: METAL)
+    device.bound(1000, 20)
+    assert device.follow(500, 20) == mx.get_active_memory()
+    assert told == [("set_cache_limit", 20)], "a CPU keeps what it kept"
+    assert not device.can_wire()
+    told.clear()
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    device.bound(1000, 20)
+    for workspace_bytes in (500, 0):
+        device.follow(workspace_bytes, 20)
+    device.wire(1000)
+    device.wire(100 << 30)
+    assert told == [
+        ("set_cache_limit", 20),
+        ("set_memory_limit", 1000),
+        ("set_cache_limit", 500),
+        ("set_cache_limit", 20),
+        ("set_wired_limit", 1000),
+        ("set_wired_limit", 72 << 30),
+    ]
