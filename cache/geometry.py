@@ -7,6 +7,8 @@ neither can change alone. Pure numbers.
 from __future__ import annotations
 
 ROW_TOKENS_MIN = 256  # the smallest row of a full layer
+# In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
+MOVED_GROUPS_MAX = 4
 
 
 def row_tokens(tokens: int, tokens_min: int = ROW_TOKENS_MIN) -> int:
@@ -40,3 +42,8 @@ def buffer_bytes(asked: int, page_bytes: int) -> int:
     So a buffer that is cut in two takes a page more at most, and two that are joined never more.
     """
     return -(-asked // page_bytes) * page_bytes
+
+
+def moved_bytes(live_bytes: int, layers: int) -> int:
+    """Of pools of so many bytes in so many like layers, what exists twice while they grow."""
+    return live_bytes * -(-layers // MOVED_GROUPS_MAX) // layers if layers else 0

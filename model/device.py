@@ -14,6 +14,9 @@ import os
 import mlx.core as mx
 
 GPU_PAGE_BYTES = 16 * 1024  # of MLX's allocators, Metal's and CUDA's
+# How many command buffers MLX lets be under way. One is closed when its operations' inputs are so
+# many bytes, and frees them when all of it is done.
+COMMAND_BUFFERS_MAX, COMMAND_BUFFER_BYTES = 10, 50 << 20
 
 
 def name() -> str:
@@ -75,6 +78,11 @@ def buffers_max() -> int:
     Metal's limit: past it MLX raises, however much memory is free.
     """
     return 0 if _is_cpu() else int(mx.device_info().get("resource_limit", 0))
+
+
+def late_operations() -> int:
+    """How many large operations may be done and still hold their inputs; a CPU's hold none."""
+    return 0 if _is_cpu() else COMMAND_BUFFERS_MAX
 
 
 def memory_budget_bytes() -> int:

@@ -20,7 +20,7 @@ from sapwood.cache.arrays.attention import SLICE_SCORES_MAX
 from sapwood.cache.geometry import buffer_bytes, ring_tokens, tail_tokens
 from sapwood.model import device
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
-from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
+from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import packing_of
@@ -35,6 +35,8 @@ from sapwood.scheduler.model_facts import ModelFacts
 # and where it weighs all of them (sorted, scaled, filtered, with two words of noise). Measured;
 # tests/model/sampling/test_draw_bytes.py holds both.
 WIDE_DRAW_BYTES, WHOLE_DRAW_BYTES = 16, 72
+# What a GPU's sort takes for each token beside what it is given: values and indices, twice.
+SORT_BYTES = 16
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
 _SAMPLE_BYTES = 4096
 _SAMPLES = 1024
@@ -161,7 +163,10 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
     modules = [module for module in (pair.target, pair.assistant) if module is not None]
     weights = [array for module in modules for array in arrays(module)]
-    page_bytes = device.page_bytes()
+    page_bytes, late = device.page_bytes(), device.late_operations()
+    # Each may hold a row of float32; nearly all that draws but for the greedy sorts.
+    late_draw = late and late * 4 + SORT_BYTES
+    per_token = _workspace_bytes_per_token(pair, depth_max)
     return ModelFacts(
         window_tokens=text.window_tokens,
         context_tokens_max=text.context_tokens_max,
@@ -173,12 +178,13 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         sliding_bytes_per_token=config.kv_bytes_per_token("sliding", item_bytes),
         ring_bytes=_sliding_bytes(pair, ring_tokens(text.window_tokens, depth_max + 1)),
         tail_bytes=_sliding_bytes(pair, tail_tokens(text.window_tokens)),
-        workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
+        workspace_bytes_per_token=per_token,
         # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
         logits_bytes_per_row=text.vocabulary
         * (2 * item_bytes + 4 + masked_bytes(pair.tokenizer.suppressed, item_bytes)),
-        wide_bytes_per_row=text.vocabulary * WIDE_DRAW_BYTES,
-        whole_bytes_per_row=text.vocabulary * WHOLE_DRAW_BYTES,
+        drawn_bytes_per_row=text.vocabulary * late_draw,
+        wide_bytes_per_row=text.vocabulary * (WIDE_DRAW_BYTES + late_draw),
+        whole_bytes_per_row=text.vocabulary * (WHOLE_DRAW_BYTES + late_draw),
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * SLICE_SCORES_MAX * item_bytes,
@@ -189,6 +195,10 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         weights_buffers=len(weights),
         # Keys and values of a pool in every layer, and of what is kept aside of those that slide.
         live_buffers=2 * config.kv_layers("full") + 4 * config.kv_layers("sliding"),
+        full_layers=config.kv_layers("full"),
+        sliding_layers=config.kv_layers("sliding"),
+        made_bytes_per_token=per_token * len(text.kinds),
+        late_bytes_max=late * device.COMMAND_BUFFER_BYTES,
     )
 
 
@@ -203,7 +213,10 @@ def _sliding_bytes(pair: Pair, tokens: int) -> int:
 
 
 def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
-    """The transient of one packed row, from above: the widest layer's activations."""
+    """The transient of one packed row, from above: the widest layer's activations.
+
+    Or, once they are gone, the K/V of all layers, which is copied to be stored.
+    """
     text, item_bytes = pair.target_config.text, pair.dtype.size
     wide = text.intermediate_size * (2 if text.double_wide_mlp else 1)
     routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
@@ -211,7 +224,9 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
     scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
-    return activations * item_bytes + 2 * scores * 4
+    kinds: tuple[AttentionKind, ...] = ("full", "sliding")
+    stored = sum(pair.target_config.kv_bytes_per_token(kind, item_bytes) for kind in kinds)
+    return max(activations * item_bytes + 2 * scores * 4, stored)
 
 
 def _quantization_name(target: Model, assistant: Assistant | None) -> str:

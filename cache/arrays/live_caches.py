@@ -27,12 +27,10 @@ from sapwood.cache.arrays.ranges import (
     window_of,
 )
 from sapwood.cache.arrays.window import WindowStore
-from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens
+from sapwood.cache.geometry import MOVED_GROUPS_MAX, ROW_TOKENS_MIN, ring_tokens, row_tokens
 
 # Past 2^31 elements not all of MLX's kernels count right.
 POOL_ELEMENTS_MAX = (1 << 31) - 1
-# In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
-EVALUATIONS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class LiveCaches:
         self.sliding = [s for s in self.stores if isinstance(s, WindowStore)]
         ordered: list[FullStore | WindowStore] = [*self.full, *self.sliding]
         # Dealt out, so that each group has its share of either kind.
-        parts = (ordered[i::EVALUATIONS_MAX] for i in range(EVALUATIONS_MAX))
+        parts = (ordered[i::MOVED_GROUPS_MAX] for i in range(MOVED_GROUPS_MAX))
         self._groups = [group for group in parts if group]
         self._settled = True  # whether all that was restored and moved is evaluated
 

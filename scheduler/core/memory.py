@@ -56,13 +56,15 @@ def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
 
 
 def _workspace(facts: ModelFacts, limits: Limits, slots: list[Demand]) -> int:
-    """Transient of the largest step with these slots."""
+    """Transient of the largest step with these slots, or of their pools' growing before it."""
     if not slots:
         return 0
     rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
     rounds = sum(facts.round_bytes(rows, *slot) for slot in slots)
     longest = max(slot.tokens_max for slot in slots)
-    return rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
+    return max(step, sum(facts.moved_bytes(slot.tokens_max) for slot in slots))
 
 
 class DeviceMemory:

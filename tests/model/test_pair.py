@@ -19,8 +19,17 @@ from sapwood.model.checkpoint.locate import locate
 from sapwood.model.checkpoint.weights import Fitted, arrays
 from sapwood.model.pair import Pair, check_fit, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
+from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling
 from tests.chat import turns
-from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
+from tests.model.reference import (
+    FAMILIES,
+    NAMES,
+    assistant,
+    checkpoint,
+    copied,
+    edit,
+    target_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +156,32 @@ def test_facts_of_a_device_with_pages_count_every_buffer_whole(
     assert paged.ring_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in rings) > exact.ring_bytes
     assert paged.live_buffers == len(caches.arrays) + len(rings)  # a tail for each ring
     assert (exact.buffers_max, paged.buffers_max) == (0, 249_500)
+
+
+def test_facts_of_a_device_that_frees_late_reserve_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M2: ten large operations' inputs, and what a GPU's sort takes; a greedy row does not sort."""
+    pair = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "float32")
+    exact = model_facts(pair, 5)
+    monkeypatch.setattr(device, "late_operations", lambda: 10)
+    late = model_facts(pair, 5)
+    samplings = (
+        Sampling(),
+        Sampling(1.0, top_k=8),
+        Sampling(1.0, top_k=CANDIDATES_MAX),
+        Sampling(1.0),
+    )
+    more = [late.draw_bytes_per_row(s) - exact.draw_bytes_per_row(s) for s in samplings]
+    assert more == [0, *[1024 * (10 * 4 + 16)] * 3]
+    assert exact.draw_bytes_per_row(samplings[1]) == exact.late_bytes(10**6) == 0
+    assert late.late_bytes(1) == late.workspace_bytes_per_token * len(pair.target_config.text.kinds)
+    assert late.late_bytes(10**9) == 10 * (50 << 20)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompts_token_reserves_what_storing_it_copies(name: str) -> None:
+    """M2: its K/V in all layers exists twice for a moment, once the activations are gone."""
+    facts = model_facts(load_pair(checkpoint(name), None, "float32"), 5)
+    assert facts.workspace_bytes_per_token >= facts.stored_bytes(1, 1)
 
 
 def test_the_drafter_works_in_the_targets_dtype() -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import mlx.core as mx
 import pytest
 
-from sapwood.cache.arrays.live_caches import LayerShape
+from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload
-from tests.cache.arrays.world import Feed, World
+from sapwood.cache.geometry import moved_bytes
+from tests.cache.arrays.world import Feed, World, live_bytes
 
 # As many layers as the largest family has, in its order: 10 full ones, 50 that slide.
 SHAPES = tuple(LayerShape(i % 6 != 5, 1, 8) for i in range(60))
 PROMPT = tuple(range(40))
+SCALARS_BYTES = 16 << 10
 
 
 @pytest.fixture
@@ -101,6 +103,31 @@ def test_rows_are_packed_in_four_waits_at_most(waits: list[int]) -> None:
     assert 0 < len(waits) <= 4
     world.step({5: Feed((1,), kept=1)})
     world.check_content(5)
+
+
+def test_m1_pools_that_grow_take_what_is_reserved_for_it() -> None:
+    """A fifth slot comes to four: beside its own rows, a few groups' pools exist twice."""
+    shapes = [LayerShape(i % 6 != 5, 1, 64) for i in range(12)]
+    caches = LiveCaches(shapes, 1000, 3, mx.float32)
+    for slot in range(4):
+        caches.reserve(slot, 2000)
+        caches.settle()
+    held = live_bytes(caches)
+    mx.synchronize()
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    caches.reserve(4, 2000)
+    caches.settle()
+    mx.synchronize()
+    now = live_bytes(caches)
+    reserved = sum(
+        moved_bytes(sum(a.nbytes for store in stores for a in store.arrays), len(stores))
+        for stores in (caches.full, caches.sliding)
+    )
+    taken = mx.get_peak_memory() - before
+    assert now - held < taken <= now - held + reserved + SCALARS_BYTES
+    assert reserved < now / 2
 
 
 def test_t1_an_edge_of_any_model_is_two_buffers() -> None:
