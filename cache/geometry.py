@@ -1,4 +1,4 @@
-"""How many tokens of live K/V a slot has room for, by kind of layer.
+"""How many tokens of live K/V a slot has room for, by kind of layer, and what a buffer weighs.
 
 The arrays are made to these sizes and the ledger reserves by them: one module for both, so that
 neither can change alone. Pure numbers.
@@ -7,6 +7,8 @@ neither can change alone. Pure numbers.
 from __future__ import annotations
 
 ROW_TOKENS_MIN = 256  # the smallest row of a full layer
+# In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
+MOVED_GROUPS_MAX = 4
 
 
 def row_tokens(tokens: int, tokens_min: int = ROW_TOKENS_MIN) -> int:
@@ -32,3 +34,16 @@ def ring_tokens(window: int, round_rows_max: int) -> int:
 def tail_tokens(window: int) -> int:
     """What a prefill keeps aside of a sliding layer: what its next slice sees before itself."""
     return max(0, window - 1)
+
+
+def buffer_bytes(asked: int, page_bytes: int) -> int:
+    """What a device takes for a buffer of `asked` bytes, from above: whole pages of it.
+
+    So a buffer that is cut in two takes a page more at most, and two that are joined never more.
+    """
+    return -(-asked // page_bytes) * page_bytes
+
+
+def moved_bytes(live_bytes: int, layers: int) -> int:
+    """Of pools of so many bytes in so many like layers, what exists twice while they grow."""
+    return live_bytes * -(-layers // MOVED_GROUPS_MAX) // layers if layers else 0

@@ -1,7 +1,8 @@
-"""What the model runs on: its name, its attention kernels, its work in parts, and the memory that a
-daemon takes by default.
+"""What the model runs on: its name, its attention kernels, its work in parts, how it counts memory,
+and how much of it a daemon takes by default.
 
-- On Metal the driver's own recommendation for a working set, past which it begins to page.
+- On Metal 85 % of the driver's recommendation for a working set, past which it begins to page: what
+  no ledger counts, Python and the driver's own, needs room too.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
   and it is not the host's.
 - On a CPU half of physical memory: the rest of the machine lives there too.
@@ -22,20 +23,24 @@ from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 # Apple's GPUs have matrix units from this generation on, and from macOS 26.2 on MLX uses them.
 MATRIX_UNITS_GENERATION = 17
 MATRIX_UNITS_MACOS = (26, 2)
-# Some 200 kernels: a few command buffers of Metal's, of which ten may be under way.
+GPU_PAGE_BYTES = 16 * 1024  # of MLX's allocators, Metal's and CUDA's
+# How many command buffers MLX lets be under way. One is closed when its operations' inputs are so
+# many bytes, and frees them when all of it is done.
+COMMAND_BUFFERS_MAX, COMMAND_BUFFER_BYTES = 10, 50 << 20
+# Some 200 kernels: a few command buffers of Metal's.
 _LAYERS_PER_PART = 8
 
 
 def name() -> str:
     """Such as "Apple M3 Ultra" or "cpu"."""
-    if mx.default_device() == mx.Device(mx.cpu):
+    if _is_cpu():
         return "cpu"
     return str(mx.device_info().get("device_name", "gpu"))
 
 
 def attention_kernels(dtype: mx.Dtype) -> Kernels:
     """What attention over K/V of `dtype` is laid out for here."""
-    if mx.default_device() == mx.Device(mx.cpu):
+    if _is_cpu():
         return CPU_KERNELS
     if not mx.metal.is_available():
         return Kernels("cuda")
@@ -57,12 +62,39 @@ def _macos() -> tuple[int, ...]:
 
 def layers_per_part() -> int:
     """How many layers of a forward are handed over together; 0: all of them."""
-    return 0 if mx.default_device() == mx.Device(mx.cpu) else _LAYERS_PER_PART
+    return 0 if _is_cpu() else _LAYERS_PER_PART
 
 
-def bound_cache(bytes_max: int) -> None:
-    """How much of what was freed MLX keeps for reuse: no ledger knows of it without a bound."""
-    mx.set_cache_limit(bytes_max)
+def bound(budget_bytes: int, cache_bytes: int) -> None:
+    """What MLX keeps of freed memory: `cache_bytes` at most, and on a GPU all within the budget.
+
+    There its cache gives way, and what is under way is waited for, before more is taken.
+    """
+    mx.set_cache_limit(cache_bytes)
+    if not _is_cpu():
+        mx.set_memory_limit(budget_bytes)
+
+
+def follow(workspace_bytes: int, cache_bytes: int) -> int:
+    """Bytes that arrays hold now. On a GPU MLX keeps as much for reuse as a step has reserved.
+
+    cache_bytes: and as much at least. What a step needs beyond it would be asked of the driver anew
+    in every step.
+    """
+    if not _is_cpu():
+        mx.set_cache_limit(max(workspace_bytes, cache_bytes))
+    return int(mx.get_active_memory())
+
+
+def can_wire() -> bool:
+    """Whether memory can be kept resident here: Metal's can."""
+    return not _is_cpu() and bool(mx.metal.is_available())
+
+
+def wire(bytes_max: int) -> None:
+    """Keep up to so many bytes of arrays resident, and no more than the system lets anybody."""
+    most = int(mx.device_info()["max_recommended_working_set_size"])
+    mx.set_wired_limit(min(bytes_max, most))
 
 
 def leave_thread() -> None:
@@ -74,12 +106,34 @@ def leave_thread() -> None:
     mx.clear_streams()
 
 
+def page_bytes() -> int:
+    """What a buffer is rounded up to: a page of MLX's on a GPU, nothing on a CPU."""
+    return 1 if _is_cpu() else GPU_PAGE_BYTES
+
+
+def buffers_max() -> int:
+    """How many buffers there may be, those that MLX keeps for reuse included; 0: nobody counts.
+
+    Metal's limit: past it MLX raises, however much memory is free.
+    """
+    return 0 if _is_cpu() else int(mx.device_info().get("resource_limit", 0))
+
+
+def late_operations() -> int:
+    """How many large operations may be done and still hold their inputs; a CPU's hold none."""
+    return 0 if _is_cpu() else COMMAND_BUFFERS_MAX
+
+
 def memory_budget_bytes() -> int:
     """The budget, weights included, unless --memory says another."""
-    if mx.default_device() != mx.Device(mx.cpu):
+    if not _is_cpu():
         info = mx.device_info()
         if recommended := info.get("max_recommended_working_set_size"):
-            return int(recommended)
+            return int(recommended) * 85 // 100
         if total := info.get("total_memory"):
             return int(total) * 9 // 10
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _is_cpu() -> bool:
+    return bool(mx.default_device() == mx.Device(mx.cpu))

@@ -17,15 +17,15 @@ import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from sapwood.cache.attention_routes import Kernels
-from sapwood.cache.geometry import ring_tokens, tail_tokens
+from sapwood.cache.geometry import buffer_bytes, ring_tokens, tail_tokens
+from sapwood.model import device
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
-from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
+from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
-from sapwood.model.checkpoint.weights import fit_target, resolve_dtype, weight_bytes
-from sapwood.model.device import attention_kernels
+from sapwood.model.checkpoint.weights import arrays, fit_target, resolve_dtype
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 from sapwood.model.sampling.suppression import Suppression, masked_bytes
@@ -35,6 +35,8 @@ from sapwood.scheduler.model_facts import ModelFacts
 # and where it weighs all of them (sorted, scaled, filtered, with two words of noise). Measured;
 # tests/model/sampling/test_draw_bytes.py holds both.
 WIDE_DRAW_BYTES, WHOLE_DRAW_BYTES = 16, 72
+# What a GPU's sort takes for each token beside what it is given: values and indices, twice.
+SORT_BYTES = 16
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
 _SAMPLE_BYTES = 4096
 _SAMPLES = 1024
@@ -95,7 +97,7 @@ def load_pair(
         tokenizer=tokenizer,
         suppression=Suppression(tokenizer.suppressed, config.text.vocabulary),
         dtype=used,
-        kernels=attention_kernels(used),
+        kernels=device.attention_kernels(used),
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
         quantization=_quantization_name(target, assistant),
@@ -164,36 +166,62 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     depth_max: most drafts of a round, which then verifies one row more.
     """
     config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
-    sliding = config.kv_bytes_per_token("sliding", item_bytes)
-    weights = weight_bytes(pair.target)
-    if pair.assistant is not None:
-        weights += weight_bytes(pair.assistant)
+    modules = [module for module in (pair.target, pair.assistant) if module is not None]
+    weights = [array for module in modules for array in arrays(module)]
+    page_bytes, late = device.page_bytes(), device.late_operations()
+    # Each may hold a row of float32; nearly all that draws but for the greedy sorts.
+    late_draw = late and late * 4 + SORT_BYTES
+    per_token = _workspace_bytes_per_token(pair, depth_max)
     return ModelFacts(
         window_tokens=text.window_tokens,
         context_tokens_max=text.context_tokens_max,
         vocabulary=text.vocabulary,
         eos_token_ids=pair.tokenizer.eos_token_ids,
         has_drafter=pair.assistant is not None,
-        weights_bytes=weights,
+        weights_bytes=sum(buffer_bytes(a.nbytes, page_bytes) for a in weights),
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
-        sliding_bytes_per_token=sliding,
-        ring_bytes=sliding * ring_tokens(text.window_tokens, depth_max + 1),
-        tail_bytes=sliding * tail_tokens(text.window_tokens),
-        workspace_bytes_per_token=_workspace_bytes_per_token(pair, depth_max),
+        sliding_bytes_per_token=config.kv_bytes_per_token("sliding", item_bytes),
+        ring_bytes=_sliding_bytes(pair, ring_tokens(text.window_tokens, depth_max + 1)),
+        tail_bytes=_sliding_bytes(pair, tail_tokens(text.window_tokens)),
+        workspace_bytes_per_token=per_token,
         # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
         logits_bytes_per_row=text.vocabulary
         * (2 * item_bytes + 4 + masked_bytes(pair.tokenizer.suppressed, item_bytes)),
-        wide_bytes_per_row=text.vocabulary * WIDE_DRAW_BYTES,
-        whole_bytes_per_row=text.vocabulary * WHOLE_DRAW_BYTES,
+        drawn_bytes_per_row=text.vocabulary * late_draw,
+        wide_bytes_per_row=text.vocabulary * (WIDE_DRAW_BYTES + late_draw),
+        whole_bytes_per_row=text.vocabulary * (WHOLE_DRAW_BYTES + late_draw),
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=2 * text.heads * item_bytes,
         slice_score_bytes=2 * pair.kernels.slice_scores_max * item_bytes,
         control_tokens=pair.tokenizer.control_tokens,
+        page_bytes=page_bytes,
+        # The other half is for what a step makes and drops, and what MLX keeps of that.
+        buffers_max=device.buffers_max() // 2,
+        weights_buffers=len(weights),
+        # Keys and values of a pool in every layer, and of what is kept aside of those that slide.
+        live_buffers=2 * config.kv_layers("full") + 4 * config.kv_layers("sliding"),
+        full_layers=config.kv_layers("full"),
+        sliding_layers=config.kv_layers("sliding"),
+        made_bytes_per_token=per_token * len(text.kinds),
+        late_bytes_max=late * device.COMMAND_BUFFER_BYTES,
     )
 
 
+def _sliding_bytes(pair: Pair, tokens: int) -> int:
+    """So many tokens of one slot in all sliding layers, each with keys and values of its own."""
+    layers = pair.target_config.kv_layers("sliding")
+    if not layers:
+        return 0
+    per_token = pair.target_config.kv_bytes_per_token("sliding", pair.dtype.size)
+    each = tokens * per_token // (2 * layers)
+    return 2 * layers * buffer_bytes(each, device.page_bytes())
+
+
 def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
-    """The transient of one packed row, from above: the widest layer's activations."""
+    """The transient of one packed row, from above: the widest layer's activations.
+
+    Or, once they are gone, the K/V of all layers, which is copied to be stored.
+    """
     text, item_bytes = pair.target_config.text, pair.dtype.size
     wide = text.intermediate_size * (2 if text.double_wide_mlp else 1)
     routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
@@ -201,7 +229,9 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
     scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
-    return activations * item_bytes + 2 * scores * 4
+    kinds: tuple[AttentionKind, ...] = ("full", "sliding")
+    stored = sum(pair.target_config.kv_bytes_per_token(kind, item_bytes) for kind in kinds)
+    return max(activations * item_bytes + 2 * scores * 4, stored)
 
 
 def _quantization_name(target: Model, assistant: Assistant | None) -> str:

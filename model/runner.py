@@ -19,10 +19,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from sapwood.cache.arrays.batch import Batch, Span, indices
+from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LiveCaches
-from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.arrays.ranges import EdgePayload, LayerRange
 from sapwood.cache.arrays.speculation import (
     Transaction,
     begin_isolated_speculation,
@@ -93,6 +93,7 @@ class Runner:
             depth_max + 1,
             self.dtype,
             kernels=pair.kernels,
+            page_bytes=device.page_bytes(),
         )
         self.suppression = pair.suppression
         self.drafter = None
@@ -296,13 +297,12 @@ def _payloads(
         if not p.capture:
             payloads.append(None)
             continue
-        # A gather, so that no slice keeps the whole step's K/V alive.
-        rows = mx.array(indices(*batch.queries_of(index, trimmed=False)))
-        full: list[Range] = []
-        sliding: list[Range] = []
+        first, end = batch.queries_of(index, trimmed=False)
+        full: list[LayerRange | None] = []
+        sliding: list[LayerRange | None] = []
         for (keys, values), store in zip(forward.written, caches.stores, strict=True):
-            own = [a.transpose(1, 0, 2)[:, rows] for a in (keys, values)]
+            own = [a[first:end].transpose(1, 0, 2) for a in (keys, values)]
             kind = full if isinstance(store, FullStore) else sliding
-            kind.append(Range(p.start, p.end, own[0], own[1]))
-        payloads.append(EdgePayload(p.start, p.end, tuple(full), tuple(sliding)))
+            kind.append(LayerRange(p.start, p.end, own[0], own[1]))
+        payloads.append(caches.payload(p.start, p.end, full, sliding))
     return tuple(payloads)

@@ -1,10 +1,10 @@
-"""What the core must know of the loaded model: its sizes, and the bytes of slots and steps."""
+"""What the core must know of the loaded model and its device: sizes, bytes of slots and steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sapwood.cache.geometry import ROW_TOKENS_MIN, row_tokens
+from sapwood.cache.geometry import ROW_TOKENS_MIN, buffer_bytes, moved_bytes, row_tokens
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.sampling import Sampling
 
@@ -24,12 +24,21 @@ class ModelFacts:
     ring_bytes: int  # live sliding K/V of one slot, all layers
     workspace_bytes_per_token: int  # transient of a step per packed token
     logits_bytes_per_row: int = 0  # and per row whose logits are needed
-    wide_bytes_per_row: int = 0  # and per such row of a wide sampler
+    drawn_bytes_per_row: int = 0  # and per such row that is not greedy
+    wide_bytes_per_row: int = 0  # instead, of a wide sampler
     whole_bytes_per_row: int = 0  # or of one that weighs the whole vocabulary
     score_bytes_per_key: int = 0  # and per decode row and key of its context
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     row_tokens_min: int = ROW_TOKENS_MIN  # the smallest row of live full K/V
+    page_bytes: int = 1  # what the device rounds a buffer up to
+    buffers_max: int = 0  # how many buffers weights, slots and tree may be; 0: it counts none
+    weights_buffers: int = 0
+    live_buffers: int = 0  # of one slot
+    full_layers: int = 0  # with K/V of their own
+    sliding_layers: int = 0
+    made_bytes_per_token: int = 0  # all that a forward makes and drops, by packed token
+    late_bytes_max: int = 0  # what of it a device may free late; 0: it frees at once
     control_tokens: ControlTokens = ControlTokens()  # noqa: RUF009 (frozen)
 
     def live_bytes(self, tokens: int) -> int:
@@ -37,11 +46,29 @@ class ModelFacts:
         row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
         return self.ring_bytes + self.tail_bytes + row_bytes
 
+    def moved_bytes(self, tokens: int) -> int:
+        """What of such a slot's pools exists twice while pools grow."""
+        row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
+        rows = moved_bytes(row_bytes, self.full_layers)
+        return rows + moved_bytes(self.ring_bytes, self.sliding_layers)
+
+    def late_bytes(self, tokens: int) -> int:
+        """What a step of `tokens` packed tokens has not freed yet, though it is done with it."""
+        return min(self.late_bytes_max, tokens * self.made_bytes_per_token)
+
+    def stored_bytes(self, tokens: int, sliding_tokens: int) -> int:
+        """K/V of an edge of `tokens` tokens, of sliding layers its newest `sliding_tokens`."""
+        full = tokens * self.full_bytes_per_token
+        sliding = sliding_tokens * self.sliding_bytes_per_token
+        return buffer_bytes(full, self.page_bytes) + buffer_bytes(sliding, self.page_bytes)
+
     def draw_bytes_per_row(self, sampling: Sampling) -> int:
         """What a draw takes beside the logits that all rows have."""
         if sampling.whole:
             return self.whole_bytes_per_row
-        return self.wide_bytes_per_row if sampling.wide else 0
+        if sampling.wide:
+            return self.wide_bytes_per_row
+        return 0 if sampling.greedy else self.drawn_bytes_per_row
 
     def round_bytes(self, rows: int, tokens: int, draw_bytes_per_row: int = 0) -> int:
         """Transient of verifying `rows` rows of one sequence that holds up to `tokens` tokens."""

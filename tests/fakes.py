@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sapwood.cache.geometry import buffer_bytes
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.result import TokenLogprobs
 
@@ -36,9 +37,11 @@ class Tracker:
 
     full_bytes: int = FULL_BYTES
     sliding_bytes: int = SLIDING_BYTES
+    page_bytes: int = 1
     created: int = 0
     closed: int = 0
-    bytes: int = 0  # of all that live
+    bytes: int = 0  # of all that live, in pages
+    buffers: int = 0  # likewise
     operations: int = 0  # splits, merges, thinnings
     copied_tokens: int = 0  # by merges
     operations_until_failure: int | None = None
@@ -72,6 +75,7 @@ class TokenLog:
         tracker.live.add(id(self))
         self._live = True
         tracker.bytes += self.full_bytes + self.sliding_bytes
+        tracker.buffers += self.buffers
 
     @property
     def start(self) -> int:
@@ -87,11 +91,17 @@ class TokenLog:
 
     @property
     def full_bytes(self) -> int:
-        return self._tracker.full_bytes * len(self.full)
+        return buffer_bytes(self._tracker.full_bytes * len(self.full), self._tracker.page_bytes)
 
     @property
     def sliding_bytes(self) -> int:
-        return self._tracker.sliding_bytes * len(self.sliding)
+        asked = self._tracker.sliding_bytes * len(self.sliding)
+        return buffer_bytes(asked, self._tracker.page_bytes)
+
+    @property
+    def buffers(self) -> int:
+        """One for each kind of layer that has any bytes."""
+        return bool(self.full_bytes) + bool(self.sliding_bytes)
 
     @property
     def full(self) -> tuple[int, ...]:
@@ -132,6 +142,7 @@ class TokenLog:
 
     def close(self) -> None:
         self._tracker.bytes -= self.full_bytes + self.sliding_bytes
+        self._tracker.buffers -= self.buffers
         self._live = False
         self._tracker.closed += 1
         self._tracker.live.remove(id(self))

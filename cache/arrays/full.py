@@ -15,7 +15,7 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
-from sapwood.cache.arrays.ranges import Range, merge_full
+from sapwood.cache.arrays.ranges import LayerRange, merge_full
 from sapwood.cache.attention_routes import Kernels
 
 
@@ -46,14 +46,14 @@ class FullStore:
         """Drop the slot's content. Its pool row is Placement's to free, once for all layers."""
         self.offsets.pop(slot, None)
 
-    def can_restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+    def can_restore(self, slot: int, snapshot: LayerRange | None, target: int) -> bool:
         """Whether `restore` would succeed: a target within what is held then, without a gap."""
         offset = self.offsets.get(slot, 0)
         if snapshot is None or target < snapshot.start:
             return 0 <= target <= offset
         return target <= snapshot.end and snapshot.start <= offset
 
-    def restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+    def restore(self, slot: int, snapshot: LayerRange | None, target: int) -> bool:
         """Rewind to `target` (None), or feed the snapshot from its start and clamp to `target`.
 
         False, with nothing changed, where it cannot. The snapshot stays the caller's. The slot must
@@ -68,14 +68,17 @@ class FullStore:
         self.offsets[slot] = target
         return True
 
-    def snapshot(self, slot: int, start: int, end: int | None = None) -> Range | None:
-        """A lazy copy of [max(0, start), end), end None: the offset; None where that is empty."""
+    def snapshot(self, slot: int, start: int, end: int | None = None) -> LayerRange | None:
+        """[max(0, start), end), lazily, end None: the offset; None where that is empty.
+
+        To be copied and evaluated before the next write: it may be a view.
+        """
         offset = self.offsets.get(slot, 0)
         start, end = max(0, start), offset if end is None else end
         assert end <= offset, (slot, end, offset)
         if start >= end:
             return None
-        return Range(start, end, *self.pools.read(slot, start, end))
+        return LayerRange(start, end, *self.pools.view(slot, start, end))
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> PoolHistory:
         """Write the packed batch [T, kv_heads, D]; offsets move only at `commit`."""

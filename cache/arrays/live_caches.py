@@ -4,7 +4,8 @@
 - All layers of a slot agree on its offset after restore and after commit.
 - Like stores share one Placement, so a slot's row is the same in all of them; whoever gives a
   slot room gives it in all layers.
-- A capture is copied out and evaluated before the next write; no view outlives its step.
+- A capture is copied out and evaluated before the next write; no view outlives its step. What a
+  restore, a move or packing builds is evaluated before the next forward, in a few groups of layers.
 """
 
 from __future__ import annotations
@@ -18,10 +19,19 @@ import mlx.core as mx
 from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.placement import Placement
-from sapwood.cache.arrays.ranges import EdgePayload, evaluated, window_of
+from sapwood.cache.arrays.ranges import (
+    EdgePayload,
+    LayerRange,
+    read_portions,
+    stack_layers,
+    window_of,
+)
 from sapwood.cache.arrays.window import WindowStore
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
-from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens
+from sapwood.cache.geometry import MOVED_GROUPS_MAX, ROW_TOKENS_MIN, ring_tokens, row_tokens
+
+# Past 2^31 elements not all of MLX's kernels count right.
+POOL_ELEMENTS_MAX = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +54,19 @@ class LiveCaches:
         dtype: mx.Dtype,
         row_tokens_min: int = ROW_TOKENS_MIN,
         kernels: Kernels = CPU_KERNELS,
+        page_bytes: int = 1,
     ) -> None:
         """round_max: most rows one round verifies, the bonus token's included.
 
         row_tokens_min: the smallest capacity of a full layer's row. kernels: those of the device.
+        page_bytes: of what buffers of stored K/V are counted in.
         """
         ring = ring_tokens(window, round_max)
-        self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min))
-        self.rings = Placement(lambda _: ring)
-        self.row_tokens_min, self.kernels = row_tokens_min, kernels
+        per_token = max((s.kv_heads * s.head_dim for s in layers), default=1)
+        tokens_max = POOL_ELEMENTS_MAX // per_token
+        self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min), tokens_max)
+        self.rings = Placement(lambda _: ring, tokens_max)
+        self.row_tokens_min, self.kernels, self.page_bytes = row_tokens_min, kernels, page_bytes
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
         self.stores: list[FullStore | WindowStore] = [
             WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype, kernels)
@@ -62,6 +76,11 @@ class LiveCaches:
         ]
         self.full = [s for s in self.stores if isinstance(s, FullStore)]
         self.sliding = [s for s in self.stores if isinstance(s, WindowStore)]
+        ordered: list[FullStore | WindowStore] = [*self.full, *self.sliding]
+        # Dealt out, so that each group has its share of either kind.
+        parts = (ordered[i::MOVED_GROUPS_MAX] for i in range(MOVED_GROUPS_MAX))
+        self._groups = [group for group in parts if group]
+        self._settled = True  # whether all that was restored and moved is evaluated
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -78,19 +97,19 @@ class LiveCaches:
         They stay the tree's, and the last may reach past `target`.
         """
         assert not self.holds(slot), f"slot {slot} is taken"
+        self.settle()  # or the pools would grow twice in one evaluation
         self.reserve(slot, target)
         for index, store in enumerate(self.full):
             store.offsets[slot] = 0
             for payload in path:
-                held = payload.full[index]
-                assert held is not None, (payload.start, payload.end)
-                restored = store.restore(slot, held, min(target, payload.end))
+                assert payload.full is not None, (payload.start, payload.end)
+                held = payload.full.layer(index, payload.start, min(target, payload.end))
+                restored = store.restore(slot, held, held.end)
                 assert restored, (slot, payload.start, payload.end, target)
+        window = window_of([p.sliding for p in path], target, self.window)
         for index, ring in enumerate(self.sliding):
-            window = window_of([p.sliding[index] for p in path], target, self.window)
-            assert ring.restore(slot, window, target), (slot, target)
-            if window is not None:
-                window.close()
+            assert ring.restore(slot, read_portions(window, index), target), (slot, target)
+        self._settled = False
 
     def holds(self, slot: int) -> bool:
         """Whether somebody has the slot."""
@@ -121,8 +140,11 @@ class LiveCaches:
             assert span.start == self.offset(span.slot), (span, self.offset(span.slot))
         orders = {placement: placement.pack() for placement in (self.rows, self.rings)}
         for store in self.stores:
-            store.pools.pack(orders[store.pools.placement])
+            if order := orders[store.pools.placement]:
+                store.pools.pack(order)
+                self._settled = False
         self._reserve((s.slot, s.end) for s in batch.spans)
+        self.settle()
 
     def commit(self, slot: int, offset: int) -> None:
         """The newest committed state of a slot is [0, offset): commit and rollback in one."""
@@ -137,10 +159,35 @@ class LiveCaches:
         """
         if start >= end:
             return None
-        full = tuple(s.snapshot(slot, start, end) for s in self.full)
-        sliding = tuple(s.snapshot(slot, start, end) for s in self.sliding)
-        evaluated((*full, *sliding))
-        return EdgePayload(start, end, full, sliding)
+        payload = self.payload(
+            start,
+            end,
+            [store.snapshot(slot, start, end) for store in self.full],
+            [ring.snapshot(slot, start, end) for ring in self.sliding],
+        )
+        mx.eval(payload.arrays)
+        return payload
+
+    def payload(
+        self,
+        start: int,
+        end: int,
+        full: Sequence[LayerRange | None],
+        sliding: Sequence[LayerRange | None],
+    ) -> EdgePayload:
+        """An edge of what its layers hold, in model order: a lazy copy of it."""
+        return EdgePayload(start, end, stack_layers(full), stack_layers(sliding), self.page_bytes)
+
+    def settle(self) -> None:
+        """Evaluate what restores and moves have built, before anything is written.
+
+        A pool that grows exists twice meanwhile, and never all of them at once; a wait for each
+        layer would cost more than its copy.
+        """
+        if not self._settled:
+            for group in self._groups:
+                mx.eval([a for store in group for a in store.arrays])
+            self._settled = True
 
     def _reserve(self, wants: Iterable[tuple[int, int]]) -> None:
         wants = list(wants)
@@ -148,3 +195,4 @@ class LiveCaches:
         for store in self.stores:
             if moved := moves[store.pools.placement]:
                 store.pools.follow(moved)
+                self._settled = False

@@ -2,6 +2,8 @@
 
 - A slot lies in the pool of the smallest capacity class that holds it. A class has as many rows as
   its highest taken one asks for: live K/V is budgeted in bytes, so pools follow the sequences.
+- A class that has as many rows as one array may have begins another beside itself, of rows that are
+  a token longer: classes are told apart by their capacity.
 - A freed row is taken again first. `pack` closes holes once enough rows are spare: it copies the
   class's pool, so one sequence that leaves as another comes must not pay for it.
 - Moves are values: every layer replays the same list, in order.
@@ -30,10 +32,13 @@ class Move:
 
 
 class Placement:
-    """Pool rows of all slots. capacity_for(tokens): the class that holds so many."""
+    """Pool rows of all slots.
 
-    def __init__(self, capacity_for: Callable[[int], int]) -> None:
-        self.capacity_for = capacity_for
+    capacity_for(tokens): the class that holds so many. tokens_max: of all rows of a class together.
+    """
+
+    def __init__(self, capacity_for: Callable[[int], int], tokens_max: int = 1 << 62) -> None:
+        self.capacity_for, self.tokens_max = capacity_for, tokens_max
         self.places: dict[int, Place] = {}
         self._taken: dict[int, list[int | None]] = {}  # capacity -> the slot in each row
 
@@ -70,6 +75,8 @@ class Placement:
         old, capacity = self.places.get(slot), self.capacity_for(tokens)
         if old is not None and old.capacity >= capacity:
             return None
+        while self._is_full(capacity):
+            capacity += 1
         taken = self._taken.setdefault(capacity, [])
         if None not in taken:
             taken.append(None)
@@ -79,6 +86,10 @@ class Placement:
         if old is not None:
             self._taken[old.capacity][old.row] = None
         return Move(old, self.places[slot])
+
+    def _is_full(self, capacity: int) -> bool:
+        taken = self._taken.get(capacity, ())
+        return None not in taken and len(taken) >= max(1, self.tokens_max // capacity)
 
     def _drop_empty(self) -> None:
         """Forget classes without owners, between calls: pools know rows as they were before."""

@@ -5,7 +5,7 @@
 - What a row holds beside its slot's live content is dead: masks go by position. Dead keys may be
   anything; dead values must be finite (0 x NaN), so a row's are cleared when it changes hands.
 - MLX writes in place only where nobody else holds the buffer, pending reads included. So every
-  read copies, no view outlives its step, and what moves rows is evaluated at once.
+  read copies, no view outlives its step, and what moves rows is evaluated before the next write.
 - Array objects are updated in place by their owner; nobody else may keep one past its step.
 """
 
@@ -73,17 +73,13 @@ class Pools:
         return [a for pool in self.by_capacity.values() for a in pool]
 
     def follow(self, moves: Sequence[Move]) -> None:
-        """Grow to what Placement gave out, carry rows along, and drop what nobody needs.
-
-        Evaluated move by move: a pool that grows exists twice, never all of them at once.
-        """
+        """Grow to what Placement gave out, carry rows along, and drop what nobody needs. Lazily."""
         for move in moves:
             held = self._grow(move.new.capacity)
             if move.new.row < held:
                 self.by_capacity[move.new.capacity][1][move.new.row] = 0
             if move.old is not None:
                 self._carry(move.old, move.new)
-            mx.eval(self.by_capacity[move.new.capacity])
         self.drop_unused()
 
     def drop_unused(self) -> None:
@@ -92,12 +88,11 @@ class Pools:
             del self.by_capacity[capacity]
 
     def pack(self, orders: dict[int, list[int]]) -> None:
-        """Keep the given old rows of each class, in the given order."""
+        """Keep the given old rows of each class, in the given order. Lazily."""
         for capacity, order in orders.items():
             at = mx.array(np.array(order, np.int32))
             keys, values = self.by_capacity[capacity]
             self.by_capacity[capacity] = keys[at], values[at]
-            mx.eval(self.by_capacity[capacity])
 
     def read(self, slot: int, start: int, end: int) -> KeysValues:
         """A lazy copy of positions [start, end), [kv_heads, n, D]: a gather, so never a view."""
@@ -107,6 +102,23 @@ class Pools:
         keys, values = (pool[row] for pool in self.by_capacity[place.capacity])
         # A take from the view: indexing it by an integer first would copy the whole row.
         return mx.take(keys, at, axis=2)[0], mx.take(values, at, axis=2)[0]
+
+    def view(self, slot: int, start: int, end: int) -> KeysValues:
+        """Positions [start, end) as they lie, [kv_heads, n, D]; a copy where they wrap.
+
+        For a copy that is evaluated before anything is written. Many times as quick as `read`.
+        """
+        place, count = self.placement.places[slot], end - start
+        row, entry = slice(place.row, place.row + 1), start % place.capacity
+        before = min(count, place.capacity - entry)
+        found = []
+        for pool in self.by_capacity[place.capacity]:
+            held = pool[row, :, entry : entry + before].squeeze(0)
+            if before < count:
+                rest = pool[row, :, : count - before].squeeze(0)
+                held = mx.concatenate([held, rest], axis=1)
+            found.append(held)
+        return found[0], found[1]
 
     def write(self, slot: int, start: int, keys: mx.array, values: mx.array) -> None:
         """Write [kv_heads, n, D] at positions [start, start + n), n <= capacity."""

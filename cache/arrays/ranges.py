@@ -1,8 +1,8 @@
-"""Stored K/V of one layer over a range of tokens, and of one edge over all layers.
+"""Stored K/V of tokens [start, end): one array for all layers of a kind, two for an edge.
 
-- A Range holds keys and values [kv_heads, end - start, D] of tokens [start, end), evaluated, and
-  owns its arrays: never a view into a live pool, which would make the pool's next write a full
-  copy.
+- A Range holds all layers of one kind in one array, evaluated, and owns it: never a view into a
+  live pool, which would make the pool's next write a full copy. A device counts its buffers, so a
+  node of the tree has one for its full layers and one for its sliding layers.
 - `split` and `merge` take their inputs; a taken or closed range is dead and says so.
 - An EdgePayload is what the prefix tree stores for one edge: all full layers over the whole edge,
   all sliding layers over the same newest part of it.
@@ -10,40 +10,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from sapwood.cache.arrays.batch import indices
+from sapwood.cache.geometry import buffer_bytes
 from sapwood.cache.prefix.snapshot import Payload
 
 
-@dataclass(slots=True)
-class Range:
-    """K/V of tokens [start, end) of one layer: the contract's Snapshot."""
+class LayerRange(NamedTuple):
+    """K/V [kv_heads, end - start, D] of one layer, lazily: a view or a copy, and nobody's own."""
 
     start: int
     end: int
     keys: mx.array
     values: mx.array
+
+
+@dataclass(slots=True)
+class Range:
+    """K/V of tokens [start, end) of all layers of a kind: the contract's Snapshot.
+
+    stack: [sum of 2 x kv_heads, end - start, D], layer by layer, keys then values. kv_heads: of
+    each layer.
+    """
+
+    start: int
+    end: int
+    stack: mx.array
+    kv_heads: tuple[int, ...]
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
         assert self.start < self.end, (self.start, self.end)
-        assert self.keys.shape[-2] == self.values.shape[-2] == self.end - self.start
+        expected = (2 * sum(self.kv_heads), self.end - self.start)
+        assert self.stack.shape[:2] == expected, (self.stack.shape, expected)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values together; 0 once closed."""
-        return int(self.keys.nbytes + self.values.nbytes)
+        """Bytes of all layers together; 0 once closed."""
+        return int(self.stack.nbytes)
 
     def close(self) -> None:
-        """Free the arrays. Exactly once, directly or by being taken."""
+        """Free the array. Exactly once, directly or by being taken."""
         assert not self.closed, f"range [{self.start}, {self.end}) closed twice"
         self.closed = True
-        self.keys = self.values = mx.array(())
+        self.stack = mx.array(())
 
     def part(self, start: int, end: int) -> Range:
         """A copy of [start, end), lazily; the caller evaluates it.
@@ -53,7 +69,32 @@ class Range:
         assert self.start <= start < end <= self.end
         assert not self.closed
         at = mx.array(indices(start - self.start, end - self.start))
-        return Range(start, end, self.keys[:, at], self.values[:, at])
+        return Range(start, end, self.stack[:, at], self.kv_heads)
+
+    def layer(self, index: int, start: int, end: int) -> LayerRange:
+        """Views of [start, end) of one layer, counted among those of its kind."""
+        assert self.start <= start < end <= self.end
+        assert not self.closed
+        first, heads = 2 * sum(self.kv_heads[:index]), self.kv_heads[index]
+        at = slice(start - self.start, end - self.start)
+        keys, values = (self.stack[h : h + heads, at] for h in (first, first + heads))
+        return LayerRange(start, end, keys, values)
+
+
+def stack_layers(layers: Sequence[LayerRange | None]) -> Range | None:
+    """All layers of a kind over the same tokens as one: a single lazy copy, whatever they are.
+
+    None where there is no layer, or nothing is held.
+    """
+    held = [layer for layer in layers if layer is not None]
+    if not held:
+        return None
+    start, end = held[0].start, held[0].end
+    assert len(held) == len(layers), "some layers hold nothing"
+    assert all((layer.start, layer.end) == (start, end) for layer in held), (start, end)
+    # Of two arrays or more: a lone one would be handed back as it is.
+    stack = mx.concatenate([a for layer in held for a in (layer.keys, layer.values)])
+    return Range(start, end, stack, tuple(int(layer.keys.shape[0]) for layer in held))
 
 
 def split_range(snapshot: Range | None, at: int) -> tuple[Range | None, Range | None]:
@@ -74,9 +115,8 @@ def join_ranges(parts: Sequence[Range]) -> Range:
     """Adjacent ranges, oldest first and at least one, as one: a single lazy copy. Takes them."""
     for older, newer in pairwise(parts):
         assert older.end == newer.start, (older.end, newer.start)
-    keys = mx.concatenate([p.keys for p in parts], axis=1)
-    values = mx.concatenate([p.values for p in parts], axis=1)
-    joined = Range(parts[0].start, parts[-1].end, keys, values)
+    stack = mx.concatenate([p.stack for p in parts], axis=1)
+    joined = Range(parts[0].start, parts[-1].end, stack, parts[0].kv_heads)
     for part in parts:
         part.close()
     return joined
@@ -106,63 +146,61 @@ def merge_sliding(parent: Range | None, child: Range | None) -> Range | None:
 
 def evaluated(ranges: Iterable[Range | None]) -> None:
     """Evaluate what was built lazily, at once."""
-    mx.eval([a for r in ranges if r is not None for a in (r.keys, r.values)])
-
-
-Ranges = tuple[Range | None, ...]
+    mx.eval([r.stack for r in ranges if r is not None])
 
 
 @dataclass(slots=True)
 class EdgePayload:
     """All layers' K/V of one edge [start, end): the arrays behind prefix.snapshot.Payload.
 
-    full: one Range per full layer over [start, end). sliding: one per sliding layer over
-    [sliding_start, end), or all None where that is empty.
+    full: of all full layers over [start, end), None in a model without any. sliding: of all sliding
+    layers over [sliding_start, end), None where that is empty. page_bytes: of the device's buffers.
     """
 
     start: int
     end: int
-    full: Ranges
-    sliding: Ranges
+    full: Range | None
+    sliding: Range | None
+    page_bytes: int = 1
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
         assert self.start < self.end, (self.start, self.end)
+        assert self.full is None or (self.full.start, self.full.end) == (self.start, self.end)
+        assert self.sliding is None or self.sliding.end == self.end, (self.sliding.end, self.end)
+        assert self.start <= self.sliding_start, (self.start, self.sliding_start)
 
     @property
     def sliding_start(self) -> int:
         """Payload.sliding_start; the same for all sliding layers."""
-        held = next((r for r in self.sliding if r is not None), None)
-        return self.end if held is None else held.start
+        return self.end if self.sliding is None else self.sliding.start
 
     @property
     def arrays(self) -> list[mx.array]:
         """All of it, to be evaluated together."""
-        held = [r for r in (*self.full, *self.sliding) if r is not None]
-        return [a for r in held for a in (r.keys, r.values)]
+        return [held.stack for held in (self.full, self.sliding) if held is not None]
 
     @property
     def full_bytes(self) -> int:
         """Payload.full_bytes, of all full layers together."""
-        return sum(r.nbytes for r in self.full if r is not None)
+        return 0 if self.full is None else buffer_bytes(self.full.nbytes, self.page_bytes)
 
     @property
     def sliding_bytes(self) -> int:
         """Payload.sliding_bytes, of all sliding layers together."""
-        return sum(r.nbytes for r in self.sliding if r is not None)
+        return 0 if self.sliding is None else buffer_bytes(self.sliding.nbytes, self.page_bytes)
 
     def split(self, at: int) -> tuple[Payload, Payload]:
         """Payload.split."""
         assert self.start < at < self.end, (self.start, at, self.end)
         self._take()
-        full = [split_range(r, at) for r in self.full]
-        sliding = [split_range(r, at) for r in self.sliding]
-        evaluated(r for pair in (*full, *sliding) for r in pair)
-        parent, child = (
-            EdgePayload(a, b, tuple(p[side] for p in full), tuple(p[side] for p in sliding))
-            for side, (a, b) in enumerate(((self.start, at), (at, self.end)))
+        above, below = split_range(self.full, at)
+        old, new = split_range(self.sliding, at)
+        evaluated((above, below, old, new))
+        return (
+            EdgePayload(self.start, at, above, old, self.page_bytes),
+            EdgePayload(at, self.end, below, new, self.page_bytes),
         )
-        return parent, child
 
     def merge(self, child: Payload) -> Payload:
         """Payload.merge."""
@@ -170,28 +208,25 @@ class EdgePayload:
         assert self.end == child.start, (self.end, child.start)
         self._take()
         child._take()
-        full = _pairwise(merge_full, self.full, child.full)
-        sliding = _pairwise(merge_sliding, self.sliding, child.sliding)
-        evaluated((*full, *sliding))
-        return EdgePayload(self.start, child.end, full, sliding)
+        full = merge_full(self.full, child.full)
+        sliding = merge_sliding(self.sliding, child.sliding)
+        evaluated((full, sliding))
+        return EdgePayload(self.start, child.end, full, sliding, self.page_bytes)
 
     def thin(self, sliding_start: int) -> Payload:
         """Payload.thin."""
         assert sliding_start <= self.end, (sliding_start, self.end)
         self._take()
-        kept = []
-        for held in self.sliding:
-            dropped, rest = split_range(held, sliding_start)
-            if dropped is not None:
-                dropped.close()
-            kept.append(rest)
-        evaluated(kept)
-        return EdgePayload(self.start, self.end, self.full, tuple(kept))
+        dropped, kept = split_range(self.sliding, sliding_start)
+        if dropped is not None:
+            dropped.close()
+        evaluated([kept])
+        return EdgePayload(self.start, self.end, self.full, kept, self.page_bytes)
 
     def close(self) -> None:
         """Payload.close."""
         self._take()
-        for held in (*self.full, *self.sliding):
+        for held in (self.full, self.sliding):
             if held is not None:
                 held.close()
 
@@ -200,25 +235,35 @@ class EdgePayload:
         self.closed = True
 
 
-def _pairwise(
-    merge: Callable[[Range | None, Range | None], Range | None], left: Ranges, right: Ranges
-) -> Ranges:
-    return tuple(merge(a, b) for a, b in zip(left, right, strict=True))
+Portion = tuple[Range, int, int]  # tokens [start, end) of a stored range
 
 
-def window_of(parts: Sequence[Range | None], target: int, window: int) -> Range | None:
+def window_of(parts: Sequence[Range | None], target: int, window: int) -> list[Portion]:
     """What a path's sliding ranges cover of [max(0, target - window), target), newest, gapless.
 
-    Assembled from the newest part backwards, so that a parent thinned away never refuses what the
-    children alone cover. A lazy copy; the parts stay whose they are. None where nothing is covered.
+    Found from the newest part backwards, so that a parent thinned away never refuses what the
+    children alone cover; told oldest first. Nothing where nothing is covered.
     """
     low, end = max(0, target - window), target
-    found: list[Range] = []
+    found: list[Portion] = []
     for held in reversed(parts):
         if end == low or held is None or held.start >= end:
             continue
         if held.end < end:
             break
-        found.insert(0, held.part(max(held.start, low), end))
-        end = found[0].start
-    return join_ranges(found) if found else None
+        found.insert(0, (held, max(held.start, low), end))
+        end = found[0][1]
+    return found
+
+
+def read_portions(portions: Sequence[Portion], index: int) -> LayerRange | None:
+    """Adjacent portions as one layer's K/V, a lazy copy: they stay whose they are."""
+    if not portions:
+        return None
+    parts = [held.layer(index, start, end) for held, start, end in portions]
+    start, end = parts[0].start, parts[-1].end
+    if len(parts) == 1:  # which concatenate would hand back as it is
+        at = mx.array(indices(0, end - start))
+        return LayerRange(start, end, parts[0].keys[:, at], parts[0].values[:, at])
+    keys = mx.concatenate([part.keys for part in parts], axis=1)
+    return LayerRange(start, end, keys, mx.concatenate([part.values for part in parts], axis=1))

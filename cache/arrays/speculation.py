@@ -21,6 +21,7 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.pool_history import PoolHistory
+from sapwood.cache.arrays.ranges import stack_layers
 from sapwood.cache.arrays.window import WindowStore
 
 
@@ -103,8 +104,9 @@ def begin_isolated_speculation(
     )
     copy.reserve(slot, offset + rows_max)
     for store, live in zip(copy.stores, caches.stores, strict=True):
-        held = live.snapshot(slot, 0, offset)
-        assert store.restore(slot, held, offset), f"slot {slot} no longer holds [0, {offset})"
+        held = stack_layers([live.snapshot(slot, 0, offset)])
+        own = None if held is None else held.layer(0, held.start, held.end)
+        assert store.restore(slot, own, offset), f"slot {slot} no longer holds [0, {offset})"
     # A read left pending would make the next write of the live pools copy them.
     mx.eval(copy.arrays)
     return SpeculativeLayers([SpeculativeStore(store) for store in copy.stores])

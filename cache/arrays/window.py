@@ -24,7 +24,7 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import KeysValues, Pools
-from sapwood.cache.arrays.ranges import Range, merge_sliding
+from sapwood.cache.arrays.ranges import LayerRange, merge_sliding
 from sapwood.cache.attention_routes import Kernels
 from sapwood.cache.geometry import tail_tokens
 
@@ -77,7 +77,7 @@ class WindowStore:
         self._tails.pop(slot, None)
         self._set_floor(slot, 0)
 
-    def can_restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+    def can_restore(self, slot: int, snapshot: LayerRange | None, target: int) -> bool:
         """Whether `restore` would succeed: [max(0, target - W), target) is covered."""
         low, offset = max(0, target - self.window), self.offsets.get(slot, 0)
         start, end = (
@@ -85,7 +85,7 @@ class WindowStore:
         )
         return 0 <= target <= end and (low == target or start <= low)
 
-    def restore(self, slot: int, snapshot: Range | None, target: int) -> bool:
+    def restore(self, slot: int, snapshot: LayerRange | None, target: int) -> bool:
         """Rewind to `target` (None), or replace the content by the snapshot's newest R before it.
 
         False, with nothing changed, where [max(0, target - W), target) is not covered. The snapshot
@@ -105,15 +105,18 @@ class WindowStore:
         self.offsets[slot] = target
         return True
 
-    def snapshot(self, slot: int, start: int, end: int | None = None) -> Range | None:
-        """A lazy copy of what is retained of [start, end); end None: the offset. None: nothing."""
+    def snapshot(self, slot: int, start: int, end: int | None = None) -> LayerRange | None:
+        """What is retained of [start, end), lazily; end None: the offset. None: nothing.
+
+        To be copied and evaluated before the next write: it may be a view.
+        """
         offset = self.offsets.get(slot, 0)
         end = offset if end is None else end
         assert end <= offset, (slot, end, offset)
         first = max(start, self._floor(slot))
         if first >= end:
             return None
-        return Range(first, end, *self.pools.read(slot, first, end))
+        return LayerRange(first, end, *self.pools.view(slot, first, end))
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> PoolHistory:
         """Write the packed batch [T, kv_heads, D]; offsets move only at `commit`."""

@@ -61,7 +61,13 @@ def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:
     _check_leases(order)
     payloads = {id(node.stored) for node in nodes}
     assert len(payloads) == len(nodes), "T7: two nodes own one payload"
-    counted = Weight(totals.full_bytes, totals.sliding_bytes, totals.leased_bytes)
+    counted = Weight(
+        totals.full_bytes,
+        totals.sliding_bytes,
+        totals.leased_bytes,
+        totals.buffers,
+        totals.leased_buffers,
+    )
     assert counted == weigh(*nodes), f"counted {counted}, stored {weigh(*nodes)}"
     assert totals.nodes == len(nodes), f"counted {totals.nodes} nodes of {len(nodes)}"
     depth = max((node.end for node in nodes), default=0)

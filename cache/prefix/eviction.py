@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 
 from sapwood.cache.prefix.ghosts import Ghosts
-from sapwood.cache.prefix.node import EvictionCause, Node, Totals, weigh
+from sapwood.cache.prefix.node import EvictionCause, Node, Room, Totals, weigh
 from sapwood.cache.prefix.radix import detach, preorder
 from sapwood.cache.prefix.restore import restorable
 
@@ -42,12 +42,17 @@ class Eviction:
             self._need[node] = self._needed(node)
         self._queue: list[tuple[tuple[int, int, int], int, Node]] = []
         self._queued: set[Node] = set()
-        self.freed = 0
+        self._bytes, self._buffers = totals.bytes, totals.buffers
 
-    def free(self, wanted: int, goal: int) -> None:
-        """Free `goal` bytes as long as that takes no window from a lease, and `wanted` anyway."""
+    @property
+    def freed(self) -> int:
+        """Bytes, so far."""
+        return self._bytes - self._totals.bytes
+
+    def free(self, wanted: Room, goal: Room) -> None:
+        """Free `goal` as long as that takes no window from a lease, and `wanted` anyway."""
         self._thin_slack(goal)
-        self._drop_oldest(lambda: self.freed >= goal, "evicted", windows=True)
+        self._drop_oldest(lambda: self._has(goal), "evicted", windows=True)
         self._thin_leased(wanted)
 
     def shrink(self, nodes: int) -> None:
@@ -87,20 +92,24 @@ class Eviction:
             return min(ends) - self._window
         return min((self._need[child] for child in node.children.values()), default=node.end)
 
-    def _thin_slack(self, goal: int) -> None:
+    def _has(self, room: Room) -> bool:
+        buffers = self._buffers - self._totals.buffers
+        return self.freed >= room.bytes and buffers >= room.buffers
+
+    def _thin_slack(self, goal: Room) -> None:
         slack = [
             node
             for node in self._nodes
             if node.stored.sliding_start < min(self._need[node], node.end)
         ]
         for node in sorted(slack, key=_oldest_first):
-            if self.freed >= goal:
+            if self._has(goal):
                 return
             self._thin(node, self._need[node])
 
-    def _thin_leased(self, wanted: int) -> None:
+    def _thin_leased(self, wanted: Room) -> None:
         for node in sorted((node for node in self._nodes if node.leases), key=_oldest_first):
-            if self.freed >= wanted:
+            if self._has(wanted):
                 return
             self._thin(node, node.end)
 
@@ -110,7 +119,7 @@ class Eviction:
             return
         was = weigh(node)
         node.payload = node.stored.thin(start)
-        self.freed -= self._totals.move(was, weigh(node))
+        self._totals.move(was, weigh(node))
         self._totals.evictions["thinned"] += 1
 
     def _drop_oldest(self, enough: Callable[[], bool], cause: EvictionCause, windows: bool) -> None:
@@ -146,7 +155,7 @@ class Eviction:
 
     def _drop(self, leaf: Node, cause: EvictionCause) -> None:
         self._ghosts.remember(leaf)
-        self.freed += detach(leaf, self._totals)
+        detach(leaf, self._totals)
         self._totals.evictions[cause] += 1
 
     def _settle(self, node: Node) -> None:

@@ -41,5 +41,7 @@ def _count(node: Node | None, above: Node | None, by: int, totals: Totals) -> No
         was = bool(node.leases)
         node.leases += by
         if node.payload is not None:
-            totals.leased_bytes += (bool(node.leases) - was) * node.payload.full_bytes
+            change, full_bytes = bool(node.leases) - was, node.payload.full_bytes
+            totals.leased_bytes += change * full_bytes
+            totals.leased_buffers += change * bool(full_bytes)
         node = node.parent

@@ -1,4 +1,4 @@
-"""Every byte of the device against one budget.
+"""Every byte of the device against one budget, or every buffer against its count of them.
 
 - free + weights + live + snapshots + workspace == budget at every boundary, and none is negative.
 - A number has one owner: the tree knows what snapshots weigh and the core tells the ledger by
@@ -40,7 +40,10 @@ class Ledger:
     """The account of one device. Single-threaded, like all of the core."""
 
     def __init__(self, budget_bytes: int, weights_bytes: int) -> None:
-        """Raises OutOfMemory where the weights alone are more than the budget."""
+        """Raises OutOfMemory where the weights alone are more than the budget.
+
+        Where buffers are counted, all that is called bytes is a number of buffers.
+        """
         assert weights_bytes >= 0, f"weights of {weights_bytes} bytes"
         if weights_bytes > budget_bytes:
             raise OutOfMemory("weights", weights_bytes, budget_bytes)

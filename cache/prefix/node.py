@@ -51,19 +51,30 @@ class Node:
         return f"node {self.id} [{self.start}, {self.end})"
 
 
+class Room(NamedTuple):
+    """What is wanted of a device, or free on it: bytes, and buffers to hold them."""
+
+    bytes: int
+    buffers: int = 0
+
+
 class Weight(NamedTuple):
-    """Bytes of some nodes; `leased` counts the full K/V of those that a lease protects."""
+    """Bytes and buffers of some nodes; what is leased is the full K/V that a lease protects."""
 
     full: int = 0
     sliding: int = 0
     leased: int = 0
+    buffers: int = 0
+    leased_buffers: int = 0
 
 
 def weigh(*nodes: Node) -> Weight:
-    """Bytes of nodes that are no roots, all together."""
-    full = sum(node.stored.full_bytes for node in nodes)
-    sliding = sum(node.stored.sliding_bytes for node in nodes)
-    return Weight(full, sliding, sum(node.stored.full_bytes for node in nodes if node.leases))
+    """Bytes and buffers of nodes that are no roots, all together."""
+    full = [node.stored.full_bytes for node in nodes]
+    sliding = [node.stored.sliding_bytes for node in nodes]
+    leased = [node.stored.full_bytes for node in nodes if node.leases]
+    buffers = sum(map(bool, full)) + sum(map(bool, sliding))
+    return Weight(sum(full), sum(sliding), sum(leased), buffers, sum(map(bool, leased)))
 
 
 @dataclass(slots=True)
@@ -74,6 +85,8 @@ class Totals:
     full_bytes: int = 0
     sliding_bytes: int = 0
     leased_bytes: int = 0
+    buffers: int = 0
+    leased_buffers: int = 0
     splits: int = 0
     merges: int = 0
     deepest: int | None = 0  # None: the deepest leaf is gone, its successor not looked for yet
@@ -97,6 +110,8 @@ class Totals:
         self.full_bytes += now.full - was.full
         self.sliding_bytes += now.sliding - was.sliding
         self.leased_bytes += now.leased - was.leased
+        self.buffers += now.buffers - was.buffers
+        self.leased_buffers += now.leased_buffers - was.leased_buffers
         return now.full + now.sliding - was.full - was.sliding
 
 

@@ -1,5 +1,6 @@
 """What the prefix tree may know of stored K/V: ranges, bytes and four operations.
 
+- A Payload is one buffer of the device for each kind of layer of which it holds anything.
 - A Payload holds the K/V of one edge, tokens [start, end): full-attention layers all of it, sliding
   layers its newest part [sliding_start, end), possibly nothing (sliding_start == end).
 - Operations that *take* consume their inputs: the caller may not use or close them again.
@@ -28,7 +29,7 @@ class Payload(Protocol):
 
     @property
     def full_bytes(self) -> int:
-        """Bytes of full-attention layers, over the whole edge."""
+        """Bytes of full-attention layers, over the whole edge, in whole pages of the device."""
 
     @property
     def sliding_bytes(self) -> int:

@@ -17,7 +17,7 @@ from sapwood.cache.prefix.describe import NodeView, audit, view
 from sapwood.cache.prefix.eviction import PASS_SHARE, Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, revoke
-from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Totals, weigh
+from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals, weigh
 from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, preorder, split, trail
 from sapwood.cache.prefix.restore import longest_restorable
 from sapwood.cache.prefix.snapshot import Payload
@@ -157,17 +157,18 @@ class Tree:
         self._land(lease, landing, end, now, turn_end)
         self._make_room()
 
-    def evict(self, bytes_wanted: int, now: int) -> int:
-        """Free at least `bytes_wanted`, or nothing where evictable_bytes() is less; bytes freed.
+    def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
+        """Free at least so many bytes and buffers, or nothing where less can go; bytes freed.
 
         May free somewhat more: a pass looks at every node, so it takes a batch.
         """
         self._tick(now)
-        evictable = self.evictable_bytes()
-        if not 0 < bytes_wanted <= evictable:
+        evictable = Room(self.evictable_bytes(), self.evictable_buffers())
+        wanted = Room(max(0, bytes_wanted), max(0, buffers_wanted))
+        if wanted == (0, 0) or wanted.bytes > evictable.bytes or wanted.buffers > evictable.buffers:
             return 0
         eviction = self._eviction()
-        eviction.free(bytes_wanted, max(bytes_wanted, int(evictable * PASS_SHARE)))
+        eviction.free(wanted, Room(*map(_batch, wanted, evictable)))
         self._forget_empty_roots()
         return eviction.freed
 
@@ -217,6 +218,27 @@ class Tree:
     def evictable_bytes(self) -> int:
         """All that evict can free in need: windows that live leases stand on count."""
         return self.bytes - self.leased_bytes
+
+    @property
+    def buffers(self) -> int:
+        """The device's buffers that all nodes together are."""
+        return self._totals.buffers
+
+    def evictable_buffers(self) -> int:
+        """Like evictable_bytes(), of buffers."""
+        return self._totals.buffers - self._totals.leased_buffers
+
+    def cuts_max(self, lease: Lease, tokens: Sequence[int], payload: Payload) -> int:
+        """How often extend() may cut what is stored, or `payload`, in two. Changes nothing.
+
+        A cut makes a buffer, and begins a page, of either kind of layer.
+        """
+        # Where it leaves what is known, where it parts from it, at a turn's end.
+        start, cuts = payload.start, 3
+        node, _ = descend(climb(lease.node, start), tokens, start, payload.end)
+        while node.end > start:
+            node, cuts = node.above, cuts + 3  # a renewal's own, and those around it
+        return cuts
 
     @property
     def splits(self) -> int:
@@ -302,6 +324,11 @@ class Tree:
         node.payload = piece
         self._totals.move(was, weigh(node))
         old.close()
+
+
+def _batch(wanted: int, evictable: int) -> int:
+    """How much a pass is to free where `wanted` is short: nothing of what is not."""
+    return wanted and max(wanted, int(evictable * PASS_SHARE))
 
 
 def _cut(payload: Payload, at: int) -> tuple[Payload | None, Payload | None]:

@@ -149,6 +149,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="budget such as 8G, 8GiB or 500MB (default: from the device)",
     )
+    add(
+        "--wire-memory",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="keep the budget resident on Metal; docs/memory.md says what it risks (default: no)",
+    )
     add("--numerics", metavar="fast", help="only fast is built")
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
     add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")

@@ -48,6 +48,7 @@ class Published:
 
     stats: Stats
     phases: Mapping[str, HistogramView]  # seconds, by phase of a step
+    active_bytes: int  # what the device held then
 
 
 class Listener(Protocol):
@@ -97,6 +98,7 @@ class Engine:
         self._ended = threading.Event()
         self._quiet_since: float | None = None
         self._published: Published | None = None
+        self._follow: Callable[[int], int] = lambda workspace_bytes: 0  # Loaded.follow
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -152,7 +154,7 @@ class Engine:
         steps, core = StepClock(), None
         try:
             loaded = self._load()
-            core = loaded.core
+            core, self._follow = loaded.core, loaded.follow
             try:
                 self._publish(loaded.core, steps)
                 self._listener.loaded(loaded.card)
@@ -224,7 +226,8 @@ class Engine:
             self._listener.effects(effects)
 
     def _publish(self, core: StepCore, steps: StepClock) -> None:
-        self._published = Published(core.stats(), steps.phases())
+        stats = core.stats()
+        self._published = Published(stats, steps.phases(), self._follow(stats.memory.workspace))
 
     def _refuse_asks(self) -> None:
         while (item := self._receive(None)) is not None:

@@ -76,6 +76,8 @@ class Loaded:
     runner: StepRunner
     describe_tree: Callable[[], Iterable[NodeView]]
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
+    # Tells the device of the bytes reserved for a step, and gives what it holds in all.
+    follow: Callable[[int], int] = lambda workspace_bytes: 0
 
     def view_stats(self) -> Stats:
         """The counts between two steps: for Engine.ask."""

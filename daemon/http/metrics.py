@@ -54,6 +54,7 @@ class DaemonCollector(Collector):
         yield from _tokens(published.stats)
         yield from _speculation(published.stats)
         yield from _tree(published.stats)
+        yield from _memory(published)
 
 
 def _latencies(published: Published) -> Iterator[Metric]:
@@ -144,7 +145,10 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     )
     yield _total("tree_splits", "Edges split where a prompt left them.", stats.tree_splits)
     yield _total("tree_merges", "Nodes merged with their only child.", stats.tree_merges)
-    memory = stats.memory
+
+
+def _memory(published: Published) -> Iterator[Metric]:
+    memory = published.stats.memory
     kinds = GaugeMetricFamily(
         f"{PREFIX}memory_bytes", "What the budget is used for.", labels=["kind"]
     )
@@ -152,6 +156,11 @@ def _tree(stats: Stats) -> Iterator[Metric]:
         kinds.add_metric([kind], getattr(memory, kind))
     yield kinds
     yield _gauge("memory_budget_bytes", "What the daemon allows itself.", memory.budget)
+    yield _gauge(
+        "memory_unaccounted_bytes",
+        "What the device holds more than is accounted for; below 0 where less than is reserved.",
+        published.active_bytes - (memory.budget - memory.free),
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

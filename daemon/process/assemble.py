@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,13 +88,22 @@ def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
         raise UsageError("--draft-depth: no drafter is loaded")
     ledger = _ledger(config, facts)
     # What a step frees it needs again in the next one: as much as a step's transient, no more.
-    context = facts.context_tokens_max
-    device.bound_cache(facts.prefill_bytes(limits.prefill_tokens_max, context))
+    kept = facts.prefill_bytes(limits.prefill_tokens_max, facts.context_tokens_max)
+    device.bound(ledger.budget_bytes, kept)
+    if config.wire_memory:
+        _wire(ledger.budget_bytes)
     tree = Tree(facts.window_tokens, limits.tree_nodes_max)
     core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
-    return Loaded(card, core, runner, tree.describe, device.leave_thread)
+    follow = partial(device.follow, cache_bytes=kept)
+    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow)
+
+
+def _wire(budget_bytes: int) -> None:
+    if not device.can_wire():
+        raise UsageError("--wire-memory: only Metal's memory can be wired")
+    device.wire(budget_bytes)
 
 
 def _ledger(config: Config, facts: ModelFacts) -> Ledger:

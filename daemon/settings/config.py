@@ -14,6 +14,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Config:
     listen: tuple[Address, ...]
     metrics: TcpAddress
     memory_bytes: int | None  # None: derived from the device
+    wire_memory: bool  # whether the device keeps it resident
     numerics: str
     dtype: str
     ready_file: Path | None
@@ -139,10 +141,10 @@ def _path(value: Any) -> Path | None:
     return None if text is None else Path(text).expanduser().absolute()
 
 
-def _reflection(value: Any) -> bool:
+def _flag(default: bool, value: Any) -> bool:
     if value is not None and not isinstance(value, bool):
         raise UsageError(f"{value!r} is not true or false")
-    return True if value is None else value
+    return default if value is None else value
 
 
 def _limits(value: Any) -> Limits:
@@ -168,10 +170,11 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "listen": _listen,
     "metrics": _metrics,
     "memory": parse_size,
+    "wire_memory": partial(_flag, False),
     "numerics": _numerics,
     "dtype": _dtype,
     "ready_file": _path,
-    "reflection": _reflection,
+    "reflection": partial(_flag, True),
     "record": _path,
     "limits": _limits,
 }

@@ -218,11 +218,14 @@ class TargetConfig:
         assert source is not None, f"layer {index} has no K/V to borrow"
         return LayerConfig(index, kind, *self.text.shape(kind), source)
 
+    def kv_layers(self, kind: AttentionKind) -> int:
+        """How many layers of a kind own K/V."""
+        return sum(layer.owns_kv and layer.kind == kind for layer in self.layers())
+
     def kv_bytes_per_token(self, kind: AttentionKind, item_bytes: int) -> int:
         """K and V of one token in all layers of a kind that own them."""
         kv_heads, head_dim = self.text.shape(kind)
-        own = sum(layer.owns_kv and layer.kind == kind for layer in self.layers())
-        return own * 2 * kv_heads * head_dim * item_bytes
+        return self.kv_layers(kind) * 2 * kv_heads * head_dim * item_bytes
 
     @property
     def family(self) -> str:

@@ -127,11 +127,6 @@ def arrays(module: nn.Module) -> list[mx.array]:
     return [v for m in module.modules() for v in m.values() if isinstance(v, mx.array)]
 
 
-def weight_bytes(module: nn.Module) -> int:
-    """Bytes of `arrays`, whether they are evaluated or not."""
-    return sum(array.nbytes for array in arrays(module))
-
-
 def _target_name(name: str) -> str | None:
     """Hugging Face's `model.language_model.*`, mlx's `language_model.model.*` or bare `model.*`."""
     inner = name.removeprefix("model.")

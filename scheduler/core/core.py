@@ -283,9 +283,10 @@ class Core:
         token, payload = prefilled.token, prefilled.payload
         assert (token is not None) == piece.draws, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
+        stored = payload is not None
         if payload is not None:
-            self._memory.insert(sequence, payload, self._steps, turn_end=piece.draws)
-        sequence.storing = payload is not None
+            stored = self._memory.insert(sequence, payload, self._steps, turn_end=piece.draws)
+        sequence.storing = stored
         sequence.processed = piece.end
         self._meters.count_computed(piece.start, piece.end, sequence.causes)
         progress = Progress(

@@ -6,16 +6,21 @@
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
 - held("snapshots") == bytes of the tree + promised, at every boundary.
+- Buffers are counted beside bytes, in a ledger of their own: where the device bounds them, what
+  does not find one waits or evicts as it would for bytes.
+- Cutting an edge takes a page and a buffer more of each kind of layer. So room for all cuts is made
+  before a capture is inserted, and what finds none is not stored.
 - Evicting spoils lent payloads and may thin even a window that a lease stands on. So paths are
   taken after a plan's last eviction, and what is due to be restored in it is left alone.
 """
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
 
 from sapwood.cache.prefix.ledger import Ledger
-from sapwood.cache.prefix.node import Lease
+from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
 from sapwood.scheduler.core.sequence import Sequence
@@ -38,6 +43,9 @@ class Demand(NamedTuple):
         return cls(request.tokens_max, facts.draw_bytes_per_row(request.sampling))
 
 
+KINDS_STORED = 2  # full layers and sliding ones: as many buffers has an edge at most
+UNCOUNTED = 1 << 62
+
 # A prompt of one token, a reply of one, greedy: no request asks for less.
 DEMAND_MIN = Demand(tokens_max=2)
 
@@ -48,13 +56,15 @@ def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
 
 
 def _workspace(facts: ModelFacts, limits: Limits, slots: list[Demand]) -> int:
-    """Transient of the largest step with these slots."""
+    """Transient of the largest step with these slots, or of their pools' growing before it."""
     if not slots:
         return 0
     rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
     rounds = sum(facts.round_bytes(rows, *slot) for slot in slots)
     longest = max(slot.tokens_max for slot in slots)
-    return rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
+    return max(step, sum(facts.moved_bytes(slot.tokens_max) for slot in slots))
 
 
 class DeviceMemory:
@@ -65,7 +75,9 @@ class DeviceMemory:
         self._limits = limits
         self._tree = tree
         self._ledger = ledger
-        self._promised = 0
+        self._buffers = Ledger(facts.buffers_max or UNCOUNTED, facts.weights_buffers)
+        assert facts.live_buffers <= self._buffers.free, "L5: one slot has too many buffers"
+        self._promised = Room(0)
         self._slots: list[Demand] = []
         self._due: list[Lease] = []  # of sequences that the plan in the making restores
         self._version = 0  # of what the tree can match
@@ -89,7 +101,8 @@ class DeviceMemory:
         """Whether reserve_slot() is worth trying; cheap, so that it can be asked before match()."""
         if self._slots and sequence.refused_room == self._room():
             return False
-        return sum(self._slot_bytes(sequence)) <= sum(self._room())
+        free, _, evictable, _ = self._room()
+        return sum(self._slot_bytes(sequence)) <= free + evictable
 
     def reserve_slot(self, sequence: Sequence, step: int) -> bool:
         """Lease the matched prefix and reserve the slot's bytes, evicting what that takes.
@@ -97,15 +110,16 @@ class DeviceMemory:
         False, with nothing evicted, where it does not fit beside what is leased. A sequence that is
         alone always fits: where its own prefix is in the way it goes without.
         """
-        alone = not self._slots and not self._promised
+        alone = not self._slots and not any(self._promised)
         self._lease(sequence, self.match(sequence).tokens, step)
         live, workspace = self._slot_bytes(sequence)
-        fits = self._make_room(live + workspace, step)
+        wanted = Room(live + workspace, self._facts.live_buffers)
+        fits = self._make_room(wanted, step)
         if not fits and alone:
             self.forget(sequence, step)
             self._lease(sequence, 0, step)
-            fits = self._make_room(live + workspace, step)
-            assert fits, f"L5: {live + workspace} bytes do not fit alone: {sequence.tell()}"
+            fits = self._make_room(wanted, step)
+            assert fits, f"L5: {wanted} does not fit alone: {sequence.tell()}"
         if not fits:
             self.forget(sequence, step)
             sequence.refused_room = self._room()
@@ -113,6 +127,7 @@ class DeviceMemory:
         self._slots.append(Demand.of(sequence.request, self._facts))
         self._ledger.reserve("live", live)
         self._ledger.reserve("workspace", workspace)
+        self._buffers.reserve("live", wanted.buffers)
         return True
 
     def restore(self, sequences: tuple[Sequence, ...], step: int) -> list[tuple[Payload, ...]]:
@@ -139,13 +154,13 @@ class DeviceMemory:
         sliding_tokens: of how many of them sliding layers have K/V. False, with nothing evicted,
         where it does not fit.
         """
-        facts = self._facts
-        wanted = tokens * facts.full_bytes_per_token
-        wanted += sliding_tokens * facts.sliding_bytes_per_token
+        wanted = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
         if not self._make_room(wanted, step):
             return False
-        self._ledger.reserve("snapshots", wanted)
-        self._promised += wanted
+        self._ledger.reserve("snapshots", wanted.bytes)
+        self._buffers.reserve("snapshots", wanted.buffers)
+        bytes_, buffers = self._promised
+        self._promised = Room(bytes_ + wanted.bytes, buffers + wanted.buffers)
         return True
 
     @property
@@ -156,20 +171,28 @@ class DeviceMemory:
 
     def end_promises(self) -> None:
         """The step is done: what it captured is inserted next, or was never made."""
-        self._ledger.give_back("snapshots", self._promised)
-        self._promised = 0
+        self._ledger.give_back("snapshots", self._promised.bytes)
+        self._buffers.give_back("snapshots", self._promised.buffers)
+        self._promised = Room(0)
 
-    def insert(self, sequence: Sequence, payload: Payload, step: int, turn_end: bool) -> None:
-        """Store a capture along the sequence's lease. Takes `payload`; its promise has ended."""
+    def insert(self, sequence: Sequence, payload: Payload, step: int, turn_end: bool) -> bool:
+        """Store a capture along the sequence's lease. Takes `payload`; its promise has ended.
+
+        False where what storing it may cut finds no room: then it is dropped.
+        """
         assert sequence.lease is not None, sequence.tell()
-        assert not self._promised, "the ledger would count this capture twice"
+        assert not any(self._promised), "the ledger would count this capture twice"
         end = payload.end
         tokens = sequence.packed_prompt
         if end > sequence.prompt_tokens:
             tokens = tokens + sequence.packed_reply(end)
+        if not self._make_room(self._stored_room(sequence.lease, tokens, payload), step):
+            payload.close()
+            return False
         self._tree.extend(sequence.lease, tokens, payload, step, turn_end=turn_end)
         self._follow()
         self._version += 1  # even where what was evicted for it weighs the same
+        return True
 
     def free_slot(self, sequence: Sequence) -> None:
         """The plan releases the sequence's slot."""
@@ -177,6 +200,7 @@ class DeviceMemory:
         live, workspace = self._slot_bytes(sequence)
         self._ledger.give_back("live", live)
         self._ledger.give_back("workspace", workspace)
+        self._buffers.give_back("live", self._facts.live_buffers)
 
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""
@@ -189,21 +213,27 @@ class DeviceMemory:
 
     def close(self) -> None:
         """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
-        assert not self._slots and not self._promised, f"{len(self._slots)} slots are taken"
+        assert not self._slots and not any(self._promised), f"{len(self._slots)} slots are taken"
         self._tree.drop()
         self._follow()
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()
+        self._buffers.check_empty()
 
     def check(self, slots: int) -> None:
         """Assert M1 and the tree's invariants. `slots`: how many are taken. O(tree)."""
         self._tree.check()
         self._ledger.check()
+        self._buffers.check()
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
         workspace = self._ledger.held("workspace")
         assert workspace == self._workspace(self._slots), f"M1: {workspace} bytes of workspace"
-        held, stored = self._ledger.held("snapshots"), self._tree.bytes
-        assert held == stored + self._promised, f"M1: {held} held, {stored} + {self._promised}"
+        promised, stored = self._promised, Room(self._tree.bytes, self._tree.buffers)
+        held = Room(self._ledger.held("snapshots"), self._buffers.held("snapshots"))
+        total = (stored.bytes + promised.bytes, stored.buffers + promised.buffers)
+        assert held == total, f"M1: {held} held, {stored} + {promised}"
+        live = self._buffers.held("live")
+        assert live == slots * self._facts.live_buffers, f"M1: {live} buffers of {slots} slots"
 
     def _slot_bytes(self, sequence: Sequence) -> tuple[int, int]:
         """Live K/V of a slot, and what workspace grows by when it joins those that there are."""
@@ -214,31 +244,49 @@ class DeviceMemory:
     def _workspace(self, slots: list[Demand]) -> int:
         return _workspace(self._facts, self._limits, slots)
 
-    def _room(self) -> tuple[int, int]:
-        return self._ledger.free, self._tree.evictable_bytes()
+    def _room(self) -> tuple[int, ...]:
+        tree = self._tree
+        free = self._ledger.free, self._buffers.free
+        return *free, tree.evictable_bytes(), tree.evictable_buffers()
 
-    def _make_room(self, wanted: int, step: int) -> bool:
-        """Evict so that `wanted` bytes are free; False, with nothing evicted, if it cannot be."""
-        short = wanted - self._ledger.free
-        if short <= 0:
+    def _make_room(self, wanted: Room, step: int) -> bool:
+        """Evict so that `wanted` is free; False, with nothing evicted, if it cannot be."""
+        tree, ledger, buffers = self._tree, self._ledger, self._buffers
+        short = Room(wanted.bytes - ledger.free, wanted.buffers - buffers.free)
+        if max(short) <= 0:
             return True
-        if short > self._tree.evictable_bytes() - self._due_bytes():
+        due = self._due_room()
+        if short.bytes > tree.evictable_bytes() - due.bytes:
             return False
-        freed = self._tree.evict(short, step)
+        if short.buffers > tree.evictable_buffers() - due.buffers:
+            return False
+        tree.evict(short.bytes, step, short.buffers)
         self._follow()
-        return freed >= short
+        return wanted.bytes <= ledger.free and wanted.buffers <= buffers.free
+
+    def _stored_room(self, lease: Lease, tokens: array[int], payload: Payload) -> Room:
+        """What storing `payload` takes at most, with all that is cut for it."""
+        stored = payload.full_bytes + payload.sliding_bytes
+        if self._facts.page_bytes == 1 and not self._facts.buffers_max:
+            return Room(stored)  # a cut takes nothing then
+        pieces = self._tree.cuts_max(lease, tokens, payload) * KINDS_STORED
+        return Room(stored + pieces * (self._facts.page_bytes - 1), pieces + KINDS_STORED)
 
     def _follow(self) -> None:
-        """The tree may have changed: the ledger holds what it holds, and matches are old."""
-        delta = self._tree.bytes + self._promised - self._ledger.held("snapshots")
-        if delta:
-            self._ledger.adjust("snapshots", delta)
+        """The tree may have changed: the ledgers hold what it holds, and matches are old."""
+        tree, promised = self._tree, self._promised
+        more = tree.bytes + promised.bytes - self._ledger.held("snapshots")
+        buffers = tree.buffers + promised.buffers - self._buffers.held("snapshots")
+        if more or buffers:
+            self._ledger.adjust("snapshots", more)
+            self._buffers.adjust("snapshots", buffers)
             self._version += 1
 
-    def _due_bytes(self) -> int:
+    def _due_room(self) -> Room:
         """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
         paths = (self._tree.path(lease) for lease in self._due)
-        return sum({id(part): part.sliding_bytes for path in paths for part in path}.values())
+        held = {id(part): part.sliding_bytes for path in paths for part in path}.values()
+        return Room(sum(held), sum(map(bool, held)))
 
     def _lease(self, sequence: Sequence, end: int, step: int) -> None:
         request = sequence.request

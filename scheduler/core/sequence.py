@@ -105,7 +105,7 @@ class Sequence:
         # in prefill how many tokens are shared, for whose prefix it waits, who has gone first.
         self.match: Match | None = None
         self.match_version = -1
-        self.refused_room: tuple[int, int] | None = None
+        self.refused_room: tuple[int, ...] | None = None
         self.common: dict[int, int] = {}
         self.awaited: tuple[Sequence, int] | None = None
         self.overtaken = 0

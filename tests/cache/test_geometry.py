@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sapwood.cache.geometry import ROW_TOKENS_MIN, ring_tokens, row_tokens, tail_tokens
+import pytest
+
+from sapwood.cache.geometry import ROW_TOKENS_MIN, moved_bytes, ring_tokens, row_tokens, tail_tokens
 
 
 def test_rows_double_until_they_hold() -> None:
@@ -20,3 +22,10 @@ def test_a_ring_has_room_for_what_a_draft_sees_and_a_round_writes() -> None:
 
 def test_a_query_sees_the_window_with_itself() -> None:
     assert [tail_tokens(window) for window in (0, 1, 2, 16)] == [0, 0, 1, 15]
+
+
+@pytest.mark.parametrize(
+    ("layers", "moved"), [(0, 0), (1, 1200), (3, 400), (4, 300), (5, 480), (10, 360), (48, 300)]
+)
+def test_pools_grow_in_four_groups_of_layers(layers: int, moved: int) -> None:
+    assert moved_bytes(1200, layers) == moved

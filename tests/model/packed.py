@@ -136,13 +136,13 @@ class Sequences:
         return mx.stack(columns, axis=1)
 
     def content(self, slot: int) -> list[Array]:
-        """K and V of every layer that the slot holds of its newest window."""
+        """K and V of all layers of either kind that the slot holds of its newest window."""
         offset = self.caches.offset(slot)
         held = self.caches.capture(slot, max(0, offset - self.caches.window), offset)
         assert held is not None
-        ranges = [r for r in (*held.full, *held.sliding) if r is not None]
-        assert len(ranges) == len(self.caches.stores)
-        return [np.array(a) for r in ranges for a in (r.keys, r.values)]
+        ranges = [r for r in (held.full, held.sliding) if r is not None]
+        assert sum(len(r.kv_heads) for r in ranges) == len(self.caches.stores)
+        return [np.array(r.stack) for r in ranges]
 
 
 def largest(found: Array, expected: Array) -> float:

@@ -12,13 +12,24 @@ import numpy as np
 import pytest
 
 from sapwood.cache.attention_routes import Kernels
-from sapwood.model.checkpoint.config import AssistantConfig, Rope
+from sapwood.cache.geometry import buffer_bytes
+from sapwood.model import device
+from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, Rope
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
-from sapwood.model.checkpoint.weights import Fitted
+from sapwood.model.checkpoint.weights import Fitted, arrays
 from sapwood.model.pair import Pair, check_fit, load_pair, model_facts, try_out
+from sapwood.model.runner import Runner
+from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling
 from tests.chat import turns
-from tests.model.reference import FAMILIES, assistant, checkpoint, copied, edit, target_config
+from tests.model.reference import (
+    FAMILIES,
+    assistant,
+    checkpoint,
+    copied,
+    edit,
+    target_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +141,84 @@ def test_what_a_slice_reserves_follows_the_tiles_of_the_device() -> None:
     on_gpu = model_facts(dataclasses.replace(pair, kernels=Kernels("metal")), 5)
     assert on_cpu.slice_score_bytes == 2 * 2 * 2**23
     assert on_gpu == dataclasses.replace(on_cpu, slice_score_bytes=2 * 2 * 2**26)
+
+
+@pytest.mark.parametrize("name", ["e2b-tiny", "31b-tiny"])
+def test_facts_of_a_device_with_pages_count_every_buffer_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M1: each array by itself, as the device gives it; and half of its buffers are ours."""
+    pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
+    exact = model_facts(pair, 5)
+    monkeypatch.setattr(device, "page_bytes", lambda: 16_384)
+    monkeypatch.setattr(device, "buffers_max", lambda: 499_000)
+    paged, caches = model_facts(pair, 5), Runner(pair, 2, 5).caches
+    assert caches.page_bytes == paged.page_bytes == 16_384
+    weights = [a for m in (pair.target, pair.assistant) if m is not None for a in arrays(m)]
+    assert paged.weights_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in weights)
+    assert paged.weights_buffers == len(weights)
+    assert paged.weights_bytes > exact.weights_bytes
+    caches.reserve(0, 200)
+    caches.settle()
+    rings = [a for store in caches.sliding for a in store.arrays]
+    assert paged.ring_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in rings) > exact.ring_bytes
+    assert paged.live_buffers == len(caches.arrays) + len(rings)  # a tail for each ring
+    assert (exact.buffers_max, paged.buffers_max) == (0, 249_500)
+
+
+def test_facts_of_a_device_that_frees_late_reserve_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M2: ten large operations' inputs, and what a GPU's sort takes; a greedy row does not sort."""
+    pair = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "float32")
+    exact = model_facts(pair, 5)
+    monkeypatch.setattr(device, "late_operations", lambda: 10)
+    late = model_facts(pair, 5)
+    samplings = (
+        Sampling(),
+        Sampling(1.0, top_k=8),
+        Sampling(1.0, top_k=CANDIDATES_MAX),
+        Sampling(1.0),
+    )
+    more = [late.draw_bytes_per_row(s) - exact.draw_bytes_per_row(s) for s in samplings]
+    assert more == [0, *[1024 * (10 * 4 + 16)] * 3]
+    assert exact.draw_bytes_per_row(samplings[1]) == exact.late_bytes(10**6) == 0
+    assert late.late_bytes(1) == late.workspace_bytes_per_token * len(pair.target_config.text.kinds)
+    assert late.late_bytes(10**9) == 10 * (50 << 20)
+
+
+def test_a_prompts_token_reserves_what_storing_it_copies() -> None:
+    """M2: its K/V in all layers exists twice for a moment, once the activations are gone.
+
+    Of the releases only 31B has more of them than of activations: 60 layers of 16 heads.
+    """
+    pair = load_pair(checkpoint("31b-tiny"), None, "bfloat16")
+    kinds: tuple[AttentionKind, ...] = (
+        "sliding",
+        "sliding",
+        "sliding",
+        "sliding",
+        "sliding",
+        "full",
+    )
+    largest = dataclasses.replace(
+        pair.target_config.text,
+        hidden_size=5376,
+        intermediate_size=21_504,
+        heads=32,
+        kv_heads=16,
+        full_kv_heads=4,
+        head_dim=256,
+        full_head_dim=512,
+        window=1024,
+        context_tokens_max=262_144,
+        kinds=kinds * 10,
+    )
+    config = dataclasses.replace(pair.target_config, text=largest)
+    facts = model_facts(dataclasses.replace(pair, target_config=config), 8)
+    assert facts.stored_bytes(1, 1) == 2 * 2 * (10 * 4 * 512 + 50 * 16 * 256)
+    assert facts.workspace_bytes_per_token == facts.stored_bytes(1, 1)
+    assert facts.moved_bytes(8192) == (
+        8192 * facts.full_bytes_per_token * 3 // 10 + facts.ring_bytes * 13 // 50
+    )
 
 
 def test_the_drafter_works_in_the_targets_dtype() -> None:

@@ -76,9 +76,13 @@ class RowChecks:
 
     def committed(self, plan: StepPlan) -> None:
         self._evictions = sum(self._tree.evictions.values())
+        roster = self._core._roster
+        live = {s.slot: s for s in (*roster.live.values(), *roster.leaving)}
         for piece in plan.prefills:
             row = self.rows[piece.slot]
-            row.processed, row.storing = piece.end, piece.capture
+            # Captured, and there was room for all that storing it cuts.
+            row.storing = piece.capture and live[piece.slot].storing
+            row.processed = piece.end
             row.decoding = piece.draws
 
     def _check_alone(self, new: Row, admit: Admit, step: int) -> None:
@@ -207,10 +211,15 @@ class TreeChecks:
 class WatchedTree(Tree):
     """A tree whose evictions are checked as they happen (T6)."""
 
-    def evict(self, bytes_wanted: int, now: int) -> int:
+    def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
         before, possible = self.bytes, self.evictable_bytes()
-        leased = self.leased_bytes
-        freed = super().evict(bytes_wanted, now)
+        leased, buffers, spare = self.leased_bytes, self.buffers, self.evictable_buffers()
+        freed = super().evict(bytes_wanted, now, buffers_wanted)
+        if bytes_wanted <= possible and buffers_wanted <= spare:
+            gone = buffers - self.buffers
+            assert gone >= buffers_wanted, f"T6: {gone} buffers freed, {buffers_wanted} wanted"
+        else:
+            possible = -1
         assert before - self.bytes == freed, f"T6: {freed} freed, {before - self.bytes} are gone"
         assert freed >= bytes_wanted or (freed == 0 and bytes_wanted > possible), f"T6: {freed}"
         assert self.leased_bytes == leased, "T6: a leased node lost full K/V"

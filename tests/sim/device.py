@@ -27,7 +27,7 @@ class SimDevice(FakeDevice):
     """A FakeDevice of one configuration. `slow`: how many times as long its steps take now."""
 
     def __init__(self, config: Config, facts: ModelFacts, limits: Limits, ledger: Ledger) -> None:
-        tracker = Tracker(config.full_bytes, config.sliding_bytes)
+        tracker = Tracker(config.full_bytes, config.sliding_bytes, config.page_bytes)
         super().__init__(facts, limits, config.quality, tracker)
         self.slow = 1.0
         self._config = config

@@ -25,6 +25,8 @@ from tests.sim.story import (
 STOPS = ((), ("b the",), ("\u00e9", "ab"), ("aba", "ba", " the a"), ("\U0001f600",))
 GIVEN_UP = ("CANCELLED", "CANCELLED", "DEADLINE", "FAULT")
 TICKS = 110
+METAL_BYTES = 6144, 12_288
+BUFFERS_MAX = 12, 40, 499_000 // 2  # so few that a tree is bound by them, and Metal's own
 
 
 def scenario(seed: int) -> Scenario:
@@ -35,7 +37,10 @@ def scenario(seed: int) -> Scenario:
 
 def _config(random: Random) -> Config:
     pick = random.choice
-    full, sliding = pick(((3, 10), (3, 10), (1, 40), (20, 1), (5, 0)))  # the last: no layer slides
+    # The last but one: no layer slides. The last: E2B's own bytes, on a device with Metal's pages.
+    full, sliding = pick(((3, 10), (3, 10), (1, 40), (20, 1), (5, 0), METAL_BYTES))
+    metal = (full, sliding) == METAL_BYTES
+    scale = sum(METAL_BYTES) // (3 + 10) if metal else 1
     return Config(
         slots_max=pick((1, 2, 4, 7)),
         queued_max=pick((1, 3, 50)),
@@ -52,11 +57,13 @@ def _config(random: Random) -> Config:
         sliding_bytes=sliding,
         has_drafter=random.random() < 0.8,
         quality=pick((0.0, 0.6, 1.0)),
-        budget_bytes=pick((2200, 3000, 4500, 8000, 10**7)),
+        budget_bytes=scale * pick((2200, 3000, 4500, 8000, 10**7)),
         step_s=pick((0.01, 0.1)),
         token_s=pick((0.0, 0.0005, 0.01)),
         draft_s=pick((0.0, 0.001, 0.02)),
         hitch_s=pick((0.0, 0.0, 0.5)),
+        page_bytes=16384 if metal else 1,
+        buffers_max=pick(BUFFERS_MAX) if metal else 0,
     )
 
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.events import Drain, Failed, Request
@@ -19,6 +21,8 @@ from tests.scheduler.house import House, Stream, bare
 from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree, least_share
 from tests.sim.device import SimDevice
 from tests.sim.story import Ask, Config
+
+LIVE_BUFFERS = 4  # of a slot
 
 
 def limits_of(config: Config) -> Limits:
@@ -42,8 +46,12 @@ class Life(House):
 
     def __init__(self, config: Config, now: float) -> None:
         limits = limits_of(config)
-        facts = toy_facts(
-            config.has_drafter, config.window, config.full_bytes, config.sliding_bytes
+        facts = replace(
+            toy_facts(config.has_drafter, config.window, config.full_bytes, config.sliding_bytes),
+            page_bytes=config.page_bytes,
+            buffers_max=config.buffers_max,
+            weights_buffers=2 if config.buffers_max else 0,
+            live_buffers=LIVE_BUFFERS if config.buffers_max else 0,
         )
         ledger = Ledger(config.budget_bytes, facts.weights_bytes)
         super().__init__(
@@ -107,6 +115,10 @@ class Life(House):
     def committed(self, plan: StepPlan) -> None:
         """Called by step()."""
         self._rows.committed(plan)
+        if self.config.buffers_max:
+            slots = len(self.device.slots)
+            buffers = self.device.tracker.buffers + slots * LIVE_BUFFERS + 2
+            assert buffers <= self.config.buffers_max, f"M1: {buffers} buffers"
         live = len(self.device.tracker.live)
         assert live == self.tree.nodes, f"T7: {live} payloads live, {self.tree.nodes} in the tree"
         if plan.number % LOOK_STEPS == 0:

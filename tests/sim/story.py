@@ -43,6 +43,8 @@ class Config:
     token_s: float = 0.0005
     draft_s: float = 0.001
     hitch_s: float = 0.0  # now and then a step takes this much longer
+    page_bytes: int = 1  # what the device rounds a buffer up to
+    buffers_max: int = 0  # how many it lets weights, slots and tree have; 0: it does not count
 
 
 @dataclass(frozen=True, slots=True)

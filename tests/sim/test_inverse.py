@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.node import Room
+from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
@@ -78,6 +81,19 @@ def no_parking(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DepthPolicy, "choose", choose)
 
 
+def no_room_for_cuts(patch: pytest.MonkeyPatch) -> None:
+    """A capture is inserted as if nothing were cut for it."""
+
+    def stored(_: object, __: object, ___: object, payload: Payload) -> Room:
+        return Room(payload.full_bytes + payload.sliding_bytes)
+
+    patch.setattr(f"{CORE}.memory.DeviceMemory._stored_room", stored)
+
+
+def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.memory.Ledger", lambda _, weights: Ledger(1 << 62, weights))
+
+
 @pytest.mark.parametrize(
     ("off", "found"),
     [
@@ -91,6 +107,8 @@ def no_parking(patch: pytest.MonkeyPatch) -> None:
         (no_closing_of_duplicates, "T7"),
         (no_share_of_prefill, "L2|L3|L6"),
         (no_parking, "S8"),
+        (no_room_for_cuts, "OutOfMemory"),
+        (no_bound_of_buffers, "M1: [0-9]+ buffers"),
     ],
 )
 def test_without_a_safeguard_it_fails(

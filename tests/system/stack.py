@@ -49,7 +49,8 @@ def budget_bytes(
     slot = model.live_bytes(tokens_max) + model.round_bytes(rows, tokens_max)
     stored = snapshot_tokens * (model.full_bytes_per_token + model.sliding_bytes_per_token)
     prefill = model.prefill_bytes(limits.prefill_tokens_max, tokens_max)
-    return model.weights_bytes + slots * slot + prefill + stored
+    late = model.late_bytes(slots * rows + limits.prefill_tokens_max)
+    return model.weights_bytes + slots * slot + prefill + late + stored
 
 
 @dataclass

@@ -11,7 +11,7 @@ import mlx.core as mx
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
-from sapwood.cache.arrays.ranges import Range, evaluated, split_range
+from sapwood.cache.arrays.ranges import Range, evaluated, split_range, stack_layers
 
 Sides = tuple[Range | None, Range | None]
 
@@ -36,15 +36,16 @@ class Handle:
         self.caches.vacate(self.slot)
 
     def snapshot(self, from_offset: int) -> Range | None:
-        copied = self.store.snapshot(self.slot, from_offset)
+        copied = stack_layers([self.store.snapshot(self.slot, from_offset)])
         evaluated([copied])
         return copied
 
     def restore(self, snapshot: Range | None, target: int) -> bool:
-        if not self.store.can_restore(self.slot, snapshot, target):
+        held = None if snapshot is None else snapshot.layer(0, snapshot.start, snapshot.end)
+        if not self.store.can_restore(self.slot, held, target):
             return False
         self.caches.reserve(self.slot, target)
-        return self.store.restore(self.slot, snapshot, target)
+        return self.store.restore(self.slot, held, target)
 
     def merge(self, parent: Range | None, child: Range | None) -> Range | None:
         merged = self.store.merge(parent, child)

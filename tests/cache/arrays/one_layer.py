@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sapwood.cache.arrays.live_caches import LayerShape
-from sapwood.cache.arrays.ranges import Range
+from sapwood.cache.arrays.ranges import LayerRange, Range, stack_layers
 from tests.cache.arrays.handle import Handle, handles
 from tests.cache.arrays.world import Feed, World, code
 
@@ -28,7 +28,10 @@ def stored(
     shapes: tuple[LayerShape, ...], start: int, end: int, tokens: tuple[int, ...] = TOKENS
 ) -> Range:
     keys, values = code(0, shapes[0], tokens[:end])
-    return Range(start, end, mx.array(keys[:, start:]), mx.array(values[:, start:]))
+    layer = LayerRange(start, end, mx.array(keys[:, start:]), mx.array(values[:, start:]))
+    made = stack_layers([layer])
+    assert made is not None
+    return made
 
 
 def bits(cache: Handle) -> tuple[int, list[bytes]]:

@@ -42,13 +42,8 @@ class Lives(RuleBasedStateMachine):
     def admit_from_a_path(self, data: st.DataObject) -> None:
         (path, tokens), window = data.draw(st.sampled_from(self.stored)), self.window
         target = data.draw(st.integers(0, len(tokens)))
-        covered = all(
-            target == 0
-            or (
-                (held := window_of(parts, target, window)) and held.start == max(0, target - window)
-            )
-            for parts in zip(*(p.sliding for p in path), strict=True)
-        )
+        portions = window_of([p.sliding for p in path], target, window)
+        covered = target == 0 or (bool(portions) and portions[0][1] == max(0, target - window))
         if covered:
             slot = data.draw(st.sampled_from(self.free))
             self.world.admit(slot, tokens[:target], [p for p in path if p.start < target])

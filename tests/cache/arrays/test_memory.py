@@ -11,7 +11,7 @@ import pytest
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
-from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.arrays.ranges import EdgePayload, LayerRange, stack_layers
 from sapwood.cache.arrays.speculation import begin_isolated_speculation
 from sapwood.cache.geometry import tail_tokens
 from tests.cache.arrays.world import Feed, World, live_bytes
@@ -28,9 +28,8 @@ def big() -> LiveCaches:
         [LayerShape(True, 1, DIM), LayerShape(False, 1, DIM)], WINDOW, 4, mx.float32
     )
     stored = mx.ones((1, HELD, DIM))
-    path = EdgePayload(
-        0, HELD, (Range(0, HELD, stored, stored),), (Range(0, HELD, stored, stored),)
-    )
+    layer = LayerRange(0, HELD, stored, stored)
+    path = EdgePayload(0, HELD, stack_layers([layer]), stack_layers([layer]))
     for slot in range(SLOTS):
         caches.restore(slot, [path], HELD)
     mx.eval(caches.arrays)
@@ -145,8 +144,8 @@ def test_m3_pools_shrink_when_sequences_leave_and_the_last_row_stays() -> None:
     caches.commit(SLOTS - 1, HELD + 1)
     held = caches.capture(SLOTS - 1, 0, HELD + 1)
     assert held is not None
-    assert held.full[0] is not None
-    np.testing.assert_array_equal(np.array(held.full[0].keys), np.ones((1, HELD + 1, DIM)))
+    assert held.full is not None
+    np.testing.assert_array_equal(np.array(held.full.stack), np.ones((2, HELD + 1, DIM)))
 
 
 def test_m3_a_sequence_that_leaves_as_another_comes_copies_no_pool() -> None:
@@ -168,7 +167,7 @@ def test_m3_growing_holds_one_pool_twice_and_not_all_of_them() -> None:
 
     def grow() -> None:
         caches.reserve(SLOTS, ROWS)
-        mx.eval(caches.arrays)
+        caches.settle()
 
     assert peak_bytes(grow) <= 2 * grown + 4 * (grown - POOL_BYTES)
 
@@ -178,6 +177,7 @@ def test_c6_a_sequence_that_outgrows_its_pool_leaves_the_others_to_write_in_plac
     for slot in range(SLOTS):
         caches.restore(slot, (), 0)
         caches.reserve(slot, ROWS // 2)
+    caches.settle()
     left = [a.nbytes for a in caches.arrays]
     assert left == [POOL_BYTES // 2] * 2
 

@@ -80,3 +80,19 @@ def test_rows_are_distinct_and_few(calls: list[tuple[int, int]]) -> None:
         for capacity in {place.capacity for place in places}:
             owners = sum(place.capacity == capacity for place in places)
             assert owners <= placement.rows(capacity) <= owners + max(1, owners // 4)
+
+
+def test_a_class_that_is_full_begins_another_a_token_longer() -> None:
+    """As many rows as one array may have; a row that is free is taken before a class is begun."""
+    placement = Placement(lambda tokens: 8 if tokens <= 8 else 16, tokens_max=20)
+    placement.reserve([(slot, 5) for slot in range(5)])
+    assert [placement.places[slot] for slot in range(5)] == [
+        Place(8, 0), Place(8, 1), Place(9, 0), Place(9, 1), Place(10, 0),
+    ]  # fmt: skip
+    placement.free(1)
+    placement.reserve([(7, 3)])
+    assert placement.places[7] == Place(8, 1)
+    # A class has one row at least, however long that is.
+    placement.reserve([(3, 9), (2, 16), (4, 16)])
+    places = placement.places
+    assert [places[slot] for slot in (3, 2, 4)] == [Place(16, 0), Place(17, 0), Place(18, 0)]

@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapwood.cache.arrays.live_caches import LiveCaches
-from sapwood.cache.arrays.ranges import EdgePayload, Range, window_of
+from sapwood.cache.arrays.ranges import (
+    EdgePayload,
+    LayerRange,
+    Range,
+    read_portions,
+    stack_layers,
+    window_of,
+)
 from sapwood.cache.prefix.snapshot import Payload
 from tests.cache.arrays.world import RING, ROUND, SHAPES, STEP, WINDOW, Feed, World, code
 
@@ -22,13 +29,14 @@ TOKENS = tuple(int(t) for t in np.random.default_rng(2).integers(0, 50, 64))
 def payload(start: int, end: int, sliding_start: int | None = None) -> EdgePayload:
     low = start if sliding_start is None else sliding_start
 
-    def held(layer: int, first: int) -> Range | None:
+    def held(layer: int, first: int) -> LayerRange | None:
         if first == end:
             return None
         keys, values = code(layer, SHAPES[layer], TOKENS[:end])
-        return Range(first, end, mx.array(keys[:, first:]), mx.array(values[:, first:]))
+        return LayerRange(first, end, mx.array(keys[:, first:]), mx.array(values[:, first:]))
 
-    return EdgePayload(start, end, (held(1, start),), (held(0, low), held(2, low)))
+    full, sliding = [held(1, start)], [held(0, low), held(2, low)]
+    return EdgePayload(start, end, stack_layers(full), stack_layers(sliding))
 
 
 def check(held: Payload, start: int, end: int, sliding_start: int) -> None:
@@ -124,10 +132,8 @@ PAGE_BYTES = 16384  # index arrays of a gather may outlive it by a moment
 
 
 def test_thinning_gives_the_memory_back() -> None:
-    keys = mx.zeros((1, 4096, 64))
-    held = EdgePayload(0, 4096, (), (Range(0, 4096, keys, keys + 1),))
-    mx.eval(held.sliding[0].keys, held.sliding[0].values)  # type: ignore[union-attr]
-    del keys
+    held = EdgePayload(0, 4096, None, Range(0, 4096, mx.zeros((2, 4096, 64)), (1,)))
+    mx.eval(held.arrays)
     mx.synchronize()  # the stream lets go of what it computed with only now
     before = mx.get_active_memory()
     kept = held.thin(4000)
@@ -138,7 +144,7 @@ def test_thinning_gives_the_memory_back() -> None:
 
 
 def path(*edges: tuple[int, int, int]) -> list[Range | None]:
-    return [payload(*edge).sliding[0] for edge in edges]
+    return [payload(*edge).sliding for edge in edges]
 
 
 @pytest.mark.parametrize(
@@ -165,11 +171,12 @@ def test_t9_window_of_assembles_the_newest_gapless_part(
     edges: list[tuple[int, int, int]], target: int, covered: tuple[int, int] | None
 ) -> None:
     parts = path(*edges)
-    held = window_of(parts, target, WINDOW)
-    assert (None if held is None else (held.start, held.end)) == covered
-    if held is not None:
-        World().check_range(0, held, TOKENS)
-        held.close()
+    portions = window_of(parts, target, WINDOW)
+    for index, layer in enumerate((0, 2)):
+        held = read_portions(portions, index)
+        assert (None if held is None else (held.start, held.end)) == covered
+        if held is not None:
+            World().check_layer(layer, held, TOKENS)
     assert not any(part.closed for part in parts if part is not None)
 
 
@@ -190,11 +197,11 @@ def test_c6_page_out_and_page_in_is_bit_exact() -> None:
     world.check_content(4)
     again = world.caches.capture(4, 0, 15)
     assert again is not None
-    for one, two in zip((root.full[0], leaf.full[0]), (0, 11), strict=True):
+    for one in (root.full, leaf.full):
         assert one is not None
-        assert again.full[0] is not None
-        part = slice(two, one.end)
-        assert np.array(one.keys).tobytes() == np.array(again.full[0].keys[:, part]).tobytes()
+        assert again.full is not None
+        part = slice(one.start, one.end)
+        assert np.array(one.stack).tobytes() == np.array(again.full.stack[:, part]).tobytes()
     for held in (root, leaf, again):
         held.close()
     # The live copy is its own: it does not need what it came from.
@@ -213,19 +220,18 @@ def test_t7_admitting_leaves_the_path_to_the_tree_and_nothing_else_open(closes: 
 def test_c6_holds_for_bfloat16() -> None:
     caches = LiveCaches(SHAPES, WINDOW, ROUND, mx.bfloat16, STEP)
     held = payload(0, 20)
-    for kept in (*held.full, *held.sliding):
+    for kept in (held.full, held.sliding):
         assert kept is not None
-        kept.keys, kept.values = kept.keys.astype(mx.bfloat16), kept.values.astype(mx.bfloat16)
+        kept.stack = kept.stack.astype(mx.bfloat16)
     caches.restore(1, [held], 20)
     again = caches.capture(1, 20 - WINDOW, 20)
     assert again is not None
-    for one, two in zip((*held.full, *held.sliding), (*again.full, *again.sliding), strict=True):
+    for one, two in ((held.full, again.full), (held.sliding, again.sliding)):
         assert one is not None
         assert two is not None
-        part = one.part(20 - WINDOW, 20)
-        for theirs, ours in ((part.keys, two.keys), (part.values, two.values)):
-            assert ours.dtype == mx.bfloat16
-            assert mx.array_equal(theirs.view(mx.uint16), ours.view(mx.uint16)).item()
+        theirs = one.part(20 - WINDOW, 20).stack
+        assert two.stack.dtype == mx.bfloat16
+        assert mx.array_equal(theirs.view(mx.uint16), two.stack.view(mx.uint16)).item()
 
 
 def test_t11_what_is_not_committed_cannot_be_captured() -> None:

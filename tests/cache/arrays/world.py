@@ -20,7 +20,7 @@ import numpy.typing as npt
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
-from sapwood.cache.arrays.ranges import EdgePayload, Range
+from sapwood.cache.arrays.ranges import EdgePayload, LayerRange, Range
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 
 Floats = npt.NDArray[np.float32]
@@ -181,8 +181,14 @@ class World:
                 expected = attention(queries[row], keys[:, seen], values[:, seen])
                 np.testing.assert_allclose(out[row], expected, atol=TOLERANCE)
 
-    def check_range(self, layer: int, held: Range, tokens: Sequence[int]) -> None:
-        """The range's K/V are, bit for bit, those of `tokens` at its positions."""
+    def check_range(self, layer: int, held: Range, tokens: Sequence[int], index: int = 0) -> None:
+        """The range's K/V are, bit for bit, those of `tokens` at its positions.
+
+        index: of `layer` among those that the range holds.
+        """
+        self.check_layer(layer, held.layer(index, held.start, held.end), tokens)
+
+    def check_layer(self, layer: int, held: LayerRange, tokens: Sequence[int]) -> None:
         keys, values = code(layer, self.shapes[layer], tokens)
         np.testing.assert_array_equal(np.array(held.keys), keys[:, held.start : held.end])
         np.testing.assert_array_equal(np.array(held.values), values[:, held.start : held.end])
@@ -199,11 +205,11 @@ class World:
                 continue
             assert held is not None
             assert (held.start, held.end) == (low, len(tokens))
-            self.check_range(layer, held, tokens)
+            self.check_layer(layer, held, tokens)
 
     def check_payload(self, payload: EdgePayload, tokens: Sequence[int]) -> None:
-        full, sliding = iter(payload.full), iter(payload.sliding)
-        for layer, shape in enumerate(self.shapes):
-            held = next(sliding if shape.sliding else full)
-            if held is not None:
-                self.check_range(layer, held, tokens)
+        for held, slides in ((payload.full, False), (payload.sliding, True)):
+            layers = [i for i, shape in enumerate(self.shapes) if shape.sliding == slides]
+            for index, layer in enumerate(layers):
+                if held is not None:
+                    self.check_range(layer, held, tokens, index)

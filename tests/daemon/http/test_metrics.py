@@ -58,6 +58,7 @@ GAUGES = {
     "tree_leased_bytes",
     "memory_bytes",
     "memory_budget_bytes",
+    "memory_unaccounted_bytes",
 }
 LABELS = {
     "outcome": {"stop", "length", "stop_sequence", "cancelled", "deadline", "rejected", "failed"},

@@ -16,6 +16,7 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.process import assemble
 from sapwood.daemon.process.server import Daemon
+from sapwood.model import device
 from sapwood.model import runner as runner_module
 from sapwood.model.runner import Runner
 from sapwood.scheduler.plan import StepPlan
@@ -161,3 +162,17 @@ def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.Monk
     loaded = loading(model=folder, draft=str(bundle / "e2b-tiny-assistant"))()
     assert (loaded.card.name, loaded.card.drafter) == ("e2b-tiny", "e2b-tiny-assistant")
     loaded.runner.close()
+
+
+def test_memory_is_wired_where_that_is_asked_for_and_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wired: list[int] = []
+    monkeypatch.setattr(device, "wire", wired.append)
+    loading(memory="1GiB")().runner.close()
+    with pytest.raises(UsageError, match="--wire-memory: only Metal's memory can be wired"):
+        loading(memory="1GiB", wire_memory=True)()
+    assert wired == []
+    monkeypatch.setattr(device, "can_wire", lambda: True)
+    loading(memory="1GiB", wire_memory=True)().runner.close()
+    assert wired == [1 << 30]

@@ -173,3 +173,58 @@ def test_a_payload_that_the_device_could_not_make_ends_storing_only() -> None:
     assert not any(piece.capture for plan in house.plans for piece in plan.prefills)
     assert cached(stream) == 0
     house.close()
+
+
+def test_m2_a_tree_out_of_buffers_evicts_the_oldest_though_bytes_are_free() -> None:
+    """Metal ends the process at its count of buffers, however much memory there is."""
+    facts = replace(FACTS, buffers_max=24, weights_buffers=2, live_buffers=4)
+    house = House(limits=LIMITS, facts=facts)
+    for n in range(12):
+        house.submit(prompt(20, n), 4, ignore_eos=True)
+        house.run()
+        assert house.tree.buffers <= 24 - 2
+    again = house.submit(prompt(20, 11), 4)
+    house.run()
+    assert cached(again) == 19
+    assert house.tree.evictions["evicted"] > 6
+    house.close()
+
+
+def test_m2_what_finds_no_buffer_waits_or_is_not_stored_and_nothing_fails() -> None:
+    """One slot's worth: two requests take turns, and the tree has none left."""
+    facts = replace(FACTS, buffers_max=7, weights_buffers=2, live_buffers=4)
+    house = House(limits=LIMITS, facts=facts)
+    streams = [house.submit(prompt(20, n), 4, ignore_eos=True) for n in range(3)]
+    while house.step() is not None:
+        assert len(house.core._roster.live) <= 1
+    assert all(isinstance(stream.end, Finished) for stream in streams)
+    assert house.tree.nodes == 0
+    house.close()
+
+
+def test_m2_a_step_reserves_what_pools_take_to_grow_where_that_is_more() -> None:
+    """Of four layers one at a time: a quarter of rings and rows exists twice."""
+    facts = replace(FACTS, full_layers=4, sliding_layers=4)
+    house = House(limits=LIMITS, facts=facts)
+    for n in range(2):
+        house.submit(prompt(20, n), 12, ignore_eos=True)
+    house.step()
+    assert facts.moved_bytes(32) == 32 * FULL_BYTES // 4 + FACTS.ring_bytes // 4
+    assert house.ledger.view().workspace == 2 * facts.moved_bytes(32) > 16 + 2 * 9
+    house.run()
+    house.close()
+
+
+def test_m2_what_a_device_frees_late_is_reserved() -> None:
+    """All that a small step makes, and of a large one as much as may be under way."""
+    facts = replace(FACTS, made_bytes_per_token=3, late_bytes_max=100)
+    house = House(limits=LIMITS, facts=facts)
+    first = house.submit(prompt(20), 12, ignore_eos=True)
+    house.step()
+    assert house.ledger.view().workspace == 16 + 9 + 3 * (16 + 9)
+    house.submit(prompt(20, 1), 12, ignore_eos=True)
+    while first.end is None and house.step():
+        view = house.ledger.view()
+        assert view.workspace in (16 + 9 + 75, 16 + 2 * 9 + 100)
+    house.run()
+    house.close()

@@ -1,0 +1,35 @@
+"""What the metrics say of the device's own account."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.scheduler.limits import Limits
+from tests.daemon.conftest import collect, prompt_of, running, stats, until
+from tests.daemon.fakes import FakeDevice, make_loader
+from tests.daemon.http.test_metrics import scrape, values
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
+    """And at every step the device hears how much is reserved for it."""
+    told: list[int] = []
+
+    def follow(workspace_bytes: int) -> int:
+        told.append(workspace_bytes)
+        return 123_456
+
+    def load() -> Loaded:
+        return replace(make_loader(FakeDevice(), Limits())(), follow=follow)
+
+    async with running(load=load) as run:
+        await collect(run.generation.Generate(prompt_of(*range(5, 45), max_tokens=30)))
+        await until(lambda: stats(run).memory.live == 0)
+        measured = values(await scrape(run))
+    ledger = measured["sapwood_memory_budget_bytes"] - measured["sapwood_memory_bytes{free}"]
+    assert measured["sapwood_memory_unaccounted_bytes"] == 123_456 - ledger
+    assert told[0] == told[-1] == 0 < max(told)
