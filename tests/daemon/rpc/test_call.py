@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import grpc
 import pytest
 
 from sapwood.daemon.rpc.boundary import Behaviour, service_handler
-from sapwood.daemon.rpc.call import Call
+from sapwood.daemon.rpc.call import Call, Context
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.refusals import draining, slow_reader
 from sapwood.daemon.rpc.services import GENERATION
@@ -133,3 +134,23 @@ async def test_a_client_that_went_leaves_nothing_behind() -> None:
         with anyio.fail_after(20):
             await ended.wait()
         assert [event async for event in stub.Generate(pb.GenerateRequest(max_tokens=1))] == []
+
+
+class Gone:
+    """A context whose client went while its headers were on their way."""
+
+    async def send_initial_metadata(self, _metadata: Any) -> None:
+        await asyncio.sleep(0.01)
+        raise grpc.aio.InternalError("gone")
+
+
+async def test_headers_for_nobody_are_nobodys_error(caplog: pytest.LogCaptureFixture) -> None:
+    """R7: a client that goes at the wrong moment leaves no traceback in the log."""
+    call = Call(cast("Context", Gone()))
+    writing = asyncio.create_task(call.write(pb.GenerateResponse()))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.sleep(0.05)
+    del call, writing
+    gc.collect()
+    assert caplog.text == ""
