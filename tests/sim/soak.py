@@ -38,6 +38,9 @@ from tests.daemon.process.processes import at_rest, serving
 CLIENTS = 64
 ROUND_REQUESTS = 1000
 SETTLE_S_MAX = 60.0
+# Who leaves is seldom in the middle of a write then, as on a real device: of every write that fails
+# grpc.aio keeps some hundred bytes for good.
+STEP_S = 0.002
 PAUSE_S = 0.5  # of a slow reader, whose mailbox runs over meanwhile
 LIMITS: dict[str, Any] = {
     "slots_max": 16, "queued_max": 48, "tree_nodes_max": 200, "prefill_tokens_max": 128,
@@ -230,7 +233,7 @@ def soak(requests: int, seed: int, each: int = ROUND_REQUESTS, say: bool = False
     began = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="sw") as folder,
-        serving(Path(folder), "0", **LIMITS) as (process, ready),
+        serving(Path(folder), str(STEP_S), **LIMITS) as (process, ready),
     ):
         address, metrics = ready["grpc"][-1], ready["metrics"]
         asyncio.run(play_round(address, CLIENTS, seed - 1, wild=False))  # what stays open, is

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from sapwood.cache.arrays.attention import Layers
 from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
 from sapwood.daemon.process.self_check import SelfCheck
@@ -124,8 +124,8 @@ def test_a_round_that_comes_out_otherwise_alone_fails(
     """What only packing does wrong: a forward of several sequences swaps the rows of two."""
     right = PackedGemma4.forward
 
-    def wrong(self: PackedGemma4, tokens: mx.array, batch: Batch, caches: Layers) -> Forward:
-        made = right(self, tokens, batch, caches)
+    def wrong(self: PackedGemma4, tokens: mx.array, batch: Batch, *rest: Any) -> Forward:
+        made = right(self, tokens, batch, *rest)
         if len(batch.decodes) < 2:
             return made
         return replace(made, hidden=mx.concatenate([made.hidden[1:], made.hidden[:1]]))
