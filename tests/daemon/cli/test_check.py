@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
