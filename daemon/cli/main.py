@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.descriptors import own_descriptor_limits
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_serve
+from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _demo(arguments: Sequence[str]) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     require_serve("serve")
-    _log_to_stderr()
+    log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
@@ -94,12 +94,6 @@ def _check(arguments: argparse.Namespace) -> int:
 
     entry.imported()
     return check.run_check(arguments)
-
-
-def _log_to_stderr() -> None:
-    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("sapwood.model").setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,6 @@ thread loads.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ import anyio
 from sapwood.daemon import entry
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
+from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.process.run import serve
 from sapwood.daemon.settings.config import load_config
 from sapwood.scheduler.plan import StepPlan
@@ -43,7 +43,7 @@ class TimedDevice(FakeDevice):
 
 def main(step: str, folder: str) -> NoReturn:
     entry.begin(serves=True)
-    logging.basicConfig(stream=sys.stderr)
+    log_to_stderr()
     config = load_config(
         {
             "config": f"{folder}/c.toml",

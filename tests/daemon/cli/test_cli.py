@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from sapwood import Conversation, Delta, Message
-from sapwood.daemon.cli.main import _log_to_stderr, main
+from sapwood.daemon.cli.main import main
+from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.process.server import Daemon
 from sapwood.scheduler.limits import Limits
 from tests.chat import turns
@@ -263,7 +264,7 @@ def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
 def test_serve_shows_what_a_model_leaves_out_and_nobody_elses_chatter() -> None:
     ours = logging.getLogger("sapwood.model")
     try:
-        _log_to_stderr()
+        log_to_stderr()
         assert logging.getLogger("sapwood.model.checkpoint.weights").isEnabledFor(logging.INFO)
         assert not logging.getLogger("httpx").isEnabledFor(logging.INFO)
     finally:
