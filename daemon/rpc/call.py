@@ -36,15 +36,11 @@ class Call:
     async def write(self, message: Message) -> None:
         """Returns once gRPC has taken the message, which flow control may delay without end."""
         if self._headers is None:
-            self._headers = asyncio.ensure_future(self._send_headers())
-        if not self._headers.done():
-            await asyncio.shield(self._headers)
+            self._headers = asyncio.ensure_future(self._context.send_initial_metadata(()))
+            # Where they fail nobody may be left to hear of it.
+            self._headers.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+        await asyncio.shield(self._headers)
         await self._context.write(message)
-
-    async def _send_headers(self) -> None:
-        # Nobody may be left to hear of it: whoever writes or aborts next is told the same.
-        with suppress(grpc.aio.InternalError):
-            await self._context.send_initial_metadata(())
 
     async def write_in_time(self, message: Message, write_s_max: float) -> None:
         """Raises SLOW_READER where the message is not taken within `write_s_max`."""
@@ -56,6 +52,7 @@ class Call:
     async def abort(self, status: grpc.Status) -> NoReturn:
         """End the RPC with this status; never returns."""
         if self._headers is not None:
-            await self._headers
+            with suppress(grpc.aio.InternalError):  # the client went: abort says so itself
+                await self._headers
         await self._context.abort_with_status(status)
         raise AssertionError("abort_with_status returned")
