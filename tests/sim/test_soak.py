@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.sim.soak import CLIENTS, Sample, Told, check_calm, slope, soak
+from tests.sim.soak import CLIENTS, Sample, Told, check_calm, kept_of_each, slope, soak
 
 LONG_REQUESTS = 20_000
 
@@ -32,8 +32,9 @@ def test_20_000_requests() -> None:
 
 
 def test_the_slope_is_bytes_an_hour() -> None:
-    samples = [Sample(900.0 * n, 10**6 + 250 * n, 9) for n in range(5)]
+    samples = [Sample(900.0 * n, 10**6 + 250 * n, 9, 5 * n) for n in range(8)]
     assert slope(samples) == pytest.approx(1000)
+    assert kept_of_each(samples) == 50
 
 
 def test_a_count_that_is_off_by_one_is_noticed() -> None:
