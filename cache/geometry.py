@@ -7,6 +7,7 @@ neither can change alone. Pure numbers.
 from __future__ import annotations
 
 ROW_TOKENS_MIN = 256  # the smallest row of a full layer
+ARRAY_ELEMENTS_MAX = (1 << 31) - 1  # past it not all of MLX's kernels count right
 # In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
 MOVED_GROUPS_MAX = 4
 

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx_lm.models.gemma4_text import Model
 
 from sapwood.cache.attention_routes import Kernels
-from sapwood.cache.geometry import buffer_bytes, ring_tokens, tail_tokens
+from sapwood.cache.geometry import ARRAY_ELEMENTS_MAX, buffer_bytes, ring_tokens, tail_tokens
 from sapwood.model import device
 from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, TargetConfig
@@ -200,6 +200,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         weights_buffers=len(weights),
         # Keys and values of a pool in every layer, and of what is kept aside of those that slide.
         live_buffers=2 * config.kv_layers("full") + 4 * config.kv_layers("sliding"),
+        edge_tokens_max=ARRAY_ELEMENTS_MAX // max(1, config.kv_bytes_per_token("full", 1)),
         full_layers=config.kv_layers("full"),
         sliding_layers=config.kv_layers("sliding"),
         made_bytes_per_token=per_token * len(text.kinds),

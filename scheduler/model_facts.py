@@ -35,6 +35,7 @@ class ModelFacts:
     buffers_max: int = 0  # how many buffers weights, slots and tree may be; 0: it counts none
     weights_buffers: int = 0
     live_buffers: int = 0  # of one slot
+    edge_tokens_max: int = 1 << 62  # of what is stored at once, whose full K/V is one array
     full_layers: int = 0  # with K/V of their own
     sliding_layers: int = 0
     made_bytes_per_token: int = 0  # all that a forward makes and drops, by packed token

@@ -28,10 +28,13 @@ from sapwood.cache.arrays.ranges import (
 )
 from sapwood.cache.arrays.window import WindowStore
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
-from sapwood.cache.geometry import MOVED_GROUPS_MAX, ROW_TOKENS_MIN, ring_tokens, row_tokens
-
-# Past 2^31 elements not all of MLX's kernels count right.
-POOL_ELEMENTS_MAX = (1 << 31) - 1
+from sapwood.cache.geometry import (
+    ARRAY_ELEMENTS_MAX,
+    MOVED_GROUPS_MAX,
+    ROW_TOKENS_MIN,
+    ring_tokens,
+    row_tokens,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class LiveCaches:
         """
         ring = ring_tokens(window, round_max)
         per_token = max((s.kv_heads * s.head_dim for s in layers), default=1)
-        tokens_max = POOL_ELEMENTS_MAX // per_token
+        tokens_max = ARRAY_ELEMENTS_MAX // per_token
         self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min), tokens_max)
         self.rings = Placement(lambda _: ring, tokens_max)
         self.row_tokens_min, self.kernels, self.page_bytes = row_tokens_min, kernels, page_bytes

@@ -152,10 +152,10 @@ class DeviceMemory:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be.
 
         sliding_tokens: of how many of them sliding layers have K/V. False, with nothing evicted,
-        where it does not fit.
+        where it does not fit, or is more than one edge can hold.
         """
         wanted = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
-        if not self._make_room(wanted, step):
+        if tokens > self._facts.edge_tokens_max or not self._make_room(wanted, step):
             return False
         self._ledger.reserve("snapshots", wanted.bytes)
         self._buffers.reserve("snapshots", wanted.buffers)

@@ -33,7 +33,7 @@ def test_no_class_of_a_released_shape_has_so_many_rows(family: Family) -> None:
 
 def test_rows_of_sibling_classes_compute_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """C1, C4: full rows and rings, a few to a pool, fed, read, captured and released."""
-    monkeypatch.setattr(live_caches, "POOL_ELEMENTS_MAX", 2 * 16 * 16)
+    monkeypatch.setattr(live_caches, "ARRAY_ELEMENTS_MAX", 2 * 16 * 16)
     world = World()
     for slot in range(5):
         world.admit(slot)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from tests.scheduler.fake_device import EOS
+from tests.scheduler.fake_device import EOS, toy_facts
 from tests.scheduler.house import SMALL, House, finished, prompt
 
 
@@ -46,6 +48,18 @@ def test_store_reply_off_keeps_the_prompt_only() -> None:
     assert not any(plan.captures for plan in house.plans)
     turn = stream.request.prompt + tuple(stream.tokens)
     assert house.tree.match(b"root", turn).matched == 30
+    house.close()
+
+
+@pytest.mark.parametrize(("reply", "kept"), [(41, 40), (42, 0)])
+def test_what_is_more_than_an_edge_can_hold_is_not_stored(reply: int, kept: int) -> None:
+    """M1: of a reply, whose newest token is never stored; its prompt comes in slices."""
+    house = House(facts=replace(toy_facts(), edge_tokens_max=40))
+    stream = house.submit(prompt(30), reply, ignore_eos=True)
+    house.run()
+    assert len(stream.tokens) == reply
+    turn = stream.request.prompt + tuple(stream.tokens)
+    assert house.tree.match(b"root", (*turn, 5)).matched == 30 + kept
     house.close()
 
 
