@@ -111,6 +111,7 @@ class FakeDevice:
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
+        self.begun = 0  # steps, of which one may still be under way
         self.device_s = 0.0
         self.next_token: Callable[[Sequence[int]], int] = next_token
         self._gate = threading.Semaphore(0) if gated else None
@@ -128,11 +129,12 @@ class FakeDevice:
         return plan
 
     def wait(self, plan: StepPlan) -> StepResult:
-        begun = time.perf_counter()
+        at = time.perf_counter()
+        self.begun += 1
         try:
             return self._run(plan)
         finally:
-            self.device_s += time.perf_counter() - begun
+            self.device_s += time.perf_counter() - at
 
     def _run(self, plan: StepPlan) -> StepResult:
         if (gate := self._gate) is not None:

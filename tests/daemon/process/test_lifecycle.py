@@ -169,7 +169,7 @@ async def test_d1_whatever_hangs_the_process_has_half_a_second_to_end(hangs: str
     assert await daemon.wait_loaded()
     async with grpc.aio.insecure_channel(str(daemon.grpc_addresses[0])) as channel:
         call = generate(channel, prompt_of(5))
-        await until(lambda: len(daemon._gate.mailboxes) == 1)
+        await until(lambda: device.begun == 1)
         stop = daemon._server.stop
         if hangs == "server":
             device.ungate()
