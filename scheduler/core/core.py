@@ -283,10 +283,9 @@ class Core:
         token, payload = prefilled.token, prefilled.payload
         assert (token is not None) == piece.draws, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
-        stored = payload is not None
-        if payload is not None:
-            stored = self._memory.insert(sequence, payload, self._steps, turn_end=piece.draws)
-        sequence.storing = stored
+        sequence.storing = payload is not None and self._memory.insert(
+            sequence, payload, self._steps, turn_end=piece.draws
+        )
         sequence.processed = piece.end
         self._meters.count_computed(piece.start, piece.end, sequence.causes)
         progress = Progress(

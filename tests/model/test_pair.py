@@ -191,14 +191,7 @@ def test_a_prompts_token_reserves_what_storing_it_copies() -> None:
     Of the releases only 31B has more of them than of activations: 60 layers of 16 heads.
     """
     pair = load_pair(checkpoint("31b-tiny"), None, "bfloat16")
-    kinds: tuple[AttentionKind, ...] = (
-        "sliding",
-        "sliding",
-        "sliding",
-        "sliding",
-        "sliding",
-        "full",
-    )
+    sliding: AttentionKind = "sliding"
     largest = dataclasses.replace(
         pair.target_config.text,
         hidden_size=5376,
@@ -210,7 +203,7 @@ def test_a_prompts_token_reserves_what_storing_it_copies() -> None:
         full_head_dim=512,
         window=1024,
         context_tokens_max=262_144,
-        kinds=kinds * 10,
+        kinds=(*[sliding] * 5, "full") * 10,
     )
     config = dataclasses.replace(pair.target_config, text=largest)
     facts = model_facts(dataclasses.replace(pair, target_config=config), 8)

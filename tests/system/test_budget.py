@@ -43,12 +43,7 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(n
     before = active_bytes()
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
     slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
-    asked = 0
-    while asked < REQUESTS or stack.core.has_work:
-        if asked < REQUESTS and traffic.random.random() < 0.4:
-            traffic.submit(stack)
-            asked += 1
-        stack.step()
+    for _ in traffic.steps(stack, REQUESTS):
         held = stack.ledger.view()
         counted = held.live + held.snapshots + held.workspace
         assert mx.get_active_memory() - before <= counted + slack, f"M1: {held}"

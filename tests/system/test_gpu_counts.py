@@ -42,12 +42,7 @@ def test_m1_whole_pages_and_few_buffers_change_no_answer(
     room = with_few_buffers(name, monkeypatch)
     budget = budget_bytes(pair(name), LIMITS, 4, 256, 4000)
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 5)
-    asked = 0
-    while asked < REQUESTS or stack.core.has_work:
-        if asked < REQUESTS and traffic.random.random() < 0.4:
-            traffic.submit(stack)
-            asked += 1
-        stack.step()
+    for _ in traffic.steps(stack, REQUESTS):
         arrays = [store.arrays for store in stack.runner.caches.stores]
         assert stack.tree.buffers + sum(map(len, arrays)) <= room, "M1: buffers"
         assert stack.tree.bytes % PAGE_BYTES == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 from typing import Any
 
@@ -34,6 +35,16 @@ class Traffic:
             "store_reply": random.random() < 0.8,
         }
         return stack.submit(self.prompt(stack), **drawn | options)
+
+    def steps(self, stack: Stack, requests: int) -> Iterator[None]:
+        """So many requests, two in five steps; after every step, until all of them are over."""
+        asked = 0
+        while asked < requests or stack.core.has_work:
+            if asked < requests and self.random.random() < 0.4:
+                self.submit(stack)
+                asked += 1
+            stack.step()
+            yield
 
     def prompt(self, stack: Stack) -> tuple[int, ...]:
         """A known beginning, an earlier turn and its reply, or something new; and a tail."""
