@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ from sapwood.scheduler.policy.cost_line import (
 TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
-COUNT_YOUNG = 8  # so many samples of a kind give a median
+MEDIAN_SAMPLES = 8
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MIN, BELIEVED_MAX = 0.5, 2.5  # what a kind's first sample may be of what was expected
@@ -116,11 +115,11 @@ class Mean:
 class _Kind:
     """Typical time and mean features of the steps of one kind.
 
-    The median of the first samples, so that none of them counts whole, then a mean of which one
-    sample moves little. A mean that follows runs of samples would be led by a neighbour's bursts.
+    seconds: the median of the newest samples, so that a burst counts little and a change is
+    followed once it has the larger half.
     """
 
-    __slots__ = ("_first", "count", "features", "fitted", "seconds", "step")
+    __slots__ = ("_newest", "count", "features", "fitted", "seconds", "step")
 
     def __init__(self) -> None:
         self.features: Vector = []
@@ -128,17 +127,14 @@ class _Kind:
         self.count = 0
         self.fitted = 0.0  # the seconds that the line was fitted through
         self.step = 0  # of its newest sample
-        self._first: list[float] = []
+        self._newest: deque[float] = deque(maxlen=MEDIAN_SAMPLES)
 
     def add(self, x: Vector, seconds: float) -> None:
         self.count += 1
-        if self.count <= COUNT_YOUNG:
-            insort(self._first, seconds)
-            middle = self.count // 2
-            self.seconds = 0.5 * (self._first[middle] + self._first[-1 - middle])
-        else:
-            bounded = min(max(seconds, self.seconds / TRUST), self.seconds * TRUST)
-            self.seconds += RATE * (bounded - self.seconds)
+        self._newest.append(seconds)
+        ranked = sorted(self._newest)
+        middle = len(ranked) // 2
+        self.seconds = 0.5 * (ranked[middle] + ranked[-1 - middle])
         rate, pairs = max(RATE, 1.0 / self.count), zip(self.features or x, x, strict=True)
         self.features = [old + rate * (new - old) for old, new in pairs]
 
@@ -208,8 +204,8 @@ class StepCost:
         self._moved = False
         self._prefill = Mean()  # seconds of a token
         self._level = 1.0  # how slow steps are now: the median of the newest ratios
-        self._ratios: deque[float] = deque(maxlen=LEVEL_STEPS)  # seconds by what was expected
-        self._before: _Kind | None = None  # of the newest of these
+        # Of the newest steps of known kinds: seconds by what was expected.
+        self._ratios: deque[tuple[_Kind, float]] = deque(maxlen=LEVEL_STEPS)
         self._step = 0
 
     def prices(self, rows: int, context_tokens: int, prefill_tokens: int) -> Prices:
@@ -247,15 +243,15 @@ class StepCost:
         if kind is None or kind.count < COUNT_SETTLED:
             self._learn(shape, x, seconds / self._level)
             return
-        before, self._before = self._before, kind
         # A run of one kind says nothing of others, and against a level made of itself it would
-        # drift; of two kinds in turn the less known learns from the better known.
-        if before is not None and before is not kind and kind.count <= before.count:
-            self._learn(shape, x, seconds / self._level)
+        # drift, or never leave what it was first taken for: it learns from the others around it.
+        others = [ratio for other, ratio in self._ratios if other is not kind]
+        if len(others) > LEVEL_STEPS // 2:
+            self._learn(shape, x, seconds / _median(others))
         own = self._line.seconds(kind.features)
         expected = kind.seconds * (self._line.seconds(x) / own if own > 0.0 else 1.0)
-        self._ratios.append(seconds / expected)
-        self._level = sorted(self._ratios)[len(self._ratios) // 2]
+        self._ratios.append((kind, seconds / expected))
+        self._level = _median([ratio for _, ratio in self._ratios])
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
@@ -305,6 +301,10 @@ class StepCost:
             line.fit([(k.features, k.seconds, k.count) for k in kinds.values()])
             self._offsets = {key: _offset(kind, line) for key, kind in kinds.items()}
         return line
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _offset(kind: _Kind, line: CostLine) -> float:
