@@ -60,6 +60,7 @@ class DepthPolicy:
         self._model = Acceptance(depth_max, MODEL_RATE)
         self._cost = StepCost()
         self._exploration = Exploration()
+        self._chosen: list[int] = []
         self._emitted = 0  # by the rows of the newest step
         self._learns = True  # whether a choice may come to depend on the newest step
 
@@ -78,12 +79,19 @@ class DepthPolicy:
             return [row.limit for row in rows]
         search, reach = self._search(rows, prefill_tokens)
         best = search.best(reach)
+        if self._cost.surprised and len(self._chosen) == len(rows):
+            again = [min(d, row.limit) for d, row in zip(self._chosen, rows, strict=True)]
+            self._exploration.repeat(search, best, again)
+            return again
         self.parked_rows = sum(
             not depth and row.pinned is None and row.depth_max > 0
             for row, depth in zip(rows, best, strict=True)
         )
         plain = not prefill_tokens and all(row.pinned is None for row in rows)
-        return self._exploration.tried(search, best, [row.limit for row in rows], reach, plain)
+        self._chosen = self._exploration.tried(
+            search, best, [row.limit for row in rows], reach, plain
+        )
+        return self._chosen
 
     def observe_row(self, drafting: Drafting, drafted: int, accepted: int) -> None:
         """A round verified `drafted` drafts and accepted the first `accepted`."""

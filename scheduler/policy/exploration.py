@@ -52,6 +52,10 @@ class Exploration:
         if emitted > worth:
             self._wait = 1
 
+    def repeat(self, search: Search, best: list[int], depths: list[int]) -> None:
+        """These depths are tried once more."""
+        self._worth = search.worth(depths), search.tokens(best)
+
     def tried(
         self, search: Search, best: list[int], limits: Sequence[int], reach: Reach, plain: bool
     ) -> list[int]:

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sapwood.scheduler.policy.cost_line import (
@@ -37,6 +37,7 @@ TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
 MEDIAN_SAMPLES = 8
+LOOKS, SURPRISE = 3, 1.3  # a kind that took so much more than was expected is looked at again
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MIN, BELIEVED_MAX = 0.5, 2.5  # what a kind's first sample may be of what was expected
@@ -119,12 +120,13 @@ class _Kind:
     followed once it has the larger half.
     """
 
-    __slots__ = ("_newest", "count", "features", "fitted", "seconds", "step")
+    __slots__ = ("_newest", "count", "expected", "features", "fitted", "seconds", "step")
 
     def __init__(self) -> None:
         self.features: Vector = []
         self.seconds = 0.0
         self.count = 0
+        self.expected = 0.0  # before its first sample
         self.fitted = 0.0  # the seconds that the line was fitted through
         self.step = 0  # of its newest sample
         self._newest: deque[float] = deque(maxlen=MEDIAN_SAMPLES)
@@ -132,9 +134,7 @@ class _Kind:
     def add(self, x: Vector, seconds: float) -> None:
         self.count += 1
         self._newest.append(seconds)
-        ranked = sorted(self._newest)
-        middle = len(ranked) // 2
-        self.seconds = 0.5 * (ranked[middle] + ranked[-1 - middle])
+        self.seconds = _low(self._newest)
         rate, pairs = max(RATE, 1.0 / self.count), zip(self.features or x, x, strict=True)
         self.features = [old + rate * (new - old) for old, new in pairs]
 
@@ -192,12 +192,13 @@ class StepCost:
             "_ratios",
             "_step",
         ),
-        *("iterations_seen", "tokens_seen"),
+        *("iterations_seen", "surprised", "tokens_seen"),
     )
 
     def __init__(self) -> None:
         self.iterations_seen = -1  # the most of a step so far
         self.tokens_seen = 0
+        self.surprised = False  # by the newest step: another look is worth it
         self._line = CostLine()
         self._kinds: dict[KindName, _Kind] = {}  # the one learned of last comes last
         self._offsets: dict[KindName, float] = {}
@@ -229,6 +230,7 @@ class StepCost:
         if seconds <= 0.0:
             return
         self._step += 1
+        self.surprised = False
         if shape.rows:
             self.iterations_seen = max(self.iterations_seen, shape.iterations)
             self.tokens_seen = max(self.tokens_seen, shape.tokens)
@@ -247,11 +249,11 @@ class StepCost:
         # drift, or never leave what it was first taken for: it learns from the others around it.
         others = [ratio for other, ratio in self._ratios if other is not kind]
         if len(others) > LEVEL_STEPS // 2:
-            self._learn(shape, x, seconds / _median(others))
+            self._learn(shape, x, seconds / _low(others))
         own = self._line.seconds(kind.features)
         expected = kind.seconds * (self._line.seconds(x) / own if own > 0.0 else 1.0)
         self._ratios.append((kind, seconds / expected))
-        self._level = _median([ratio for _, ratio in self._ratios])
+        self._level = _low([ratio for _, ratio in self._ratios])
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
@@ -276,21 +278,16 @@ class StepCost:
     def _learn(self, shape: StepShape, x: Vector, seconds: float) -> None:
         kind = self._kinds.pop(shape.kind, None)
         if kind is None:
-            seconds = self._believable(x, seconds)
             kind = _Kind()
+            kind.expected = self._fitted().seconds(x) if self._kinds else seconds
+            seconds = min(max(seconds, kind.expected * BELIEVED_MIN), kind.expected * BELIEVED_MAX)
         self._kinds[shape.kind] = kind
         kind.add(x, seconds)
+        self.surprised = kind.count < LOOKS and kind.seconds > SURPRISE * kind.expected
         kind.step = self._step
         self._moved = self._moved or kind.moved
         if len(self._kinds) > KINDS_MAX:
             del self._kinds[next(iter(self._kinds))]
-
-    def _believable(self, x: Sequence[float], seconds: float) -> float:
-        """The first sample of a kind, bounded by what the other kinds, if any, let expect."""
-        if not self._kinds:
-            return seconds
-        expected = self._fitted().seconds(x)
-        return min(max(seconds, expected * BELIEVED_MIN), expected * BELIEVED_MAX)
 
     def _fitted(self) -> CostLine:
         """The line through the means as they are."""
@@ -303,8 +300,10 @@ class StepCost:
         return line
 
 
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
+def _low(values: Iterable[float]) -> float:
+    """The upper end of their lowest third: what disturbs a step makes it slower and never quicker."""
+    ranked = sorted(values)
+    return ranked[(len(ranked) - 1) // 3]
 
 
 def _offset(kind: _Kind, line: CostLine) -> float:
