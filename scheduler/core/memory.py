@@ -19,7 +19,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple
 
-from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
@@ -81,6 +81,16 @@ class DeviceMemory:
         self._slots: list[Demand] = []
         self._due: list[Lease] = []  # of sequences that the plan in the making restores
         self._version = 0  # of what the tree can match
+
+    @property
+    def bytes(self) -> LedgerView:
+        """The account of the device's bytes."""
+        return self._ledger.view()
+
+    @property
+    def buffers(self) -> LedgerView:
+        """The account of the device's buffers, whether it bounds them or not."""
+        return self._buffers.view()
 
     def servable(self, request: Request) -> bool:
         """L5: whether it would fit were it alone."""
