@@ -9,8 +9,8 @@
   bench/speculation.py: core and runner in line, all questions together.
 - Ours beside it: a daemon with the same pair and N clients, among whom the questions are dealt out,
   each client's one after another; at its own choice of depths, prompts found in the tree.
-- All N rows decode all the time, at one depth. A company that shrinks when questions run out is
-  slower, so nobody reaches this ceiling to the last percent.
+- All N rows decode all the time, at one depth. A company that shrinks when questions run out
+  reaches less, one whose rows each have a depth of their own perhaps more.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 - Core and runner are the product's own, put together as the daemon does; nobody reads what leaves,
   and no thread competes.
 - Whoever wants to know what a step was, or how long each call of the core took, is told after it.
-- Where only the core is looked at, a device that computes nothing takes the runner's place.
+- Where only the core is looked at, a device that knows its answers takes the runner's place.
 """
 
 from __future__ import annotations
@@ -45,19 +45,21 @@ class InLineStep:
         return bool(self.plan.captures or self.plan.releases or self.plan.admits)
 
 
-class InstantDevice:
-    """A runner that computes nothing: half of all drafts hold, and every token is `token`."""
+class ReadyDevice:
+    """A runner that knows its answers: half of all drafts hold, and every token is `token`."""
 
     device_s = 0.0
 
-    def __init__(self, token: int) -> None:
-        self._token = token
+    def __init__(self, token: int, working: Callable[[StepPlan], object]) -> None:
+        """working: called in every step, so that caches are as a step leaves them."""
+        self._token, self._working = token, working
 
     def submit(self, plan: StepPlan) -> StepPlan:
         return plan
 
     def wait(self, ticket: StepPlan) -> StepResult:
         """Of a plan that captures nothing: there is no K/V."""
+        self._working(ticket)
         decoded = (Decoded((self._token,) * (d.depth // 2 + 1), d.depth) for d in ticket.decodes)
         first = (Prefilled(self._token if p.draws else None, None) for p in ticket.prefills)
         return StepResult(tuple(decoded), tuple(first), (None,) * len(ticket.captures))

@@ -196,8 +196,12 @@ def _even_choice(rows: int, experts: int, top_k: int) -> mx.array:
     return choice
 
 
-def measure_least(matmuls: PairMatmuls, works: Sequence[MatmulWork], turns: int) -> None:
-    """So many turns of each, all of one turn before the next: whatever disturbs hits them alike."""
-    for _ in range(turns):
+def measure_least(
+    matmuls: PairMatmuls, works: Sequence[MatmulWork], turns: int, seconds: float = 0.0
+) -> None:
+    """At least so many turns of each and so many seconds of all, each work once in every turn."""
+    turned, until = 0, time.perf_counter() + seconds
+    while turned < turns or time.perf_counter() < until:
         for work in works:
             matmuls.measure(work)
+        turned += 1

@@ -8,9 +8,10 @@
   said to take and what is left add up to the step. What two parts share goes to the first of them.
 - Of each: seconds in calls of the device, and of building the graph. On a CPU these lie one after
   the other. A GPU works while the host builds, so there only their sum says what a part costs.
-- host: what the core takes of a step with as many rows and drafts, half of which hold, on a device
-  that answers at once (bench/in_line.py). The event loop and its clients are not there: of these
-  the benchmark `host` tells.
+- host: what the core takes of a step with as many rows and drafts, half of which hold. Between its
+  calls a real step runs, or it would be twice as quick as in service: everything it needs
+  would lie in the processor's caches. The event loop and its clients are not there: of these the
+  benchmark `host` tells.
 - Every time is the least of several turns of all variants in turn; a difference of two of them may
   be below zero where a part is small.
 """
@@ -22,8 +23,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bench.in_line import InLineStep, InstantDevice, in_line, served_in_line
-from bench.matmuls import MatmulWork, PairMatmuls
+from bench.in_line import InLineStep, ReadyDevice, in_line, served_in_line
+from bench.matmuls import MatmulWork, PairMatmuls, measure_least
 from bench.measure import BenchError, Figure, Side
 from bench.setup import Setup
 from bench.stand_ins import STAND_INS, without
@@ -39,7 +40,7 @@ _QUICK_ROW_COUNTS, _QUICK_DEPTHS = (1, 8), (0, 3)
 # At least so many turns of each variant, and so many seconds of all of them: small steps get more.
 TURNS, WARM_TURNS, TURNS_S = 5, 1, 1.5
 LIVE_TOKENS = 640  # a system prompt, a question and half of a reply
-_HOST_PROMPT_TOKENS, _HOST_STEPS = 16, 48
+_HOST_PROMPT_TOKENS, _HOST_STEPS = 16, 16
 _TOKEN = 100  # a plain one of the bundled tokenizer
 
 
@@ -159,7 +160,7 @@ def least_times(
     return [min(times[WARM_TURNS:], key=lambda time: time.whole_s) for times in found]
 
 
-def host_seconds(pair: Pair, cell: Cell) -> float:
+def host_seconds(pair: Pair, runner: Runner, cell: Cell, context_tokens: int) -> float:
     """The least that the core takes of a step in which all rows decode and nobody comes or goes."""
     prompt, tokens = (_TOKEN,) * _HOST_PROMPT_TOKENS, (cell.depth // 2 + 1) * _HOST_STEPS
     requests = [
@@ -169,13 +170,14 @@ def host_seconds(pair: Pair, cell: Cell) -> float:
         )
         for id in range(cell.rows)
     ]  # fmt: skip
-    steps: list[InLineStep] = []
+    repeated, steps = RepeatedStep(runner, cell, context_tokens), list[InLineStep]()
     with in_line(pair) as loaded:
-        instant = replace(loaded, runner=InstantDevice(_TOKEN))
-        served_in_line(instant, requests, steps.append)
+        ready = ReadyDevice(_TOKEN, lambda plan: _is_cell(plan, cell) and repeated.turn())
+        served_in_line(replace(loaded, runner=ready), requests, steps.append)
+    repeated.close()
     full = [step for step in steps if not step.moves and _is_cell(step.plan, cell)]
-    if not full:
-        raise BenchError(f"no step had {cell.rows} decoding rows and nothing else")
+    if len(full) < TURNS:
+        raise BenchError(f"{len(full)} steps had {cell.rows} decoding rows and nothing else")
     return min(step.host_s for step in full)
 
 
@@ -206,10 +208,9 @@ def measure(setup: Setup) -> list[Figure]:
     for run in range(setup.runs):
         runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
         for cell in cells(pair, setup.quick):
-            times, host_s = least_times(runner, cell, context), host_seconds(pair, cell)
-            for _ in range(TURNS):
-                matmuls.measure(cell.target)
-                matmuls.measure(cell.drafter)
+            times = least_times(runner, cell, context)
+            host_s = host_seconds(pair, runner, cell, context)
+            measure_least(matmuls, [cell.target, cell.drafter], TURNS, TURNS_S / 4)
             known = found.setdefault(cell, _Found(times, host_s, []))
             known.add(times, host_s)
             setup.say(f"run {run + 1}: {cell.name}: {1e3 * known.steps_s[-1]:.1f} ms")

@@ -35,11 +35,21 @@ def test_of_a_prompt_one_row_goes_on() -> None:
 
 def test_the_least_turn_counts(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two works, three turns, each work once in each: 3, 5, 2, 6, 4, 7 seconds."""
-    marks = iter([0, 3, 10, 15, 20, 22, 30, 36, 40, 44, 50, 57])
+    # The first is where the turns begin; what ends after one of them is asked once they are done.
+    marks = iter([0, 0, 3, 10, 15, 20, 22, 30, 36, 40, 44, 50, 57, 57])
     monkeypatch.setattr("bench.matmuls.time.perf_counter", lambda: next(marks))
     timed, works = PairMatmuls(pair), [MatmulWork.of_round(1, 0), MatmulWork.of_round(2, 1)]
     measure_least(timed, works, 3)
     assert timed.least_s == {works[0]: 2.0, works[1]: 5.0}
+
+
+def test_small_works_get_more_turns(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second each by this clock, so that eight seconds are not over after one turn."""
+    marks, turns = iter(range(1000)), []
+    monkeypatch.setattr("bench.matmuls.time.perf_counter", lambda: next(marks))
+    monkeypatch.setattr(PairMatmuls, "measure", lambda _, work: turns.append(work))
+    measure_least(PairMatmuls(pair), [MatmulWork(1, 1)], 1, 8.0)
+    assert len(turns) == 8
 
 
 def test_nothing_takes_no_time(pair: Pair) -> None:

@@ -106,20 +106,32 @@ def test_every_variant_is_turned_as_often_and_the_least_counts(
     assert [time.device_s for time in times] == [20.0 + variant for variant in range(8)]
 
 
-def test_the_core_is_timed_where_all_rows_decode(pair: Pair) -> None:
-    assert 0 < host_seconds(pair, Cell(3, 2)) < 1
-    assert 0 < host_seconds(pair, Cell(2, 0)) < 1
+def test_the_core_is_timed_where_all_rows_decode(
+    pair: Pair, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real step runs between two of the core's, and leaves no slot taken."""
+    turns = []
+    monkeypatch.setattr(RepeatedStep, "turn", lambda step: turns.append(step.plan))
+    monkeypatch.setattr("bench.in_line._now", iter(range(10_000)).__next__)
+    for cell in (Cell(3, 2), Cell(2, 0)):
+        turns.clear()
+        # By this clock each of plan, emit and commit takes a second.
+        assert host_seconds(pair, runner, cell, 40) == 3.0
+        assert len(turns) >= 8
+        assert {(len(p.decodes), p.decodes[0].depth) for p in turns} == {(cell.rows, cell.depth)}
+        assert not any(runner.caches.holds(slot) for slot in range(4))
 
 
 def test_it_measures_a_pair_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the times are: each account adds up, and its matmuls are the figure's peer."""
     monkeypatch.setattr(parts, "least_times", quick_least_times)
+    monkeypatch.setattr(parts, "_QUICK_ROW_COUNTS", (1, 2))
     folder = checkpoint("e2b-tiny").path
     setup = Setup(Path("none"), Path("none"), quick=True, seed=0)
     setup.model, setup.draft = str(folder), str(folder.parent / "e2b-tiny-assistant")
     figures = measure(setup)
     assert [figure.name for figure in figures] == [
-        f"parts/{cell}" for cell in ("1x0", "1x3", "8x0", "8x3")
+        f"parts/{cell}" for cell in ("1x0", "1x3", "2x0", "2x3")
     ]
     for figure in figures:
         seconds = dict(figure.details)
