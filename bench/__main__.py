@@ -28,8 +28,10 @@ from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
+# Only where they are named: they say where time goes, of whichever pair, and promise nothing.
+BY_NAME = ("ceiling", "parts")
 # Clients one after another take most of a whole run's time.
-RUNS = {name: 3 if name == "company" else 5 for name in BENCHMARKS}
+RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2
 
 
@@ -38,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     environ = blas.environment(os.environ)
     if environ != dict(os.environ):
         os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
-    names = tuple(name for name in BENCHMARKS if name in (arguments.names or BENCHMARKS))
+    chosen = arguments.names or BENCHMARKS
+    names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick
     try:
         report = run(names, arguments)
@@ -59,6 +62,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
         target, drafter = write_synthetic_pair(Path(folder))
         setup = Setup(target, drafter, arguments.quick, arguments.seed)
+        setup.model, setup.draft = arguments.model, arguments.draft
         figures: list[Figure] = []
         for name in names:
             setup.runs = arguments.runs or (QUICK_RUNS if arguments.quick else RUNS[name])
@@ -83,9 +87,16 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure ratios; see docs/bench.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
+    add(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(BENCHMARKS)} (default: all these), {', '.join(BY_NAME)}",
+    )
     add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
+    add("--model", metavar="PATH", help=f"of {' and '.join(BY_NAME)} (default: the bundled pair)")
+    add("--draft", metavar="PATH", help="its drafter, or none")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
 
