@@ -134,12 +134,15 @@ def _median(kept: Sequence[Counter[str]]) -> StepCalls:
 
 
 def _name(file: str) -> str:
-    """A path from the top of the repository, or from where packages or Python's own modules lie."""
+    """A path from the top of the repository, or from where packages or Python's own modules lie.
+
+    The longest of these: packages may lie within the repository.
+    """
     path = Path(file)
-    for base in (TOP / "sapwood", TOP, *map(Path, sys.path)):
-        if base != Path() and path.is_relative_to(base):
-            return path.relative_to(base).as_posix()
-    return file
+    bases = (TOP / "sapwood", TOP, *map(Path, sys.path))
+    within = [base for base in bases if base != Path() and path.is_relative_to(base)]
+    longest = max(within, key=lambda base: len(base.parts), default=None)
+    return file if longest is None else path.relative_to(longest).as_posix()
 
 
 def page(found: StepCalls) -> str:
