@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: measure, print, write.
+"""`python -m bench [NAME ...]`: measure, print, write. `peers` is a command of its own.
 
 - 0: measured, targets met or not: it is a report. 1: something could not be measured. 2: usage.
 - A full run goes to docs/bench; a quick or partial one to build/bench, never over it.
@@ -31,13 +31,17 @@ BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in BENCHMARKS}
 QUICK_RUNS = 2
+# A benchmark of its own, by hours: it has questions, pairs and environments.
+BESIDE_PEERS = "peers"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
     environ = blas.environment(os.environ)
     if environ != dict(os.environ):
         os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
+    if list(argv[:1]) == [BESIDE_PEERS]:
+        return int(import_module("bench.peers.command").main(argv[1:]))
+    arguments = _parser().parse_args(argv)
     names = tuple(name for name in BENCHMARKS if name in (arguments.names or BENCHMARKS))
     whole = names == BENCHMARKS and not arguments.quick
     try:

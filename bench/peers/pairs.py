@@ -103,8 +103,8 @@ def pair_plans() -> dict[str, PairPlan]:
         PairPlan("bundled", "Bundled pair"),
         PairPlan("heavy", "Heavy pair", heavy),
         PairPlan("balanced", "Balanced pair", heavy, balanced_widening(heavy)),
-        PairPlan("heavy-60", "Heavy pair, drafter spoilt to 0.6", heavy, noise=0.50),
-        PairPlan("heavy-30", "Heavy pair, drafter spoilt to 0.3", heavy, noise=1.00),
+        PairPlan("heavy-60", "Heavy pair, drafter spoilt to 0.6", heavy, noise=1.4),
+        PairPlan("heavy-30", "Heavy pair, drafter spoilt to 0.3", heavy, noise=2.2),
     )
     return {plan.name: plan for plan in plans}
 
