@@ -116,25 +116,26 @@ def free_port() -> int:
 
 async def _wait_ready(process: subprocess.Popen[bytes], address: str, clients: ChatClients) -> None:
     host, port = address.split(":")
+    why = "nobody listens"
     with anyio.move_on_after(READY_S_MAX):
         while process.poll() is None:
             with socket.socket() as tried:
                 listening = tried.connect_ex((host, int(port))) == 0
-            if listening and await _answers(address, clients):
+            if listening and not (why := await _refusal(address, clients)):
                 return
             await anyio.sleep(_POLL_S)
         raise BenchError(f"ended with exit code {process.returncode} before it served")
-    raise BenchError(f"was not ready within {READY_S_MAX:.0f} s")
+    raise BenchError(f"was not ready within {READY_S_MAX:.0f} s: {why}")
 
 
-async def _answers(address: str, clients: ChatClients) -> bool:
-    """One greedy token; False while there is nobody to ask yet."""
+async def _refusal(address: str, clients: ChatClients) -> str:
+    """Asks for one greedy token; why there was none, "" if there was."""
     try:
         async with clients(address, 1) as (client,):
             await client.ask([Message("user", "What is a river?")], 1)
-    except (SapwoodError, grpc.RpcError, OSError):
-        return False
-    return True
+    except (BenchError, SapwoodError, grpc.RpcError, OSError) as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -16,6 +16,7 @@ from bench.report import VERDICTS, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+WANTED_RUNS = 5  # what a verdict is promised to rest on
 TABLES, COLOURS = "results.md", ("#2a7f62", "#8fb996", "#c8553d", "#4a6fa5", "#7d5ba6")
 
 
@@ -74,6 +75,7 @@ def verdict_line(figure: Mapping[str, Any]) -> str:
     least = target["kind"] == "at least"
     worse = ratio["low_quartile" if least else "high_quartile"]
     said = VERDICTS[figure["met"]] + (", disturbed" if figure["disturbed"] else "")
+    said += f", {ratio['runs']} runs only" if ratio["runs"] < WANTED_RUNS else ""
     bound = f"{'≥' if least else '≤'} {target['bound']:g}"
     return (
         f"| {figure['name']} | {figure['title']} | {number(ratio['median'])} | {number(worse)} "

@@ -2,7 +2,7 @@
 
 - Everything is a function of its arguments: all contestants get the same words.
 - Questions are of two kinds that alternate, as in bench/speculation.py: what a thing is, and a
-  story about it. No two alternations ask the same, so nobody finds a whole prompt in a cache.
+  story about it. No two turns ask the same, so nobody finds a whole prompt in a cache.
 - Lengths are those of the whole conversation in the model's template, BOS included.
 """
 
@@ -21,7 +21,11 @@ from sapwood.model.demo.train.things import Thing, all_things, pool
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 
 SYSTEM_TOKENS = 550
-QUESTION_KINDS = ("What is {}?", "Tell me a story about {}.")
+# Two at a time alternate; the second two begin when the first two have asked about everything.
+QUESTION_KINDS = (
+    *("What is {}?", "Tell me a story about {}."),
+    *("What does {} look like?", "Tell me everything about {}."),
+)
 _VOCABULARY = json.loads((DEMO / "target" / "config.json").read_text())["vocab_size"]
 PROMPT_TOKENIZER = load_tokenizer(ModelDirectory(DEMO / "target"), _VOCABULARY)
 
@@ -44,7 +48,7 @@ def fresh_questions(count: int, skipped: int = 0) -> list[str]:
     """`count` of them, all unlike, behind the first `skipped`; they begin again at the end."""
     things = _shuffled(all_things(), 0)
     asked = [
-        QUESTION_KINDS[(at + turn) % len(QUESTION_KINDS)].format(thing.name)
+        QUESTION_KINDS[turn // 2 * 2 + (at + turn) % 2].format(thing.name)
         for turn in range(len(QUESTION_KINDS))
         for at, thing in enumerate(things)
     ]

@@ -1,8 +1,8 @@
 """What every question is given: a pair, its contestants at work, alternations; and rows of it all.
 
 - All contestants of a question run at once and take turns; who waits computes nothing.
-- A question's time is bounded: when it is over nothing is measured again, and what was disturbed
-  stays marked.
+- A question's time is bounded: when it is over nothing is measured again, what was disturbed stays
+  marked, and the run that is going on is the last.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ NATURAL_TOKENS_MAX = 160  # never reached: replies end by themselves
 
 # A contestant's measures of one turn, by name.
 Measures = Mapping[str, float]
+# Measures a side; the number is another in every try.
+Take = Callable[[str, int], Awaitable[Measures]]
 
 
 @dataclass(slots=True)
@@ -58,17 +60,26 @@ class Question:
         return {c.name: await self.start(stack, c) for c in self.contestants}
 
     async def alternations(
-        self,
-        sides: Sequence[str],
-        turn: Callable[[str, int], Awaitable[Measures]],
-        what: str,
+        self, sides: Sequence[str], turn: Take, what: str
     ) -> list[Alternation[Measures]]:
-        """`runs` of them."""
+        """`runs` of them, fewer where time is over before."""
+        return (await self.rounds({what: (sides, turn)}))[what]
+
+    async def rounds(
+        self, parts: Mapping[str, tuple[Sequence[str], Take]]
+    ) -> dict[str, list[Alternation[Measures]]]:
+        """Of each part its alternations, as many of one as of another.
+
+        Parts take turns within a run, so that they are compared within a short time.
+        """
         watch = Watch(self.cores)
-        found = []
+        found: dict[str, list[Alternation[Measures]]] = {what: [] for what in parts}
         for run in range(self.runs):
-            found.append(await alternate(sides, run, turn, watch, self.goes_on))
-            self.say(f"{what}, run {run + 1}: {told(found[-1])}")
+            for what, (sides, turn) in parts.items():
+                found[what].append(await alternate(sides, run, turn, watch, self.goes_on))
+                self.say(f"{what}, run {run + 1}: {told(found[what][-1])}")
+            if time.monotonic() >= self.deadline:
+                break
         return found
 
     def say(self, text: str) -> None:

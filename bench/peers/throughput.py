@@ -44,13 +44,15 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
         if neighbour:
             stack.enter_context(busy_core())
         turn = Burst(running, QUICK_REPLY_TOKENS if question.quick else NATURAL_TOKENS_MAX)
-        for count in QUICK_COUNTS if question.quick else CLIENT_COUNTS:
-            sides = [c.name for c in question.contestants if count in c.counts]
-            for side in sides:
+        counts = QUICK_COUNTS if question.quick else CLIENT_COUNTS
+        sides = {n: [c.name for c in question.contestants if n in c.counts] for n in counts}
+        for count in counts:
+            for side in sides[count]:
                 await turn.take(count, side, -1)
-            take = partial(turn.take, count)
-            found = await question.alternations(sides, take, company(count))
-            rows += rows_of(found, UNITS, count, SUMMED)
+        parts = {company(n): (sides[n], partial(turn.take, n)) for n in counts}
+        found = await question.rounds(parts)
+        for count in counts:
+            rows += rows_of(found[company(count)], UNITS, count, SUMMED)
     name = question.pair.plan.name
     make = noisy_figures if neighbour else throughput_figures
     return Answer(tuple(rows), tuple(make(name, question.pair.plan.title, PairRows(rows))))
@@ -62,11 +64,16 @@ class Burst:
     def __init__(self, running: Mapping[str, Running], tokens_max: int) -> None:
         self._running, self._tokens_max = running, tokens_max
         self._same = SameText()
+        self._skipped: dict[tuple[int, int], int] = {}
+        self._asked = 0
 
     async def take(self, count: int, side: str, number: int) -> Measures:
-        """number: -1 warms. No two numbers of one count ask the same questions."""
+        """number: -1 warms. All sides ask the same in a turn, and no two turns do."""
         each = 2 if count == 1 else 1
-        flat = chats(count * each, skipped=(number + 1) * count * each)
+        if (count, number) not in self._skipped:
+            self._skipped[count, number] = self._asked
+            self._asked += count * each
+        flat = chats(count * each, self._skipped[count, number])
         asked = [flat[at * each : (at + 1) * each] for at in range(count)]
         heard = await all_ask(self._running[side], asked, self._tokens_max)
         replies = [h for of_client in heard for h in of_client]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import anyio
 import pytest
 
 from bench.measure import BenchError
-from bench.peers.contestants import Contestant, contestants, started
+from bench.peers.contestants import Contestant, Running, contestants, started
 from bench.peers.environments import ENVIRONMENTS, Environment
-from bench.peers.heard import Heard
+from bench.peers.heard import ChatClient, Heard, PeerChat
 from bench.peers.http_client import http_clients
 from bench.peers.load import SameText, load_measures
 from bench.peers.pairs import PairPlan, WrittenPair
@@ -29,6 +31,7 @@ from bench.peers.prompts import (
     system_message,
     text_tokens,
 )
+from bench.peers.throughput import Burst
 from sapwood import Message
 
 QUESTION = [Message("user", "What is a river?")]
@@ -71,8 +74,9 @@ def test_two_prompts_share_what_they_say_and_no_more() -> None:
 
 
 def test_no_two_turns_ask_the_same() -> None:
-    first, second = fresh_questions(32), fresh_questions(32, 32)
-    assert len({*first, *second}) == 64
+    """Five alternations and the warming one, each measured thrice: at most 16 turns of 64."""
+    assert len(set(fresh_questions(16 * 64))) == 16 * 64
+    assert fresh_questions(3, 1) == fresh_questions(4)[1:]
     assert {chat[0].content for chat in chats(4)} == {system_message().content}
     assert [chat[1].content for chat in chats(2, 5)] == fresh_questions(7)[5:]
 
@@ -178,3 +182,46 @@ def test_requirements_are_pinned_to_the_hash_and_a_change_is_noticed(
     assert peer.made
     (tmp_path / "peer.txt").write_text("a==2")
     assert not peer.made
+
+
+class EchoClient:
+    """Answers with the question."""
+
+    async def ask(self, chat: PeerChat, tokens_max: int) -> Heard:
+        return Heard(0.0, (1.0,), 2.0, chat[-1].content, 10)
+
+
+@asynccontextmanager
+async def echo_clients(address: str, count: int) -> AsyncIterator[list[ChatClient]]:
+    yield [EchoClient() for _ in range(count)]
+
+
+class Recording(SameText):
+    """Keeps what each turn heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, ...]] = []
+
+    def equal(self, turn: tuple[int, ...], texts: Sequence[str]) -> float:
+        self.heard.append(tuple(texts))
+        return super().equal(turn, texts)
+
+
+def test_all_sides_of_a_turn_are_asked_the_same_and_no_two_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recording = Recording()
+    monkeypatch.setattr("bench.peers.throughput.SameText", lambda: recording)
+    echo = Running(contestants()["ours"], "", 0, echo_clients, 0.0, "")
+    burst = Burst({"a": echo, "b": echo}, 8)
+
+    async def run() -> None:
+        for count, number in ((1, -1), (1, 0), (2, -1), (2, 0)):
+            for side in "ab":
+                measures = await burst.take(count, side, number)
+                assert measures["equal_replies"] == measures["replies"] == 2.0
+
+    anyio.run(run)
+    a, b = recording.heard[::2], recording.heard[1::2]
+    assert a == b and len({text for turn in a for text in turn}) == 8

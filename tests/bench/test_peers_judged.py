@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bench.peers.disturbance import TRIES, Watch, alternate, foreign_share
 from bench.peers.gaps import overlapping, percentile, stretch_rows
 from bench.peers.heard import Heard
 from bench.peers.pages import page_lines, verdict_line, write_pages
+from bench.peers.pairs import PairPlan, WrittenPair
 from bench.peers.processes import (
     CpuReading,
     descendants,
@@ -27,7 +29,7 @@ from bench.peers.processes import (
     peak_memory_bytes,
     read_cpu,
 )
-from bench.peers.question import rows_of
+from bench.peers.question import Question, rows_of
 from bench.peers.records import PeersRecord, join, read_records, write_record
 from bench.peers.rows import MeasuredRow, PairRows, least, most, ratio
 from bench.peers.throughput import doublings, throughput_figures
@@ -261,7 +263,7 @@ def test_records_of_another_commit_machine_or_length_are_not_joined(tmp_path: Pa
 def test_the_page_has_a_line_for_each_target_and_marks_what_was_disturbed(tmp_path: Path) -> None:
     joined = join([content(), content(question="turns", commit="d" * 40)], ("throughput", "turns"))
     lines = list(page_lines(joined))
-    assert "| q/a | What | 2 | 2 | ≥ 3 | missed, disturbed |" in lines
+    assert "| q/a | What | 2 | 2 | ≥ 3 | missed, disturbed, 1 runs only |" in lines
     assert "| tokens_per_s, tokens/s | 1 | 4 |" in lines
     assert "| ours | 2 (2 to 2) |  |" in lines and "| mlx_lm |  | 1 (1 to 1) * |" in lines
     assert any("Left out" in line and "turns heavy (dddddddddddd)" in line for line in lines)
@@ -277,3 +279,34 @@ def test_a_line_shows_the_quartile_that_is_judged() -> None:
     (high,) = ratio("a", "A", ours, peer, most(5.0))
     assert verdict_line(low.as_json()) == "| a | A | 3 | 2 | ≥ 1 | met |"
     assert verdict_line(high.as_json()) == "| a | A | 3 | 4 | ≤ 5 | met |"
+
+
+def question(deadline: float, quick: bool = False) -> Question:
+    pair = WrittenPair(PairPlan("p", "P"), Path("target"), Path("drafter"))
+    made = Question("q", pair, (), 3, quick, 10**6)  # so many cores that nobody disturbs
+    made.deadline = deadline
+    return made
+
+
+@pytest.mark.parametrize(("deadline", "runs"), [(math.inf, 3), (0.0, 1)])
+def test_parts_take_turns_and_all_get_as_many_alternations(deadline: float, runs: int) -> None:
+    taken: list[tuple[str, str, int]] = []
+
+    async def take(part: str, side: str, number: int) -> dict[str, float]:
+        taken.append((part, side, number // TRIES))
+        return {"value": float(number)}
+
+    async def run() -> dict[str, Any]:
+        parts = {part: (["a", "b"], partial(take, part)) for part in ("x", "y")}
+        return await question(deadline).rounds(parts)
+
+    found = anyio.run(run)
+    assert {part: len(made) for part, made in found.items()} == {"x": runs, "y": runs}
+    assert [part for part, _, _ in taken] == ["x", "x", "y", "y"] * runs
+    sides = [side for part, side, _ in taken if part == "x"]
+    assert sides == ["a", "b", "b", "a", "a", "b"][: 2 * runs]
+
+
+def test_a_quick_run_measures_nothing_again() -> None:
+    assert question(math.inf).goes_on() and not question(0.0).goes_on()
+    assert not question(math.inf, quick=True).goes_on()
