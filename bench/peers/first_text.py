@@ -1,7 +1,7 @@
 """Time to first text: of a cold prompt, and of one whose first 2,000 tokens were asked before.
 
-- 2,032 tokens in one message; the second shares 2,000 with the first. Another pair of prompts in
-  every alternation, which begin unlike, so that nothing else is found in a cache.
+- A system prompt of 2,000 tokens and a short question; the second asks another behind the same one.
+  Another system prompt in every turn, which begins unlike, so that nothing else is in a cache.
 - What the server says it found is told beside it: a peer may find nothing.
 """
 
@@ -17,7 +17,7 @@ from bench.peers.prompts import sharing_chats
 from bench.peers.question import Answer, Measures, Question, rows_of
 from bench.peers.rows import PairRows, most, ratio
 
-SHARED_TOKENS, PROMPT_TOKENS, QUICK_SHARED, QUICK_PROMPT = 2000, 2032, 400, 432
+SHARED_TOKENS, QUICK_SHARED_TOKENS = 2000, 400
 HIT_OVER_MLX_LM, HIT_OVER_COLD = 1.3, 0.04
 FIRST_UNITS = {"hit_s": "s", "cold_s": "s", "hit_found_tokens": "tokens"}
 
@@ -26,10 +26,10 @@ async def ask_first_text(question: Question) -> Answer:
     """Raises BenchError."""
     async with AsyncExitStack() as stack:
         running = await question.start_all(stack)
-        sizes = (QUICK_SHARED, QUICK_PROMPT) if question.quick else (SHARED_TOKENS, PROMPT_TOKENS)
+        shared = QUICK_SHARED_TOKENS if question.quick else SHARED_TOKENS
 
         async def turn(side: str, number: int) -> Measures:
-            return await cold_and_hit(running[side], *sizes, seed=10 * number + 10)
+            return await cold_and_hit(running[side], shared, number)
 
         for side in running:
             await turn(side, -1)
@@ -39,11 +39,11 @@ async def ask_first_text(question: Question) -> Answer:
     return Answer(tuple(rows), tuple(first_text_figures(plan.name, plan.title, PairRows(rows))))
 
 
-async def cold_and_hit(running: Running, shared: int, tokens: int, seed: int) -> Measures:
+async def cold_and_hit(running: Running, shared: int, seed: int) -> Measures:
     """The cold one has to come first: it is what the hit finds."""
     heard: list[Heard] = []
     async with running.clients(running.address, 2) as clients:
-        chats = sharing_chats(shared, tokens, seed)
+        chats = sharing_chats(shared, seed)
         for client, chat in zip(clients, chats, strict=True):
             heard.append(await client.ask(chat, 1))
     cold, hit = heard

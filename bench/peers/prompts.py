@@ -72,21 +72,24 @@ def system_message(tokens: int = SYSTEM_TOKENS) -> Message:
 
 def long_chat(tokens: int, seed: int) -> list[Message]:
     """One question of so many tokens, at most a word less, that no other seed begins alike."""
-    return _user(f"({seed})".split(), tokens, seed)
+    return [Message("user", fitted(_words(tokens, seed), tokens, _user_tokens))]
 
 
-def sharing_chats(shared: int, tokens: int, seed: int) -> tuple[list[Message], list[Message]]:
-    """Two of `tokens` that share their first `shared` ones, at most a word less, and no more."""
-    long = long_chat(tokens, seed)[0].content.split()
-    head = fitted(long, shared, _user_tokens)
-    first, second = ([*head.split(), f"({letter})"] for letter in "ab")
-    return _user(first, tokens, seed + 1), _user(second, tokens, seed + 2)
+def sharing_chats(shared: int, seed: int) -> tuple[list[Message], list[Message]]:
+    """Two questions behind one system prompt of `shared` tokens, at most a word less.
+
+    What is shared ends where the system prompt does: mlx_lm.server keeps a state for there, and
+    none within a message, once it is longer than the model's window.
+    """
+    system = Message("system", fitted(_words(shared, seed), shared, text_tokens))
+    first, second = fresh_questions(2, 2 * abs(seed))
+    return [system, Message("user", first)], [system, Message("user", second)]
 
 
-def _user(head: Sequence[str], tokens: int, seed: int) -> list[Message]:
+def _words(tokens: int, seed: int) -> list[str]:
+    """More than `tokens` can hold, the first ones unlike those of any other seed."""
     names = [thing.name for thing in all_things()]
-    tail = " ".join(random.Random(seed).choices(names, k=tokens)).split()
-    return [Message("user", fitted([*head, *tail], tokens, _user_tokens))]
+    return [f"({seed})", *" ".join(random.Random(seed).choices(names, k=tokens)).split()]
 
 
 def _user_tokens(text: str) -> int:
