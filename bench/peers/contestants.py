@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,6 +28,7 @@ from bench.peers.grpc_clients import our_clients, smg_clients
 from bench.peers.heard import ChatClients
 from bench.peers.http_client import http_clients
 from bench.peers.pairs import WrittenPair
+from bench.setup import first_cause
 from sapwood import Message, SapwoodError
 from sapwood.daemon.demo import blas
 
@@ -81,17 +82,32 @@ async def started(contestant: Contestant, pair: WrittenPair) -> AsyncIterator[Ru
         process = _process(contestant, pair, port, log.fileno())
         try:
             address, clients = f"127.0.0.1:{port}", contestant.clients(pair)
-            await _wait_ready(process, address, clients)
+            with naming(contestant.name):
+                await _wait_ready(process, address, clients)
             ready_s = time.perf_counter() - began
             loaded = blas.loaded(process.pid)
             yield Running(contestant, address, process.pid, clients, ready_s, loaded)
         except BenchError as error:
+            if not str(error).startswith(f"{contestant.name}: "):
+                raise  # another's
             log.seek(0)
             lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
             said = "".join(f"\n  {line}" for line in lines)
-            raise BenchError(f"{contestant.name}: {error}\nits last words:{said}") from error
+            raise BenchError(f"{error}\nits last words:{said}") from error
         finally:
             _end(process)
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What fails within, in a group of tasks as well, is said to be this contestant's."""
+    try:
+        yield
+    except Exception as error:
+        cause = first_cause(error)
+        if not isinstance(cause, BenchError):
+            raise  # our own mistake, with its traceback
+        raise BenchError(f"{name}: {cause}") from error
 
 
 def _process(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
 from bench.measure import Figure
-from bench.peers.contestants import Running
+from bench.peers.contestants import Running, naming
 from bench.peers.heard import Heard
 from bench.peers.prompts import sharing_chats
 from bench.peers.question import Answer, Measures, Question, rows_of
@@ -32,7 +32,8 @@ async def ask_first_text(question: Question) -> Answer:
             return await cold_and_hit(running[side], shared, number)
 
         for side in running:
-            await turn(side, -1)
+            with naming(side):
+                await turn(side, -1)
         found = await question.alternations(list(running), turn, "first text")
     rows = rows_of(found, FIRST_UNITS, 1)
     plan = question.pair.plan

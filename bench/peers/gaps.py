@@ -1,7 +1,8 @@
 """How evenly text comes: gaps between messages of eight streams, idle and beside a long prompt.
 
-- Idle: nothing else is going on. Landing: a ninth client asks for one token behind 8,000; gaps
-  count that overlap the time from its request to its first text.
+- Idle: nothing else is going on. Landing: a ninth client asks for one token behind 8,000 once the
+  streams have got as many replies as they are; gaps count that overlap the time from its request to
+  its first text. Who asks the next question meanwhile has no gap but waits: that is told apart.
 - Streams are plain replies; who has ended asks the next question until the prompt has landed, so
   gaps lie within replies and no reply has to be made longer than it is.
 - Percentiles of an alternation are of all its streams' gaps. What a landing does is told as its
@@ -19,18 +20,18 @@ from math import ceil
 import anyio
 
 from bench.measure import Figure
-from bench.peers.contestants import Running
+from bench.peers.contestants import Running, naming
 from bench.peers.disturbance import Alternation
 from bench.peers.heard import Heard
 from bench.peers.prompts import chats, long_chat
 from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question, checked, rows_of
 from bench.peers.rows import MeasuredRow, PairRows, ratio
 
-STREAMS, LANDING_TOKENS, QUICK_LANDING_TOKENS = 8, 8000, 800
+STREAMS, LANDING_TOKENS, QUICK_LANDING_TOKENS = 8, 8000, 2000
 REPLIES_PLANNED = 64  # of a stream in one turn; far more than any asks
 GAP_UNITS = {
     "landing_p99_s": "s", "landing_p50_s": "s", "idle_p99_s": "s", "idle_p50_s": "s",
-    "landing_most_s": "s", "landing_first_text_s": "s",
+    "landing_most_s": "s", "landing_first_text_s": "s", "landing_wait_most_s": "s",
 }  # fmt: skip
 
 
@@ -44,11 +45,11 @@ async def ask_gaps(question: Question) -> Answer:
         async def turn(side: str, number: int) -> Measures:
             idle = await idle_gaps(running[side], number)
             pooled[side] += idle
-            landing, first_s = await landing_gaps(running[side], number, tokens)
-            return gap_measures(idle, landing) | {"landing_first_text_s": first_s}
+            return gap_measures(idle, *await landing(running[side], number, tokens))
 
         for side in running:
-            await idle_gaps(running[side], -1)
+            with naming(side):
+                await idle_gaps(running[side], -1)
         found = await question.alternations(list(running), turn, "gaps")
     rows = [*rows_of(found, GAP_UNITS, STREAMS), *stretch_rows(found, pooled)]
     plan = question.pair.plan
@@ -57,32 +58,37 @@ async def ask_gaps(question: Question) -> Answer:
 
 async def idle_gaps(running: Running, number: int) -> list[float]:
     """One reply for each stream."""
-    heard = await streams(running, number, lambda: False)
+    heard: list[Heard] = []
+    await streams(running, number, heard, lambda: False)
     return [gap for reply in heard for gap in reply.message_gaps_s]
 
 
-async def landing_gaps(running: Running, number: int, tokens: int) -> tuple[list[float], float]:
-    """Gaps that overlap the landing, and how long the long prompt's first text took."""
+async def landing(running: Running, number: int, tokens: int) -> tuple[list[Heard], Heard]:
+    """What the streams heard, and the client of the long prompt."""
     landed: list[Heard] = []
     heard: list[Heard] = []
+    full = anyio.Event()
+
+    def goes_on() -> bool:
+        if len(heard) >= STREAMS:
+            full.set()
+        return not landed
 
     async def land() -> None:
         async with running.clients(running.address, 1) as (client,):
+            await full.wait()
             landed.append(await client.ask(long_chat(tokens, 1000 + number), 1))
 
-    async def stream() -> None:
-        heard.extend(await streams(running, 500 + number, lambda: not landed))
-
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(stream)
+        tasks.start_soon(streams, running, 500 + number, heard, goes_on)
         tasks.start_soon(land)
-    (long,) = landed
-    return overlapping(heard, long.asked, long.messages[0]), long.first_text_s
+    return heard, landed[0]
 
 
-async def streams(running: Running, number: int, goes_on: Callable[[], bool]) -> list[Heard]:
-    """Replies of STREAMS clients, each at least one, and another while `goes_on`."""
-    heard: list[Heard] = []
+async def streams(
+    running: Running, number: int, heard: list[Heard], goes_on: Callable[[], bool]
+) -> None:
+    """Adds replies of STREAMS clients, each at least one, and another while `goes_on`."""
     asked = chats(STREAMS * REPLIES_PLANNED, skipped=(number + 1) * STREAMS)
     async with (
         running.clients(running.address, STREAMS) as clients,
@@ -97,7 +103,6 @@ async def streams(running: Running, number: int, goes_on: Callable[[], bool]) ->
 
         for at in range(STREAMS):
             tasks.start_soon(one, at)
-    return heard
 
 
 def overlapping(heard: Sequence[Heard], start: float, end: float) -> list[float]:
@@ -110,16 +115,25 @@ def overlapping(heard: Sequence[Heard], start: float, end: float) -> list[float]
     ]
 
 
-def gap_measures(idle: Sequence[float], landing: Sequence[float]) -> dict[str, float]:
-    checked(idle, "idle gaps")
-    checked(landing, "gaps while a prompt landed")
+def waits(heard: Sequence[Heard], start: float, end: float) -> list[float]:
+    """Times to first text that share time with [start, end)."""
+    return [
+        reply.first_text_s for reply in heard if reply.asked < end and reply.messages[0] > start
+    ]
+
+
+def gap_measures(idle: Sequence[float], heard: Sequence[Heard], long: Heard) -> dict[str, float]:
+    start, end = long.asked, long.messages[0]
+    gaps = checked(overlapping(heard, start, end), "gaps while a prompt landed")
+    waited = waits(heard, start, end)
     return {
-        "landing_p99_s": percentile(landing, 0.99),
-        "landing_p50_s": percentile(landing, 0.5),
-        "landing_most_s": max(landing),
-        "idle_p99_s": percentile(idle, 0.99),
+        "landing_p99_s": percentile(gaps, 0.99),
+        "landing_p50_s": percentile(gaps, 0.5),
+        "landing_most_s": max(gaps),
+        "landing_first_text_s": long.first_text_s,
+        "idle_p99_s": percentile(checked(idle, "idle gaps"), 0.99),
         "idle_p50_s": percentile(idle, 0.5),
-    }
+    } | ({"landing_wait_most_s": max(waited)} if waited else {})
 
 
 def percentile(values: Sequence[float], share: float) -> float:

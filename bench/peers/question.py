@@ -11,9 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from bench.measure import BenchError, Figure
-from bench.peers.contestants import Contestant, Running, started
+from bench.peers.contestants import Contestant, Running, naming, started
 from bench.peers.disturbance import Alternation, Watch, alternate
 from bench.peers.pairs import WrittenPair
 from bench.peers.rows import MeasuredRow
@@ -73,10 +74,17 @@ class Question:
         Parts take turns within a run, so that they are compared within a short time.
         """
         watch = Watch(self.cores)
+
+        async def named(turn: Take, side: str, number: int) -> Measures:
+            with naming(side):
+                return await turn(side, number)
+
         found: dict[str, list[Alternation[Measures]]] = {what: [] for what in parts}
         for run in range(self.runs):
             for what, (sides, turn) in parts.items():
-                found[what].append(await alternate(sides, run, turn, watch, self.goes_on))
+                found[what].append(
+                    await alternate(sides, run, partial(named, turn), watch, self.goes_on)
+                )
                 self.say(f"{what}, run {run + 1}: {told(found[what][-1])}")
             if time.monotonic() >= self.deadline:
                 break

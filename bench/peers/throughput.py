@@ -18,7 +18,7 @@ from functools import partial
 from itertools import pairwise
 
 from bench.measure import Figure, Side
-from bench.peers.contestants import Running
+from bench.peers.contestants import Running, naming
 from bench.peers.load import SameText, all_ask, load_measures
 from bench.peers.prompts import chats
 from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question, rows_of
@@ -48,7 +48,8 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
         sides = {n: [c.name for c in question.contestants if n in c.counts] for n in counts}
         for count in counts:
             for side in sides[count]:
-                await turn.take(count, side, -1)
+                with naming(side):
+                    await turn.take(count, side, -1)
         parts = {company(n): (sides[n], partial(turn.take, n)) for n in counts}
         found = await question.rounds(parts)
         for count in counts:

@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack
 import anyio
 
 from bench.measure import Figure
-from bench.peers.contestants import Running
+from bench.peers.contestants import Running, naming
 from bench.peers.heard import ChatClient, Heard
 from bench.peers.prompts import fresh_questions, system_message, text_tokens
 from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question, rows_of
@@ -36,7 +36,8 @@ async def ask_turns(question: Question) -> Answer:
             return await conversations(running[side], number, *size)
 
         for side in running:
-            await conversations(running[side], -1, 1, QUICK_TURN_TOKENS)
+            with naming(side):
+                await conversations(running[side], -1, 1, QUICK_TURN_TOKENS)
         found = await question.alternations(list(running), turn, "six turns")
     rows = rows_of(found, TURN_UNITS, CONVERSATIONS, ("tokens", "resets"))
     plan = question.pair.plan

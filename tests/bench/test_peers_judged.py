@@ -15,8 +15,9 @@ from typing import Any
 import anyio
 import pytest
 
+from bench.measure import BenchError
 from bench.peers.disturbance import TRIES, Watch, alternate, foreign_share
-from bench.peers.gaps import overlapping, percentile, stretch_rows
+from bench.peers.gaps import gap_measures, overlapping, percentile, stretch_rows
 from bench.peers.heard import Heard
 from bench.peers.pages import page_lines, verdict_line, write_pages
 from bench.peers.pairs import PairPlan, WrittenPair
@@ -201,6 +202,36 @@ def test_gaps_count_that_overlap_the_landing() -> None:
     assert overlapping([reply], 3.0, 4.0) == [3.0]
     assert overlapping([reply], 1.5, 5.5) == [1.0, 3.0, 1.0]
     assert overlapping([reply], 7.0, 8.0) == []
+
+
+def test_who_asks_while_a_prompt_lands_waits_apart_from_gaps() -> None:
+    """Streams: one in the middle of its reply, one that waits all the while, one long before."""
+    long = Heard(10.0, (20.0,), 21.0, "", 8000)
+    heard = [
+        Heard(1.0, (2.0, 11.0, 12.0), 13.0, "", 1),
+        Heard(12.0, (19.0, 19.5), 22.0, "", 1),
+        Heard(0.0, (1.0, 2.0), 3.0, "", 1),
+    ]
+    found = gap_measures([0.5, 0.25, 0.25], heard, long)
+    assert (found["landing_most_s"], found["landing_p50_s"]) == (9.0, 1.0)
+    assert (found["landing_wait_most_s"], found["landing_first_text_s"]) == (7.0, 10.0)
+    assert (found["idle_p50_s"], found["idle_p99_s"]) == (0.25, 0.5)
+    assert "landing_wait_most_s" not in gap_measures([0.5], heard[:1], long)
+    with pytest.raises(BenchError, match="nothing was measured"):
+        gap_measures([0.5], heard[2:], long)
+
+
+def test_an_error_in_a_turn_names_the_contestant_also_out_of_a_group() -> None:
+    async def take(side: str, number: int) -> dict[str, float]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+        return {}
+
+    async def fail() -> None:
+        raise BenchError("broken")
+
+    with pytest.raises(BenchError, match=r"^b: broken$"):
+        anyio.run(question(0.0).alternations, ["b"], take, "what")
 
 
 def test_landings_are_told_by_the_idle_gaps_of_all_alternations() -> None:
