@@ -34,7 +34,7 @@ TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
 .PHONY: .venv demo bench device-report train wheel test test-long simulate soak check breaking coverage proto \
-	lock clean
+	lock lock-peers clean
 
 .venv: $(STAMP)
 
@@ -128,6 +128,14 @@ lock:
 	uv pip compile pyproject.toml --extra serve --group dev --group bench --universal --generate-hashes \
 		--no-emit-index-url --custom-compile-command "make lock" --python-version 3.11 \
 		--quiet --output-file requirements.lock
+
+# The same for each peer's environment in bench/peers.
+lock-peers:
+	cd bench/peers/requirements && for peer in *.in; do \
+		uv pip compile $$peer --universal --generate-hashes --no-emit-index-url --no-annotate \
+			--custom-compile-command "make lock-peers" --python-version 3.11 \
+			--quiet --output-file "$${peer%.in}.txt" || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

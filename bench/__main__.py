@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: measure, print, write.
+"""`python -m bench [NAME ...]`: measure, print, write. `peers` is a command of its own.
 
 - 0: measured, targets met or not: it is a report. 1: something could not be measured. 2: usage.
 - A full run goes to docs/bench; a quick or partial one to build/bench, never over it.
@@ -33,13 +33,17 @@ BY_NAME = ("ceiling", "parts")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2
+# A benchmark of its own, by hours: it has questions, pairs and environments.
+BESIDE_PEERS = "peers"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
     environ = blas.environment(os.environ)
     if environ != dict(os.environ):
         os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
+    if list(argv[:1]) == [BESIDE_PEERS]:
+        return int(import_module("bench.peers.command").main(argv[1:]))
+    arguments = _parser().parse_args(argv)
     chosen = arguments.names or BENCHMARKS
     names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick
@@ -89,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "names",
+        type=_benchmark,
         nargs="*",
         metavar="NAME",
         help=f"of {', '.join(BENCHMARKS)} (default: all these), {', '.join(BY_NAME)}",
@@ -99,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft", metavar="PATH", help="its drafter, or none")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
+
+
+def _benchmark(text: str) -> str:
+    if text not in (*BENCHMARKS, *BY_NAME):
+        raise argparse.ArgumentTypeError(f"must be of {', '.join((*BENCHMARKS, *BY_NAME))}")
+    return text
 
 
 def _positive(text: str) -> int:

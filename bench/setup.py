@@ -90,7 +90,7 @@ class Setup:
                 yield daemon
                 self.blas.add(blas.loaded(daemon.pid))
         except DemoError as error:
-            cause = _first(error)
+            cause = first_cause(error)
             if not isinstance(cause, BenchError | DemoError | SapwoodError):
                 raise  # our own mistake, with its traceback
             said = str(error)
@@ -100,7 +100,7 @@ class Setup:
         print(f"  {text}", flush=True)
 
 
-def _first(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """Where a failure began; the other clients' errors follow from it."""
     while True:
         if isinstance(error, BaseExceptionGroup):
