@@ -190,6 +190,23 @@ def test_m2_a_tree_out_of_buffers_evicts_the_oldest_though_bytes_are_free() -> N
     house.close()
 
 
+def test_m2_a_capture_has_its_buffers_before_the_device_makes_it() -> None:
+    """Two slices in one plan, room for the buffers of one: the other is not asked for."""
+    facts = replace(FACTS, buffers_max=12, weights_buffers=2, live_buffers=4)
+    house = House(limits=LIMITS, facts=facts)
+    for n in range(2):
+        house.submit(prompt(8, n), 4, ignore_eos=True)
+    plan = house.core.plan(house.now)
+    assert plan is not None
+    assert [piece.capture for piece in plan.prefills] == [True, False]
+    result = house.device.run(plan)
+    assert house.device.tracker.buffers <= 12 - 2 - 2 * 4
+    house.core.commit(plan, result, house.now)
+    house.core.check()
+    house.run()
+    house.close()
+
+
 def test_m2_what_finds_no_buffer_waits_or_is_not_stored_and_nothing_fails() -> None:
     """One slot's worth: two requests take turns, and the tree has none left."""
     facts = replace(FACTS, buffers_max=7, weights_buffers=2, live_buffers=4)
