@@ -97,7 +97,8 @@ class Core:
     @property
     def spare_bytes(self) -> int:
         """What nothing lies in between two steps: reserved for a step, or by nobody."""
-        return self._ledger.held("workspace") + self._ledger.free
+        account = self._memory.bytes
+        return account.workspace + account.free
 
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order; each effect is handed out once."""
