@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.flags import flag_count
 from bench.machine import ROOT, commit, machine, versions
 from bench.measure import BenchError, Figure
 from bench.report import BenchReport, table, write_report
@@ -84,17 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
-    add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
+    add(
+        "--runs",
+        type=flag_count,
+        metavar="N",
+        help="of each figure (default: 5, of the long 3)",
+    )
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":
