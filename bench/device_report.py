@@ -24,7 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
+try:
+    import mlx.core as mx
+except ImportError as error:  # such as that of mlx[cuda] without NVIDIA's driver
+    sys.exit(f"make device-report: mlx does not load, so there is nothing to report: {error}")
 
 from bench.flags import flag_count, flag_s, flag_words
 from bench.machine import ROOT, commit, machine, versions

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,13 @@ def test_attention_written_out_is_the_librarys() -> None:
     for shape in (("E2B", "sliding", 256, 8, 1), ("31B", "full", 512, 32, 4)):
         row = _row(*shape, 64, 4)
         assert row["difference"] < 0.05 and row["ratio"] > 0
+
+
+def test_where_mlx_does_not_load_it_says_so() -> None:
+    code = "import sys; sys.modules['mlx.core'] = None; import bench.device_report"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("make device-report: mlx does not load")
 
 
 def test_make_runs_it() -> None:
