@@ -70,6 +70,13 @@ def everythings(
     return made
 
 
+def test_m1_what_a_step_makes_fits_metals_other_half_of_buffers(tmp_path: Path) -> None:
+    """A node makes a buffer at most, and one step is under way: ten times over, of the deepest."""
+    pair = hollow_pair(FAMILIES["31B"], tmp_path)
+    made = exported_nodes(lambda: our_step(pair, everything(), SAMPLERS))
+    assert 5000 < len(made) < 499_000 / 2 / 10
+
+
 def test_metal_has_every_primitive_of_a_step(everythings: list[Node]) -> None:
     assert {node.name for node in everythings} & NOT_ON_METAL == set()
 
