@@ -20,6 +20,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench.flags import flag_count
 from bench.machine import ROOT, commit, machine, versions
 from bench.measure import BenchError, Figure
 from bench.report import BenchReport, table, write_report
@@ -98,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(BENCHMARKS)} (default: all these), {', '.join(BY_NAME)}",
     )
-    add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
+    add(
+        "--runs",
+        type=flag_count,
+        metavar="N",
+        help="of each figure (default: 5, of the long 3)",
+    )
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
     add("--model", metavar="PATH", help=f"of {' and '.join(BY_NAME)} (default: the bundled pair)")
     add("--draft", metavar="PATH", help="its drafter, or none")
@@ -110,13 +116,6 @@ def _benchmark(text: str) -> str:
     if text not in (*BENCHMARKS, *BY_NAME):
         raise argparse.ArgumentTypeError(f"must be of {', '.join((*BENCHMARKS, *BY_NAME))}")
     return text
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import anyio
 from rich.console import Console
 
+from bench.flags import flag_count
 from bench.machine import ROOT, commit, machine, versions
 from bench.measure import BenchError
 from bench.peers.contestants import contestants
@@ -135,6 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("questions", nargs="*", metavar="QUESTION", type=_question, help=", ".join(JOBS))
     add("--pair", action="append", dest="pairs", choices=list(pair_plans()), help="repeatable")
-    add("--runs", type=int, metavar="N", help="alternations of each (default: 5, of gaps 3)")
+    add("--runs", type=flag_count, metavar="N", help="alternations of each (default: 5, of gaps 3)")
     add("--quick", action="store_true", help="little work, to see that it runs")
     return parser

@@ -2,7 +2,7 @@
 
 The budget holds the weights, three slots of the smallest size, the workspace of their rows and of a
 prefill, and snapshots of 200 tokens. MLX's active memory is held against the ledger after every
-step. MLX's buffer cache is off: it hands out buffers that are larger than asked for.
+step. MLX's buffer cache is off, so that buffers are as large as asked for; test_reuse has it on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import pytest
 
+from sapwood.model import device
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
@@ -26,8 +27,9 @@ SCALARS_BYTES = 1024  # MLX keeps a few of its own
 
 
 @pytest.fixture(autouse=True)
-def exact_buffers() -> Iterator[None]:
+def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     limit = mx.set_cache_limit(0)
+    monkeypatch.setattr(device, "reuse_bytes", lambda: 0)
     yield
     mx.set_cache_limit(limit)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sapwood.cache.prefix.ledger import Ledger
 from sapwood.scheduler.events import Failed, Finished
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
@@ -172,6 +173,22 @@ def test_a_payload_that_the_device_could_not_make_ends_storing_only() -> None:
     house.run()
     assert not any(piece.capture for plan in house.plans for piece in plan.prefills)
     assert cached(stream) == 0
+    house.close()
+
+
+def test_m1_each_buffer_of_the_tree_has_what_it_may_be_larger_by() -> None:
+    """In a budget for some ten edges: held() is checked at every step, by Core.check too."""
+    reuse = 40
+    facts = replace(FACTS, reuse_bytes=reuse, live_buffers=4)
+    assert facts.live_bytes(32) == FACTS.live_bytes(32) + 4 * reuse
+    room = facts.weights_bytes + facts.live_bytes(32) + ONE_WORKSPACE + 10 * (200 + 2 * reuse)
+    house = House(limits=LIMITS, facts=facts, ledger=Ledger(room, facts.weights_bytes))
+    for n in range(24):
+        house.submit(prompt(20, n), 4, ignore_eos=True)
+        house.run()
+        tree = house.tree
+        assert house.ledger.held("snapshots") == tree.bytes + tree.buffers * reuse > 0
+    assert house.tree.evictions["evicted"] > 6
     house.close()
 
 
