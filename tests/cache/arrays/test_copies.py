@@ -16,7 +16,7 @@ TOKENS, DIM, EDGES = 1024, 64, 8
 TOKEN_BYTES = 2 * DIM * 4  # keys and values of one sliding layer
 KEPT = TOKENS // 2
 KEPT_BYTES = KEPT * TOKEN_BYTES
-SCALARS_BYTES = 32 << 10  # tables of a gather
+SCALARS_BYTES = 64 << 10  # tables of the gathers, two of 2 KiB for each edge, and what is small
 
 
 @pytest.fixture(autouse=True)
