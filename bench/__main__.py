@@ -39,12 +39,11 @@ BESIDE_PEERS = "peers"
 
 
 def main(argv: Sequence[str]) -> int:
-    environ = blas.environment(os.environ)
-    if environ != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
     if list(argv[:1]) == [BESIDE_PEERS]:
+        _with_one_blas(argv)
         return int(import_module("bench.peers.command").main(argv[1:]))
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)  # what is refused starts nothing anew
+    _with_one_blas(argv)
     chosen = arguments.names or BENCHMARKS
     names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick
@@ -58,6 +57,13 @@ def main(argv: Sequence[str]) -> int:
     for path in write_report(report, ROOT / ("docs/bench" if whole else "build/bench")):
         print(path.relative_to(ROOT))
     return 0
+
+
+def _with_one_blas(argv: Sequence[str]) -> None:
+    """Start this process anew where an installed OpenBLAS is not preloaded yet."""
+    environ = blas.environment(os.environ)
+    if environ != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
 
 
 def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
