@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable, Sequence
 
 FLAG_COUNT_MAX, FLAG_S_MAX = 100_000, 7 * 86_400.0
 
@@ -17,6 +18,17 @@ def flag_count(text: str) -> int:
     if not 1 <= value <= FLAG_COUNT_MAX:
         raise argparse.ArgumentTypeError(f"must be from 1 to {FLAG_COUNT_MAX}")
     return value
+
+
+def flag_one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """For any number of them, where argparse's `choices` would refuse none at all."""
+
+    def one(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(names)}")
+        return text
+
+    return one
 
 
 def flag_s(text: str) -> float:

@@ -162,7 +162,7 @@ class Runner:
     def make_copies(self, bytes_max: int) -> None:
         """Make what the tree has cut, joined and thinned, up to so many bytes in each wait.
 
-        bytes_max: what is free, or reserved for a step and between two steps room.
+        bytes_max: what is free, or reserved for a step, which is not under way then.
         """
         self.caches.copies.make(bytes_max)
 

@@ -7,7 +7,6 @@ step. MLX's buffer cache is off, so that buffers are as large as asked for; test
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -17,13 +16,18 @@ from sapwood.model import device
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
+from tests.system.device_bytes import (
+    MLX_SCALARS_BYTES,
+    active_bytes,
+    serve_within_the_ledger,
+    slack_of,
+)
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
 SNAPSHOT_TOKENS, REQUESTS = 200, 36
-SCALARS_BYTES = 1024  # MLX keeps a few of its own
 
 
 @pytest.fixture(autouse=True)
@@ -34,28 +38,20 @@ def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mx.set_cache_limit(limit)
 
 
-def active_bytes() -> int:
-    gc.collect()
-    return mx.get_active_memory()
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(name: str) -> None:
     budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
     before = active_bytes()
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
-    slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
-    for _ in traffic.steps(stack, REQUESTS):
-        held = stack.ledger.view()
-        counted = held.live + held.snapshots + held.workspace
-        assert mx.get_active_memory() - before <= counted + slack, f"M1: {held}"
+    slack = slack_of(stack)
+    serve_within_the_ledger(stack, traffic, REQUESTS, before)
     kept = stack.ledger.held("snapshots")
     assert kept <= active_bytes() - before <= kept + slack, "M1: the ledger and the device"
     assert sum(stack.tree.evictions.values()) > 20, "it was not too small for everything"
     assert len(stack.check(oracle(name))) > 20
     assert all(stream.finished for stream in stack.streams)
     stack.close()
-    assert active_bytes() - before <= SCALARS_BYTES, "M3"
+    assert active_bytes() - before <= MLX_SCALARS_BYTES, "M3"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,7 +6,6 @@ after every step and at rest.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -15,13 +14,18 @@ import pytest
 from sapwood.model import device
 from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
+from tests.system.device_bytes import (
+    MLX_SCALARS_BYTES,
+    active_bytes,
+    serve_within_the_ledger,
+    slack_of,
+)
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
 SNAPSHOT_TOKENS, REQUESTS = 2000, 36
-SCALARS_BYTES = 1024  # MLX keeps a few of its own
 CACHE_BYTES = 256 << 20
 
 
@@ -31,11 +35,6 @@ def kept_buffers() -> Iterator[None]:
     mx.clear_cache()
     yield
     mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    gc.collect()
-    return mx.get_active_memory()
 
 
 @pytest.mark.parametrize("asked", [1600, 12_001, 91_809, 100_000])
@@ -62,11 +61,8 @@ def test_m1_the_ledger_holds_what_mlx_hands_out_beyond_what_is_asked(name: str) 
     budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
     before = active_bytes()
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
-    slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
-    for _ in traffic.steps(stack, REQUESTS):
-        held = stack.ledger.view()
-        counted = held.live + held.snapshots + held.workspace
-        assert mx.get_active_memory() - before <= counted + slack, f"M1: {held}"
+    slack = slack_of(stack)
+    serve_within_the_ledger(stack, traffic, REQUESTS, before)
     kept, reused = stack.ledger.held("snapshots"), active_bytes() - before - stack.tree.bytes
     print(f"{name}: {reused} of {stack.tree.bytes} bytes, {stack.tree.buffers} buffers")
     assert kept == stack.tree.bytes + stack.tree.buffers * device.reuse_bytes()
@@ -74,4 +70,4 @@ def test_m1_the_ledger_holds_what_mlx_hands_out_beyond_what_is_asked(name: str) 
     assert reused > slack, "nothing was handed out beyond what was asked"
     stack.check(oracle(name))
     stack.close()
-    assert active_bytes() - before <= SCALARS_BYTES, "M3"
+    assert active_bytes() - before <= MLX_SCALARS_BYTES, "M3"
