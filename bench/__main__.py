@@ -1,4 +1,4 @@
-"""`python -m bench [NAME ...]`: measure, print, write.
+"""`python -m bench [NAME ...]`: measure, print, write. `peers` is a command of its own.
 
 - 0: measured, targets met or not: it is a report. 1: something could not be measured. 2: usage.
 - A full run goes to docs/bench; a quick or partial one to build/bench, never over it.
@@ -12,70 +12,68 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
-from bench.machine import ROOT, commit, machine, versions
+from bench.flags import flag_count, flag_one_of
+from bench.machine import ROOT
 from bench.measure import BenchError, Figure
-from bench.report import BenchReport, table, write_report
+from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
 from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
+# Only where they are named: they say where time goes, of whichever pair, and promise nothing.
+BY_NAME = ("ceiling", "parts")
 # Clients one after another take most of a whole run's time.
-RUNS = {name: 3 if name == "company" else 5 for name in BENCHMARKS}
+RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2
+# A benchmark of its own, by hours: it has questions, pairs and environments.
+BESIDE_PEERS = "peers"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = _parser().parse_args(argv)
-    environ = blas.environment(os.environ)
-    if environ != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
-    names = tuple(name for name in BENCHMARKS if name in (arguments.names or BENCHMARKS))
+    if list(argv[:1]) == [BESIDE_PEERS]:
+        _with_one_blas(argv)
+        return int(import_module("bench.peers.command").main(argv[1:]))
+    arguments = _parser().parse_args(argv)  # what is refused starts nothing anew
+    _with_one_blas(argv)
+    chosen = arguments.names or BENCHMARKS
+    names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick
     try:
         report = run(names, arguments)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table(report.figures))
+    show(report.figures)
     for path in write_report(report, ROOT / ("docs/bench" if whole else "build/bench")):
         print(path.relative_to(ROOT))
     return 0
 
 
+def _with_one_blas(argv: Sequence[str]) -> None:
+    """Start this process anew where an installed OpenBLAS is not preloaded yet."""
+    environ = blas.environment(os.environ)
+    if environ != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
+
+
 def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     """Raises BenchError."""
-    began, clock, where = datetime.now(UTC), time.monotonic(), machine()
-    measured = commit()
+    begun = BenchRun(arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
         target, drafter = write_synthetic_pair(Path(folder))
         setup = Setup(target, drafter, arguments.quick, arguments.seed)
+        setup.model, setup.draft = arguments.model, arguments.draft
         figures: list[Figure] = []
         for name in names:
             setup.runs = arguments.runs or (QUICK_RUNS if arguments.quick else RUNS[name])
             print(f"{name}, {setup.runs} runs", flush=True)
             figures += import_module(f"bench.{name}").measure(setup)
-    if len(setup.blas) != 1:
-        raise BenchError(f"the contestants computed with {' and '.join(sorted(setup.blas))}")
-    return BenchReport(
-        commit=measured,
-        measured_at=began.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - clock, 1),
-        quick=arguments.quick,
-        machine=where,
-        versions=versions(),
-        blas=setup.blas.pop(),
-        figures=tuple(figures),
-    )
+    return begun.report(setup.blas, figures)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,18 +81,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench", description="Measure ratios; see docs/bench.", allow_abbrev=False
     )
     add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (default: all)")
-    add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
+    add(
+        "names",
+        type=flag_one_of((*BENCHMARKS, *BY_NAME)),
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(BENCHMARKS)} (default: all these), {', '.join(BY_NAME)}",
+    )
+    add(
+        "--runs",
+        type=flag_count,
+        metavar="N",
+        help="of each figure (default: 5, of the long 3)",
+    )
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
+    add("--model", metavar="PATH", help=f"of {' and '.join(BY_NAME)} (default: the bundled pair)")
+    add("--draft", metavar="PATH", help="its drafter, or none")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

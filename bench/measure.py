@@ -2,7 +2,8 @@
 
 - A run measures both sides, one right after the other; which goes first alternates with the run, so
   that a machine that slows down slows both.
-- The figure is the median over runs of the ratio within a run, never a ratio of two medians.
+- The figure is the median over runs of the ratio within a run, never a ratio of two medians; a
+  target may judge the worse quartile of these ratios instead.
 - Every figure keeps its runs: whoever doubts a median can look.
 - Pure: no clock, no device, no file.
 """
@@ -46,24 +47,34 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the median must not exceed (`at most`) or fall below (`at least`)."""
+    """What must not be exceeded (`at most`) or fallen below (`at least`).
+
+    judged: "median", or "worse quartile": the upper one of `at most`, the lower one of `at least`.
+    """
 
     kind: str
     bound: float
+    judged: str = "median"
 
     def met(self, value: float) -> bool:
         return value <= self.bound if self.kind == "at most" else value >= self.bound
+
+    def judged_value(self, spread: Spread) -> float:
+        """The one that the bound is for."""
+        if self.judged == "median":
+            return spread.median
+        return spread.high_quartile if self.kind == "at most" else spread.low_quartile
 
     def __str__(self) -> str:
         return f"{'≤' if self.kind == 'at most' else '≥'} {self.bound:g}"
 
 
-def at_most(bound: float) -> Goal:
-    return Goal("at most", bound)
+def at_most(bound: float, judged: str = "median") -> Goal:
+    return Goal("at most", bound, judged)
 
 
-def at_least(bound: float) -> Goal:
-    return Goal("at least", bound)
+def at_least(bound: float, judged: str = "median") -> Goal:
+    return Goal("at least", bound, judged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,7 @@ class Figure:
     """`ours` divided by `peer`, run by run.
 
     name: BENCHMARK/FIGURE. target: None where the project promises nothing. details: counts that
-    the ratio needs to be understood, from the same runs.
+    the ratio needs to be understood, from the same runs. disturbed: others computed beside a run.
     """
 
     name: str
@@ -92,6 +103,7 @@ class Figure:
     peer: Side
     target: Goal | None = None
     details: Mapping[str, float] = field(default_factory=dict)
+    disturbed: bool = False
 
     @property
     def ratios(self) -> list[float]:
@@ -103,8 +115,10 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the median meets the target; None without one."""
-        return None if self.target is None else self.target.met(self.spread.median)
+        """Whether what the target judges meets it; None without one."""
+        if self.target is None:
+            return None
+        return self.target.met(self.target.judged_value(self.spread))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -116,6 +130,7 @@ class Figure:
             "ours": self.ours.as_json(),
             "peer": self.peer.as_json(),
             "details": dict(self.details),
+            "disturbed": self.disturbed,
         }
 
 

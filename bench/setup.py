@@ -20,6 +20,7 @@ from sapwood import SapwoodError
 from sapwood.daemon.demo import blas
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
+from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
 from sapwood.model.pair import Pair, load_pair
 
@@ -32,6 +33,7 @@ PROMPT_IDS = range(100, 2000)
 class Setup:
     """quick: shorter work, whose figures mean little. runs: of every figure, by benchmark.
 
+    model, draft: as `serve` takes them, of the benchmarks that take any pair; None: the bundled.
     blas: what every process that computed had loaded, noted while it ran.
     """
 
@@ -40,6 +42,8 @@ class Setup:
     quick: bool
     seed: int
     runs: int = 1
+    model: str | None = None
+    draft: str | None = None
     blas: set[str] = field(default_factory=set)
     random: random.Random = field(init=False)
 
@@ -53,6 +57,22 @@ class Setup:
         """The synthetic target in this process, without its drafter."""
         self.blas.add(blas.loaded(os.getpid()))
         return load_pair(*locate(str(self.target), "none"))
+
+    def load_given_pair(self) -> Pair:
+        """The pair of --model and --draft, in this process. Raises BenchError."""
+        self.blas.add(blas.loaded(os.getpid()))
+        try:
+            return load_pair(*locate(self.model, self.draft))
+        except ModelRefused as error:
+            raise BenchError(str(error)) from error
+
+    @property
+    def given_flags(self) -> list[str]:
+        """Those by which `serve` loads the same pair."""
+        given = {"--model": self.model, "--draft": self.draft}
+        return [
+            part for flag, value in given.items() if value is not None for part in (flag, value)
+        ]
 
     @contextmanager
     def synthetic(self, command: Sequence[str] | None = None) -> Iterator[DaemonProcess]:
@@ -70,7 +90,7 @@ class Setup:
                 yield daemon
                 self.blas.add(blas.loaded(daemon.pid))
         except DemoError as error:
-            cause = _first(error)
+            cause = first_cause(error)
             if not isinstance(cause, BenchError | DemoError | SapwoodError):
                 raise  # our own mistake, with its traceback
             said = str(error)
@@ -80,7 +100,7 @@ class Setup:
         print(f"  {text}", flush=True)
 
 
-def _first(error: BaseException) -> BaseException:
+def first_cause(error: BaseException) -> BaseException:
     """Where a failure began; the other clients' errors follow from it."""
     while True:
         if isinstance(error, BaseExceptionGroup):

@@ -52,3 +52,4 @@ class Stats:
     tree_splits: int
     tree_merges: int
     memory: LedgerView
+    buffers: LedgerView  # the device's, counted as memory is; its budget is ModelFacts.buffers_max

@@ -27,6 +27,7 @@ from sapwood.model.checkpoint.bundle import Manifest, check_digests
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import Located, find
 from sapwood.model.pair import load_pair, try_out
+from sapwood.model.step_values import DeviceFault
 
 
 @dataclass(slots=True)
@@ -74,7 +75,11 @@ def _examine(config: Config, findings: Findings) -> None:
     if pair.assistant is not None:
         findings.drafter = f"fits the target, {drafter or 'not quantised'}"
     findings.self_check = checked = SelfCheck.of(pair)
-    checked.run(pair, loaded)
+    try:
+        checked.run(pair, loaded)
+    except (DeviceFault, RuntimeError) as error:  # a failed command buffer is a RuntimeError
+        findings.problem = f"the self-check broke off, because the device failed: {error}"
+        return
     if checked.too_many(checked.replay_faults, checked.replayed):
         findings.problem = (
             f"{checked.replay_faults} of {checked.replayed} tokens come out otherwise when their "

@@ -155,6 +155,12 @@ def _memory(published: Published) -> Iterator[Metric]:
     for kind in ("weights", "live", "snapshots", "workspace", "free"):
         kinds.add_metric([kind], getattr(memory, kind))
     yield kinds
+    buffers = GaugeMetricFamily(
+        f"{PREFIX}memory_buffers", "Buffers of the device that arrays are in.", labels=["kind"]
+    )
+    for kind in ("weights", "live", "snapshots"):
+        buffers.add_metric([kind], getattr(published.stats.buffers, kind))
+    yield buffers
     yield _gauge("memory_budget_bytes", "What the daemon allows itself.", memory.budget)
     yield _gauge(
         "memory_unaccounted_bytes",

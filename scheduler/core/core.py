@@ -72,7 +72,7 @@ class Core:
         self._depth = depth or DepthPolicy(depth_max)
         assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
         self._facts, self._limits, self._token_bytes = facts, limits, token_bytes
-        self._tree, self._ledger = tree, ledger
+        self._tree = tree
         self._memory = DeviceMemory(facts, limits, tree, ledger)
         self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
         self._planner = Planner(limits, self._roster, self._memory, self._depth)
@@ -93,6 +93,12 @@ class Core:
     def finished(self) -> bool:
         """After Drain, when every sequence has ended, left its slot, and told so."""
         return self._draining and not self.has_work
+
+    @property
+    def spare_bytes(self) -> int:
+        """What nothing lies in between two steps: reserved for a step, or by nobody."""
+        account = self._memory.bytes
+        return account.workspace + account.free
 
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order; each effect is handed out once."""
@@ -142,8 +148,9 @@ class Core:
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
         roster = self._roster
+        live, waiting = len(roster.live), len(roster.waiting)
         return self._meters.publish(
-            self._steps, len(roster.live), len(roster.waiting), self._tree, self._ledger
+            self._steps, live, waiting, self._tree, self._memory.bytes, self._memory.buffers
         )
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.ledger import LedgerView
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.outcomes import Outcome
@@ -85,7 +85,15 @@ class Meters:
             self.rows_per_step.observe(len(plan.decodes) + len(plan.prefills))
             self.tokens_per_step.observe(plan.tokens)
 
-    def publish(self, steps: int, running: int, waiting: int, tree: Tree, ledger: Ledger) -> Stats:
+    def publish(
+        self,
+        steps: int,
+        running: int,
+        waiting: int,
+        tree: Tree,
+        memory: LedgerView,
+        buffers: LedgerView,
+    ) -> Stats:
         """All counts of this moment, in one value that nobody changes any more."""
         return Stats(
             steps=steps,
@@ -118,5 +126,6 @@ class Meters:
             tree_evictions=tree.evictions,
             tree_splits=tree.splits,
             tree_merges=tree.merges,
-            memory=ledger.view(),
+            memory=memory,
+            buffers=buffers,
         )

@@ -60,7 +60,7 @@ class DepthPolicy:
         self._model = Acceptance(depth_max, MODEL_RATE)
         self._cost = StepCost()
         self._exploration = Exploration()
-        self._chosen: list[int] = []
+        self._chosen: list[int] = []  # for the newest step, if any row was free
         self._emitted = 0  # by the rows of the newest step
         self._learns = True  # whether a choice may come to depend on the newest step
 
@@ -76,21 +76,21 @@ class DepthPolicy:
         free = any(row.limit and row.pinned is None for row in rows)
         self._learns = free or not rows
         if not free:
+            self._chosen = []
             return [row.limit for row in rows]
         search, reach = self._search(rows, prefill_tokens)
         best = search.best(reach)
-        if self._cost.surprised and len(self._chosen) == len(rows):
-            again = [min(d, row.limit) for d, row in zip(self._chosen, rows, strict=True)]
-            self._exploration.repeat(search, best, again)
-            return again
         self.parked_rows = sum(
             not depth and row.pinned is None and row.depth_max > 0
             for row, depth in zip(rows, best, strict=True)
         )
+        if self._cost.surprised and len(self._chosen) == len(rows):
+            self._chosen = [_near(d, row) for d, row in zip(self._chosen, rows, strict=True)]
+            self._exploration.repeat(search, best, self._chosen)
+            return self._chosen
         plain = not prefill_tokens and all(row.pinned is None for row in rows)
-        self._chosen = self._exploration.tried(
-            search, best, [row.limit for row in rows], reach, plain
-        )
+        limits = [row.limit for row in rows]
+        self._chosen = self._exploration.tried(search, best, limits, reach, plain)
         return self._chosen
 
     def observe_row(self, drafting: Drafting, drafted: int, accepted: int) -> None:
@@ -117,3 +117,7 @@ class DepthPolicy:
         drafted = max(2 * cost.tokens_seen - count, 1)
         reach = Reach(cost.iterations_seen + 1, drafted)
         return Search(gains, [row.pinned for row in rows], prices), reach
+
+
+def _near(depth: int, row: Row) -> int:
+    return min(depth, row.limit) if row.pinned is None else row.pinned

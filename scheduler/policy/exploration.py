@@ -53,7 +53,7 @@ class Exploration:
             self._wait = 1
 
     def repeat(self, search: Search, best: list[int], depths: list[int]) -> None:
-        """These depths are tried once more."""
+        """These depths are tried once more: whatever the account says, for it is soon over."""
         self._worth = search.worth(depths), search.tokens(best)
 
     def tried(

@@ -8,7 +8,9 @@
 - Whatever slows or speeds all steps alike, a neighbour on the same cores, heat, is a level and no
   cost: a step is judged beside those right before it. So a plain step that fell into a busy moment
   does not make drafts look cheap. What the level takes away no choice among depths could want.
-- No single sample moves a kind far.
+- What disturbs a step makes it slower and never quicker: of a kind's newest samples, and of the
+  newest steps for the level, the upper end of the lowest third is believed. One sample of a new
+  kind may be any of these, so one that is far above what was expected says that it wants another.
 - The line is fitted when somebody asks for prices and a mean has moved, and at no other time.
 - A step that evaluates prompts or copies prefixes as well teaches a kind only what no other step
   does: where sequences come and go there may be none without.
@@ -17,7 +19,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from sapwood.scheduler.policy.cost_line import (
@@ -36,8 +38,8 @@ from sapwood.scheduler.policy.cost_line import (
 TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
-MEDIAN_SAMPLES = 8
-LOOKS, SURPRISE = 3, 1.3  # a kind that took so much more than was expected is looked at again
+KIND_SAMPLES = 8
+LOOKS, SURPRISE = 3, 1.3  # so often a new kind is looked at that took so much more than expected
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MIN, BELIEVED_MAX = 0.5, 2.5  # what a kind's first sample may be of what was expected
@@ -116,8 +118,8 @@ class Mean:
 class _Kind:
     """Typical time and mean features of the steps of one kind.
 
-    seconds: the median of the newest samples, so that a burst counts little and a change is
-    followed once it has the larger half.
+    seconds: of the newest samples the upper end of the lowest third, so that bursts count little
+    and a change is followed once it has two thirds. expected: by other kinds, before the first.
     """
 
     __slots__ = ("_newest", "count", "expected", "features", "fitted", "seconds", "step")
@@ -126,10 +128,10 @@ class _Kind:
         self.features: Vector = []
         self.seconds = 0.0
         self.count = 0
-        self.expected = 0.0  # before its first sample
+        self.expected = 0.0
         self.fitted = 0.0  # the seconds that the line was fitted through
         self.step = 0  # of its newest sample
-        self._newest: deque[float] = deque(maxlen=MEDIAN_SAMPLES)
+        self._newest: deque[float] = deque(maxlen=KIND_SAMPLES)
 
     def add(self, x: Vector, seconds: float) -> None:
         self.count += 1
@@ -198,13 +200,13 @@ class StepCost:
     def __init__(self) -> None:
         self.iterations_seen = -1  # the most of a step so far
         self.tokens_seen = 0
-        self.surprised = False  # by the newest step: another look is worth it
+        self.surprised = False  # by the newest step, so that it is worth another look
         self._line = CostLine()
         self._kinds: dict[KindName, _Kind] = {}  # the one learned of last comes last
         self._offsets: dict[KindName, float] = {}
         self._moved = False
         self._prefill = Mean()  # seconds of a token
-        self._level = 1.0  # how slow steps are now: the median of the newest ratios
+        self._level = 1.0  # how slow steps are now: by the newest ratios
         # Of the newest steps of known kinds: seconds by what was expected.
         self._ratios: deque[tuple[_Kind, float]] = deque(maxlen=LEVEL_STEPS)
         self._step = 0
@@ -301,7 +303,7 @@ class StepCost:
 
 
 def _low(values: Iterable[float]) -> float:
-    """The upper end of their lowest third: what disturbs a step makes it slower and never quicker."""
+    """The upper end of their lowest third."""
     ranked = sorted(values)
     return ranked[(len(ranked) - 1) // 3]
 

@@ -49,5 +49,19 @@ def test_a_verdict_is_the_medians(target: Goal | None, ours: float, met: bool | 
     assert figure((ours,), (1.0,), target).met is met
 
 
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [
+        (at_least(2.0, "worse quartile"), True),
+        (at_least(2.1, "worse quartile"), False),
+        (at_most(4.0, "worse quartile"), True),
+        (at_most(3.9, "worse quartile"), False),
+    ],
+)
+def test_a_verdict_may_be_the_worse_quartiles(target: Goal, met: bool) -> None:
+    """Of 1 to 5 the quartiles are 2 and 4: the lower one counts where more is better."""
+    assert figure((4.0, 1.0, 3.0, 2.0, 5.0), (1.0,) * 5, target).met is met
+
+
 def test_sides_take_turns_in_going_first() -> None:
     assert [alternated("abc", run) for run in (0, 1, 2)] == [list("abc"), list("cba"), list("abc")]

@@ -55,7 +55,10 @@ def test_json_holds_every_run_of_every_figure(tmp_path: Path) -> None:
     assert hit["ratio"]["runs"] == 2
     assert hit["ratio"]["median"] == pytest.approx(0.075)
     assert hit["peer"]["values"] == [2.0, 3.0] and hit["peer"]["spread"]["median"] == 2.5
-    assert (hit["target"], hit["met"]) == ({"kind": "at most", "bound": 0.1}, True)
+    assert (hit["target"], hit["met"]) == (
+        {"kind": "at most", "bound": 0.1, "judged": "median"},
+        True,
+    )
     assert (company["target"]["kind"], company["met"]) == ("at least", False)
     assert (free["target"], free["met"], free["details"]) == (None, None, {"rounds": 7.0})
 

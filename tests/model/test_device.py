@@ -80,24 +80,26 @@ def test_other_devices_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("kind", "info", "page_bytes", "buffers_max"),
+    ("kind", "info", "page_bytes", "buffers_max", "late"),
     [
-        (mx.gpu, METAL, 16_384, 499_000),
-        (mx.gpu, CUDA, 16_384, 0),
-        (mx.cpu, CPU, 1, 0),
-        (mx.cpu, METAL, 1, 0),
+        (mx.gpu, METAL, 16_384, 499_000, 10),
+        (mx.gpu, CUDA, 16_384, 0, 10),
+        (mx.cpu, CPU, 1, 0, 0),
+        (mx.cpu, METAL, 1, 0, 0),
     ],
 )
-def test_pages_and_buffers_are_counted_as_the_device_counts_them(
+def test_pages_buffers_and_late_frees_are_counted_as_the_device_counts_them(
     kind: Any,
     info: dict[str, Any],
     page_bytes: int,
     buffers_max: int,
+    late: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
     monkeypatch.setattr(mx, "device_info", lambda: info)
     assert (device.page_bytes(), device.buffers_max()) == (page_bytes, buffers_max)
+    assert device.late_operations() == late
 
 
 def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
@@ -15,6 +15,7 @@ from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.stats import Stats
+from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, prompt
 
 
@@ -75,6 +76,23 @@ def test_counters_never_fall_and_agree_at_every_step() -> None:
         assert stats.requests_running <= 3
         before = stats
     assert before.requests[Outcome.CANCELLED] == 2
+    house.close()
+
+
+def test_buffers_are_those_of_weights_slots_and_tree_on_every_device() -> None:
+    """Also where nobody bounds them, so that an operator sees what Metal would hold."""
+    facts = replace(toy_facts(), weights_buffers=2, live_buffers=4)
+    house = House(limits=Limits(slots_max=3), facts=facts)
+    for seed in range(4):
+        house.submit(prompt(20, seed), 12, ignore_eos=True)
+    slots = set()
+    while house.step() is not None:
+        buffers = house.core.stats().buffers
+        assert (buffers.weights, buffers.live % 4) == (2, 0)
+        assert buffers.snapshots >= house.tree.buffers
+        slots.add(buffers.live // 4)
+    assert {1, 3} <= slots <= {0, 1, 2, 3}
+    assert house.core.stats().buffers.snapshots == house.tree.buffers > 0
     house.close()
 
 

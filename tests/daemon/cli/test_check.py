@@ -14,6 +14,8 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
 from sapwood.daemon.process.self_check import SelfCheck
 from sapwood.model.gemma4 import Forward, PackedGemma4
+from sapwood.model.runner import Runner
+from sapwood.model.step_values import DeviceFault
 from tests.model.convert.bundles import bundle
 from tests.model.reference import checkpoint, copied, edit
 
@@ -73,6 +75,22 @@ def test_a_runner_that_computes_something_else_fails(
     found = json.loads(capsys.readouterr().out)
     assert not found["ok"] and found["self_check"]["faults"] > 0
     assert "are not what a plain forward gives" in found["problem"]
+
+
+@pytest.mark.parametrize(
+    "fault", [DeviceFault("a token id outside of the vocabulary"), RuntimeError("[METAL] no")]
+)
+def test_a_device_that_fails_in_it_is_a_sentence(
+    fault: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(Runner, "wait", failing)
+    assert main(["check", TARGET, "--draft", DRAFTER, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"] and found["drafter"].startswith("fits the target")
+    assert found["problem"].endswith(f"because the device failed: {fault}")
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("float32", 1), ("bfloat16", 0)])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -51,9 +52,24 @@ def second() -> Place:
 @contextmanager
 def taken(place: Place, port: int = 0) -> Iterator[int]:
     with socket.socket(place[0]) as holder:
+        # Else a connection of somebody's that ended a minute ago holds the port as well.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind((place[1], port))
         holder.listen()
         yield holder.getsockname()[1]
+
+
+def port_of_no_connection(*places: Place) -> int:
+    """Free at all places, and below the ports that systems give to those who connect."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        try:
+            with ExitStack() as held:
+                for place in places:
+                    held.enter_context(taken(place, port))
+        except OSError:
+            continue
+        return port
+    pytest.fail("of a hundred ports none was free")
 
 
 async def places_of(port: int) -> list[tuple[str, int]]:
@@ -109,7 +125,7 @@ async def test_a_port_in_use_is_an_error_and_leaves_nothing_open(
     stands_for: StandsFor, second: Place
 ) -> None:
     stands_for(FIRST, second)
-    with taken(second) as port:
+    with taken(second, port_of_no_connection(FIRST, second)) as port:
         with pytest.raises(OSError, check=lambda error: error.errno == errno.EADDRINUSE):
             await places_of(port)
         with taken(FIRST, port):

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from bench.soak import Series
+from sapwood.daemon.demo.scrape import parse_metrics
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.scheduler.limits import Limits
 from tests.daemon.conftest import collect, prompt_of, running, stats, until
-from tests.daemon.fakes import FakeDevice, make_loader
+from tests.daemon.fakes import FACTS, FakeDevice, make_loader
 from tests.daemon.http.test_metrics import scrape, values
 
 pytestmark = pytest.mark.anyio
@@ -33,3 +35,16 @@ async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
     ledger = measured["sapwood_memory_budget_bytes"] - measured["sapwood_memory_bytes{free}"]
     assert measured["sapwood_memory_unaccounted_bytes"] == 123_456 - ledger
     assert told[0] == told[-1] == 0 < max(told)
+
+
+async def test_a_soak_looks_for_nothing_that_a_daemon_does_not_publish() -> None:
+    """Else every report would name it missing."""
+    series = Series()
+    load = make_loader(FakeDevice(), Limits(), replace(FACTS, weights_buffers=7))
+    async with running(load=load) as run:
+        series.add(parse_metrics(await scrape(run)))
+    assert series.missing == []
+    buffers = {key: seen["last"] for key, seen in series.found.items() if "buffers" in key}
+    assert buffers == {
+        "memory_buffers weights": 7, "memory_buffers live": 0, "memory_buffers snapshots": 0,
+    }  # fmt: skip

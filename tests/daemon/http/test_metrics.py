@@ -58,6 +58,7 @@ GAUGES = {
     "tree_leased_bytes",
     "memory_bytes",
     "memory_budget_bytes",
+    "memory_buffers",
     "memory_unaccounted_bytes",
 }
 LABELS = {

@@ -164,6 +164,29 @@ def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.Monk
     loaded.runner.close()
 
 
+def test_a_device_is_bound_by_the_budget_and_follows_what_is_reserved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """M1: MLX may hold no more than the ledger does, nor keep for reuse what nobody reserved."""
+    bound: list[tuple[int, int]] = []
+    followed: list[tuple[int, int]] = []
+
+    def follow(workspace_bytes: int, cache_bytes: int) -> int:
+        followed.append((workspace_bytes, cache_bytes))
+        return 4711
+
+    monkeypatch.setattr(device, "bound", lambda *limits: bound.append(limits))
+    monkeypatch.setattr(device, "follow", follow)
+    config = config_for(memory="1GiB")
+    loaded = assemble.load(config)
+    facts, limits = loaded.card.facts, config.limits
+    kept = facts.prefill_bytes(limits.prefill_tokens_max, facts.context_tokens_max)
+    assert bound == [(1 << 30, kept)]
+    assert loaded.follow(12_345) == 4711
+    assert followed == [(12_345, kept)]
+    loaded.runner.close()
+
+
 def test_memory_is_wired_where_that_is_asked_for_and_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,115 @@
+"""The engine's loop in line, in this process: core and runner of a loaded pair, without a daemon.
+
+- Core and runner are the product's own, put together as the daemon does; nobody reads what leaves,
+  and no thread competes.
+- Whoever wants to know what a step was, or how long each call of the core took, is told after it.
+- Where only the core is looked at, a device that knows its answers takes the runner's place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bench.measure import BenchError
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.process.assemble import put_together
+from sapwood.daemon.settings.config import load_config
+from sapwood.model.pair import Pair
+from sapwood.scheduler.events import Failed, Finished, Request, Submit, Usage
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult
+
+_STEPS_MAX = 100_000
+_now = time.perf_counter
+
+
+@dataclass(frozen=True, slots=True)
+class InLineStep:
+    """One step, and the seconds of its calls. emit: the core's counters and effects."""
+
+    plan: StepPlan
+    plan_s: float
+    emit_s: float
+    commit_s: float
+
+    @property
+    def host_s(self) -> float:
+        return self.plan_s + self.emit_s + self.commit_s
+
+    @property
+    def moves(self) -> bool:
+        """Whether somebody came or went in it."""
+        return bool(self.plan.captures or self.plan.releases or self.plan.admits)
+
+
+class ReadyDevice:
+    """A runner that knows its answers: half of all drafts hold, and every token is `token`."""
+
+    device_s = 0.0
+
+    def __init__(self, token: int, working: Callable[[StepPlan], object]) -> None:
+        """working: called in every step, so that caches are as a step leaves them."""
+        self._token, self._working = token, working
+
+    def submit(self, plan: StepPlan) -> StepPlan:
+        return plan
+
+    def wait(self, ticket: StepPlan) -> StepResult:
+        """Of a plan that captures nothing: there is no K/V."""
+        self._working(ticket)
+        decoded = (Decoded((self._token,) * (d.depth // 2 + 1), d.depth) for d in ticket.decodes)
+        first = (Prefilled(self._token if p.draws else None, None) for p in ticket.prefills)
+        return StepResult(tuple(decoded), tuple(first), (None,) * len(ticket.captures))
+
+    def make_copies(self, bytes_max: int) -> None:
+        """Of nothing."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@contextmanager
+def in_line(pair: Pair) -> Iterator[Loaded]:
+    """Core and runner around the pair, which stays the caller's; closed at the end."""
+    loaded = put_together(load_config({}), pair, "drafter" if pair.assistant else "")
+    try:
+        yield loaded
+    finally:
+        loaded.runner.close()
+
+
+def served_in_line(
+    loaded: Loaded,
+    requests: Sequence[Request],
+    told: Callable[[InLineStep], object] = lambda step: None,
+) -> list[Usage]:
+    """Serve all requests together, to their ends: what each took. Raises BenchError."""
+    core, runner = loaded.core, loaded.runner
+    for request in requests:
+        core.handle(Submit(request), _now())
+    usages: dict[int, Usage] = {}
+    for _ in range(_STEPS_MAX):
+        if not core.has_work:
+            return [usages[request.id] for request in requests]
+        began = _now()
+        plan = core.plan(began)
+        runner.make_copies(core.spare_bytes)
+        planned = _now()
+        core.stats()
+        effects = core.take_effects()
+        emitted = _now()
+        for effect in effects:
+            if isinstance(effect, Failed):
+                raise BenchError(f"a request failed: {effect.message}")
+            if isinstance(effect, Finished):
+                usages[effect.id] = effect.usage
+        if plan is not None:
+            result = runner.wait(runner.submit(plan))
+            ran = _now()
+            core.commit(plan, result, ran)
+            runner.make_copies(core.spare_bytes)
+            told(InLineStep(plan, planned - began, emitted - planned, _now() - ran))
+    raise AssertionError(f"still at work after {_STEPS_MAX} steps")
