@@ -25,8 +25,8 @@ from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
-# Only where they are named: they say where time goes, of whichever pair, and promise nothing.
-BY_NAME = ("ceiling", "parts")
+# Only where they are named: of whichever pair, and by the hour.
+BY_NAME = ("ceiling", "depths", "parts")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2

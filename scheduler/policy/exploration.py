@@ -27,7 +27,7 @@ CREDIT_MAX = 5.0
 LOSS_MAX = 0.3  # of a trial of all rows; where it is more, fewer try
 
 DEEPER, LEVELLED, UNDRAFTED, SHALLOWER = range(4)
-TURNS = (DEEPER, UNDRAFTED, LEVELLED, SHALLOWER)
+TRIAL_TURNS = (DEEPER, UNDRAFTED, LEVELLED, SHALLOWER)
 
 
 class Exploration:
@@ -70,7 +70,7 @@ class Exploration:
             self._deepest, self._wait = deepest, PROBE_STEPS_MIN
         if self._since < self._wait:
             return best
-        turn = TURNS[self._turn % len(TURNS)] if deepest else DEEPER
+        turn = TRIAL_TURNS[self._turn % len(TRIAL_TURNS)] if deepest else DEEPER
         if turn in (DEEPER, LEVELLED):
             most = deepest if turn == LEVELLED and min(best) < deepest else reach.iterations
             depths = self._more(search, best, limits, most)

@@ -39,10 +39,13 @@ TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
 KIND_SAMPLES = 8
-LOOKS, SURPRISE = 3, 1.3  # so often a new kind is looked at that took so much more than expected
+KIND_LOOKS, SURPRISE = (
+    3,
+    1.3,
+)  # so often a new kind is looked at that took so much more than expected
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
-BELIEVED_MIN, BELIEVED_MAX = 0.5, 2.5  # what a kind's first sample may be of what was expected
+BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was expected
 KINDS_MAX = 64
 STALE_STEPS = 64  # a kind that was not seen for so long learns from any step
 
@@ -282,10 +285,10 @@ class StepCost:
         if kind is None:
             kind = _Kind()
             kind.expected = self._fitted().seconds(x) if self._kinds else seconds
-            seconds = min(max(seconds, kind.expected * BELIEVED_MIN), kind.expected * BELIEVED_MAX)
+            seconds = min(seconds, kind.expected * BELIEVED_MAX)
         self._kinds[shape.kind] = kind
         kind.add(x, seconds)
-        self.surprised = kind.count < LOOKS and kind.seconds > SURPRISE * kind.expected
+        self.surprised = kind.count < KIND_LOOKS and kind.seconds > SURPRISE * kind.expected
         kind.step = self._step
         self._moved = self._moved or kind.moved
         if len(self._kinds) > KINDS_MAX:

@@ -59,9 +59,12 @@ def test_where_drafts_do_not_pay_plain_decoding_is_all_but_reached(cost: str, no
 @pytest.mark.parametrize("cost", COSTS)
 def test_a_neighbour_changes_little_of_what_is_chosen(cost: str) -> None:
     for rows, quality in ((4, 0.9), (16, 0.5)):
-        world = World(COSTS[cost], geometric(quality), rows, neighbour)
-        world.run(200)
-        assert world.run(600) >= 0.92 * best_rate(COSTS[cost], world.chances, rows), f"{rows} rows"
+        shares = []
+        for seed in (1, 2, 3):
+            world = World(COSTS[cost], geometric(quality), rows, neighbour, seed)
+            world.run(200)
+            shares.append(world.run(600) / best_rate(COSTS[cost], world.chances, rows))
+        assert mean(shares) >= 0.92 and min(shares) >= 0.85, f"{rows} rows"
 
 
 @pytest.mark.parametrize("cost", COSTS)
