@@ -128,9 +128,9 @@ def _first_steps(pair: Pair) -> Iterator[tuple[str, Callable[[], mx.array]]]:
     yield "target", lambda: pair.target(mx.array([[0]]))
     if (assistant := pair.assistant) is not None:
         row = mx.ones((1, pair.target.args.hidden_size), pair.dtype)
-        position = mx.array([1], mx.int32)
+        turns = assistant.turns(mx.array([1], mx.int32), pair.kernels)
         # Its own queries stand for what it would attend to.
-        yield "drafter", lambda: assistant.step(row, row, position, lambda _, q: q)[0].logits
+        yield "drafter", lambda: assistant.step(row, row, turns, lambda _, q: q)[0].logits
 
 
 def check_fit(target: TargetConfig, draft: AssistantConfig, where: str = "") -> None:
