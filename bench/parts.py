@@ -38,7 +38,7 @@ from sapwood.scheduler.sampling import Sampling
 _ROW_COUNTS, _DEPTHS = (1, 4, 8, 16, 32), (0, 1, 3, 7)
 _QUICK_ROW_COUNTS, _QUICK_DEPTHS = (1, 8), (0, 3)
 # At least so many turns of each variant, and so many seconds of all of them: small steps get more.
-TURNS, WARM_TURNS, TURNS_S = 5, 1, 1.5
+_TURNS, _WARM_TURNS, _TURNS_S = 5, 1, 1.5
 LIVE_TOKENS = 640  # a system prompt, a question and half of a reply
 _HOST_PROMPT_TOKENS, _HOST_STEPS = 16, 16
 _TOKEN = 100  # a plain one of the bundled tokenizer
@@ -144,7 +144,7 @@ class RepeatedStep:
 
 
 def least_times(
-    runner: Runner, cell: Cell, context_tokens: int, turns: int = TURNS, turns_s: float = TURNS_S
+    runner: Runner, cell: Cell, context_tokens: int, turns: int = _TURNS, turns_s: float = _TURNS_S
 ) -> list[StepTime]:
     """Of the whole step, and without the first of its parts, the first two, and so on."""
     step = RepeatedStep(runner, cell, context_tokens)
@@ -152,12 +152,12 @@ def least_times(
     found: list[list[StepTime]] = [[] for _ in variants]
     gc.collect()
     until = time.perf_counter() + turns_s
-    while len(found[-1]) < WARM_TURNS + turns or time.perf_counter() < until:
+    while len(found[-1]) < _WARM_TURNS + turns or time.perf_counter() < until:
         for times, parts in zip(found, variants, strict=True):
             with without(runner, parts):
                 times.append(step.turn())
     step.close()
-    return [min(times[WARM_TURNS:], key=lambda time: time.whole_s) for times in found]
+    return [min(times[_WARM_TURNS:], key=lambda time: time.whole_s) for times in found]
 
 
 def host_seconds(pair: Pair, runner: Runner, cell: Cell, context_tokens: int) -> float:
@@ -176,7 +176,7 @@ def host_seconds(pair: Pair, runner: Runner, cell: Cell, context_tokens: int) ->
         served_in_line(replace(loaded, runner=ready), requests, steps.append)
     repeated.close()
     full = [step for step in steps if not step.moves and _is_cell(step.plan, cell)]
-    if len(full) < TURNS:
+    if len(full) < _TURNS:
         raise BenchError(f"{len(full)} steps had {cell.rows} decoding rows and nothing else")
     return min(step.host_s for step in full)
 
@@ -210,7 +210,7 @@ def measure(setup: Setup) -> list[Figure]:
         for cell in cells(pair, setup.quick):
             times = least_times(runner, cell, context)
             host_s = host_seconds(pair, runner, cell, context)
-            measure_least(matmuls, [cell.target, cell.drafter], TURNS, TURNS_S / 4)
+            measure_least(matmuls, [cell.target, cell.drafter], _TURNS, _TURNS_S / 4)
             known = found.setdefault(cell, _Found(times, host_s, []))
             known.add(times, host_s)
             setup.say(f"run {run + 1}: {cell.name}: {1e3 * known.steps_s[-1]:.1f} ms")
