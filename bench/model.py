@@ -55,8 +55,10 @@ _CALIBRATED = """
 ## Calibration
 
 The two ends of a kernel's cost come from two public figures, one each: what is left of a step when
-its bytes are taken off, shared among its kernels, rounded. Two constants from two figures leave no
-residual to judge by. The shares of the peaks and the host's time are assumed.
+its bytes are taken off, shared among its kernels, rounded. How many these are is counted as mlx-lm
+builds a step, for this and the next table: other engines' own graphs are not known. Two constants
+from two figures leave no residual to judge by. The shares of the peaks and the host's time are
+assumed.
 """
 _JUDGED = """
 ## Held against other figures
@@ -143,7 +145,7 @@ def _residuals() -> str:
         ]
         for report in SPEED_REPORTS
     )  # fmt: skip
-    head = ("source", "chip", "model", "published tokens/s", "ours", "residual", "")
+    head = ("source", "chip", "model", "published tokens/s", "the model's", "residual", "")
     return _table(head, rows)
 
 
@@ -155,7 +157,7 @@ def _rounds() -> str:
         ]
         for report in ROUND_REPORTS
     )  # fmt: skip
-    return _table(("source", "chip", "model, drafts", "published cost", "ours", ""), rows)
+    return _table(("source", "chip", "model, drafts", "published cost", "the model's", ""), rows)
 
 
 def _steps() -> str:

@@ -2,6 +2,7 @@
 
 - Nothing here was measured by us. Each figure says where it was published and how it differs from
   what the model describes: engine, prompt and context are the authors', and often not told.
+- Their kernels are counted by mlx-lm's rule: how each engine builds its steps is assumed.
 - Two constants of the model, the ends of a kernel's cost, come from two figures. Nothing is left of
   these to judge by; that is what the other reports are for, and none of them moved a constant.
 - Pure: no device, no file.
@@ -9,10 +10,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.families import FAMILIES
-from bench.step_work import BANDWIDTH_SHARE, Chip, StepWork
+from bench.step_work import BANDWIDTH_SHARE, MLX_LM_KERNELS, Chip, StepWork
 
 # Memory as Apple publishes it. Arithmetic: M4 Pro and Max from huggingface/huggingface.js #1044,
 # M2 Max from philipturner/applegpuinfo #10, M3 Max assumed, an Ultra twice a Max; M5's is not
@@ -73,14 +74,18 @@ class RoundReport:
     @property
     def range_cost(self) -> tuple[float, float]:
         """What the model says: quick end by quick end, slow by slow."""
-        plain = StepWork(self.step.family, packing=self.step.packing)
+        plain = replace(self.step, depth=0)
         pairs = zip(self.step.seconds(self.chip), plain.seconds(self.chip), strict=True)
         first, second = (drafted / alone for drafted, alone in pairs)
         return min(first, second), max(first, second)
 
 
 def _plain(family: str, packing: str = "4-bit") -> StepWork:
-    return StepWork(FAMILIES[family], packing=packing)
+    return StepWork(FAMILIES[family], packing=packing, rule=MLX_LM_KERNELS)
+
+
+def _drafted(family: str, depth: int) -> StepWork:
+    return replace(_plain(family), depth=depth, draft_packing="bf16")
 
 
 # Seconds of the run, of which the prompts' tokens took what their own speed says; the rest decoded.
@@ -119,12 +124,11 @@ _DRAFTS = (137 + 2 * 176 + 3 * 4) / (20 + 137 + 176 + 4)
 ROUND_REPORTS = (
     RoundReport(
         "lablup/mlxcel #1217", CHIPS["M3 Ultra"],
-        StepWork(FAMILIES["31B"], depth=3, draft_packing="bf16"), 1.51, "published as 1.51 to 1.52",
+        _drafted("31B", 3), 1.51, "published as 1.51 to 1.52",
     ),
     RoundReport(
         "raullenchai/Rapid-MLX #1013", CHIPS["M3 Ultra"],
-        StepWork(FAMILIES["12B"], depth=2, draft_packing="bf16"),
-        (1 + 0.66 * _DRAFTS) * 66.4 / 62.2,
+        _drafted("12B", 2), (1 + 0.66 * _DRAFTS) * 66.4 / 62.2,
         f"by our arithmetic: 66.4 tokens/s plain, 62.2 with {_DRAFTS:.1f} drafts a round, mostly 2,"
         " of which 0.66 are accepted",
     ),

@@ -1,8 +1,8 @@
 """What one step asks of the device: kernels, bytes and arithmetic, and what is made of the time.
 
 - A step: `clients` rows that decode greedily, `depth` drafts each, no prompt beside them.
-- Kernels are counted by a rule for each kind of layer, which a test holds against every family's
-  graph of one client without drafts; those of drafts follow the same rule.
+- Kernels are counted by a rule for each kind of layer, ours and mlx-lm's. A test holds both against
+  every family's graphs of one client without drafts; those of drafts follow the same rule.
 - Bytes are weights and K/V; activations stay in caches. Arithmetic is that of linear layers;
   attention's is under a tenth of it at the contexts shown.
 - Time is a range, from the quick end of every constant to the slow one: what is not known is not
@@ -25,20 +25,14 @@ ROUTER_BITS = 8.5  # of all packed mixtures; a plain one's are as plain
 MATRIX_ROWS_MIN, TILE_ROWS = 13, 32
 METAL = Kernels("metal")
 
-# Kernels of a layer. Norms 4, q 3 (projection, norm, rotation), attention 1, out 1, MLP 5 (its
-# activation is compiled in two parts), residual sums and the layer's scalar 3.
-LAYER_KERNELS = 17
 UNFUSED_KERNELS = 3  # more: scores, mask, softmax, product instead of one
-OWN_KV_KERNELS = 8  # k 3, v 2, two writes and their indices
-PER_LAYER_KERNELS = 7
 MIXTURE_KERNELS = 21  # router, experts, two norms and a sum
-STEP_KERNELS = 24  # embedding, masks, final norm, head, softcap, choice, frontier
 PER_LAYER_STEP_KERNELS = 8
 VERIFY_KERNELS = 15
 DRAFT_KERNELS, ORDERED_HEAD_KERNELS = 9, 6  # of an iteration, its layers apart
 
 BANDWIDTH_SHARE, ARITHMETIC_SHARE = 0.8, 0.6
-LAUNCH_S = (3.5e-6, 5.6e-6)
+LAUNCH_S = (3.6e-6, 5.7e-6)
 HOST_S = (0.0, 4.0e-3)  # what of building the graph nothing hides
 
 
@@ -52,8 +46,35 @@ class Chip:
 
 
 @dataclass(frozen=True, slots=True)
+class KernelRule:
+    """Kernels of one who builds a step's graph.
+
+    layer: of each; own_kv, per_layer: more where it has K/V, and an input, of its own. tied: fewer
+    where keys are values. step: once.
+    """
+
+    layer: int
+    own_kv: int
+    tied: int
+    per_layer: int
+    step: int
+
+
+# layer: norms 4, q 3 (product, norm, rotation), attention 1, out 1; then MLP 4, sums 2. own_kv: a
+# weight behind the common norm, two writes. step: embedding, masks, final norm, head, softcap,
+# choice, frontier, and the last own K/V apart from its queries.
+OUR_KERNELS = KernelRule(layer=15, own_kv=3, tied=0, per_layer=5, step=27)
+# layer: MLP 5 (its activation is compiled in two parts), sums and the layer's scalar 3. own_kv:
+# k 3, v 2, two writes. step: as ours without masks and frontier.
+MLX_LM_KERNELS = KernelRule(layer=17, own_kv=7, tied=1, per_layer=7, step=9)
+
+
+@dataclass(frozen=True, slots=True)
 class StepWork:
-    """A step of `clients` rows. context: tokens that each has. bits: by name, see BITS."""
+    """A step of `clients` rows. context: tokens that each has. rule: who builds it.
+
+    Packings are names of BITS.
+    """
 
     family: Family
     clients: int = 1
@@ -61,6 +82,7 @@ class StepWork:
     packing: str = "4-bit"
     draft_packing: str = "4-bit"
     context: int = 1000
+    rule: KernelRule = OUR_KERNELS
 
     @property
     def rows(self) -> int:
@@ -98,7 +120,7 @@ class StepWork:
         """Started one after the other."""
         family = self.family
         layers = sum(self._layer_kernels(index) for index in range(family.layers))
-        fixed = STEP_KERNELS + PER_LAYER_STEP_KERNELS * family.per_layer
+        fixed = self.rule.step + PER_LAYER_STEP_KERNELS * family.per_layer
         drafted = self.depth * self._draft_kernels + (VERIFY_KERNELS if self.depth else 0)
         return layers + fixed + drafted
 
@@ -139,15 +161,15 @@ class StepWork:
     def _layer_kernels(self, index: int) -> int:
         family = self.family
         full, own = family.kinds[index], family.own[index]
-        count = LAYER_KERNELS + PER_LAYER_KERNELS * family.per_layer
+        count = self.rule.layer + self.rule.per_layer * family.per_layer
         count += UNFUSED_KERNELS if full else self._cut_kernels
         if own:
-            count += OWN_KV_KERNELS - (full and family.k_eq_v)
+            count += self.rule.own_kv - self.rule.tied * (full and family.k_eq_v)
         return count + (0 if family.mixture is None else MIXTURE_KERNELS)
 
     @property
     def _draft_kernels(self) -> int:
-        layers = sum(LAYER_KERNELS + UNFUSED_KERNELS * full for full in DRAFTER_LAYERS)
+        layers = sum(self.rule.layer + UNFUSED_KERNELS * full for full in DRAFTER_LAYERS)
         ordered = ORDERED_HEAD_KERNELS if self.family.drafter.centroids else 0
         return layers + DRAFT_KERNELS + ordered
 

@@ -13,11 +13,11 @@ import pytest
 from mlx_lm.models.gemma4_text import Model
 
 from bench.families import FAMILIES, PER_LAYER_SIZE, VOCABULARY, Family
-from bench.step_work import METAL, StepWork
+from bench.step_work import METAL, MLX_LM_KERNELS, StepWork
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.model.gemma4 import PackedGemma4
-from tests.model.hollow import as_on_metal, hollow, nodes, target_config_of
+from tests.model.hollow import as_on_metal, hollow, nodes, target_config_of, their_step
 from tests.model.step_graph import kernels
 
 
@@ -27,7 +27,7 @@ def test_kernels_are_the_nodes_of_the_graph(name: str, tmp_path: Path) -> None:
     config = target_config_of(family, tmp_path)
     model = Model(config.text.model_args())
     numbers = hollow(model)
-    target = PackedGemma4(model, config.placeholders)
+    target = PackedGemma4(model, config.placeholders, METAL)
     window = config.text.window_tokens
     caches = LiveCaches(target.shapes, window, 1, mx.bfloat16, kernels=METAL)
     caches.restore(0, (), 0)
@@ -39,8 +39,18 @@ def test_kernels_are_the_nodes_of_the_graph(name: str, tmp_path: Path) -> None:
         drawn = mx.argmax(target.logits(hidden), axis=-1)
     found = kernels(nodes([drawn, *caches.arrays], tmp_path))
     # The rule leaves out some 15 kernels that make the sliding layers' mask, once a step.
-    assert found == pytest.approx(StepWork(family).kernels, rel=0.02)
+    assert found == pytest.approx(StepWork(family).kernels, rel=0.01)
     assert numbers == pytest.approx(all_weights(family), 0.002)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_mlx_lms_kernels_are_the_nodes_of_its_own(name: str, tmp_path: Path) -> None:
+    """By this rule the figures of other engines are read."""
+    family = FAMILIES[name]
+    model = Model(target_config_of(family, tmp_path).text.model_args())
+    hollow(model)
+    found = kernels(nodes(their_step(model), tmp_path))
+    assert found == pytest.approx(StepWork(family, rule=MLX_LM_KERNELS).kernels, rel=0.01)
 
 
 def all_weights(family: Family) -> int:
