@@ -2,7 +2,8 @@
 #
 #   make demo             eight clients, one model, one device
 #   make test             all checks and tests
-#   make device-report    tests, checks and measures this device, into one file to send back
+#   make device-report    tests, checks and measures this device, into one file to send back;
+#                         EXTRA=cuda on Linux with an NVIDIA GPU, as with every target
 #   make train            makes the bundled pair anew: about an hour on two cores
 #   make wheel            wheel and sdist, in dist/
 #   make simulate         random scenarios on the core; ARGS="--seeds 5000"
@@ -10,8 +11,21 @@
 #   make demo ARGS=...    arguments are passed on, also by bench and train
 
 SHELL := /bin/sh
-BIN := .venv/bin
-STAMP := .venv/.made-from-lock
+
+# mlx's backends for Linux cannot be installed beside each other. So EXTRA=cuda, for a machine with an
+# NVIDIA GPU, is another lock and another environment, for every target.
+EXTRA ?= serve
+ifeq ($(EXTRA),serve)
+VENV := .venv
+LOCK := requirements.lock
+else ifeq ($(EXTRA),cuda)
+VENV := .venv-cuda
+LOCK := requirements-cuda.lock
+else
+$(error EXTRA is "$(EXTRA)", expected serve or cuda)
+endif
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-from-lock
 
 # The first Python that is new enough; macOS calls 3.9 python3.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -41,16 +55,16 @@ TRAIN_WORK := build/train
 # uv where it is there, else pip; the same lock, hashes required by both. An environment that runs is
 # brought up to the lock, one that does not is made anew. The editable install needs no network: the
 # build backend is in the lock.
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): $(LOCK) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
 	@if command -v uv >/dev/null; then \
 		{ $(BIN)/python -c pass 2>/dev/null || \
-			uv venv --quiet --clear --python "$(PYTHON)" .venv; } && \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock && \
+			uv venv --quiet --clear --python "$(PYTHON)" $(VENV); } && \
+		uv pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK) && \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	else \
-		{ $(BIN)/python -c "import pip" 2>/dev/null || "$(PYTHON)" -m venv --clear .venv; } && \
-		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock && \
+		{ $(BIN)/python -c "import pip" 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV); } && \
+		$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK) && \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
 	fi
 	@touch $@
@@ -123,11 +137,14 @@ coverage: $(STAMP)
 proto: $(STAMP)
 	$(BIN)/python proto/generate.py
 
-# For whoever changes a dependency; needs uv. One file serves pip and uv, on Linux and macOS.
+# For whoever changes a dependency; needs uv. One file serves pip and uv, on Linux and macOS. The
+# second, for EXTRA=cuda, begins as a copy of the first, so that what both have is of one version.
+COMPILE := uv pip compile pyproject.toml --group dev --group bench --universal --generate-hashes \
+	--no-emit-index-url --custom-compile-command "make lock" --python-version 3.11 --quiet
 lock:
-	uv pip compile pyproject.toml --extra serve --group dev --group bench --universal --generate-hashes \
-		--no-emit-index-url --custom-compile-command "make lock" --python-version 3.11 \
-		--quiet --output-file requirements.lock
+	$(COMPILE) --extra serve --output-file requirements.lock
+	cp requirements.lock requirements-cuda.lock
+	$(COMPILE) --extra cuda --output-file requirements-cuda.lock
 
 # The same for each peer's environment in bench/peers.
 lock-peers:
@@ -138,5 +155,5 @@ lock-peers:
 	done
 
 clean:
-	rm -rf .venv .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-cuda .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find cache daemon model proto sapwood scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +

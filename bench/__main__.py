@@ -12,17 +12,14 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 
-from rich.console import Console
-
-from bench.machine import ROOT, commit, machine, versions
+from bench.flags import flag_count, flag_one_of
+from bench.machine import ROOT
 from bench.measure import BenchError, Figure
-from bench.report import BenchReport, table, write_report
+from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
 from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
@@ -38,12 +35,11 @@ BESIDE_PEERS = "peers"
 
 
 def main(argv: Sequence[str]) -> int:
-    environ = blas.environment(os.environ)
-    if environ != dict(os.environ):
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
     if list(argv[:1]) == [BESIDE_PEERS]:
+        _with_one_blas(argv)
         return int(import_module("bench.peers.command").main(argv[1:]))
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(argv)  # what is refused starts nothing anew
+    _with_one_blas(argv)
     chosen = arguments.names or BENCHMARKS
     names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick
@@ -52,17 +48,22 @@ def main(argv: Sequence[str]) -> int:
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table(report.figures))
+    show(report.figures)
     for path in write_report(report, ROOT / ("docs/bench" if whole else "build/bench")):
         print(path.relative_to(ROOT))
     return 0
 
 
+def _with_one_blas(argv: Sequence[str]) -> None:
+    """Start this process anew where an installed OpenBLAS is not preloaded yet."""
+    environ = blas.environment(os.environ)
+    if environ != dict(os.environ):
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environ)
+
+
 def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     """Raises BenchError."""
-    began, clock, where = datetime.now(UTC), time.monotonic(), machine()
-    measured = commit()
+    begun = BenchRun(arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
         target, drafter = write_synthetic_pair(Path(folder))
         setup = Setup(target, drafter, arguments.quick, arguments.seed)
@@ -72,18 +73,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
             setup.runs = arguments.runs or (QUICK_RUNS if arguments.quick else RUNS[name])
             print(f"{name}, {setup.runs} runs", flush=True)
             figures += import_module(f"bench.{name}").measure(setup)
-    if len(setup.blas) != 1:
-        raise BenchError(f"the contestants computed with {' and '.join(sorted(setup.blas))}")
-    return BenchReport(
-        commit=measured,
-        measured_at=began.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - clock, 1),
-        quick=arguments.quick,
-        machine=where,
-        versions=versions(),
-        blas=setup.blas.pop(),
-        figures=tuple(figures),
-    )
+    return begun.report(setup.blas, figures)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,30 +83,22 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "names",
-        type=_benchmark,
+        type=flag_one_of((*BENCHMARKS, *BY_NAME)),
         nargs="*",
         metavar="NAME",
         help=f"of {', '.join(BENCHMARKS)} (default: all these), {', '.join(BY_NAME)}",
     )
-    add("--runs", type=_positive, metavar="N", help="of each figure (default: 5, or 3 of the long)")
+    add(
+        "--runs",
+        type=flag_count,
+        metavar="N",
+        help="of each figure (default: 5, of the long 3)",
+    )
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
     add("--model", metavar="PATH", help=f"of {' and '.join(BY_NAME)} (default: the bundled pair)")
     add("--draft", metavar="PATH", help="its drafter, or none")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
-
-
-def _benchmark(text: str) -> str:
-    if text not in (*BENCHMARKS, *BY_NAME):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join((*BENCHMARKS, *BY_NAME))}")
-    return text
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import Any
 import anyio
 
 from bench.clients import connected
+from bench.flags import flag_count
 from bench.speculation import QUESTIONS
 from sapwood import AsyncClient, Message
 from sapwood.client.values import CacheOptions, GenerateOptions
@@ -99,7 +100,7 @@ async def _reply(client: AsyncClient, question: str, depth: int) -> Tokens:
 def main(argv: Sequence[str]) -> int:
     """Prints one JSON object. Flags behind --prompts go to `serve`."""
     parser = argparse.ArgumentParser(prog="python -m bench.agreement", allow_abbrev=False)
-    parser.add_argument("--prompts", type=int, default=200, metavar="N")
+    parser.add_argument("--prompts", type=flag_count, default=200, metavar="N")
     arguments, flags = parser.parse_known_args(argv)
     deadline = time.monotonic() + LOAD_S_MAX
     with running(serve_command(*flags), blas.environment(os.environ), deadline) as daemon:

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,8 +24,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
+try:
+    import mlx.core as mx
+except ImportError as error:  # such as that of mlx[cuda] without NVIDIA's driver
+    sys.exit(f"make device-report: mlx does not load, so there is nothing to report: {error}")
 
+from bench.flags import flag_count, flag_s, flag_words
 from bench.machine import ROOT, commit, machine, versions
 from bench.private import own_names, scrubbed
 
@@ -68,7 +71,7 @@ def parts(arguments: argparse.Namespace, on_cpu: bool) -> list[ReportPart]:
     attention = ("-m", "bench.attention_paths")
     soak = ("-m", "bench.soak", "--seconds", str(arguments.soak_s), *model)
     asks = ("-m", "bench.agreement", "--prompts", str(arguments.prompts), *model)
-    chosen = shlex.split(arguments.tests or "")
+    chosen = arguments.tests
     no_tests = "--tests none" * (chosen == ["none"])
     bench = ("-m", "bench", "--quick")
     tests = ("-m", "pytest", "-q", "--tb=no", "-rfEs", "-p", "no:cacheprovider", *chosen)
@@ -191,8 +194,8 @@ def summary(found: Mapping[str, Result]) -> list[str]:
 
 def _line(name: str, part: Result) -> str:
     if part["state"] != "done":
-        why = part.get("why") or f"after {part.get('seconds', 0)} s"
-        return f"{part['state']}: {why}"
+        after = f" after {part['seconds']} s" if "seconds" in part else ""
+        return f"{part['state']}{after}: {part.get('why') or _reason(part.get('said', ()))}"
     result = part["result"]
     if name == "tests":
         return ", ".join(f"{count} {kind}" for kind, count in result["counts"].items())
@@ -205,6 +208,13 @@ def _line(name: str, part: Result) -> str:
     if name == "soak":
         return f"{result['finished']} replies, missing: {', '.join(result['missing']) or 'nothing'}"
     return f"done in {part['seconds']} s"
+
+
+def _reason(said: Sequence[str]) -> str:
+    """Of what a process said last, the line that most likely says why it ended so."""
+    told = [line for line in said if line.strip()]
+    errors = [line for line in told if "error" in line.lower() and not line[0].isspace()]
+    return ([*told, *errors] or ["it said nothing"])[-1].strip()
 
 
 def write(
@@ -241,11 +251,17 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", metavar="DIR|ID", help="for check, agreement and soak (default: the demo pair)")
     add("--draft", metavar="DIR|ID|none", help="its drafter")
-    add("--tests", metavar="ARGUMENTS", help="of pytest, for a part of the tests; none: no tests")
+    add(
+        "--tests",
+        type=flag_words,
+        default=[],
+        metavar="ARGUMENTS",
+        help="of pytest; none: no tests",
+    )
     add("--no-bench", action="store_true", help="without the quick benchmarks")
-    add("--prompts", type=int, default=200, metavar="N", help="whose replies are compared")
+    add("--prompts", type=flag_count, default=200, metavar="N", help="whose replies are compared")
     add("--soak", action="store_true", help="16 clients for an hour, with bytes and buffers")
-    add("--soak-s", type=float, default=3600.0, metavar="S", help="or for so long")
+    add("--soak-s", type=flag_s, default=3600.0, metavar="S", help="or for so long")
     return parser
 
 

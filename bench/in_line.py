@@ -64,6 +64,9 @@ class ReadyDevice:
         first = (Prefilled(self._token if p.draws else None, None) for p in ticket.prefills)
         return StepResult(tuple(decoded), tuple(first), (None,) * len(ticket.captures))
 
+    def make_copies(self, bytes_max: int) -> None:
+        """Of nothing."""
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -93,6 +96,7 @@ def served_in_line(
             return [usages[request.id] for request in requests]
         began = _now()
         plan = core.plan(began)
+        runner.make_copies(core.spare_bytes)
         planned = _now()
         core.stats()
         effects = core.take_effects()
@@ -106,5 +110,6 @@ def served_in_line(
             result = runner.wait(runner.submit(plan))
             ran = _now()
             core.commit(plan, result, ran)
+            runner.make_copies(core.spare_bytes)
             told(InLineStep(plan, planned - began, emitted - planned, _now() - ran))
     raise AssertionError(f"still at work after {_STEPS_MAX} steps")

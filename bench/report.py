@@ -8,14 +8,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.table import Table
 
-from bench.measure import Figure
+from bench.machine import commit, machine, versions
+from bench.measure import BenchError, Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,6 +50,35 @@ class BenchReport:
             **fields,
             "figures": [figure.as_json() for figure in self.figures],
         }
+
+
+class BenchRun:
+    """A run that has begun: when, where, and of which commit. The machine is read at its start."""
+
+    def __init__(self, quick: bool) -> None:
+        self._began, self._clock = datetime.now(UTC), time.monotonic()
+        self._quick, self._commit, self.machine = quick, commit(), machine()
+
+    def report(self, blas: Collection[str], figures: Sequence[Figure]) -> BenchReport:
+        """Of now. blas: what all that computed had loaded; BenchError where that is not one."""
+        if len(blas) != 1:
+            raise BenchError(f"the contestants computed with {' and '.join(sorted(blas))}")
+        return BenchReport(
+            commit=self._commit,
+            measured_at=self._began.isoformat(timespec="seconds"),
+            duration_s=round(time.monotonic() - self._clock, 1),
+            quick=self._quick,
+            machine=self.machine,
+            versions=versions(),
+            blas=next(iter(blas)),
+            figures=tuple(figures),
+        )
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """The table, on stdout."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.print(table(figures))
 
 
 def write_report(report: BenchReport, folder: Path) -> list[Path]:

@@ -2,18 +2,18 @@
 
 - Nothing here was measured by us. Each figure says where it was published and how it differs from
   what the model describes: engine, prompt and context are the authors', and often not told.
-- Their kernels are counted by mlx-lm's rule: how each engine builds its steps is assumed.
-- Two constants of the model, the ends of a kernel's cost, come from two figures. Nothing is left of
-  these to judge by; that is what the other reports are for, and none of them moved a constant.
+- Steps are read by mlx-lm's own graph, rounds by ours: how each engine builds them is not known.
+- Two constants of the model, the ends of a kernel's cost, are reckoned from two figures. Nothing is
+  left of these to judge by; the other reports are for that, and none of them moved a constant.
 - Pure: no device, no file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.families import FAMILIES
-from bench.step_work import BANDWIDTH_SHARE, MLX_LM_KERNELS, Chip, StepWork
+from bench.step_work import CALIBRATING, Chip, StepWork, launch_s
 
 # Memory as Apple publishes it. Arithmetic: M4 Pro and Max from huggingface/huggingface.js #1044,
 # M2 Max from philipturner/applegpuinfo #10, M3 Max assumed, an Ultra twice a Max; M5's is not
@@ -46,13 +46,13 @@ class SpeedReport:
     @property
     def launch_s(self) -> float:
         """What a kernel costs if it is the whole rest of the step."""
-        moved = self.step.bytes / (BANDWIDTH_SHARE * self.chip.bytes_s)
-        return (1 / self.tokens_s - moved) / self.step.kernels
+        moved = self.step.moved_s(self.chip)
+        return (1 / self.tokens_s - moved) / self.step.graph.kernels
 
     @property
     def range_tokens_s(self) -> tuple[float, float]:
-        """What the model says."""
-        return self.step.tokens_s(self.chip, 0.0)
+        """What the model says, from its slow end to an engine whose host costs nothing."""
+        return 1 / self.step.seconds(self.chip)[1], 1 / self.step.device_s(self.chip)[0]
 
     @property
     def residual(self) -> float:
@@ -74,32 +74,39 @@ class RoundReport:
     @property
     def range_cost(self) -> tuple[float, float]:
         """What the model says: quick end by quick end, slow by slow."""
-        plain = replace(self.step, depth=0)
-        pairs = zip(self.step.seconds(self.chip), plain.seconds(self.chip), strict=True)
+        pairs = zip(self.step.seconds(self.chip), self._plain.seconds(self.chip), strict=True)
         first, second = (drafted / alone for drafted, alone in pairs)
         return min(first, second), max(first, second)
 
+    @property
+    def cost_one_by_one(self) -> float:
+        """And were nothing done at once: bytes, arithmetic, kernels, and the host's work."""
+        drafted, alone = (
+            step.moved_s(self.chip)
+            + step.done_s(self.chip)
+            + step.graph.kernels * launch_s()[1]
+            + step.host_s[1]
+            for step in (self.step, self._plain)
+        )
+        return drafted / alone
+
+    @property
+    def _plain(self) -> StepWork:
+        return StepWork(self.step.family, packing=self.step.packing)
+
 
 def _plain(family: str, packing: str = "4-bit") -> StepWork:
-    return StepWork(FAMILIES[family], packing=packing, rule=MLX_LM_KERNELS)
+    return StepWork(FAMILIES[family], packing=packing, peer=True)
 
-
-def _drafted(family: str, depth: int) -> StepWork:
-    return replace(_plain(family), depth=depth, draft_packing="bf16")
-
-
-# Seconds of the run, of which the prompts' tokens took what their own speed says; the rest decoded.
-_RUN_S, _OUT_TOKENS = 142.11, 12_750
-_PROMPTS_S = (172.12 - 89.72) * _RUN_S / 656.52
 
 CALIBRATION = (
     SpeedReport(
-        "lablup/mlxcel #358", CHIPS["M5 Max"], _plain("E2B"), 161.5,
+        "lablup/mlxcel #358", CHIPS["M5 Max"], _plain("E2B"), CALIBRATING[0][1],
         "gemma3n E2B, whose shape is another, in another engine",
     ),
     SpeedReport(
         "0xBakeer/inference-atlas #71", CHIPS["M2 Max"], _plain("E2B"),
-        _OUT_TOKENS / (_RUN_S - _PROMPTS_S),
+        CALIBRATING[1][1],
         "published as 89.72 with prompts, taken off at their own 656.52 tokens/s",
     ),
 )  # fmt: skip
@@ -124,11 +131,12 @@ _DRAFTS = (137 + 2 * 176 + 3 * 4) / (20 + 137 + 176 + 4)
 ROUND_REPORTS = (
     RoundReport(
         "lablup/mlxcel #1217", CHIPS["M3 Ultra"],
-        _drafted("31B", 3), 1.51, "published as 1.51 to 1.52",
+        StepWork(FAMILIES["31B"], depth=3, draft_packing="bf16"), 1.51, "published as 1.51 to 1.52",
     ),
     RoundReport(
         "raullenchai/Rapid-MLX #1013", CHIPS["M3 Ultra"],
-        _drafted("12B", 2), (1 + 0.66 * _DRAFTS) * 66.4 / 62.2,
+        StepWork(FAMILIES["12B"], depth=2, draft_packing="bf16"),
+        (1 + 0.66 * _DRAFTS) * 66.4 / 62.2,
         f"by our arithmetic: 66.4 tokens/s plain, 62.2 with {_DRAFTS:.1f} drafts a round, mostly 2,"
         " of which 0.66 are accepted",
     ),

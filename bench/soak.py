@@ -23,6 +23,7 @@ from anyio import to_thread
 
 from bench.agreement import LOAD_S_MAX
 from bench.clients import connected
+from bench.flags import flag_s
 from bench.speculation import QUESTIONS
 from sapwood import AsyncClient, Delta, Message
 from sapwood.client.values import GenerateOptions
@@ -121,7 +122,7 @@ async def _turn(
 def main(argv: Sequence[str]) -> int:
     """Prints one JSON object. Flags behind --seconds go to `serve`."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", allow_abbrev=False)
-    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--seconds", type=flag_s, default=3600.0)
     arguments, flags = parser.parse_known_args(argv)
     environ: Mapping[str, str] = blas.environment(os.environ)
     deadline = time.monotonic() + LOAD_S_MAX

@@ -1,21 +1,25 @@
 """What one step asks of the device: kernels, bytes and arithmetic, and what is made of the time.
 
 - A step: `clients` rows that decode greedily, `depth` drafts each, no prompt beside them.
-- Kernels are counted by a rule for each kind of layer, ours and mlx-lm's. A test holds both against
-  every family's graphs of one client without drafts; those of drafts follow the same rule.
+- Kernels and nodes are those of the step's own exported graph (bench/step_graphs.py), or of
+  mlx-lm's: what others published was built by an engine more like that one than like ours.
 - Bytes are weights and K/V; activations stay in caches. Arithmetic is that of linear layers;
-  attention's is under a tenth of it at the contexts shown.
+  attention's is under a tenth of it at the contexts shown. Both come from the shapes of the config,
+  and a test holds the weights against the graph's.
+- The host builds the graph node by node and starts it in parts, each while the device computes the
+  one before: what nothing hides is the first part, or the device's last where the host is slower.
 - Time is a range, from the quick end of every constant to the slow one: what is not known is not
   averaged away. bench/reports.py says where the constants come from.
-- Pure: no device, no file.
+- Pure: no device.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
-from bench.families import DRAFTER_LAYERS, HEAD_SIZE, Family
-from sapwood.cache.attention_routes import Kernels, queries_max
+from bench.families import FAMILIES, Family
+from bench.step_graphs import GraphCount, graph_count, peer_graph_count
 
 #: bits of a weight with the scales (and biases) of its group
 BITS = {"bf16": 16.0, "8-bit": 8.5, "mxfp8": 8.25, "4-bit": 4.5, "mxfp4": 4.25, "nvfp4": 4.5}
@@ -23,17 +27,15 @@ ROUTER_BITS = 8.5  # of all packed mixtures; a plain one's are as plain
 
 # From so many rows on packed linear layers are products of matrices, in tiles of so many rows.
 MATRIX_ROWS_MIN, TILE_ROWS = 13, 32
-METAL = Kernels("metal")
-
-UNFUSED_KERNELS = 3  # more: scores, mask, softmax, product instead of one
-MIXTURE_KERNELS = 21  # router, experts, two norms and a sum
-PER_LAYER_STEP_KERNELS = 8
-VERIFY_KERNELS = 15
-DRAFT_KERNELS, ORDERED_HEAD_KERNELS = 9, 6  # of an iteration, its layers apart
 
 BANDWIDTH_SHARE, ARITHMETIC_SHARE = 0.8, 0.6
-LAUNCH_S = (3.6e-6, 5.7e-6)
-HOST_S = (0.0, 4.0e-3)  # what of building the graph nothing hides
+# Peak of memory and tokens per second of E2B in 4 bits, published; bench/reports.py says where. The
+# second's run took so many seconds for so many tokens, of which its prompts took what is taken off.
+_RUN_S, _OUT_TOKENS, _PROMPTS_S = 142.11, 12_750, (172.12 - 89.72) * 142.11 / 656.52
+CALIBRATING = ((614e9, 161.5), (400e9, _OUT_TOKENS / (_RUN_S - _PROMPTS_S)))
+# Building a step was counted on a slow server's cores: 4.4 to 7.7 ms for 1,640 nodes, 7 to 9 for
+# 3,390. So much for a node, at the least and the most. Apple's are quicker, nobody knows how much.
+NODE_S = (2.1e-6, 4.7e-6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,34 +48,10 @@ class Chip:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelRule:
-    """Kernels of one who builds a step's graph.
-
-    layer: of each; own_kv, per_layer: more where it has K/V, and an input, of its own. tied: fewer
-    where keys are values. step: once.
-    """
-
-    layer: int
-    own_kv: int
-    tied: int
-    per_layer: int
-    step: int
-
-
-# layer: norms 4, q 3 (product, norm, rotation), attention 1, out 1; then MLP 4, sums 2. own_kv: a
-# weight behind the common norm, two writes. step: embedding, masks, final norm, head, softcap,
-# choice, frontier, and the last own K/V apart from its queries.
-OUR_KERNELS = KernelRule(layer=15, own_kv=3, tied=0, per_layer=5, step=27)
-# layer: MLP 5 (its activation is compiled in two parts), sums and the layer's scalar 3. own_kv:
-# k 3, v 2, two writes. step: as ours without masks and frontier.
-MLX_LM_KERNELS = KernelRule(layer=17, own_kv=7, tied=1, per_layer=7, step=9)
-
-
-@dataclass(frozen=True, slots=True)
 class StepWork:
-    """A step of `clients` rows. context: tokens that each has. rule: who builds it.
+    """A step of `clients` rows. context: tokens that each has. bits: by name, see BITS.
 
-    Packings are names of BITS.
+    peer: as mlx-lm builds it; of one client without drafts only.
     """
 
     family: Family
@@ -82,7 +60,7 @@ class StepWork:
     packing: str = "4-bit"
     draft_packing: str = "4-bit"
     context: int = 1000
-    rule: KernelRule = OUR_KERNELS
+    peer: bool = False
 
     @property
     def rows(self) -> int:
@@ -116,21 +94,41 @@ class StepWork:
         return 2.0 * (target + drafts)
 
     @property
-    def kernels(self) -> int:
-        """Started one after the other."""
-        family = self.family
-        layers = sum(self._layer_kernels(index) for index in range(family.layers))
-        fixed = self.rule.step + PER_LAYER_STEP_KERNELS * family.per_layer
-        drafted = self.depth * self._draft_kernels + (VERIFY_KERNELS if self.depth else 0)
-        return layers + fixed + drafted
+    def graph(self) -> GraphCount:
+        """What is built and started."""
+        if self.peer:
+            assert (self.clients, self.depth) == (1, 0)
+            return peer_graph_count(self.family.name)
+        return graph_count(self.family.name, self.clients, self.depth)
+
+    def moved_s(self, chip: Chip) -> float:
+        """For the bytes alone."""
+        return self.bytes / (BANDWIDTH_SHARE * chip.bytes_s)
+
+    def done_s(self, chip: Chip) -> float:
+        """For the arithmetic alone; 0 where the chip's is not known."""
+        return self.flops / (ARITHMETIC_SHARE * chip.flops_s) if chip.flops_s else 0.0
+
+    def device_s(self, chip: Chip) -> tuple[float, float]:
+        """As if the graph cost nothing to build; quick end and slow one."""
+        work = max(self.moved_s(chip), self.done_s(chip))
+        quick, slow = (work + self.graph.kernels * launch for launch in launch_s())
+        return quick, slow
+
+    @property
+    def host_s(self) -> tuple[float, float]:
+        """Of building the graph, hidden or not."""
+        return self.graph.nodes * NODE_S[0], self.graph.nodes * NODE_S[1]
 
     def seconds(self, chip: Chip) -> tuple[float, float]:
         """From the quick end of what is not known to the slow one."""
-        moved = self.bytes / (BANDWIDTH_SHARE * chip.bytes_s)
-        done = self.flops / (ARITHMETIC_SHARE * chip.flops_s) if chip.flops_s else 0.0
+        if self.peer:  # builds the next step meanwhile
+            quick, slow = map(max, self.device_s(chip), self.host_s)
+            return quick, slow
+        parts = self.graph.starts
         quick, slow = (
-            max(moved, done) + self.kernels * launch + host
-            for launch, host in zip(LAUNCH_S, HOST_S, strict=True)
+            max(device + host / parts, host + device / parts)
+            for device, host in zip(self.device_s(chip), self.host_s, strict=True)
         )
         return quick, slow
 
@@ -149,29 +147,14 @@ class StepWork:
         left: float = (1 - mixture.top_k / mixture.experts) ** self.rows
         return mixture.experts * (1 - left)
 
-    @property
-    def _cut_kernels(self) -> int:
-        """More in a sliding layer whose fused kernel has no room for a whole round."""
-        share = self.family.heads // self.family.kv_heads
-        most = queries_max(METAL, HEAD_SIZE, share)
-        further = 0 if most is None else self.depth // most
-        joined = 1 + (self.clients > 1)  # what the calls give, and that in the rows' order
-        return further + joined if further else 0
 
-    def _layer_kernels(self, index: int) -> int:
-        family = self.family
-        full, own = family.kinds[index], family.own[index]
-        count = self.rule.layer + self.rule.per_layer * family.per_layer
-        count += UNFUSED_KERNELS if full else self._cut_kernels
-        if own:
-            count += self.rule.own_kv - self.rule.tied * (full and family.k_eq_v)
-        return count + (0 if family.mixture is None else MIXTURE_KERNELS)
-
-    @property
-    def _draft_kernels(self) -> int:
-        layers = sum(self.rule.layer + UNFUSED_KERNELS * full for full in DRAFTER_LAYERS)
-        ordered = ORDERED_HEAD_KERNELS if self.family.drafter.centroids else 0
-        return layers + DRAFT_KERNELS + ordered
+@cache
+def launch_s() -> tuple[float, float]:
+    """What a kernel costs, by the figures that calibrate: the rest of their steps, shared out."""
+    step = StepWork(FAMILIES["E2B"], peer=True)
+    rests = (1 / speed - step.bytes / (BANDWIDTH_SHARE * peak) for peak, speed in CALIBRATING)
+    quick, slow = sorted(round(rest / step.graph.kernels, 7) for rest in rests)
+    return quick, slow
 
 
 def round_tokens(depth: int, acceptance: float) -> float:

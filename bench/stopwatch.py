@@ -139,6 +139,9 @@ class _TimedRunner:
         self._watch.mark("waited")
         return result
 
+    def make_copies(self, bytes_max: int) -> None:
+        self._runner.make_copies(bytes_max)
+
     def close(self) -> None:
         self._runner.close()
         self._watch.write()

@@ -32,6 +32,7 @@ WIDE_HEAD_KEYS_MIN = 1024  # of the vector kernel at head size 512
 # query head takes, with fewer keys 0.5 to 1.35 times, and for slices 0.6 to 1.15 times. Head size
 # 512, groups of 4 to 16, 1 to 16 rows of 1 to 9 queries; alternating, with OpenBLAS.
 CPU_FOLD_KEYS_MIN, CPU_FOLD_QUERIES_MAX = 1024, 9
+TILE_QUERIES_MIN = 8  # of a prompt slice, however long its context is
 
 
 class Route(Enum):
@@ -177,6 +178,24 @@ def queries_max(kernels: Kernels, head_size: int, group: int) -> int | None:
     if kernels.backend != "metal" or head_size not in VECTOR_HEAD_SIZES:
         return None
     return min(VECTOR_QUERIES_MAX, VECTOR_PRODUCT_MAX // group) or None
+
+
+def slice_tiles(kernels: Kernels, call: AttentionCall, kv_heads: int) -> list[tuple[int, int]]:
+    """[first, end) of the queries of every call that a prompt slice is computed in.
+
+    call: the slice as one. No tile has more scores than kernels.slice_scores_max. One so short that
+    only its heads keep it off the vector kernel (a prefix hit may leave so few tokens) is cut as a
+    round is.
+    """
+    heads = kv_heads * call.group
+    tile = max(TILE_QUERIES_MIN, kernels.slice_scores_max // (heads * call.keys))
+    most = queries_max(kernels, call.head_size, call.group)
+    tiles = []
+    for first in range(0, call.queries, tile):
+        end = min(first + tile, call.queries)
+        step = most if most and end - first <= VECTOR_QUERIES_MAX else tile
+        tiles += [(cut, min(cut + step, end)) for cut in range(first, end, step)]
+    return tiles
 
 
 def folds(kernels: Kernels, call: AttentionCall) -> bool:

@@ -111,6 +111,14 @@ def page_bytes() -> int:
     return 1 if _is_cpu() else GPU_PAGE_BYTES
 
 
+def reuse_bytes() -> int:
+    """By how much a buffer that MLX kept may be larger than what it is handed out for.
+
+    By less than two pages (mlx/backend/common/buffer_cache.h), so on a GPU by one at most.
+    """
+    return 2 * os.sysconf("SC_PAGE_SIZE") - 1 if _is_cpu() else GPU_PAGE_BYTES
+
+
 def buffers_max() -> int:
     """How many buffers there may be, those that MLX keeps for reuse included; 0: nobody counts.
 

@@ -169,6 +169,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     modules = [module for module in (pair.target, pair.assistant) if module is not None]
     weights = [array for module in modules for array in arrays(module)]
     page_bytes, late = device.page_bytes(), device.late_operations()
+    reuse_bytes = device.reuse_bytes()
     # Each may hold a row of float32; nearly all that draws but for the greedy sorts.
     late_draw = late and late * 4 + SORT_BYTES
     per_token = _workspace_bytes_per_token(pair, depth_max)
@@ -178,7 +179,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         vocabulary=text.vocabulary,
         eos_token_ids=pair.tokenizer.eos_token_ids,
         has_drafter=pair.assistant is not None,
-        weights_bytes=sum(buffer_bytes(a.nbytes, page_bytes) for a in weights),
+        weights_bytes=sum(buffer_bytes(a.nbytes, page_bytes) + reuse_bytes for a in weights),
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=config.kv_bytes_per_token("sliding", item_bytes),
         ring_bytes=_sliding_bytes(pair, ring_tokens(text.window_tokens, depth_max + 1)),
@@ -198,6 +199,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         # The other half is for what a step makes and drops, and what MLX keeps of that.
         buffers_max=device.buffers_max() // 2,
         weights_buffers=len(weights),
+        reuse_bytes=reuse_bytes,
         # Keys and values of a pool in every layer, and of what is kept aside of those that slide.
         live_buffers=2 * config.kv_layers("full") + 4 * config.kv_layers("sliding"),
         edge_tokens_max=ARRAY_ELEMENTS_MAX // max(1, config.kv_bytes_per_token("full", 1)),

@@ -115,6 +115,7 @@ class Runner:
         # Copied out and evaluated before anything is written: releases hand the slots on, admits
         # and the forward write into them.
         with self._hand_over.timed():
+            self.make_copies(0)  # left over: what was evicted must be gone before anything comes
             captured = tuple(self._capture(c) for c in plan.captures)
             # Released before admitted: one plan may give a slot away and take it again.
             for slot in plan.releases:
@@ -157,6 +158,13 @@ class Runner:
         return StepResult(
             tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
+
+    def make_copies(self, bytes_max: int) -> None:
+        """Make what the tree has cut, joined and thinned, up to so many bytes in each wait.
+
+        bytes_max: what is free, or reserved for a step, which is not under way then.
+        """
+        self.caches.copies.make(bytes_max)
 
     def replay(self, row: DecodeRow, tokens: Sequence[int]) -> list[float]:
         """How far each token of a committed round lies below the best that its place allows.

@@ -35,6 +35,7 @@ class ModelFacts:
     buffers_max: int = 0  # how many buffers weights, slots and tree may be; 0: it counts none
     weights_buffers: int = 0
     live_buffers: int = 0  # of one slot
+    reuse_bytes: int = 0  # by how much more each may be: a kept one is handed out for less
     edge_tokens_max: int = 1 << 62  # of what is stored at once, whose full K/V is one array
     full_layers: int = 0  # with K/V of their own
     sliding_layers: int = 0
@@ -45,7 +46,8 @@ class ModelFacts:
     def live_bytes(self, tokens: int) -> int:
         """Live K/V that a slot holding up to `tokens` tokens may need at most."""
         row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
-        return self.ring_bytes + self.tail_bytes + row_bytes
+        reused = self.live_buffers * self.reuse_bytes
+        return self.ring_bytes + self.tail_bytes + row_bytes + reused
 
     def moved_bytes(self, tokens: int) -> int:
         """What of such a slot's pools exists twice while pools grow."""

@@ -70,9 +70,9 @@ def test_a_package_whose_insides_we_use_is_bounded(package: str) -> None:
 
 
 def served() -> list[Requirement]:
-    """What the extra `serve` asks for."""
+    """What the extras `serve` and `cuda` ask for beside mlx's backend."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [Requirement(line) for line in project["optional-dependencies"]["serve"]]
+    return [Requirement(line) for line in project["optional-dependencies"]["without-backend"]]
 
 
 def test_commands_look_for_all_that_the_extra_installs() -> None:

@@ -2,10 +2,12 @@
 
 - To read a number of an mx array is to wait until it is computed, and everything before it. What
   reads: item, tolist, NumPy's array and asarray, bool, and an `if` on what mlx computed.
-- Host numbers are made into NumPy arrays everywhere. A call that says its dtype is such a one, and
-  so is a list that stands in the call; the rest is named below, with why it does not wait or may.
+- Host numbers are made into NumPy arrays everywhere. A call that says its dtype is taken for such a
+  one, and so is a list that stands in the call; the rest is named below, with why it does not wait
+  or may. float and int are taken for host numbers' own.
 - The rooms are those that a step runs through. Checkpoints, conversions and prompts are no steps.
 - What syntax does not show a submit does: of a whole model, where a single read would compute it.
+  Whether what looks like a host number is one, mlx says: tests/model/test_host_reads.py.
 """
 
 from __future__ import annotations

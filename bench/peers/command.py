@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import anyio
-from rich.console import Console
 
-from bench.machine import ROOT, commit, machine, versions
+from bench.flags import flag_count, flag_one_of
+from bench.machine import ROOT
 from bench.measure import BenchError
 from bench.peers.contestants import contestants
 from bench.peers.environments import BUILD
@@ -32,7 +30,7 @@ from bench.peers.question import Answer, Question
 from bench.peers.records import join, read_records, record, write_record
 from bench.peers.throughput import ask_throughput
 from bench.peers.turns import ask_turns
-from bench.report import BenchReport, table
+from bench.report import BenchRun, show
 
 ALL, OURS = ("ours", "depth 0", "mlx_lm", "mlx_vlm", "smg"), ("ours", "depth 0")
 # Who loads another drafter only is not measured again: SMG's servicer has none.
@@ -92,7 +90,7 @@ def _pairs(job: Job, quick: bool) -> Sequence[str]:
 
 def _run(name: str, pair: str, arguments: argparse.Namespace, folder: Path) -> None:
     """Raises BenchError."""
-    began, clock, job = datetime.now(UTC), time.monotonic(), JOBS[name]
+    begun, job = BenchRun(arguments.quick), JOBS[name]
     taking_part = [contestants()[who] for who in job.pairs[pair]]
     for contestant in taking_part:
         if contestant.environment is not None:
@@ -100,30 +98,12 @@ def _run(name: str, pair: str, arguments: argparse.Namespace, folder: Path) -> N
     written = pair_plans()[pair].write(BUILD / "pairs")
     runs = arguments.runs or (PEERS_QUICK_RUNS if arguments.quick else job.runs)
     print(f"{name}, {pair}, {runs} runs", flush=True)
-    where, measured = machine(), commit()
-    question = Question(name, written, taking_part, runs, arguments.quick, where["cores"] or 1)
+    cores = begun.machine["cores"] or 1
+    question = Question(name, written, taking_part, runs, arguments.quick, cores)
     answer = anyio.run(job.ask, question)
-    if len(question.blas) != 1:
-        raise BenchError(f"the contestants computed with {' and '.join(sorted(question.blas))}")
-    report = BenchReport(
-        commit=measured,
-        measured_at=began.isoformat(timespec="seconds"),
-        duration_s=round(time.monotonic() - clock, 1),
-        quick=arguments.quick,
-        machine=where,
-        versions=versions(),
-        blas=question.blas.pop(),
-        figures=answer.figures,
-    )
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table(report.figures))
+    report = begun.report(question.blas, answer.figures)
+    show(report.figures)
     print(write_record(record(report, question, answer), folder).relative_to(ROOT))
-
-
-def _question(text: str) -> str:
-    if text not in JOBS:
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(JOBS)}")
-    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,8 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("questions", nargs="*", metavar="QUESTION", type=_question, help=", ".join(JOBS))
+    add(
+        "questions",
+        nargs="*",
+        metavar="QUESTION",
+        type=flag_one_of(tuple(JOBS)),
+        help=", ".join(JOBS),
+    )
     add("--pair", action="append", dest="pairs", choices=list(pair_plans()), help="repeatable")
-    add("--runs", type=int, metavar="N", help="alternations of each (default: 5, of gaps 3)")
+    add("--runs", type=flag_count, metavar="N", help="alternations of each (default: 5, of gaps 3)")
     add("--quick", action="store_true", help="little work, to see that it runs")
     return parser

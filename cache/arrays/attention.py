@@ -19,10 +19,16 @@ import numpy as np
 
 from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
 from sapwood.cache.arrays.placement import Placement
-from sapwood.cache.attention_routes import AttentionCall, Kernels, MaskKind, folds, lengthens
+from sapwood.cache.attention_routes import (
+    AttentionCall,
+    Kernels,
+    MaskKind,
+    folds,
+    lengthens,
+    slice_tiles,
+)
 
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
-TILE_QUERIES_MIN = 8
 
 
 class History(Protocol):
@@ -177,11 +183,10 @@ def over_slice(
     than kernels.slice_scores_max: a late slice of a long prompt would need gigabytes, and no fused
     kernel spares them at head size 512.
     """
-    (count, heads, _), length = queries.shape, keys.shape[2]
-    tile = max(TILE_QUERIES_MIN, kernels.slice_scores_max // (heads * length))
+    (count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
+    call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
     out = []
-    for first in range(0, count, tile):
-        end = min(first + tile, count)
+    for first, end in slice_tiles(kernels, call, kv_heads):
         reach = length - count + end
         part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
         own = queries[None, first:end].swapaxes(1, 2)

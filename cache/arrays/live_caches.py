@@ -20,6 +20,7 @@ from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.ranges import (
+    Copies,
     EdgePayload,
     LayerRange,
     read_portions,
@@ -83,6 +84,7 @@ class LiveCaches:
         # Dealt out, so that each group has its share of either kind.
         parts = (ordered[i::MOVED_GROUPS_MAX] for i in range(MOVED_GROUPS_MAX))
         self._groups = [group for group in parts if group]
+        self.copies = Copies()  # of what was stored from here
         self._settled = True  # whether all that was restored and moved is evaluated
 
     @property
@@ -179,7 +181,8 @@ class LiveCaches:
         sliding: Sequence[LayerRange | None],
     ) -> EdgePayload:
         """An edge of what its layers hold, in model order: a lazy copy of it."""
-        return EdgePayload(start, end, stack_layers(full), stack_layers(sliding), self.page_bytes)
+        stacks = stack_layers(full), stack_layers(sliding)
+        return EdgePayload(start, end, *stacks, self.page_bytes, self.copies)
 
     def settle(self) -> None:
         """Evaluate what restores and moves have built, before anything is written.

@@ -1,8 +1,11 @@
 """Stored K/V of tokens [start, end): one array for all layers of a kind, two for an edge.
 
-- A Range holds all layers of one kind in one array, evaluated, and owns it: never a view into a
-  live pool, which would make the pool's next write a full copy. A device counts its buffers, so a
-  node of the tree has one for its full layers and one for its sliding layers.
+- A Range holds all layers of one kind in one array and owns it: never a view into a live pool,
+  which would make the pool's next write a full copy. A device counts its buffers, so a node of the
+  tree has one for its full layers and one for its sliding layers.
+- What the tree cuts, joins and thins is copied, and a copy is made later, with others: the host
+  waits for each evaluation. It reads ranges alone and no pool, so no pool is copied for its sake;
+  until it is made, what it is made from stays in memory.
 - `split` and `merge` take their inputs; a taken or closed range is dead and says so.
 - An EdgePayload is what the prefix tree stores for one edge: all full layers over the whole edge,
   all sliding layers over the same newest part of it.
@@ -10,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -36,13 +39,15 @@ class Range:
     """K/V of tokens [start, end) of all layers of a kind: the contract's Snapshot.
 
     stack: [sum of 2 x kv_heads, end - start, D], layer by layer, keys then values. kv_heads: of
-    each layer.
+    each layer. unmade_bytes: what making it takes, with all that it is made from and that is not
+    made either; 0: it is there, or whoever had it made sees to it.
     """
 
     start: int
     end: int
     stack: mx.array
     kv_heads: tuple[int, ...]
+    unmade_bytes: int = 0
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +74,8 @@ class Range:
         assert self.start <= start < end <= self.end
         assert not self.closed
         at = mx.array(indices(start - self.start, end - self.start))
-        return Range(start, end, self.stack[:, at], self.kv_heads)
+        stack = self.stack[:, at]
+        return Range(start, end, stack, self.kv_heads, self.unmade_bytes + int(stack.nbytes))
 
     def layer(self, index: int, start: int, end: int) -> LayerRange:
         """Views of [start, end) of one layer, counted among those of its kind."""
@@ -116,7 +122,8 @@ def join_ranges(parts: Sequence[Range]) -> Range:
     for older, newer in pairwise(parts):
         assert older.end == newer.start, (older.end, newer.start)
     stack = mx.concatenate([p.stack for p in parts], axis=1)
-    joined = Range(parts[0].start, parts[-1].end, stack, parts[0].kv_heads)
+    unmade = sum(p.unmade_bytes for p in parts) + int(stack.nbytes)
+    joined = Range(parts[0].start, parts[-1].end, stack, parts[0].kv_heads, unmade)
     for part in parts:
         part.close()
     return joined
@@ -144,9 +151,42 @@ def merge_sliding(parent: Range | None, child: Range | None) -> Range | None:
     return child
 
 
-def evaluated(ranges: Iterable[Range | None]) -> None:
-    """Evaluate what was built lazily, at once."""
-    mx.eval([r.stack for r in ranges if r is not None])
+class Copies:
+    """What the tree has asked for and the device has not made.
+
+    To be made before anything takes the room that was made: a copy's sources still lie in it.
+    """
+
+    def __init__(self) -> None:
+        self._due: list[Range] = []
+
+    def add(self, *ranges: Range | None) -> None:
+        """Make those that are not made."""
+        self._due += [r for r in ranges if r is not None and r.unmade_bytes]
+
+    def make(self, bytes_max: int) -> None:
+        """Make all but what was closed or taken since, up to bytes_max in each evaluation.
+
+        A copy that is larger has one for itself.
+        """
+        due, self._due = {id(r): r for r in self._due if not r.closed}, []
+        group: list[Range] = []
+        taken = 0
+        for copy in due.values():
+            if taken + copy.unmade_bytes > bytes_max:
+                evaluate(group)
+                group, taken = [], 0
+            group.append(copy)
+            taken += copy.unmade_bytes
+        evaluate(group)
+
+
+def evaluate(ranges: Sequence[Range]) -> None:
+    """Make what was built lazily, at once."""
+    if ranges:
+        mx.eval([r.stack for r in ranges])
+    for made in ranges:
+        made.unmade_bytes = 0
 
 
 @dataclass(slots=True)
@@ -155,6 +195,7 @@ class EdgePayload:
 
     full: of all full layers over [start, end), None in a model without any. sliding: of all sliding
     layers over [sliding_start, end), None where that is empty. page_bytes: of the device's buffers.
+    copies: where its operations leave what they build.
     """
 
     start: int
@@ -162,6 +203,7 @@ class EdgePayload:
     full: Range | None
     sliding: Range | None
     page_bytes: int = 1
+    copies: Copies = field(default_factory=Copies)
     closed: bool = field(default=False)
 
     def __post_init__(self) -> None:
@@ -196,11 +238,7 @@ class EdgePayload:
         self._take()
         above, below = split_range(self.full, at)
         old, new = split_range(self.sliding, at)
-        evaluated((above, below, old, new))
-        return (
-            EdgePayload(self.start, at, above, old, self.page_bytes),
-            EdgePayload(at, self.end, below, new, self.page_bytes),
-        )
+        return self._left(self.start, at, above, old), self._left(at, self.end, below, new)
 
     def merge(self, child: Payload) -> Payload:
         """Payload.merge."""
@@ -210,8 +248,7 @@ class EdgePayload:
         child._take()
         full = merge_full(self.full, child.full)
         sliding = merge_sliding(self.sliding, child.sliding)
-        evaluated((full, sliding))
-        return EdgePayload(self.start, child.end, full, sliding, self.page_bytes)
+        return self._left(self.start, child.end, full, sliding)
 
     def thin(self, sliding_start: int) -> Payload:
         """Payload.thin."""
@@ -220,8 +257,7 @@ class EdgePayload:
         dropped, kept = split_range(self.sliding, sliding_start)
         if dropped is not None:
             dropped.close()
-        evaluated([kept])
-        return EdgePayload(self.start, self.end, self.full, kept, self.page_bytes)
+        return self._left(self.start, self.end, self.full, kept)
 
     def close(self) -> None:
         """Payload.close."""
@@ -229,6 +265,11 @@ class EdgePayload:
         for held in (self.full, self.sliding):
             if held is not None:
                 held.close()
+
+    def _left(self, start: int, end: int, full: Range | None, sliding: Range | None) -> EdgePayload:
+        """What an operation gives, to be made with all others."""
+        self.copies.add(full, sliding)
+        return EdgePayload(start, end, full, sliding, self.page_bytes, self.copies)
 
     def _take(self) -> None:
         assert not self.closed, f"payload [{self.start}, {self.end}) closed or taken twice"

@@ -13,7 +13,11 @@ from typing import Protocol
 
 
 class Payload(Protocol):
-    """K/V of tokens [start, end) of one path. Immutable; arrays evaluated."""
+    """K/V of tokens [start, end) of one path. Immutable.
+
+    What an operation gives may be made later: its sources stay in memory until the device is asked
+    for all copies, at the end of a plan and of a commit.
+    """
 
     @property
     def start(self) -> int:

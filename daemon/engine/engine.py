@@ -4,7 +4,8 @@
 - In: frozen commands through `send`, read-only questions through `ask`, served between steps.
   Out: reports posted to the event loop, one for a step's effects. Nothing else is shared:
   `Published` is immutable and replaced whole, before the effects that it counts leave.
-- The loop holds no policy: plan, emit, submit, commit.
+- The loop holds no policy: plan, emit, submit, commit. What plan and commit made of the tree the
+  device makes before they count as over: so nobody is told of room that is not there.
 - A step's tokens leave while the device has nothing to do: once the next step is handed over, the
   thread may stand before a full queue.
 - Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
@@ -179,6 +180,7 @@ class Engine:
                 core.handle(command, clock())
             steps.begin()
             plan = core.plan(clock())
+            runner.make_copies(core.spare_bytes)
             steps.over("plan")
             self._emit(core, steps)  # before the device's queue fills up
             steps.over("emit")
@@ -189,6 +191,7 @@ class Engine:
             result = runner.wait(runner.submit(plan))
             steps.ran(runner.device_s - device_s)
             core.commit(plan, result, clock())
+            runner.make_copies(core.spare_bytes)
             steps.over("commit")
             steps.finish()
             self._quiet_since = clock()

@@ -25,6 +25,10 @@ class StepCore(Protocol):
     def finished(self) -> bool:
         """Drained, with nothing left to do or tell: the loop ends."""
 
+    @property
+    def spare_bytes(self) -> int:
+        """What nothing lies in between two steps, so that copies have room there."""
+
     def handle(self, command: Command, now: float) -> None:
         """Between a commit and the next plan. `now`: the engine's clock, in seconds."""
 
@@ -62,6 +66,12 @@ class StepRunner(Protocol):
 
     def wait(self, ticket: Any) -> StepResult:
         """Block until the step is done; its payloads are the caller's. Once for each ticket."""
+
+    def make_copies(self, bytes_max: int) -> None:
+        """Block until what the tree has cut, joined and thinned is made, its sources freed.
+
+        In as few waits as room for bytes_max allows. Between a plan or a commit and what follows.
+        """
 
     def close(self) -> None:
         """Free all arrays, on the thread that made them."""

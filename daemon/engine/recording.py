@@ -151,6 +151,11 @@ class RecordedCore:
             captured=captured,
         )
 
+    @property
+    def spare_bytes(self) -> int:
+        """As StepCore says."""
+        return self._core.spare_bytes
+
     def take_effects(self) -> tuple[Effect, ...]:
         """As StepCore says."""
         effects = (*self._effects, *self._core.take_effects())

@@ -119,7 +119,7 @@ class Memory(_message.Message):
     live_bytes: _builtins.int
     """K/V of requests that run."""
     snapshots_bytes: _builtins.int
-    """K/V of the tree."""
+    """K/V of the tree, with what the device may give for it beyond what is asked."""
     workspace_bytes: _builtins.int
     """Held for the transient arrays of a step."""
     free_bytes: _builtins.int

@@ -94,6 +94,12 @@ class Core:
         """After Drain, when every sequence has ended, left its slot, and told so."""
         return self._draining and not self.has_work
 
+    @property
+    def spare_bytes(self) -> int:
+        """What nothing lies in between two steps: reserved for a step, or by nobody."""
+        account = self._memory.bytes
+        return account.workspace + account.free
+
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order; each effect is handed out once."""
         effects = tuple(self._effects)

@@ -5,7 +5,8 @@
   for the longest of them.
 - A capture is *promised* its worst case when it is planned. At commit all promises are given back
   first and the ledger follows what the tree really took.
-- held("snapshots") == bytes of the tree + promised, at every boundary.
+- held("snapshots") == bytes of the tree + promised, at every boundary, and for each buffer of both
+  what MLX may hand out beyond what is asked. The tree does not know of that.
 - Buffers are counted beside bytes, in a ledger of their own: where the device bounds them, what
   does not find one waits or evicts as it would for bytes.
 - Cutting an edge takes a page and a buffer more of each kind of layer. So room for all cuts is made
@@ -164,13 +165,14 @@ class DeviceMemory:
         sliding_tokens: of how many of them sliding layers have K/V. False, with nothing evicted,
         where it does not fit, or is more than one edge can hold.
         """
-        wanted = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
+        promised = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
+        wanted = Room(self._charged(promised), KINDS_STORED)
         if tokens > self._facts.edge_tokens_max or not self._make_room(wanted, step):
             return False
         self._ledger.reserve("snapshots", wanted.bytes)
         self._buffers.reserve("snapshots", wanted.buffers)
         bytes_, buffers = self._promised
-        self._promised = Room(bytes_ + wanted.bytes, buffers + wanted.buffers)
+        self._promised = Room(bytes_ + promised.bytes, buffers + promised.buffers)
         return True
 
     @property
@@ -181,7 +183,7 @@ class DeviceMemory:
 
     def end_promises(self) -> None:
         """The step is done: what it captured is inserted next, or was never made."""
-        self._ledger.give_back("snapshots", self._promised.bytes)
+        self._ledger.give_back("snapshots", self._charged(self._promised))
         self._buffers.give_back("snapshots", self._promised.buffers)
         self._promised = Room(0)
 
@@ -240,7 +242,8 @@ class DeviceMemory:
         assert workspace == self._workspace(self._slots), f"M1: {workspace} bytes of workspace"
         promised, stored = self._promised, Room(self._tree.bytes, self._tree.buffers)
         held = Room(self._ledger.held("snapshots"), self._buffers.held("snapshots"))
-        total = (stored.bytes + promised.bytes, stored.buffers + promised.buffers)
+        buffers = stored.buffers + promised.buffers
+        total = (self._charged(stored) + self._charged(promised), buffers)
         assert held == total, f"M1: {held} held, {stored} + {promised}"
         live = self._buffers.held("live")
         assert live == slots * self._facts.live_buffers, f"M1: {live} buffers of {slots} slots"
@@ -255,9 +258,9 @@ class DeviceMemory:
         return _workspace(self._facts, self._limits, slots)
 
     def _room(self) -> tuple[int, ...]:
-        tree = self._tree
+        evictable = Room(self._tree.evictable_bytes(), self._tree.evictable_buffers())
         free = self._ledger.free, self._buffers.free
-        return *free, tree.evictable_bytes(), tree.evictable_buffers()
+        return *free, self._charged(evictable), evictable.buffers
 
     def _make_room(self, wanted: Room, step: int) -> bool:
         """Evict so that `wanted` is free; False, with nothing evicted, if it cannot be."""
@@ -266,31 +269,37 @@ class DeviceMemory:
         if max(short) <= 0:
             return True
         due = self._due_room()
-        if short.bytes > tree.evictable_bytes() - due.bytes:
+        left = Room(tree.evictable_bytes() - due.bytes, tree.evictable_buffers() - due.buffers)
+        if short.bytes > self._charged(left) or short.buffers > left.buffers:
             return False
-        if short.buffers > tree.evictable_buffers() - due.buffers:
-            return False
-        tree.evict(short.bytes, step, short.buffers)
+        tree.evict(min(short.bytes, left.bytes), step, short.buffers)
         self._follow()
         return wanted.bytes <= ledger.free and wanted.buffers <= buffers.free
 
     def _stored_room(self, lease: Lease, tokens: array[int], payload: Payload) -> Room:
         """What storing `payload` takes at most, with all that is cut for it."""
         stored = payload.full_bytes + payload.sliding_bytes
-        if self._facts.page_bytes == 1 and not self._facts.buffers_max:
+        facts = self._facts
+        if facts.page_bytes == 1 and not facts.buffers_max and not facts.reuse_bytes:
             return Room(stored)  # a cut takes nothing then
         pieces = self._tree.cuts_max(lease, tokens, payload) * KINDS_STORED
-        return Room(stored + pieces * (self._facts.page_bytes - 1), pieces + KINDS_STORED)
+        room = Room(stored + pieces * (facts.page_bytes - 1), pieces + KINDS_STORED)
+        return Room(self._charged(room), room.buffers)
 
     def _follow(self) -> None:
         """The tree may have changed: the ledgers hold what it holds, and matches are old."""
         tree, promised = self._tree, self._promised
-        more = tree.bytes + promised.bytes - self._ledger.held("snapshots")
-        buffers = tree.buffers + promised.buffers - self._buffers.held("snapshots")
+        taken = Room(tree.bytes + promised.bytes, tree.buffers + promised.buffers)
+        more = self._charged(taken) - self._ledger.held("snapshots")
+        buffers = taken.buffers - self._buffers.held("snapshots")
         if more or buffers:
             self._ledger.adjust("snapshots", more)
             self._buffers.adjust("snapshots", buffers)
             self._version += 1
+
+    def _charged(self, room: Room) -> int:
+        """Bytes of the ledger for so many bytes in so many buffers."""
+        return room.bytes + room.buffers * self._facts.reuse_bytes
 
     def _due_room(self) -> Room:
         """Sliding K/V that this plan is about to restore: not worth giving away for anything."""

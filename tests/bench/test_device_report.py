@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import device_report
+from bench import __main__ as bench_main
+from bench import agreement, device_report, soak
 from bench.agreement import questions, share_equal
 from bench.attention_paths import _row
 from bench.device_report import ReportPart, head, main, parts, read_tests, run_part, summary
@@ -113,6 +115,53 @@ def test_parts_may_be_left_out() -> None:
     assert not chosen.skipped and chosen.command[-3:] == ("tests/a.py", "-k", "b or c")
 
 
+@pytest.mark.parametrize(
+    "flag", ["--prompts=0", "--prompts=-3", "--prompts=many", "--prompts=1e9", "--prompts=1000000",
+             "--soak-s=0", "--soak-s=-1", "--soak-s=nan", "--soak-s=inf", "--soak-s=1e300",
+             "--soak-s=long", "--tests='open"],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_before_anything_runs(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(device_report, "run_part", lambda part: pytest.fail(f"{part} ran"))
+    with pytest.raises(SystemExit) as end:
+        main([flag])
+    assert end.value.code == 2
+    assert flag.partition("=")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "flag"),
+    [(agreement, "--prompts=0"), (soak, "--seconds=0"), (soak, "--seconds=nan"),
+     (bench_main, "--runs=0")],
+)  # fmt: skip
+def test_its_parts_refuse_the_same_by_themselves(module: Any, flag: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        module.main([flag])
+    assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("tests/nowhere.py", "file or directory not found: tests/nowhere.py"),
+        ("--nowhere", "unrecognized arguments: --nowhere"),
+    ],
+)
+def test_tests_that_cannot_run_say_why(asked: str, reason: str) -> None:
+    part = parts(arguments(f"--tests={asked}"), on_cpu=True)[0]
+    (told,) = summary({"tests": run_part(part)})
+    assert told.startswith("tests: failed after ") and told.endswith(reason)
+
+
+def test_a_process_that_said_nothing_is_said_to() -> None:
+    mute = ReportPart("soak", said("import sys; sys.exit(3)"), 20)
+    (told,) = summary({"soak": run_part(mute)})
+    assert told.endswith(" s: it said nothing")
+    (told,) = summary({"soak": run_part(BAD)})
+    assert told.endswith(" s: no model at /home/somebody/model")
+
+
 def test_what_the_benchmarks_wrote_is_taken_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +245,13 @@ def test_attention_written_out_is_the_librarys() -> None:
     for shape in (("E2B", "sliding", 256, 8, 1), ("31B", "full", 512, 32, 4)):
         row = _row(*shape, 64, 4)
         assert row["difference"] < 0.05 and row["ratio"] > 0
+
+
+def test_where_mlx_does_not_load_it_says_so() -> None:
+    code = "import sys; sys.modules['mlx.core'] = None; import bench.device_report"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("make device-report: mlx does not load")
 
 
 def test_make_runs_it() -> None:

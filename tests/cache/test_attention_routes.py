@@ -19,6 +19,7 @@ from sapwood.cache.attention_routes import (
     lengthens,
     queries_max,
     route,
+    slice_tiles,
 )
 from tests.test_rooms import ROOT
 
@@ -93,6 +94,21 @@ def test_a_round_is_cut_where_the_vector_kernel_ends() -> None:
     assert queries_max(METAL, 256, 33) is None, "no cut would help"
     assert queries_max(METAL, 512, 8) is None, "folded whole"
     assert queries_max(CPU_KERNELS, 256, 8) is queries_max(CUDA, 256, 8) is None
+
+
+def test_a_slice_is_cut_into_tiles_and_what_is_short_of_it_as_a_round_is() -> None:
+    """Also what tiles leave at a long slice's end."""
+
+    def tiles(kernels: Kernels, queries: int, keys: int, group: int = 8) -> list[tuple[int, int]]:
+        return slice_tiles(kernels, AttentionCall(256, group, queries, keys, "array"), 8 // group)
+
+    assert tiles(METAL, 9, 600) == [(0, 9)]
+    assert tiles(METAL, 8, 600) == [(0, 4), (4, 8)]
+    assert tiles(METAL, 5, 600) == [(0, 4), (4, 5)]
+    assert tiles(METAL, 8, 600, group=4) == [(0, 8)]
+    assert tiles(METAL, 38, 1 << 18) == [(0, 32), (32, 36), (36, 38)]
+    assert tiles(CUDA, 38, 1 << 18) == [(0, 32), (32, 38)]
+    assert tiles(CPU_KERNELS, 22, 1 << 18) == [(0, 8), (8, 16), (16, 22)]
 
 
 def test_a_group_is_folded_where_no_kernel_takes_its_heads() -> None:

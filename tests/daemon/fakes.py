@@ -153,6 +153,9 @@ class FakeDevice:
         self.steps += 1
         return StepResult(decoded, prefilled, captured)
 
+    def make_copies(self, bytes_max: int) -> None:
+        pass
+
     def close(self) -> None:
         self.closed_on = threading.current_thread().name
 

@@ -32,7 +32,7 @@ from bench.families import (
     VOCABULARY,
     Family,
 )
-from bench.step_work import METAL
+from sapwood.cache.attention_routes import Kernels
 from sapwood.model import products
 from sapwood.model.assistant import Assistant
 from sapwood.model.checkpoint.config import AssistantConfig, TargetConfig
@@ -46,6 +46,7 @@ from sapwood.scheduler.sampling import Sampling, SuppressedTokens
 from tests.model.reference import copied, edit, parameters
 
 CONTEXT, DEPTH_MAX = 1000, 7
+METAL = Kernels("metal")
 
 # Nodes that compute nothing: another look at an array.
 VIEWS = {
@@ -185,7 +186,13 @@ def nothing_starts() -> Iterator[list[list[mx.array]]]:
 
 def row(depth: int) -> StepPlan:
     """One greedy row with CONTEXT tokens."""
-    return StepPlan(2, decodes=(DecodeRow(0, CONTEXT, 5, depth, 1),))
+    return rows(1, depth)
+
+
+def rows(clients: int, depth: int) -> StepPlan:
+    """So many of them, with as many drafts each."""
+    decodes = (DecodeRow(slot, CONTEXT, 5, depth, 1) for slot in range(clients))
+    return StepPlan(2, decodes=tuple(decodes))
 
 
 def everything() -> StepPlan:
@@ -275,8 +282,8 @@ class Node(NamedTuple):
     arguments: list[Any]
 
 
-def exported_nodes(step: Callable[[], Sequence[Sequence[mx.array]]]) -> list[Node]:
-    """All primitives behind what a step starts.
+def exported_events(step: Callable[[], Sequence[Sequence[mx.array]]]) -> list[dict[str, Any]]:
+    """All primitives behind what a step starts, as mlx exports them.
 
     Compiled functions are written out and copies left out: mlx exports neither.
     """
@@ -291,9 +298,13 @@ def exported_nodes(step: Callable[[], Sequence[Sequence[mx.array]]]) -> list[Nod
             mx.export_function(events.append, traced, mx.zeros(()))
     finally:
         mx.enable_compile()
-    made = [event for event in events if event["type"] == "primitive"]
+    return [event for event in events if event["type"] == "primitive"]
+
+
+def exported_nodes(step: Callable[[], Sequence[Sequence[mx.array]]]) -> list[Node]:
+    """Likewise, one for each array that is made."""
     return [
         Node(STAND_INS.get(e["name"], e["name"]), output[2], e["arguments"])
-        for e in made
+        for e in exported_events(step)
         for output in e["outputs"]
     ]

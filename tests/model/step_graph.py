@@ -1,6 +1,9 @@
 """Primitives of a step's graph, family by family, as a table to review like code.
 
-    python -m tests.model.step_graph --rewrite && git diff tests/model/step_graph.txt
+    python -m tests.model.step_graph --rewrite && git diff tests/model/step_graph.txt bench
+
+- Beside it bench/step_graphs.txt, of nodes and kernels with more clients and every depth, which the
+  model of a step reads; python -m bench.model --write says what follows from it.
 
 - Ours is one submit of a greedy row through the real runner; mlx-lm's is its own step.
 - A kernel is a node that computes: what only looks at an array in another way is none.
@@ -17,7 +20,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.families import FAMILIES, Family
-from tests.model.hollow import CONTEXT, VIEWS, hollow_pair, nodes, our_step, row, their_step
+from bench.step_graphs import (
+    GRAPH_CLIENTS,
+    GRAPH_DEPTHS,
+    STEP_GRAPHS,
+    GraphCount,
+    GraphKey,
+    graphs_text,
+    peer_key,
+)
+from sapwood.model.pair import Pair
+from tests.model.hollow import (
+    CONTEXT,
+    SAMPLERS,
+    VIEWS,
+    hollow_pair,
+    nodes,
+    our_step,
+    row,
+    rows,
+    their_step,
+)
 
 TABLE = Path(__file__).with_suffix(".txt")
 NODES_MAX, KERNELS_MAX, DRAFTS = 0.85, 0.9, 3
@@ -88,6 +111,32 @@ def page(found: Graphs) -> str:
     return "\n".join([*head, *rows, ""])
 
 
+def count(pair: Pair, clients: int, depth: int, place: Path) -> GraphCount:
+    """Of a step of so many greedy rows with so many drafts each."""
+    calls = our_step(pair, rows(clients, depth), SAMPLERS[:1] * clients)
+    found = nodes([array for call in calls for array in call], place)
+    return GraphCount(found.total(), kernels(found), len(calls))
+
+
+def theirs(pair: Pair, place: Path) -> GraphCount:
+    """Of mlx-lm's own step, which is started as a whole."""
+    found = nodes(their_step(pair.target), place)
+    return GraphCount(found.total(), kernels(found), 1)
+
+
+def counts(family: Family) -> dict[GraphKey, GraphCount]:
+    """All of one family's that the model of a step asks for. Some ten seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        pair = hollow_pair(family, place)
+        ours = {
+            (family.name, clients, depth): count(pair, clients, depth, place)
+            for clients in GRAPH_CLIENTS
+            for depth in GRAPH_DEPTHS
+        }
+        return ours | {peer_key(family.name): theirs(pair, place)}
+
+
 def table() -> str:
     """All families'."""
     return "\n".join(page(graphs(family)) for family in FAMILIES.values())
@@ -98,6 +147,8 @@ def main() -> int:
         print(__doc__)
         return 2
     TABLE.write_text(table())
+    found = {key: each for family in FAMILIES.values() for key, each in counts(family).items()}
+    STEP_GRAPHS.write_text(graphs_text(found))
     return 0
 
 

@@ -2,9 +2,11 @@
 
 - MLX writes into a buffer only where nobody holds it, unfinished reads included; else it copies the
   whole pool, which no ledger knows of. The drafter reads two layers' pools in the same step that
-  writes them, so this is a matter of order: by the time a layer is written so much was handed to
-  the device that the reads before are over, for it takes only so much ahead.
-- A slow read is one behind a sort that takes longer than a step.
+  writes them, so this is a matter of order.
+- A slow read is one behind a sort that takes longer than a step. A CPU's queue is so short that the
+  host stands before it until such a read is over: no copy shows, in whatever order the host hands
+  over. So the order is held by a stand-in for a device that may be any distance behind: it reads
+  until somebody waits.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import mlx.core as mx
 import pytest
 
 from sapwood.model.drafting import Drafts
+from sapwood.model.hand_over import HandOver
 from sapwood.model.runner import Runner, Ticket
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.sampling import Sampling
@@ -96,6 +99,7 @@ def test_c6_no_pool_is_copied_behind_a_slow_read(runner: Runner, name: str) -> N
 def test_c6_no_pool_is_copied_while_the_drafter_reads_slowly(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a CPU so it would be without the wait for drafts: its queue is short."""
     assert runner.drafter is not None
     right, frontiers = runner.drafter.run, []
 
@@ -107,6 +111,34 @@ def test_c6_no_pool_is_copied_while_the_drafter_reads_slowly(
     plan = PLANS["drafts"](runner)
     assert peak_bytes(lambda: step(runner, decodes=plan.decodes)) < pool_bytes(runner)
     assert frontiers
+
+
+@pytest.mark.parametrize("layers_per_part", [0, 1])
+def test_c6_drafts_are_waited_for_before_what_they_were_drawn_from_is_written(
+    layers_per_part: int, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drafter's reads hold its pools until the drafts are there, and not a moment longer."""
+    assert runner.drafter is not None
+    runner._hand_over.layers_per_part = layers_per_part
+    donors = runner.drafter.donors.values()
+    drafts_of, wait_for = runner.drafter.run, HandOver.wait_for
+    reading: list[mx.array] = []
+
+    def begun(*rest: Any) -> Drafts:
+        drafts = drafts_of(*rest)
+        reading.extend(a[:1] for donor in donors for a in donor.pools.arrays)
+        mx.eval(reading)
+        return drafts
+
+    def over(hand_over: HandOver, *arrays: mx.array) -> None:
+        reading.clear()
+        wait_for(hand_over, *arrays)
+
+    monkeypatch.setattr(runner.drafter, "run", begun)
+    monkeypatch.setattr(HandOver, "wait_for", over)
+    plan = PLANS["drafts"](runner)
+    assert peak_bytes(lambda: step(runner, decodes=plan.decodes)) < pool_bytes(runner)
+    assert not reading
 
 
 @pytest.mark.parametrize("name", PLANS)

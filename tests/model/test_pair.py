@@ -155,7 +155,9 @@ def test_facts_of_a_device_with_pages_count_every_buffer_whole(
     paged, caches = model_facts(pair, 5), Runner(pair, 2, 5).caches
     assert caches.page_bytes == paged.page_bytes == 16_384
     weights = [a for m in (pair.target, pair.assistant) if m is not None for a in arrays(m)]
-    assert paged.weights_bytes == sum(buffer_bytes(a.nbytes, 16_384) for a in weights)
+    assert paged.weights_bytes == len(weights) * paged.reuse_bytes + sum(
+        buffer_bytes(a.nbytes, 16_384) for a in weights
+    )
     assert paged.weights_buffers == len(weights)
     assert paged.weights_bytes > exact.weights_bytes
     caches.reserve(0, 200)

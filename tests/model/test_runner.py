@@ -188,4 +188,5 @@ def test_a_slot_takes_the_bytes_that_the_ledger_reserves_for_it(pair: Pair) -> N
     for tokens in (1, 256, 257, 1000):
         caches = Runner(pair, slots_max=1, depth_max=7).caches
         caches.reserve(0, tokens)
-        assert live_bytes(caches) == facts.live_bytes(tokens) - facts.tail_bytes
+        reused = facts.live_buffers * facts.reuse_bytes  # what MLX may give beyond that
+        assert live_bytes(caches) == facts.live_bytes(tokens) - facts.tail_bytes - reused

@@ -5,12 +5,25 @@ Shapes are the releases' true ones; nothing is computed.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bench.families import FAMILIES
+from bench.step_graphs import graph_count, peer_graph_count
 from tests.metal_kernels import KERNELS
 from tests.model.hollow import SAMPLERS, Node, everything, exported_nodes, hollow_pair, our_step
-from tests.model.step_graph import KERNELS_MAX, NODES_MAX, TABLE, Graphs, graphs, page
+from tests.model.step_graph import (
+    KERNELS_MAX,
+    NODES_MAX,
+    TABLE,
+    Graphs,
+    count,
+    counts,
+    graphs,
+    page,
+    theirs,
+)
 
 # Metal has no kernel for these, and Load would read a file in a step (metal/primitives.cpp).
 NOT_ON_METAL = {
@@ -33,6 +46,23 @@ def test_the_table_is_what_a_step_is_made_of(found: Graphs) -> None:
     assert written[begin : begin + len(expected)] == expected
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_the_model_of_a_step_reads_is_the_graphs(name: str, tmp_path: Path) -> None:
+    """If this fails: the same, and `python -m bench.model --write`."""
+    pair = hollow_pair(FAMILIES[name], tmp_path)
+    for clients, depth in ((1, 0), (1, 3), (4, 4), (16, 7)):
+        found = count(pair, clients, depth, tmp_path)
+        assert found == graph_count(name, clients, depth), f"{clients} clients, {depth} drafts"
+    assert theirs(pair, tmp_path) == peer_graph_count(name)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_so_in_all_of_its_table(name: str) -> None:
+    for key, found in counts(FAMILIES[name]).items():
+        assert found == graph_count(*key), key
+
+
 def test_a_step_has_fewer_nodes_a_layer_than_mlx_lms_own(found: Graphs) -> None:
     print(f"{found.family.name}: {found.ratio:.3f} of nodes, {found.kernels_ratio:.3f} of kernels")
     assert found.ratio <= NODES_MAX
@@ -49,6 +79,13 @@ def everythings(
     names = {node.name for node in made}
     assert names >= {"ArgSort", "LogSumExp", "RandomBits", "ScatterAxis", "SearchSorted"}
     return made
+
+
+def test_m1_what_a_step_makes_fits_metals_other_half_of_buffers(tmp_path: Path) -> None:
+    """A node makes a buffer at most, and one step is under way: ten times over, of the deepest."""
+    pair = hollow_pair(FAMILIES["31B"], tmp_path)
+    made = exported_nodes(lambda: our_step(pair, everything(), SAMPLERS))
+    assert 5000 < len(made) < 499_000 / 2 / 10
 
 
 def test_metal_has_every_primitive_of_a_step(everythings: list[Node]) -> None:

@@ -39,7 +39,8 @@ class SimDevice(FakeDevice):
             f"M1: slots of {self.live_bytes} bytes, {self._ledger.held('live')} reserved"
         )
         held = self._ledger.held("snapshots")
-        assert self.tracker.bytes <= held, f"M1: {self.tracker.bytes} bytes stored, {held} reserved"
+        stored = self.tracker.bytes + self.tracker.buffers * self.facts.reuse_bytes
+        assert stored <= held, f"M1: {stored} bytes stored, {held} reserved"
         return result
 
     @property

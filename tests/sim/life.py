@@ -52,6 +52,7 @@ class Life(House):
             buffers_max=config.buffers_max,
             weights_buffers=2 if config.buffers_max else 0,
             live_buffers=LIVE_BUFFERS if config.buffers_max else 0,
+            reuse_bytes=config.page_bytes if config.page_bytes > 1 else 0,  # MLX's rule for a GPU
         )
         ledger = Ledger(config.budget_bytes, facts.weights_bytes)
         super().__init__(

@@ -145,6 +145,7 @@ class Stack:
         """One turn of the engine's loop; None where there was nothing for the device."""
         self._before_step(self)
         plan = self.core.plan(self.now)
+        self.runner.make_copies(self.core.spare_bytes)
         if plan is None:
             self._deliver()
             return None
@@ -154,6 +155,7 @@ class Stack:
         # Steps that grow little with their tokens, so that drafts pay; tests know no other time.
         self.now += 0.02 + 0.0005 * plan.tokens
         self.core.commit(plan, result, self.now)
+        self.runner.make_copies(self.core.spare_bytes)
         if self._check_steps:
             self.check_step()
         return plan

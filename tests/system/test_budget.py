@@ -2,39 +2,40 @@
 
 The budget holds the weights, three slots of the smallest size, the workspace of their rows and of a
 prefill, and snapshots of 200 tokens. MLX's active memory is held against the ledger after every
-step. MLX's buffer cache is off: it hands out buffers that are larger than asked for.
+step. MLX's buffer cache is off, so that buffers are as large as asked for; test_reuse has it on.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import mlx.core as mx
 import pytest
 
+from sapwood.model import device
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
+from tests.system.device_bytes import (
+    MLX_SCALARS_BYTES,
+    active_bytes,
+    serve_within_the_ledger,
+    slack_of,
+)
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
 SNAPSHOT_TOKENS, REQUESTS = 200, 36
-SCALARS_BYTES = 1024  # MLX keeps a few of its own
 
 
 @pytest.fixture(autouse=True)
-def exact_buffers() -> Iterator[None]:
+def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     limit = mx.set_cache_limit(0)
+    monkeypatch.setattr(device, "reuse_bytes", lambda: 0)
     yield
     mx.set_cache_limit(limit)
-
-
-def active_bytes() -> int:
-    gc.collect()
-    return mx.get_active_memory()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,18 +43,15 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(n
     budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
     before = active_bytes()
     stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
-    slack = stack.runner.frontier.nbytes + SCALARS_BYTES  # all that no ledger counts
-    for _ in traffic.steps(stack, REQUESTS):
-        held = stack.ledger.view()
-        counted = held.live + held.snapshots + held.workspace
-        assert mx.get_active_memory() - before <= counted + slack, f"M1: {held}"
+    slack = slack_of(stack)
+    serve_within_the_ledger(stack, traffic, REQUESTS, before)
     kept = stack.ledger.held("snapshots")
     assert kept <= active_bytes() - before <= kept + slack, "M1: the ledger and the device"
     assert sum(stack.tree.evictions.values()) > 20, "it was not too small for everything"
     assert len(stack.check(oracle(name))) > 20
     assert all(stream.finished for stream in stack.streams)
     stack.close()
-    assert active_bytes() - before <= SCALARS_BYTES, "M3"
+    assert active_bytes() - before <= MLX_SCALARS_BYTES, "M3"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -30,6 +30,7 @@ from sapwood import (
     SapwoodError,
 )
 from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
+from sapwood.model import device
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
@@ -238,7 +239,9 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: DaemonPro
         assert tuple(one.tokens) == replies(NAME)[i % 6][:48]
     memory = stats.memory
     stored = sum(stats.stored.values())
-    assert memory.snapshots_bytes == stored > 0
+    # Beside it what MLX may give beyond what is asked, for each of two buffers a node.
+    reused = 2 * stats.nodes * device.reuse_bytes()
+    assert 0 < stored <= memory.snapshots_bytes <= stored + reused
     held = memory.weights_bytes + memory.snapshots_bytes + memory.free_bytes
     assert held == memory.budget_bytes
 

@@ -11,7 +11,7 @@ import mlx.core as mx
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
-from sapwood.cache.arrays.ranges import Range, evaluated, split_range, stack_layers
+from sapwood.cache.arrays.ranges import Range, evaluate, split_range, stack_layers
 
 Sides = tuple[Range | None, Range | None]
 
@@ -37,7 +37,7 @@ class Handle:
 
     def snapshot(self, from_offset: int) -> Range | None:
         copied = stack_layers([self.store.snapshot(self.slot, from_offset)])
-        evaluated([copied])
+        evaluate([] if copied is None else [copied])
         return copied
 
     def restore(self, snapshot: Range | None, target: int) -> bool:
@@ -49,12 +49,12 @@ class Handle:
 
     def merge(self, parent: Range | None, child: Range | None) -> Range | None:
         merged = self.store.merge(parent, child)
-        evaluated([merged])
+        evaluate([] if merged is None else [merged])
         return merged
 
     def split(self, snapshot: Range | None, at: int) -> Sides:
         sides = split_range(snapshot, at)
-        evaluated(sides)
+        evaluate([side for side in sides if side is not None])
         return sides
 
     def update(self, batch: Batch, keys: mx.array, values: mx.array) -> History:

@@ -21,6 +21,7 @@ from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.attention_routes import (
     CPU_KERNELS,
+    VECTOR_QUERIES_MAX,
     AttentionCall,
     Kernels,
     MaskKind,
@@ -39,7 +40,7 @@ CUDA = Kernels("cuda")
 DEVICES = {"metal": METAL, "max": MAX, "m5": M5, "cuda": CUDA, "cpu": CPU_KERNELS}
 DEPTH_MAX = Limits().draft_depth_max
 CONTEXTS = (5, 500, 1000, 1500, 5000, 60_000)
-SLICES = (9, 64, 128, Limits().prefill_tokens_max)
+SLICES = range(1, Limits().prefill_tokens_max + 1)
 VECTORS = {Route.VECTOR, Route.VECTOR_TWO_PASS}
 
 
@@ -137,6 +138,11 @@ LAYERS = [
 ]
 
 
+def bare(kernels: Kernels, calls: Calls) -> list[AttentionCall]:
+    """What is unfused, and nobody says why."""
+    return [call for _, call in calls.made if route(kernels, call) == (Route.UNFUSED, "")]
+
+
 def described(layer: Layer) -> str:
     kind = "full" if layer.full else "sliding"
     return f"{layer.family.name}-{kind}-{'drafter' if layer.drafter else 'target'}"
@@ -152,10 +158,36 @@ def test_every_default_is_fused_or_says_why_not(layer: Layer, device: str, calls
             deep = Span(3, context, depth + 1)
             layer.attend(kernels, [deep])
             layer.attend(kernels, [Span(0, context, 1), Span(1, 700, 2), Span(2, 90, 9), deep])
-        for queries in () if layer.drafter else SLICES:
+    assert bare(kernels, calls) == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("layer", [e for e in LAYERS if not e.drafter], ids=described)
+def test_a_slice_of_any_length_is_fused_or_says_why_not(
+    layer: Layer, device: str, calls: Calls
+) -> None:
+    """Of one token, all but one of which a prefix hit spared, to as many as a step has."""
+    kernels = DEVICES[device]
+    for queries in SLICES:
+        for context in CONTEXTS if queries <= 2 * VECTOR_QUERIES_MAX else CONTEXTS[1::3]:
             layer.slice(kernels, queries, context)
-    bare = [call for _, call in calls.made if route(kernels, call) == (Route.UNFUSED, "")]
-    assert bare == []
+    assert bare(kernels, calls) == []
+
+
+@pytest.mark.parametrize("device", ["metal", "max", "m5"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_short_slice_stays_on_the_vector_kernel(name: str, device: str, calls: Calls) -> None:
+    """Sliding layers: with E2B's eight heads to a K/V head in two calls of four queries at most."""
+    layer = Layer(FAMILIES[name], full=False)
+    for queries in range(1, VECTOR_QUERIES_MAX + 1):
+        calls.made.clear()
+        layer.slice(DEVICES[device], queries, 3000)
+        assert {way for way, _ in calls.routes(DEVICES[device])} <= VECTORS
+        assert sum(call.queries for _, call in calls.made) == queries
+        assert len(calls.made) == (2 if name == "E2B" and queries > 4 else 1)
+    calls.made.clear()
+    layer.slice(CPU_KERNELS, VECTOR_QUERIES_MAX, 3000)
+    assert len(calls.made) == 1, "a CPU cuts nothing"
 
 
 @pytest.mark.parametrize("device", ["metal", "max", "m5"])
@@ -291,7 +323,7 @@ def test_rounds_give_the_same_however_they_are_laid_out(
 @pytest.mark.parametrize("device", ["metal", "m5", "cuda"])
 @pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(256, 8, 1), (512, 8, 2), (512, 4, 4)])
 @pytest.mark.parametrize("reach", [None, 100])
-@pytest.mark.parametrize("queries", [1, 40, 150])
+@pytest.mark.parametrize("queries", [1, 7, 40, 150])
 def test_slices_give_the_same_however_they_are_laid_out(
     device: str, dim: int, heads: int, kv_heads: int, reach: int | None, queries: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sapwood.cache.prefix.ledger import Ledger
 from sapwood.scheduler.events import Failed, Finished
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
@@ -175,6 +176,22 @@ def test_a_payload_that_the_device_could_not_make_ends_storing_only() -> None:
     house.close()
 
 
+def test_m1_each_buffer_of_the_tree_has_what_it_may_be_larger_by() -> None:
+    """In a budget for some ten edges: held() is checked at every step, by Core.check too."""
+    reuse = 40
+    facts = replace(FACTS, reuse_bytes=reuse, live_buffers=4)
+    assert facts.live_bytes(32) == FACTS.live_bytes(32) + 4 * reuse
+    room = facts.weights_bytes + facts.live_bytes(32) + ONE_WORKSPACE + 10 * (200 + 2 * reuse)
+    house = House(limits=LIMITS, facts=facts, ledger=Ledger(room, facts.weights_bytes))
+    for n in range(24):
+        house.submit(prompt(20, n), 4, ignore_eos=True)
+        house.run()
+        tree = house.tree
+        assert house.ledger.held("snapshots") == tree.bytes + tree.buffers * reuse > 0
+    assert house.tree.evictions["evicted"] > 6
+    house.close()
+
+
 def test_m2_a_tree_out_of_buffers_evicts_the_oldest_though_bytes_are_free() -> None:
     """Metal ends the process at its count of buffers, however much memory there is."""
     facts = replace(FACTS, buffers_max=24, weights_buffers=2, live_buffers=4)
@@ -187,6 +204,23 @@ def test_m2_a_tree_out_of_buffers_evicts_the_oldest_though_bytes_are_free() -> N
     house.run()
     assert cached(again) == 19
     assert house.tree.evictions["evicted"] > 6
+    house.close()
+
+
+def test_m2_a_capture_has_its_buffers_before_the_device_makes_it() -> None:
+    """Two slices in one plan, room for the buffers of one: the other is not asked for."""
+    facts = replace(FACTS, buffers_max=12, weights_buffers=2, live_buffers=4)
+    house = House(limits=LIMITS, facts=facts)
+    for n in range(2):
+        house.submit(prompt(8, n), 4, ignore_eos=True)
+    plan = house.core.plan(house.now)
+    assert plan is not None
+    assert [piece.capture for piece in plan.prefills] == [True, False]
+    result = house.device.run(plan)
+    assert house.device.tracker.buffers <= 12 - 2 - 2 * 4
+    house.core.commit(plan, result, house.now)
+    house.core.check()
+    house.run()
     house.close()
 
 
