@@ -72,15 +72,20 @@ class _Stack(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _Laid:
-    """The weights as a step takes them: per layer its kind, norm, queries and what follows."""
+    """The weights as a step takes them: per layer its kind, norm, queries and what follows.
 
+    kernels: of the device that the rotations are for.
+    """
+
+    kernels: Kernels
+    rotations: dict[AttentionKind, Rotation]
     before: OfRows
     layers: list[tuple[AttentionKind, OfRows, Heads, Residual]]
     norm: OfRows
     after: OfRows
 
     @classmethod
-    def of(cls, assistant: Assistant) -> _Laid:
+    def of(cls, assistant: Assistant, kernels: Kernels) -> _Laid:
         layers = [
             (
                 layer.self_attn.kind,
@@ -92,7 +97,9 @@ class _Laid:
         ]
         before = product_of(assistant.pre_projection)
         after = product_of(assistant.post_projection)
-        return cls(before, layers, norm(assistant.model.norm), after)
+        attentions = {layer.self_attn.kind: layer.self_attn for layer in assistant.model.layers}
+        rotations = {kind: Rotation(one, kernels) for kind, one in attentions.items()}
+        return cls(kernels, rotations, before, layers, norm(assistant.model.norm), after)
 
 
 class _Clusters(nn.Module):
@@ -123,11 +130,11 @@ class Assistant(nn.Module):
         self.masked_embedding: _Clusters | None = _Clusters(config.text, head) if head else None
         self._laid: _Laid | None = None
 
-    def prepare(self) -> _Laid:
+    def prepare(self, kernels: Kernels = CPU_KERNELS) -> _Laid:
         """Lay the weights out for steps, once, when they are there; no step need do it then."""
         laid: _Laid | None = self._laid
-        if laid is None:
-            laid = self._laid = _Laid.of(self)
+        if laid is None or laid.kernels != kernels:
+            laid = self._laid = _Laid.of(self, kernels)
         return laid
 
     def turns(self, positions: mx.array, kernels: Kernels = CPU_KERNELS) -> Turns:
@@ -136,8 +143,8 @@ class Assistant(nn.Module):
         positions [n] int32: the rotary position, the same for all steps of a round. kernels: of the
         device.
         """
-        attentions = {layer.self_attn.kind: layer.self_attn for layer in self.model.layers}
-        return {kind: Rotation(a, kernels).at(positions) for kind, a in attentions.items()}
+        rotations = self.prepare(kernels).rotations
+        return {kind: rotation.at(positions) for kind, rotation in rotations.items()}
 
     def step(
         self, embedding: mx.array, hidden: mx.array, turns: Turns, attend: Attend
@@ -152,7 +159,7 @@ class Assistant(nn.Module):
         the row's committed K/V in the target's last own layer of that kind.
         Returns n rows of logits, and the hidden rows [n, Hb] for the next step. Lazy.
         """
-        laid = self.prepare()
+        laid: _Laid = self._laid or self.prepare()
         x = laid.before(mx.concatenate([embedding, hidden], axis=-1))
         for kind, before, heads, rest in laid.layers:
             queries, _ = heads(before(x), turns[kind])

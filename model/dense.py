@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from sapwood.cache.attention_routes import Kernels
-from sapwood.model.products import OfRows, product_of, product_of_all
+from sapwood.model.products import OfRows, kept, product_of, product_of_all
 
 # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
 #         = x * sigmoid(_CURVE * x * (_FLAT + x ** 2))
@@ -59,10 +59,13 @@ class Rotation:
     def __init__(self, attention: Any, kernels: Kernels) -> None:
         """attention: of a layer of this kind, mlx-lm's or the drafter's."""
         self._rope, self._tabled = attention.rope, kernels.backend == "cpu"
-        half = attention.head_dim // 2
-        # Once it was rotated, cosines and sines, in the dtype that rows have.
-        unit = mx.array([1.0] * half + [0.0] * half, attention.q_norm.weight.dtype)
-        self._unit = unit[None, None, None]
+        if self._tabled:
+            half, dtype = attention.head_dim // 2, attention.q_norm.weight.dtype
+            # Once it was rotated, cosines and sines, in the dtype that rows have.
+            self._unit = kept(
+                attention, "_unit", (),
+                lambda: mx.array([1.0] * half + [0.0] * half, dtype)[None, None, None],
+            )  # fmt: skip
 
     def at(self, positions: mx.array) -> OfRows:
         """Rotates [T, heads, D], row t at positions[t]."""
@@ -106,7 +109,8 @@ class Heads:
         weights = attention.q_norm.weight
         if keys:
             norms = [attention.q_norm.weight, attention.k_norm.weight]
-            weights = _repeated(norms, counts)
+            name = "_weights" if queries else "_key_weights"
+            weights = kept(attention, name, norms, lambda: _repeated(norms, counts))
         dim, eps = attention.head_dim, attention.q_norm.eps
         return cls(product_of_all(modules), *counts, values, dim, weights, eps)
 
@@ -128,9 +132,7 @@ class Heads:
 
 def _repeated(weights: Sequence[mx.array], counts: Sequence[int]) -> mx.array:
     parts = [mx.broadcast_to(w, (n, w.size)) for w, n in zip(weights, counts, strict=True)]
-    made = mx.concatenate(parts)
-    mx.eval(made)
-    return made
+    return mx.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +226,9 @@ class RoutedExperts:
     def of(cls, layer: Any) -> RoutedExperts:
         """Of mlx-lm's layer."""
         router = layer.router
-        scale = router.scale * router._root_size
-        mx.eval(scale)
+        own = router.scale
         return cls(
-            scale,
+            kept(router, "_norm_scale", (own,), lambda: own * router._root_size),
             router.eps,
             product_of(router.proj),
             router.config.top_k_experts,

@@ -66,7 +66,7 @@ class Drafter:
         position: DraftPosition = "bonus",
     ) -> None:
         self.assistant, self.target = assistant, target
-        assistant.prepare()
+        assistant.prepare(target.kernels)
         self.suppression = suppression
         self.back = 0 if position == "bonus" else 1
         self.donors = {kind: caches.stores[index] for kind, index in target.donors.items()}

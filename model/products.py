@@ -2,8 +2,9 @@
 
 - nn.Module looks up each attribute through Python, and nn.Linear transposes its weight anew in
   every step: in a step of one row that takes longer than building the rest of the graph.
-- Weights exist once. Those laid side by side take the place of their parts, which stay in their
-  modules as views: there they compute what they did, and count what they did.
+- Weights exist once, however many runners a pair has. Those laid side by side take the place of
+  their parts, which stay in their modules as views: there they compute what they did, and count
+  what they did.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import mlx.core as mx
 from mlx import nn
 
 OfRows = Callable[[mx.array], mx.array]
+OfNothing = Callable[[], mx.array]
 
 _MARK = "_side_by_side"
 
@@ -76,6 +78,21 @@ def _join(modules: Sequence[Any]) -> _Joined:
         for module, part in zip(modules, parts[name], strict=True):
             module[name] = part
     return _Joined(made, parts)
+
+
+def kept(module: Any, name: str, sources: Sequence[mx.array], make: OfNothing) -> mx.array:
+    """What is made of a module's arrays, once for these: kept in the module and counted with it.
+
+    name: begins with "_", so that it is no parameter.
+    """
+    of = f"{name}_of"
+    known = module.get(of)
+    if known is None or any(a is not b for a, b in zip(known, sources, strict=True)):
+        made = make()
+        mx.eval(made)
+        module[name], module[of] = made, tuple(sources)
+    found: mx.array = module[name]
+    return found
 
 
 def stacked(parts: Sequence[mx.array]) -> mx.array:

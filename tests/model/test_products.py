@@ -10,7 +10,8 @@ import pytest
 from mlx import nn
 
 from sapwood.model import products
-from sapwood.model.products import product_of, product_of_all
+from sapwood.model.checkpoint.weights import arrays
+from sapwood.model.products import kept, product_of, product_of_all
 
 PLAIN: dict[str, Any] = {}
 PACKINGS: dict[str, dict[str, Any]] = {
@@ -84,6 +85,16 @@ def test_new_weights_are_laid_out_anew() -> None:
     found = np.array(product_of_all(layers)(rows(1)))
     assert not found[:, SIZES[0] :].any()
     assert found[:, : SIZES[0]].all()
+
+
+def test_what_is_made_of_a_module_is_made_once_and_counted_with_it() -> None:
+    layer = modules("plain")[0]
+    parameters = sorted(layer.parameters())
+    one, same = (kept(layer, "_sum", [layer.weight], layer.weight.sum) for _ in range(2))
+    assert one is same and any(one is each for each in arrays(layer))
+    assert sorted(layer.parameters()) == parameters
+    layer.weight = mx.zeros_like(layer.weight)
+    assert kept(layer, "_sum", [layer.weight], layer.weight.sum).item() == 0
 
 
 @pytest.mark.parametrize("mixed", [("4bit", "8bit"), ("plain", "4bit"), ("4bit", "nvfp4")])
