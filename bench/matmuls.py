@@ -1,12 +1,13 @@
-"""The matmuls of a step, and nothing else of it: the loaded pair's own linear layers, timed.
+"""The matmuls of a step, and nothing else of it: the products that it takes, timed.
 
-- Every linear layer of target and drafter is called once for each time that a step calls it, in the
-  model's order, on rows of the width that it takes: plain or packed, as it was loaded. No
-  attention, norm, activation or sum.
+- They are those that target and drafter lay out for a step (model/products.py, model/dense.py), on
+  the same weights, plain or packed, as loaded: queries, keys and values are one where they are one
+  there. Each is called once for each time that a step calls it, in the step's order, on rows of
+  the width that it takes. No attention, norm, activation or sum.
 - Experts are called as the model does, each row's chosen at random, evenly: gathering, sorting and
   their activation are in it.
-- One layer waits for the one before, as in a step; inputs are made before the clock starts, and so
-  is the graph.
+- One product waits for the one before, as in a step; inputs are made before the clock starts, and
+  so is the graph.
 - Past the last layer with K/V of its own only the rows go on whose output somebody needs, and the
   drafter's hidden row after the last draft is needed by nobody: neither is computed in a step.
 """
@@ -14,20 +15,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 from mlx_lm.models.gemma4_text import DecoderLayer
 
 from sapwood.model.assistant import Assistant
+from sapwood.model.dense import Heads, Residual
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.pair import Pair
+from sapwood.model.products import OfRows, product_of
 
 _SEED = 0
-_LINEAR = (nn.Linear, nn.QuantizedLinear)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,10 @@ class MatmulWork:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
-    """One linear layer. width: of its input. kept: whether it sees the kept rows only."""
+class _Product:
+    """One product. width: of its input. kept: whether it sees the kept rows only."""
 
-    call: Callable[[mx.array], mx.array]
+    call: OfRows
     width: int
     kept: bool = True
 
@@ -79,8 +81,8 @@ class PairMatmuls:
 
     def __init__(self, pair: Pair) -> None:
         self.pair, self.least_s = pair, dict[MatmulWork, float]()
-        self._target = list(_target_layers(pair))
-        self._draft = [] if pair.assistant is None else list(_draft_layers(pair.assistant))
+        self._target = list(_target_products(pair))
+        self._draft = [] if pair.assistant is None else list(_draft_products(pair.assistant))
         self._inputs: dict[tuple[int, int], mx.array] = {}
 
     def measure(self, work: MatmulWork) -> float:
@@ -100,19 +102,19 @@ class PairMatmuls:
     def graph(self, work: MatmulWork) -> list[mx.array]:
         """What one turn leads to: a single array at most, behind which all the others lie."""
         last: list[mx.array] = []
-        for layer, rows in self._calls(work):
-            x = self._input(rows, layer.width)
-            last = [layer.call(mx.depends([x], last)[0] if last else x)]
+        for product, rows in self._calls(work):
+            x = self._input(rows, product.width)
+            last = [product.call(mx.depends([x], last)[0] if last else x)]
         return last
 
-    def _calls(self, work: MatmulWork) -> Iterator[tuple[_Layer, int]]:
+    def _calls(self, work: MatmulWork) -> Iterator[tuple[_Product, int]]:
         for iteration in range(work.depth if work.drafting else 0):
             more = iteration + 1 < work.depth
-            for layer in self._draft if more else self._draft[:-1]:
-                yield layer, work.drafting
-        for layer in self._target if work.written else ():
-            if rows := work.kept if layer.kept else work.written:
-                yield layer, rows
+            for product in self._draft if more else self._draft[:-1]:
+                yield product, work.drafting
+        for product in self._target if work.written else ():
+            if rows := work.kept if product.kept else work.written:
+                yield product, rows
 
     def _input(self, rows: int, width: int) -> mx.array:
         if (rows, width) not in self._inputs:
@@ -122,58 +124,74 @@ class PairMatmuls:
         return self._inputs[rows, width]
 
 
-def _target_layers(pair: Pair) -> Iterator[_Layer]:
+def _target_products(pair: Pair) -> Iterator[_Product]:
     target = PackedGemma4(pair.target, pair.target_config.placeholders)
     text, last_owner = target.text, target.owners[-1]
+    width = text.norm.weight.size
     if text.hidden_size_per_layer_input:
-        yield _linear(text.per_layer_model_projection, kept=False)
+        yield _Product(text.per_layer_model_projection, width, kept=False)
     for index, layer in enumerate(text.layers):
-        own = (layer.self_attn.get("k_proj"), layer.self_attn.get("v_proj"))
-        for module in _linears(layer):
-            writes = any(module is projection for projection in own)
-            yield _linear(module, kept=index > last_owner or (index == last_owner and not writes))
-        if layer.enable_moe:
-            yield _experts(layer, kept=index >= last_owner)
-    if pair.target.tie_word_embeddings:
-        yield _Layer(text.embed_tokens.as_linear, text.norm.weight.size)
-    else:
-        yield _linear(pair.target.lm_head)
+        owns, apart = layer.self_attn.has_kv, index == last_owner
+        if owns:
+            heads = Heads.of(layer.self_attn, queries=not apart)
+            yield _Product(heads.product, width, kept=False)
+        if apart or not owns:
+            yield _Product(Heads.of(layer.self_attn, keys=False).product, width)
+        yield from _rest_products(layer, width, kept=index >= last_owner)
+    head = text.embed_tokens.as_linear if pair.target.tie_word_embeddings else pair.target.lm_head
+    yield _Product(head, width)
 
 
-def _draft_layers(assistant: Assistant) -> Iterator[_Layer]:
+def _rest_products(layer: Any, width: int, kept: bool = True) -> Iterator[_Product]:
+    """Of a layer of the target or the drafter, behind its attention."""
+    rest, attention = Residual.of(layer), layer.self_attn
+    yield _Product(rest.out, attention.n_heads * attention.head_dim, kept)
+    yield _Product(rest.gate, width, kept)
+    yield _Product(rest.up, width, kept)
+    yield _Product(rest.down, _input_width(layer.mlp.down_proj), kept)
+    if rest.mixture is not None:
+        yield _Product(rest.mixture.scores, width, kept)
+        yield _Product(_experts(layer), width, kept)
+    if rest.inputs is not None:
+        yield _Product(rest.inputs.gate, width, kept)
+        yield _Product(rest.inputs.out, layer.hidden_size_per_layer_input, kept)
+
+
+def _draft_products(assistant: Assistant) -> Iterator[_Product]:
     """Of one iteration; the last of them is what only a further iteration needs."""
-    yield _linear(assistant.pre_projection)
-    for module in _linears(assistant.model):
-        yield _linear(module)
-    embed, clusters = assistant.model.embed_tokens, assistant.masked_embedding
-    width = assistant.model.norm.weight.size
+    stack, clusters = assistant.model, assistant.masked_embedding
+    width, before = stack.norm.weight.size, assistant.pre_projection
+    yield _Product(product_of(before), _input_width(before))
+    for layer in stack.layers:
+        yield _Product(Heads.of(layer.self_attn, keys=False).product, width)
+        yield from _rest_products(layer, width)
     if clusters is None:
-        yield _Layer(embed.as_linear, width)
+        yield _Product(stack.embed_tokens.as_linear, width)
     else:
-        yield _linear(clusters.centroids)
-        opened = clusters.top_k * (clusters.token_ordering.size // clusters.count)
-        ids = clusters.token_ordering[:opened]
-        mx.eval(ids)
-        # The rows are looked up for each draft: reading them is what this product costs.
-        yield _Layer(lambda y: embed(mx.broadcast_to(ids, (len(y), opened))) @ y[..., None], width)
-    yield _linear(assistant.post_projection)
+        yield _Product(clusters.centroids, width)
+        yield _Product(_ordered_head(assistant), width)
+    yield _Product(product_of(assistant.post_projection), width)
 
 
-def _linears(module: nn.Module) -> list[nn.Module]:
-    """Its linear layers in the order in which they were made, experts left out."""
-    found = [inner for _, inner in reversed(module.named_modules())]
-    return [inner for inner in found if isinstance(inner, _LINEAR)]
+def _ordered_head(assistant: Assistant) -> OfRows:
+    """Over so many clusters as a draft opens; the first of them, for every row."""
+    embed, clusters = assistant.model.embed_tokens, assistant.masked_embedding
+    assert clusters is not None
+    opened = clusters.top_k * (clusters.token_ordering.size // clusters.count)
+    ids = clusters.token_ordering[:opened]
+    mx.eval(ids)
+    # The rows are looked up for each draft: reading them is what this product costs.
+    return lambda y: embed(mx.broadcast_to(ids, (len(y), opened))) @ y[..., None]
 
 
-def _linear(module: nn.Module, kept: bool = True) -> _Layer:
-    if isinstance(module, nn.QuantizedLinear):
-        width = module.scales.shape[-1] * module.group_size
-    else:
-        width = module.weight.shape[-1]
-    return _Layer(module, width, kept)
+def _input_width(linear: Any) -> int:
+    """Of a linear layer, plain or packed."""
+    if "scales" in linear:
+        return int(linear.scales.shape[-1] * linear.group_size)
+    return int(linear.weight.shape[-1])
 
 
-def _experts(layer: DecoderLayer, kept: bool) -> _Layer:
+def _experts(layer: DecoderLayer) -> OfRows:
     glu, top_k = layer.experts.switch_glu, layer.router.config.top_k_experts
     assert top_k is not None, "a mixture chooses"
     chosen: dict[int, mx.array] = {}
@@ -181,9 +199,10 @@ def _experts(layer: DecoderLayer, kept: bool) -> _Layer:
     def call(x: mx.array) -> mx.array:
         if len(x) not in chosen:
             chosen[len(x)] = _even_choice(len(x), glu.gate_proj.num_experts, top_k)
-        return glu(x, chosen[len(x)])
+        routed: mx.array = glu(x, chosen[len(x)])
+        return routed
 
-    return _Layer(call, layer.post_feedforward_layernorm.weight.size, kept)
+    return call
 
 
 def _even_choice(rows: int, experts: int, top_k: int) -> mx.array:

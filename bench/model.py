@@ -61,8 +61,10 @@ _CALIBRATED = """
 ## Calibration
 
 The two ends of a kernel's cost come from two public figures, one each: what is left of a step when
-its bytes are taken off, shared among its kernels, rounded. Two constants from two figures leave no
-residual to judge by. The shares of the peaks are assumed, a node's cost was counted elsewhere.
+its bytes are taken off, shared among its kernels, rounded. How many these are is counted as mlx-lm
+builds a step, one after the next and the next while the first computes, here and in the next table:
+other engines' own graphs are not known. Two constants from two figures leave no residual to judge
+by. The shares of the peaks are assumed, a node's cost was counted elsewhere.
 """
 _JUDGED = """
 ## Held against other figures
@@ -157,7 +159,7 @@ def _residuals() -> str:
         ]
         for report in SPEED_REPORTS
     )  # fmt: skip
-    head = ("source", "chip", "model", "published tokens/s", "ours", "residual", "")
+    head = ("source", "chip", "model", "published tokens/s", "the model's", "residual", "")
     return _table(head, rows)
 
 

@@ -2,6 +2,7 @@
 
 - Nothing here was measured by us. Each figure says where it was published and how it differs from
   what the model describes: engine, prompt and context are the authors', and often not told.
+- Steps are read by mlx-lm's own graph, rounds by ours: how each engine builds them is not known.
 - Two constants of the model, the ends of a kernel's cost, are reckoned from two figures. Nothing is
   left of these to judge by; the other reports are for that, and none of them moved a constant.
 - Pure: no device, no file.
@@ -50,7 +51,7 @@ class SpeedReport:
 
     @property
     def range_tokens_s(self) -> tuple[float, float]:
-        """What the model says, from our own slow end to an engine whose host costs nothing."""
+        """What the model says, from its slow end to an engine whose host costs nothing."""
         return 1 / self.step.seconds(self.chip)[1], 1 / self.step.device_s(self.chip)[0]
 
     @property
@@ -95,7 +96,7 @@ class RoundReport:
 
 
 def _plain(family: str, packing: str = "4-bit") -> StepWork:
-    return StepWork(FAMILIES[family], packing=packing)
+    return StepWork(FAMILIES[family], packing=packing, peer=True)
 
 
 CALIBRATION = (

@@ -22,8 +22,10 @@ from sapwood.cache.arrays.attention import Grid
 from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
-from sapwood.model import gemma4, runner
+from sapwood.model import runner
+from sapwood.model.dense import Heads, Rotation
 from sapwood.model.drafting import Drafts
+from sapwood.model.products import OfRows
 from sapwood.model.runner import Runner
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.suppression import Suppression
@@ -70,8 +72,12 @@ def _attention(_: Runner) -> Patches:
 
 
 def _rope(_: Runner) -> Patches:
-    """Nothing is rotated."""
-    yield mock.patch.object(gemma4, "_rope", lambda attention, rows, positions: rows)
+    """Nothing is rotated, and no sines and cosines are made."""
+
+    def at(_: Rotation, positions: mx.array) -> OfRows:
+        return lambda rows: rows
+
+    yield mock.patch.object(Rotation, "at", at)
 
 
 def _append(_: Runner) -> Patches:
@@ -99,8 +105,22 @@ def _sampler(_: Runner) -> Patches:
 
 
 def _norms(_: Runner) -> Patches:
-    """All of the model's, none of which keeps anything but the scale."""
+    """All of the model's; those of heads with the weights that are multiplied behind them."""
+
+    def heads(
+        of: Heads, normed: mx.array, rotate: OfRows
+    ) -> tuple[mx.array | None, tuple[mx.array, mx.array] | None]:
+        rows = mx.unflatten(of.product(normed), -1, (-1, of.head_dim))
+        if not of.keys:
+            return rotate(rows), None
+        turning = of.queries + of.keys
+        turned = rotate(rows[:, :turning] if of.values else rows)
+        values = rows[:, turning:] if of.values else rows[:, of.queries :]
+        queries = turned[:, : of.queries] if of.queries else None
+        return queries, (turned[:, of.queries :], values)
+
     yield mock.patch.object(mx.fast, "rms_norm", lambda x, *_: x)
+    yield mock.patch.object(Heads, "__call__", heads)
 
 
 # In the order in which they are taken out: masks are made for attention, which reads what append

@@ -57,8 +57,9 @@ def measure(setup: Setup) -> list[Figure]:
 def _run(pair: Pair, setup: Setup) -> dict[str, float]:
     """Median seconds of a step of each side, from fresh caches."""
     prompt = setup.prompt(CONTEXT_TOKENS)
+    target = PackedGemma4(pair.target, pair.target_config.placeholders, pair.kernels)
     steps = {
-        "forward": _packed(PackedGemma4(pair.target, pair.target_config.placeholders), prompt),
+        "forward": _packed(target, prompt),
         "round": _round(pair, prompt),
         "mlx-lm": MlxLm(pair.target, prompt).step,
     }

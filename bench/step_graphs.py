@@ -2,6 +2,7 @@
 
 - The table lies beside this file. `python -m tests.model.step_graph --rewrite` writes it, from one
   submit of the real runner in true shapes; a test builds the graphs anew and compares.
+- Also in it: mlx-lm's own step of one row, by which what others published is read.
 - Nothing here builds a graph: a benchmark imports no test.
 - Pure but for the reading of that table.
 """
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 STEP_GRAPHS = Path(__file__).with_suffix(".txt")
 GRAPH_CLIENTS, GRAPH_DEPTHS = (1, 4, 16), tuple(range(8))
+_PEER = "mlx-lm:"
 _HEAD = "family clients drafts nodes kernels starts"
 
 
@@ -55,3 +57,13 @@ def _all() -> dict[GraphKey, GraphCount]:
 def graph_count(family: str, clients: int, depth: int) -> GraphCount:
     """Of a step that is in the table; raises KeyError for any other."""
     return _all()[family, clients, depth]
+
+
+def peer_key(family: str) -> GraphKey:
+    """Under which mlx-lm's own step of one row stands in the table."""
+    return _PEER + family, 1, 0
+
+
+def peer_graph_count(family: str) -> GraphCount:
+    """Of that step."""
+    return _all()[peer_key(family)]

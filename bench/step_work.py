@@ -1,7 +1,8 @@
 """What one step asks of the device: kernels, bytes and arithmetic, and what is made of the time.
 
 - A step: `clients` rows that decode greedily, `depth` drafts each, no prompt beside them.
-- Kernels and nodes are those of the step's own exported graph (bench/step_graphs.py).
+- Kernels and nodes are those of the step's own exported graph (bench/step_graphs.py), or of
+  mlx-lm's: what others published was built by an engine more like that one than like ours.
 - Bytes are weights and K/V; activations stay in caches. Arithmetic is that of linear layers;
   attention's is under a tenth of it at the contexts shown. Both come from the shapes of the config,
   and a test holds the weights against the graph's.
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bench.families import FAMILIES, Family
-from bench.step_graphs import GraphCount, graph_count
+from bench.step_graphs import GraphCount, graph_count, peer_graph_count
 
 #: bits of a weight with the scales (and biases) of its group
 BITS = {"bf16": 16.0, "8-bit": 8.5, "mxfp8": 8.25, "4-bit": 4.5, "mxfp4": 4.25, "nvfp4": 4.5}
@@ -48,7 +49,10 @@ class Chip:
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """A step of `clients` rows. context: tokens that each has. bits: by name, see BITS."""
+    """A step of `clients` rows. context: tokens that each has. bits: by name, see BITS.
+
+    peer: as mlx-lm builds it; of one client without drafts only.
+    """
 
     family: Family
     clients: int = 1
@@ -56,6 +60,7 @@ class StepWork:
     packing: str = "4-bit"
     draft_packing: str = "4-bit"
     context: int = 1000
+    peer: bool = False
 
     @property
     def rows(self) -> int:
@@ -91,6 +96,9 @@ class StepWork:
     @property
     def graph(self) -> GraphCount:
         """What is built and started."""
+        if self.peer:
+            assert (self.clients, self.depth) == (1, 0)
+            return peer_graph_count(self.family.name)
         return graph_count(self.family.name, self.clients, self.depth)
 
     def moved_s(self, chip: Chip) -> float:
@@ -114,6 +122,9 @@ class StepWork:
 
     def seconds(self, chip: Chip) -> tuple[float, float]:
         """From the quick end of what is not known to the slow one."""
+        if self.peer:  # builds the next step meanwhile
+            quick, slow = map(max, self.device_s(chip), self.host_s)
+            return quick, slow
         parts = self.graph.starts
         quick, slow = (
             max(device + host / parts, host + device / parts)
@@ -140,7 +151,7 @@ class StepWork:
 @cache
 def launch_s() -> tuple[float, float]:
     """What a kernel costs, by the figures that calibrate: the rest of their steps, shared out."""
-    step = StepWork(FAMILIES["E2B"])
+    step = StepWork(FAMILIES["E2B"], peer=True)
     rests = (1 / speed - step.bytes / (BANDWIDTH_SHARE * peak) for peak, speed in CALIBRATING)
     quick, slow = sorted(round(rest / step.graph.kernels, 7) for rest in rests)
     return quick, slow

@@ -10,29 +10,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx import nn
 from mlx_lm.models.gemma4_text import MLP
 from mlx_lm.models.rope_utils import initialize_rope
 
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, OrderedHead, TextConfig
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
 from sapwood.model.checkpoint.weights import Fitted, fit
+from sapwood.model.dense import Heads, Residual, Rotation, norm
+from sapwood.model.products import OfRows, product_of
 from sapwood.model.sampling.proposals import DraftLogits
 
 Attend = Callable[[AttentionKind, mx.array], mx.array]
+Turns = Mapping[AttentionKind, OfRows]
 
 
 class _Attention(nn.Module):
     def __init__(self, config: TextConfig, kind: AttentionKind) -> None:
         super().__init__()
-        self.kind, self.heads = kind, config.heads
+        self.kind, self.n_heads = kind, config.heads
         _, self.head_dim = config.shape(kind)
-        width = self.heads * self.head_dim
+        width = self.n_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
@@ -43,13 +47,6 @@ class _Attention(nn.Module):
             scaling_config=config.ropes[kind].parameters(),
             max_position_embeddings=config.context_tokens_max,
         )
-
-    def __call__(self, x: mx.array, positions: mx.array, attend: Attend) -> mx.array:
-        queries = self.q_norm(self.q_proj(x).reshape(-1, self.heads, self.head_dim))
-        # One batch entry per row: rope takes an offset per batch entry.
-        queries = self.rope(queries[:, :, None, :], offset=positions)[:, :, 0, :]
-        attended = attend(self.kind, queries).reshape(x.shape[0], -1)
-        return self.o_proj(attended)
 
 
 class _Layer(nn.Module):
@@ -64,12 +61,6 @@ class _Layer(nn.Module):
         self.post_feedforward_layernorm = nn.RMSNorm(size, eps=eps)
         self.layer_scalar = mx.ones((1,))
 
-    def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
-        attended = self.self_attn(self.input_layernorm(h), positions, attend)
-        h = h + self.post_attention_layernorm(attended)
-        h = h + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(h)))
-        return h * self.layer_scalar
-
 
 class _Stack(nn.Module):
     def __init__(self, config: TextConfig) -> None:
@@ -78,10 +69,37 @@ class _Stack(nn.Module):
         self.layers = [_Layer(config, kind) for kind in config.kinds]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, h: mx.array, positions: mx.array, attend: Attend) -> mx.array:
-        for layer in self.layers:
-            h = layer(h, positions, attend)
-        return cast("mx.array", self.norm(h))
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """The weights as a step takes them: per layer its kind, norm, queries and what follows.
+
+    kernels: of the device that the rotations are for.
+    """
+
+    kernels: Kernels
+    rotations: dict[AttentionKind, Rotation]
+    before: OfRows
+    layers: list[tuple[AttentionKind, OfRows, Heads, Residual]]
+    norm: OfRows
+    after: OfRows
+
+    @classmethod
+    def of(cls, assistant: Assistant, kernels: Kernels) -> _Laid:
+        layers = [
+            (
+                layer.self_attn.kind,
+                norm(layer.input_layernorm),
+                Heads.of(layer.self_attn, keys=False),
+                Residual.of(layer),
+            )
+            for layer in assistant.model.layers
+        ]
+        before = product_of(assistant.pre_projection)
+        after = product_of(assistant.post_projection)
+        attentions = {layer.self_attn.kind: layer.self_attn for layer in assistant.model.layers}
+        rotations = {kind: Rotation(one, kernels) for kind, one in attentions.items()}
+        return cls(kernels, rotations, before, layers, norm(assistant.model.norm), after)
 
 
 class _Clusters(nn.Module):
@@ -100,7 +118,7 @@ class _Clusters(nn.Module):
 
 
 class Assistant(nn.Module):
-    """The drafter. Rows are independent: n of them step together at n positions."""
+    """The drafter. OfRows are independent: n of them step together at n positions."""
 
     def __init__(self, config: AssistantConfig) -> None:
         super().__init__()
@@ -110,23 +128,45 @@ class Assistant(nn.Module):
         self.post_projection = nn.Linear(hidden_size, width, bias=False)
         head = config.ordered_head
         self.masked_embedding: _Clusters | None = _Clusters(config.text, head) if head else None
+        self._laid: _Laid | None = None
+
+    def prepare(self, kernels: Kernels = CPU_KERNELS) -> _Laid:
+        """Lay the weights out for steps, once, when they are there; no step need do it then."""
+        laid: _Laid | None = self._laid
+        if laid is None or laid.kernels != kernels:
+            laid = self._laid = _Laid.of(self, kernels)
+        return laid
+
+    def turns(self, positions: mx.array, kernels: Kernels = CPU_KERNELS) -> Turns:
+        """What rotates the rows of a round, by kind of layer.
+
+        positions [n] int32: the rotary position, the same for all steps of a round. kernels: of the
+        device.
+        """
+        rotations = self.prepare(kernels).rotations
+        return {kind: rotation.at(positions) for kind, rotation in rotations.items()}
 
     def step(
-        self, embedding: mx.array, hidden: mx.array, positions: mx.array, attend: Attend
+        self, embedding: mx.array, hidden: mx.array, turns: Turns, attend: Attend
     ) -> tuple[DraftLogits, mx.array]:
         """One draft for each of n rows.
 
         embedding [n, Hb]: the newest token's target embedding, scaled: the target's own
         input, the factor rounded to the weights' dtype.
         hidden [n, Hb]: the target's row after its final norm, then what the last step returned.
-        positions [n] int32: the rotary position, the same for all steps of a round.
+        turns: of these rows.
         attend(kind, queries [n, heads, head_dim]) -> [n, heads, head_dim]: attention, scale 1, over
         the row's committed K/V in the target's last own layer of that kind.
         Returns n rows of logits, and the hidden rows [n, Hb] for the next step. Lazy.
         """
-        x = self.pre_projection(mx.concatenate([embedding, hidden], axis=-1))
-        y = self.model(x, positions, attend)
-        return self._head(y), self.post_projection(y)
+        laid: _Laid = self._laid or self.prepare()
+        x = laid.before(mx.concatenate([embedding, hidden], axis=-1))
+        for kind, before, heads, rest in laid.layers:
+            queries, _ = heads(before(x), turns[kind])
+            assert queries is not None
+            x = rest(x, mx.flatten(attend(kind, queries), 1))
+        y = laid.norm(x)
+        return self._head(y), laid.after(y)
 
     def _head(self, y: mx.array) -> DraftLogits:
         embed = self.model.embed_tokens

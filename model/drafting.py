@@ -25,7 +25,7 @@ from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.window import WindowStore
-from sapwood.model.assistant import Assistant
+from sapwood.model.assistant import Assistant, Turns
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.proposals import DraftDistribution, draft
@@ -66,6 +66,7 @@ class Drafter:
         position: DraftPosition = "bonus",
     ) -> None:
         self.assistant, self.target = assistant, target
+        assistant.prepare(target.kernels)
         self.suppression = suppression
         self.back = 0 if position == "bonus" else 1
         self.donors = {kind: caches.stores[index] for kind, index in target.donors.items()}
@@ -92,14 +93,12 @@ class Drafter:
         for depth in range(deepest):
             remaining = [i for i in order if decodes[i].depth > depth]
             if len(remaining) != len(live):
-                attend, positions = self._view([decodes[i] for i in remaining])
+                attend, turns = self._view([decodes[i] for i in remaining])
                 if not live:
                     tokens, hidden = self._inputs([decodes[i] for i in remaining], frontier)
                 live, count = remaining, len(remaining)
                 tokens, hidden = tokens[:count], hidden[:count]
-            logits, hidden = self.assistant.step(
-                self.target.embed(tokens), hidden, positions, attend
-            )
+            logits, hidden = self.assistant.step(self.target.embed(tokens), hidden, turns, attend)
             logits = self.suppression.of_drafter(logits)
             tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
             built(tokens)
@@ -116,8 +115,8 @@ class Drafter:
 
     def _view(
         self, decodes: Sequence[DecodeRow]
-    ) -> tuple[Callable[[str, mx.array], mx.array], mx.array]:
-        """Attention over what each row has committed, and the rows' RoPE positions [n]."""
+    ) -> tuple[Callable[[str, mx.array], mx.array], Turns]:
+        """Attention over what each row has committed, and what rotates the rows."""
         batch = Batch([Span(d.slot, d.start - 1, 1) for d in decodes])
         histories: dict[str, History] = {
             kind: store.view(batch, self.keep)
@@ -126,4 +125,5 @@ class Drafter:
             for kind, store in self.donors.items()
         }
         positions = np.array([d.start - self.back for d in decodes], np.int32)
-        return (lambda kind, queries: histories[kind].attend(queries)), mx.array(positions)
+        turns = self.assistant.turns(mx.array(positions), self.target.kernels)
+        return (lambda kind, queries: histories[kind].attend(queries)), turns

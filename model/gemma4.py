@@ -2,8 +2,8 @@
 
 - One forward serves every sequence of a step: linear layers, MLPs and experts see one [T, hidden]
   matrix and read each weight once; only attention knows who owns which row.
-- The modules are mlx-lm's, untouched: DecoderLayer is spelled out because attention sits in its
-  middle.
+- The modules are mlx-lm's, and so are their weights. The forward is spelled out, layer by layer:
+  attention sits in the middle of each, and modules cost a small model's step its time (dense).
 - Past the last layer that owns K/V only kept rows continue (arrays/batch), which is exact and saves
   most of a prompt's cost on E2B and E4B.
 - Placeholders of images and sound are computed as the pad token (checkpoint/config).
@@ -13,18 +13,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx_lm.models.gemma4_text import Attention, DecoderLayer, Gemma4TextModel, Model, logit_softcap
+from mlx_lm.models.gemma4_text import DecoderLayer, Gemma4TextModel, Model, logit_softcap
 
 from sapwood.cache.arrays.attention import History, Layers
 from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.pools import KeysValues
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.model.checkpoint.config import Placeholders
+from sapwood.model.dense import Heads, Residual, Rotation, norm
+from sapwood.model.products import OfRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,38 @@ class Forward:
     written: tuple[KeysValues, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer of the target. source: the layer whose K/V it attends to.
+
+    owned: its K/V, and its queries with them, except in the last layer that owns some, where fewer
+    rows may go on. queries: of a layer that has them apart.
+    """
+
+    kind: str
+    source: int
+    before: OfRows
+    owned: Heads | None
+    queries: Heads | None
+    rest: Residual
+
+    @classmethod
+    def of(cls, layer: DecoderLayer, source: int, apart: bool) -> _Layer:
+        attention = layer.self_attn
+        owned = Heads.of(attention, queries=not apart) if attention.has_kv else None
+        queries = Heads.of(attention, keys=False) if apart or owned is None else None
+        before = norm(layer.input_layernorm)
+        return cls(layer.layer_type, source, before, owned, queries, Residual.of(layer))
+
+
 class PackedGemma4:
     """A loaded mlx-lm Gemma 4 with packed attention over `caches`' stores."""
 
-    def __init__(self, model: Model, placeholders: Placeholders) -> None:
-        self.model = model
+    def __init__(
+        self, model: Model, placeholders: Placeholders, kernels: Kernels = CPU_KERNELS
+    ) -> None:
+        """kernels: of the device."""
+        self.model, self.kernels = model, kernels
         self.text: Gemma4TextModel = model.model
         self.owners = [i for i, layer in enumerate(self.text.layers) if layer.self_attn.has_kv]
         #: kind -> index among the owners of the last layer of it, whose K/V the drafter reads
@@ -51,6 +81,16 @@ class PackedGemma4:
             "sliding" if self.text.layers[i].self_attn.is_sliding else "full": index
             for index, i in enumerate(self.owners)
         }
+        last = self.owners[-1] if self.owners else None
+        self._layers = [
+            _Layer.of(layer, self.text.previous_kvs[i], apart=i == last)
+            for i, layer in enumerate(self.text.layers)
+        ]
+        self._rotations = {
+            layer.layer_type: Rotation(layer.self_attn, kernels) for layer in self.text.layers
+        }
+        self._norm = norm(self.text.norm)
+        self._embed, self._scale = self.text.embed_tokens, self.text.embed_scale
         self._placeholders = mx.array(placeholders.ids, mx.int32) if placeholders.ids else None
         self._pad = placeholders.pad
 
@@ -70,7 +110,7 @@ class PackedGemma4:
 
         The drafter is fed the same, of a placeholder its own row: so it is in transformers.
         """
-        return self.text.embed_tokens(tokens) * self.text.embed_scale
+        return self._embed(tokens) * self._scale
 
     def forward(
         self,
@@ -86,28 +126,29 @@ class PackedGemma4:
         tokens = self._fed(tokens)
         hidden = self.embed(tokens)
         per_layer = self._per_layer_inputs(tokens, hidden)
-        positions, trimmed = batch.positions, False
+        inputs, turns, trimmed = self._inputs(per_layer), self._turns(batch.positions), False
         written: list[KeysValues] = []
         histories: dict[int, History] = {}
-        for index, layer in enumerate(self.text.layers):
-            attention = layer.self_attn
-            normed = layer.input_layernorm(hidden)
-            if attention.has_kv:
-                keys_values = _keys_values(attention, normed, positions)
+        for index, layer in enumerate(self._layers):
+            normed, queries = layer.before(hidden), None
+            if layer.owned is not None:
+                queries, keys_values = layer.owned(normed, turns[layer.kind])
+                assert keys_values is not None
                 histories[index] = caches.stores[len(written)].update(batch, *keys_values)
                 written.append(keys_values)
-                if len(written) == len(self.owners) and batch.kept is not None:
-                    if not batch.kept.size:
+                if queries is None and (kept := batch.kept) is not None:
+                    if not kept.size:
                         return Forward(hidden[:0], tuple(written))
-                    hidden, normed = hidden[batch.kept], normed[batch.kept]
-                    per_layer = None if per_layer is None else per_layer[batch.kept]
-                    positions, trimmed = batch.kept_positions, True
-            history = histories[self.text.previous_kvs[index]]
-            mixed = attention.o_proj(_attend(attention, normed, positions, history, trimmed))
-            inputs = None if per_layer is None else per_layer[:, index]
-            hidden = _rest_of_layer(layer, hidden, mixed, inputs)
+                    hidden, normed, trimmed = hidden[kept], normed[kept], True
+                    inputs = self._inputs(None if per_layer is None else per_layer[kept])
+                    turns = self._turns(batch.kept_positions)
+            if layer.queries is not None:
+                queries, _ = layer.queries(normed, turns[layer.kind])
+            assert queries is not None
+            mixed = histories[layer.source].attend(queries, trimmed)
+            hidden = layer.rest(hidden, mx.flatten(mixed, 1), inputs[index])
             built(index, hidden)
-        return Forward(self.text.norm(hidden), tuple(written))
+        return Forward(self._norm(hidden), tuple(written))
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[n, hidden] -> [n, vocabulary], soft-capped."""
@@ -123,51 +164,20 @@ class PackedGemma4:
             return tokens
         return mx.where((tokens[:, None] == self._placeholders).any(axis=1), self._pad, tokens)
 
+    def _turns(self, positions: mx.array) -> dict[str, OfRows]:
+        """By kind of layer, what rotates heads of rows at these positions."""
+        return {kind: rotation.at(positions) for kind, rotation in self._rotations.items()}
+
+    def _inputs(self, per_layer: mx.array | None) -> Sequence[mx.array | None]:
+        """Each layer's own input [T, size]."""
+        count = len(self._layers)
+        if per_layer is None:
+            return (None,) * count
+        return cast("Sequence[mx.array]", mx.split(mx.flatten(per_layer, 1), count, axis=-1))
+
     def _per_layer_inputs(self, tokens: mx.array, embedded: mx.array) -> mx.array | None:
         """[T, layers, per-layer size] for E2B and E4B, else None."""
         if not self.text.hidden_size_per_layer_input:
             return None
         looked_up = self.text._get_per_layer_inputs(tokens)
         return self.text._project_per_layer_inputs(embedded, looked_up)
-
-
-def _rope(attention: Attention, rows: mx.array, positions: mx.array) -> mx.array:
-    """Rotate [T, heads, D], every row at its own position."""
-    return attention.rope(rows[:, :, None], offset=positions)[:, :, 0]
-
-
-def _keys_values(attention: Attention, normed: mx.array, positions: mx.array) -> KeysValues:
-    """[T, hidden] -> K and V [T, kv_heads, D] as they are cached."""
-    shape = (-1, attention.n_kv_heads, attention.head_dim)
-    keys = attention.k_proj(normed).reshape(shape)
-    values = keys if attention.use_k_eq_v else attention.v_proj(normed).reshape(shape)
-    return _rope(attention, attention.k_norm(keys), positions), attention.v_norm(values)
-
-
-def _attend(
-    attention: Attention, normed: mx.array, positions: mx.array, history: History, trimmed: bool
-) -> mx.array:
-    queries = attention.q_proj(normed).reshape(-1, attention.n_heads, attention.head_dim)
-    queries = _rope(attention, attention.q_norm(queries), positions)
-    return history.attend(queries, trimmed).reshape(queries.shape[0], -1)
-
-
-def _rest_of_layer(
-    layer: DecoderLayer, residual: mx.array, mixed: mx.array, per_layer_input: mx.array | None
-) -> mx.array:
-    """What mlx-lm's DecoderLayer does after its attention."""
-    hidden = residual + layer.post_attention_layernorm(mixed)
-    hidden = hidden + layer.post_feedforward_layernorm(_feed_forward(layer, hidden))
-    if per_layer_input is not None:
-        gate = nn.gelu_approx(layer.per_layer_input_gate(hidden)) * per_layer_input
-        hidden = hidden + layer.post_per_layer_input_norm(layer.per_layer_projection(gate))
-    return hidden * layer.layer_scalar
-
-
-def _feed_forward(layer: DecoderLayer, hidden: mx.array) -> mx.array:
-    dense = layer.mlp(layer.pre_feedforward_layernorm(hidden))
-    if not layer.enable_moe:
-        return dense
-    experts, weights = layer.router(hidden)
-    sparse = layer.experts(layer.pre_feedforward_layernorm_2(hidden), experts, weights)
-    return layer.post_feedforward_layernorm_1(dense) + layer.post_feedforward_layernorm_2(sparse)

@@ -26,6 +26,7 @@ from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
 from sapwood.model.checkpoint.weights import arrays, fit_target, resolve_dtype
+from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
 from sapwood.model.sampling.suppression import Suppression, masked_bytes
@@ -90,6 +91,11 @@ def load_pair(
     used = target.model.norm.weight.dtype
     # The drafter reads the target's K/V, so it works in the target's dtype.
     assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used)
+    kernels = device.attention_kernels(used)
+    # Laid out here, once, so that facts and budget know of all that comes of it.
+    PackedGemma4(target, config.placeholders, kernels)
+    if assistant is not None:
+        assistant.prepare(kernels)
     return Pair(
         target=target,
         target_config=config,
@@ -97,7 +103,7 @@ def load_pair(
         tokenizer=tokenizer,
         suppression=Suppression(tokenizer.suppressed, config.text.vocabulary),
         dtype=used,
-        kernels=device.attention_kernels(used),
+        kernels=kernels,
         fingerprint=_fingerprint(model_dir, files, used),
         family=config.family,
         quantization=_quantization_name(target, assistant),
@@ -127,10 +133,14 @@ def try_out(pair: Pair) -> None:
 def _first_steps(pair: Pair) -> Iterator[tuple[str, Callable[[], mx.array]]]:
     yield "target", lambda: pair.target(mx.array([[0]]))
     if (assistant := pair.assistant) is not None:
-        row = mx.ones((1, pair.target.args.hidden_size), pair.dtype)
-        position = mx.array([1], mx.int32)
-        # Its own queries stand for what it would attend to.
-        yield "drafter", lambda: assistant.step(row, row, position, lambda _, q: q)[0].logits
+        yield "drafter", lambda: _first_draft(pair, assistant)
+
+
+def _first_draft(pair: Pair, assistant: Assistant) -> mx.array:
+    row = mx.ones((1, pair.target.args.hidden_size), pair.dtype)
+    turns = assistant.turns(mx.array([1], mx.int32), pair.kernels)
+    # Its own queries stand for what it would attend to.
+    return assistant.step(row, row, turns, lambda _, q: q)[0].logits
 
 
 def check_fit(target: TargetConfig, draft: AssistantConfig, where: str = "") -> None:

@@ -84,7 +84,7 @@ class Runner:
         self, pair: Pair, slots_max: int, depth_max: int, draft_position: DraftPosition = "bonus"
     ) -> None:
         config = pair.target_config
-        self.target = PackedGemma4(pair.target, config.placeholders)
+        self.target = PackedGemma4(pair.target, config.placeholders, pair.kernels)
         self.vocabulary = config.text.vocabulary
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = LiveCaches(

@@ -6,6 +6,8 @@
   touched, and rings of the model's own length are not needed for it.
 - A step of short prompts comes before it, so that something decodes and something is restored, and
   a capture after it.
+- One row that goes on alone, with a draft and without, comes last: arrays of one row lie otherwise
+  than those of several, so a CPU has kernels of their own for them.
 """
 
 from __future__ import annotations
@@ -71,9 +73,13 @@ def _run(runner: Runner, depth: int) -> None:
     told = [row.logprobs for row in result.decoded] + [row.logprobs for row in result.prefilled]
     if not all(isfinite(place.logprob) for row in told for place in row):
         raise ValueError("a log-probability that is no number")
-    end = len(_PROMPT) + len(result.decoded[0].tokens)
+    end, tokens = len(_PROMPT), result.decoded[0].tokens
+    for number, drafts in ((3, depth), (4, 0)):
+        end += len(tokens)
+        alone = StepPlan(number, decodes=(DecodeRow(0, end, tokens[-1], drafts, end),))
+        tokens = runner.wait(runner.submit(alone)).decoded[0].tokens
     slots = tuple(range(len(_DECODING) + len(_READING)))
-    last = StepPlan(3, captures=(Capture(0, len(_PROMPT), end),), releases=slots)
+    last = StepPlan(5, captures=(Capture(0, len(_PROMPT), end),), releases=slots)
     for payload in runner.wait(runner.submit(last)).captured:
         if payload is not None:
             payload.close()

@@ -137,8 +137,9 @@ class Grid:
 
     def read(self, pool: mx.array, length: int) -> mx.array:
         """[n, kv_heads, length, D] of a pool."""
-        rows = pool[self.base : self.base + self.n] if self.rows is None else pool[self.rows]
-        return rows[:, :, :length]
+        if self.rows is not None:
+            return pool[self.rows][:, :, :length]
+        return pool[self.base : self.base + self.n, :, :length]
 
 
 def over_grid(
@@ -154,13 +155,16 @@ def over_grid(
     mask [n, 1, Q, length]; None: all is visible. Returns [t, heads, D]: one for each of
     grid.packed, in its order.
     """
-    heads, dim = queries.shape[-2:]
     if grid.first is None:
         queries = queries[grid.gather]
-    else:
+    elif grid.packed.size != queries.shape[0]:
         queries = queries[grid.first : grid.first + grid.packed.size]
-    padded = queries.reshape(-1, grid.queries, heads, dim)
-    out = _attend(kernels, padded, keys, values, mask).reshape(-1, heads, dim)
+    if grid.queries == 1:
+        out = _attend(kernels, mx.expand_dims(queries, 2), keys, values, mask).squeeze(2)
+    else:
+        padded = mx.unflatten(queries, 0, (-1, grid.queries)).swapaxes(1, 2)
+        seen = _attend(kernels, padded, keys, values, mask)
+        out = mx.flatten(seen.swapaxes(1, 2), 0, 1)
     return out if grid.first is not None else out[grid.places]
 
 
@@ -185,10 +189,9 @@ def over_slice(
     for first, end in slice_tiles(kernels, call, kv_heads):
         reach = length - count + end
         part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
-        seen = _attend(
-            kernels, queries[None, first:end], keys[:, :, :reach], values[:, :, :reach], part
-        )
-        out.append(seen[0])
+        own = queries[None, first:end].swapaxes(1, 2)
+        seen = _attend(kernels, own, keys[:, :, :reach], values[:, :, :reach], part)
+        out.append(seen.swapaxes(1, 2)[0])
     return out[0] if len(out) == 1 else mx.concatenate(out)
 
 
@@ -199,20 +202,17 @@ def _attend(
     values: mx.array,
     mask: mx.array | str | None,
 ) -> mx.array:
-    """[n, Q, heads, D] over [n, kv_heads, L, D] -> [n, Q, heads, D].
+    """[n, heads, Q, D] over [n, kv_heads, L, D] -> [n, heads, Q, D].
 
     mask: bool, [Q, L] or [n, 1, Q, L]; "causal": the last query sees all keys; None: all do.
     """
-    (_, count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
+    (_, heads, count, dim), (_, kv_heads, length, _) = queries.shape, keys.shape
     call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
     if folds(kernels, call):
         return _folded(queries, keys, values, _visible(mask, count, length))
     if lengthens(kernels, call):
         return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
-    out = mx.fast.scaled_dot_product_attention(
-        queries.transpose(0, 2, 1, 3), keys, values, scale=1.0, mask=mask
-    )
-    return out.transpose(0, 2, 1, 3)
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=mask)
 
 
 def _folded(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
@@ -221,7 +221,7 @@ def _folded(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array 
     Invisible scores become the dtype's least, as in MLX's own unfused attention: a row that sees
     nothing, which is nobody's, stays finite.
     """
-    n, count, heads, _ = queries.shape
+    n, heads, count, _ = queries.shape
     kv_heads, length = keys.shape[1:3]
     scores = _fold(queries, kv_heads) @ keys.swapaxes(-1, -2)
     if mask is not None:
@@ -237,7 +237,7 @@ def _as_longer_slice(
     """As MLX's attention of kv_heads heads with a group's queries each: a call long enough for the
     kernel of matrix units. The mask is repeated, which is a byte for each score of one head.
     """
-    heads, kv_heads = queries.shape[2], keys.shape[1]
+    heads, kv_heads = queries.shape[1], keys.shape[1]
     repeated = None if mask is None else mx.repeat(mask, heads // kv_heads, axis=-2)
     out = mx.fast.scaled_dot_product_attention(
         _fold(queries, kv_heads), keys, values, scale=1.0, mask=repeated
@@ -246,21 +246,20 @@ def _as_longer_slice(
 
 
 def _fold(queries: mx.array, kv_heads: int) -> mx.array:
-    """[n, Q, heads, D] -> [n, kv_heads, Q * group, D], a query's heads one under another.
+    """[n, heads, Q, D] -> [n, kv_heads, Q * group, D], a query's heads one under another.
 
     In this order nothing is copied where there is one K/V head, or one query.
     """
-    n, count, heads, dim = queries.shape
-    split = queries.reshape(n, count, kv_heads, heads // kv_heads, dim)
-    return split.transpose(0, 2, 1, 3, 4).reshape(n, kv_heads, -1, dim)
+    n, heads, count, dim = queries.shape
+    split = queries.reshape(n, kv_heads, heads // kv_heads, count, dim)
+    return split.swapaxes(2, 3).reshape(n, kv_heads, -1, dim)
 
 
 def _unfold(rows: mx.array, heads: int) -> mx.array:
     """_fold undone."""
     n, kv_heads, _, dim = rows.shape
-    group = heads // kv_heads
-    split = rows.reshape(n, kv_heads, -1, group, dim).transpose(0, 2, 1, 3, 4)
-    return split.reshape(n, -1, heads, dim)
+    split = rows.reshape(n, kv_heads, -1, heads // kv_heads, dim)
+    return split.swapaxes(2, 3).reshape(n, heads, -1, dim)
 
 
 def _visible(mask: mx.array | str | None, queries: int, length: int) -> mx.array | None:

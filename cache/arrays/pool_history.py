@@ -39,42 +39,47 @@ class PoolHistory:
 
     def attend(self, queries: mx.array, trimmed: bool = False) -> mx.array:
         """History.attend."""
-        grids = self._grids(queries)
-        pieces = [self._over(queries, grid) for grid in grids]
-        ranges = [self.batch.queries_of(i, trimmed) for i in range(len(self.batch.prefills))]
-        for index, (first, end) in enumerate(ranges):
-            if end > first:
-                keys, values = self.slices[index]
-                mask = self._slice_mask(index, end - first, keys.shape[2])
-                own = queries[first:end]
-                pieces.append(over_slice(self.kernels, own, keys, values, mask))
-        order = self.batch.shared(
-            ("order", grids, trimmed),
-            lambda: _order([g.packed for g in grids] + [indices(*r) for r in ranges]),
-        )
-        out = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
-        return out if order is None else out[order]
-
-    def _grids(self, queries: mx.array) -> tuple[Grid, ...]:
-        heads, dim = queries.shape[-2:]
         kv_heads = next(iter(self.pools.values()))[0].shape[1]
-        most = queries_max(self.kernels, dim, heads // kv_heads)
-        return self.batch.shared(
+        _, heads, dim = queries.shape
+        group = heads // kv_heads
+        # What all layers have alike is decided once for a step.
+        key = ("layout", self.placement, self.reach, self._floors_key, dim, group, trimmed)
+        layout = self.batch.shared(key, lambda: self._layout(dim, group, trimmed))
+        pieces = []
+        for grid, length, mask in layout.calls:
+            keys, values = self.pools[grid.capacity]
+            held = grid.read(keys, length), grid.read(values, length)
+            pieces.append(over_grid(self.kernels, queries, grid, *held, mask))
+        for index, first, end in layout.slices:
+            keys, values = self.slices[index]
+            slice_mask = self._slice_mask(index, end - first, keys.shape[2])
+            own = queries[first:end]
+            pieces.append(over_slice(self.kernels, own, keys, values, slice_mask))
+        out = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
+        return out if layout.order is None else out[layout.order]
+
+    def _layout(self, dim: int, group: int, trimmed: bool) -> _Layout:
+        most = queries_max(self.kernels, dim, group)
+        grids = self.batch.shared(
             ("grids", self.placement, most),
             lambda: Grid.classes(self.batch, self.placement, most),
         )
+        prefills = range(len(self.batch.prefills))
+        ranges = [self.batch.queries_of(index, trimmed) for index in prefills]
+        slices = tuple((i, *r) for i, r in enumerate(ranges) if r[1] > r[0])
+        order = _order([g.packed for g in grids] + [indices(*r) for r in ranges])
+        return _Layout(tuple(self._call(grid, dim, group) for grid in grids), slices, order)
 
-    def _over(self, queries: mx.array, grid: Grid) -> mx.array:
-        keys, values = self.pools[grid.capacity]
-        if (end := self._lone_end(grid)) is not None:
-            # A fused kernel that takes no mask gets this call without one.
-            kv_heads, (heads, dim) = keys.shape[1], queries.shape[-2:]
-            call = AttentionCall(dim, heads // kv_heads, 1, end, "none")
-            if is_fused(self.kernels, call):
-                held = grid.read(keys, end), grid.read(values, end)
-                return over_grid(self.kernels, queries, grid, *held, None)
-        held = grid.read(keys, grid.length), grid.read(values, grid.length)
-        return over_grid(self.kernels, queries, grid, *held, self._mask(grid))
+    def _call(self, grid: Grid, dim: int, group: int) -> tuple[Grid, int, mx.array | None]:
+        end = self._lone_end(grid)
+        # A fused kernel that takes no mask gets this call without one.
+        if end and is_fused(self.kernels, AttentionCall(dim, group, 1, end, "none")):
+            return grid, end, None
+        return grid, grid.length, self._mask(grid)
+
+    @property
+    def _floors_key(self) -> object:
+        return None if self.floors is None else tuple(self.floors.items())
 
     def _lone_end(self, grid: Grid) -> int | None:
         """Where everything that a grid's one query sees ends, if that is all the row holds."""
@@ -86,10 +91,9 @@ class PoolHistory:
         capacity = grid.capacity
         floors = self.floors
         if floors is not None:
-            # A view's own, and made once: no other layer has these floors.
+            # A view's own: no other layer has these floors.
             lowest = np.array([0 if s is None else floors[s] for s in grid.slots], np.int32)
-            key: object = ("floor_mask", grid, self.reach, lowest.tobytes())
-            return self.batch.shared(key, lambda: position_mask(grid, capacity, self.reach, lowest))
+            return position_mask(grid, capacity, self.reach, lowest)
         return self.batch.shared(
             ("mask", grid, self.reach),
             lambda: position_mask(grid, capacity, self.reach, None),
@@ -100,6 +104,19 @@ class PoolHistory:
             ("slice_mask", index, queries, length, self.reach),
             lambda: slice_mask(queries, length, self.reach),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The calls of all layers with one placement and reach.
+
+    calls: a grid, how many keys of its rows are read, and the mask over them. slices: index of a
+    prompt slice, and its rows [first, end). order: as _order gives it.
+    """
+
+    calls: tuple[tuple[Grid, int, mx.array | None], ...]
+    slices: tuple[tuple[int, int, int], ...]
+    order: mx.array | None
 
 
 def _order(packed: list[Ints]) -> mx.array | None:

@@ -25,17 +25,19 @@ KeysValues = tuple[mx.array, mx.array]
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What one batch writes into one class's pool, [n, 1] each.
+    """What one batch writes into one class's pool: its index arrays, [n, kv_heads] each.
 
-    packed: packed rows [n] to take the K/V from; None: all of them in order.
+    packed: packed rows [n] to take the K/V from; None: all of them in order. Written out, for MLX
+    would spread smaller ones anew in every layer.
     """
 
     packed: mx.array | None
     rows: mx.array
+    heads: mx.array
     entries: mx.array
 
     @classmethod
-    def of(cls, batch: Batch, placement: Placement) -> dict[int, Writes]:
+    def of(cls, batch: Batch, placement: Placement, kv_heads: int) -> dict[int, Writes]:
         """capacity -> writes. Of a span longer than its row only the newest are written."""
         parts: dict[int, list[tuple[Ints, Ints, Ints]]] = {}
         for span, first in zip(batch.spans, batch.firsts, strict=True):
@@ -46,15 +48,17 @@ class Writes:
             parts.setdefault(place.capacity, []).append(
                 (indices(end - count, end), np.full(count, place.row, np.int32), entries)
             )
-        return {capacity: cls._joined(batch, spans) for capacity, spans in parts.items()}
+        return {size: cls._joined(batch, spans, kv_heads) for size, spans in parts.items()}
 
     @classmethod
-    def _joined(cls, batch: Batch, spans: Sequence[tuple[Ints, Ints, Ints]]) -> Writes:
+    def _joined(
+        cls, batch: Batch, spans: Sequence[tuple[Ints, Ints, Ints]], kv_heads: int
+    ) -> Writes:
         packed, rows, entries = (np.concatenate(part) for part in zip(*spans, strict=True))
+        every = np.broadcast_arrays(rows[:, None], indices(0, kv_heads), entries[:, None])
         return cls(
             None if packed.size == batch.tokens else mx.array(packed),
-            mx.array(rows[:, None]),
-            mx.array(entries[:, None]),
+            *(mx.array(each) for each in every),
         )
 
 
@@ -65,7 +69,6 @@ class Pools:
         self.kv_heads, self.head_dim, self.dtype = kv_heads, head_dim, dtype
         self.placement = placement
         self.by_capacity: dict[int, KeysValues] = {}
-        self._heads = mx.arange(kv_heads)[None]
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -133,11 +136,13 @@ class Pools:
 
     def append(self, batch: Batch, keys: mx.array, values: mx.array) -> None:
         """Write the packed batch [T, kv_heads, D] at its own positions: two scatters a class."""
-        writes = batch.shared(("writes", self.placement), lambda: Writes.of(batch, self.placement))
+        placement, kv_heads = self.placement, self.kv_heads
+        key = ("writes", placement, kv_heads)
+        writes = batch.shared(key, lambda: Writes.of(batch, placement, kv_heads))
         for capacity, to in writes.items():
             for pool, packed in zip(self.by_capacity[capacity], (keys, values), strict=True):
                 fresh = packed if to.packed is None else packed[to.packed]
-                pool[to.rows, self._heads, to.entries] = fresh.astype(self.dtype)
+                pool[to.rows, to.heads, to.entries] = fresh.astype(self.dtype)
 
     def _grow(self, capacity: int) -> int:
         """Grow to the rows that Placement gave out, and no further; returns the rows there were."""

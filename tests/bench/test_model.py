@@ -9,14 +9,20 @@ import pytest
 from bench import model
 from bench.families import FAMILIES
 from bench.reports import CALIBRATION, CHIPS, ROUND_REPORTS, SPEED_REPORTS
-from bench.step_graphs import STEP_GRAPHS, graph_count, graphs_read, graphs_text
+from bench.step_graphs import (
+    STEP_GRAPHS,
+    graph_count,
+    graphs_read,
+    graphs_text,
+    peer_graph_count,
+)
 from bench.step_work import BITS, NODE_S, Chip, StepWork, launch_s, round_tokens
 from sapwood.model.checkpoint.config import PACKINGS
 
 
-def step(family: str, clients: int = 1, depth: int = 0) -> StepWork:
+def step(family: str, clients: int = 1, depth: int = 0, peer: bool = False) -> StepWork:
     """With a drafter as it is released."""
-    return StepWork(FAMILIES[family], clients, depth, draft_packing="bf16")
+    return StepWork(FAMILIES[family], clients, depth, draft_packing="bf16", peer=peer)
 
 
 # Reckoned by hand for one client with 1,000 tokens, before there was this model.
@@ -53,21 +59,25 @@ def test_a_draft_of_26b_reads_its_head_whole() -> None:
     assert packed / plain == pytest.approx(23 / 28, abs=0.03)
 
 
-# Likewise, with 4 µs for each of fewer kernels and no host: total tokens/s.
+# Likewise, with 4 µs for each kernel and no host: total tokens/s, of a step that started so many,
+# by graphs of that day at 3.4 µs.
 @pytest.mark.parametrize(
-    ("chip", "family", "depth", "clients", "high"),
+    ("chip", "family", "depth", "clients", "high", "kernels"),
     [
-        ("M3 Max", "E2B", 0, 1, 132), ("M3 Max", "E2B", 0, 16, 767), ("M3 Max", "E2B", 3, 4, 463),
-        ("M3 Max", "E2B", 3, 16, 1032), ("M4 Pro", "E2B", 0, 4, 405), ("M4 Pro", "E2B", 3, 1, 232),
-        ("M3 Max", "26B-A4B", 0, 4, 188), ("M3 Max", "26B-A4B", 3, 1, 89),
-        ("M4 Pro", "26B-A4B", 3, 16, 384), ("M5", "26B-A4B", 0, 16, 141),
+        ("M3 Max", "E2B", 0, 1, 132, 1024), ("M3 Max", "E2B", 0, 16, 767, 1051),
+        ("M3 Max", "E2B", 3, 4, 463, 1346), ("M3 Max", "E2B", 3, 16, 1032, 1346),
+        ("M4 Pro", "E2B", 0, 4, 405, 1051), ("M4 Pro", "E2B", 3, 1, 232, 1319),
+        ("M3 Max", "26B-A4B", 0, 4, 188, 1453), ("M3 Max", "26B-A4B", 3, 1, 89, 1703),
+        ("M4 Pro", "26B-A4B", 3, 16, 384, 1910), ("M5", "26B-A4B", 0, 16, 141, 1633),
     ],
 )  # fmt: skip
 def test_a_devices_speeds_are_those_reckoned_apart(
-    chip: str, family: str, depth: int, clients: int, high: float
+    chip: str, family: str, depth: int, clients: int, high: float, kernels: int
 ) -> None:
-    quick, _ = step(family, clients, depth).device_s(CHIPS[chip])
-    assert clients * round_tokens(depth, 0.7) / quick == pytest.approx(high, rel=0.04)
+    found = step(family, clients, depth)
+    quick, _ = found.device_s(CHIPS[chip])
+    then = quick - found.graph.kernels * launch_s()[0] + kernels * 3.4e-6
+    assert clients * round_tokens(depth, 0.7) / then == pytest.approx(high, rel=0.04)
 
 
 # Rows of which a step's arithmetic is: one by one to 12, then tiles of 32. 2,279,473,152 weights.
@@ -107,6 +117,18 @@ def test_the_host_hides_all_but_a_part_or_the_device_does() -> None:
     assert slow == pytest.approx([found.bytes / 0.8e9 + device[i] + host[i] / 5 for i in (0, 1)])
 
 
+def test_an_engine_that_builds_ahead_takes_the_longer_of_device_and_host() -> None:
+    found = step("E2B", peer=True)
+    nodes, kernels, _ = peer_graph_count("E2B")
+    at_once = found.seconds(Chip("a quick one", 1e18, 1e20))
+    device = [kernels * launch for launch in launch_s()]
+    assert at_once == pytest.approx(
+        [max(nodes * 2.1e-6, device[0]), max(nodes * 4.7e-6, device[1])]
+    )
+    with pytest.raises(AssertionError):
+        _ = step("E2B", depth=1, peer=True).graph
+
+
 def test_a_node_costs_what_was_counted() -> None:
     """Milliseconds of building a step, quickest and slowest run, by nodes."""
     counted = {1640: (4.4, 7.7), 2310: (6, 10), 2570: (5.7, 11), 3390: (7, 9)}
@@ -118,7 +140,7 @@ def test_a_node_costs_what_was_counted() -> None:
 def test_the_table_reads_as_it_is_written() -> None:
     text = STEP_GRAPHS.read_text()
     found = graphs_read(text)
-    assert graphs_text(found) == text and len(found) == len(FAMILIES) * 3 * 8
+    assert graphs_text(found) == text and len(found) == len(FAMILIES) * (3 * 8 + 1)
     with pytest.raises(ValueError, match="expected family"):
         graphs_read("another table\n")
     assert StepWork(FAMILIES["31B"], 4, 7).graph == found["31B", 4, 7]
@@ -143,7 +165,7 @@ def _growth(family: str, depth: int) -> int:
 def test_the_two_ends_of_a_kernels_cost_are_those_of_the_two_figures() -> None:
     found = sorted(report.launch_s * 1e6 for report in CALIBRATION)
     assert found == pytest.approx([seconds * 1e6 for seconds in launch_s()], abs=0.06)
-    kernels = graph_count("E2B", 1, 0).kernels
+    kernels = peer_graph_count("E2B").kernels
     rests = [1e6 * (1 / 161.5 - 1.3104e9 / (0.8 * 614e9)), 1e6 * (1 / 102.6 - 1.3104e9 / 0.32e12)]
     assert found == pytest.approx([rest / kernels for rest in rests], abs=0.03)
 

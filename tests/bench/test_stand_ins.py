@@ -22,8 +22,9 @@ from bench.stand_ins import STAND_INS, without
 from sapwood.cache.arrays import pool_history
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
-from sapwood.model import gemma4, runner
+from sapwood.model import runner
 from sapwood.model.checkpoint.config import Quantization
+from sapwood.model.dense import Heads, Rotation
 from sapwood.model.pair import Pair, load_pair
 from sapwood.model.runner import Runner
 from sapwood.model.sampling.suppression import Suppression
@@ -89,7 +90,8 @@ def matmuls_of(pair: Pair, work: MatmulWork) -> Counter[Product]:
 def test_a_step_without_its_parts_is_its_matmuls(pair: Pair) -> None:
     cell = Cell(3, 0)
     left = products(step_without(pair, cell, cell.parts))
-    assert left.total() > 20
+    # A layer's heads, what follows attention, and three of its MLP; then the head.
+    assert left.total() > 5 * len(pair.target.model.layers)
     assert left == matmuls_of(pair, MatmulWork.of_round(3, 0)) == matmuls_of(pair, cell.target)
 
 
@@ -118,9 +120,9 @@ def test_prompts_are_their_matmuls(pair: Pair) -> None:
 
 
 REPLACED = (
-    *((gemma4, "_rope"), (PoolHistory, "attend"), (Pools, "append"), (Pools, "arrays")),
-    *((mx.fast, "rms_norm"), (pool_history, "position_mask"), (runner, "verify")),
-    (Suppression, "of_target"),
+    *((Rotation, "at"), (PoolHistory, "attend"), (Pools, "append"), (Pools, "arrays")),
+    *((mx.fast, "rms_norm"), (Heads, "__call__"), (pool_history, "position_mask")),
+    *((runner, "verify"), (Suppression, "of_target")),
 )
 
 
@@ -139,10 +141,14 @@ def test_each_part_takes_its_own_out_and_leaves_no_trace(pair: Pair) -> None:
     layers, assistant = pair.target.model.layers, pair.assistant
     assert assistant is not None
     owners = sum(layer.self_attn.has_kv for layer in layers)
-    assert gone["draft"]["Cos"] == cell.depth * len(assistant.model.layers)
-    assert gone["masks"]["Remainder"] == 2  # one for each kind of layer
+    assert gone["draft"]["Softmax"] == cell.depth * len(assistant.model.layers)
+    # Masks, sines and cosines: once for each kind of layer.
+    assert gone["draft"]["Cos"] == gone["masks"]["Remainder"] == gone["rope"]["Cos"] == 2
     assert gone["attention"]["Softmax"] == len(layers)
-    assert gone["rope"]["Cos"] == len(layers) + owners
     assert gone["append"]["Scatter"] == 2 * owners
     assert gone["sampler"]["ArgReduce"] == 1
     assert gone["norms"]["Sqrt"] > 4 * len(layers) and counts[-1]["Sqrt"] == 0
+    # Mean, root and weight: that of queries and keys too, multiplied behind a norm without any. In
+    # front of an MLP with experts three norms of the same rows differ in their weights alone.
+    further = 2 * sum(layer.enable_moe for layer in layers)
+    assert gone["norms"]["Multiply"] == 3 * gone["norms"]["Sqrt"] + further

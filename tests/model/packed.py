@@ -122,11 +122,11 @@ class Sequences:
         }
         tokens = mx.array([int(arrays[f"p{slot}_greedy"][t]) for slot, t in done.items()])
         hidden = mx.stack([self.frontier[slot] for slot in done])
-        positions = mx.array([self.caches.offset(slot) - back for slot in done])
+        turns = drafter.turns(mx.array([self.caches.offset(slot) - back for slot in done]))
         columns = []
         for _ in range(depth):
             drafted, hidden = drafter.step(
-                self.model.embed(tokens), hidden, positions, lambda kind, q: views[kind].attend(q)
+                self.model.embed(tokens), hidden, turns, lambda kind, q: views[kind].attend(q)
             )
             best = drafted.logits.argmax(-1)[:, None]
             if drafted.ids is not None:

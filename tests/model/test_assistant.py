@@ -83,13 +83,13 @@ def test_drafts_logits_and_state_equal_the_reference(
     gaps = arrays[f"p{prompt}_draft_{variant}_gap"]
     committed = len(arrays[f"p{prompt}_ids"]) + _COMMITTED
     attend = _attend(name, prompt, committed, target_config(name).text.window + 1 - back)
-    positions = mx.array((committed - back).astype(np.int32))
+    turns = drafter.turns(mx.array((committed - back).astype(np.int32)))
     tokens = arrays[f"p{prompt}_greedy"][_COMMITTED]
     hidden = mx.array(arrays[f"p{prompt}_cont_hidden"][committed - 1])
     certain = np.ones(len(committed), bool)
     compared = 0
     for depth in range(_DEPTH):
-        drafted, hidden = drafter.step(_embedded(name, tokens), hidden, positions, attend)
+        drafted, hidden = drafter.step(_embedded(name, tokens), hidden, turns, attend)
         logits = _spread(drafted, config.text.vocabulary)
         tokens = logits.argmax(-1)
         for row, rounds in enumerate(_LISTED):
@@ -125,7 +125,8 @@ def _one_step(name: str, rows: int) -> DraftLogits:
     drafter, config = assistant(name)
     width = config.backbone_hidden_size
     row = mx.ones((rows, width))
-    drafted, _ = drafter.step(row, row, mx.zeros((rows,), mx.int32), lambda _, queries: queries)
+    turns = drafter.turns(mx.zeros((rows,), mx.int32))
+    drafted, _ = drafter.step(row, row, turns, lambda _, queries: queries)
     return drafted
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from sapwood.model import device, drafting, gemma4, hand_over
+from sapwood.model import device, drafting, hand_over
+from sapwood.model.hand_over import ForwardParts
 from sapwood.model.pair import load_pair
 from sapwood.model.runner import Runner
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
@@ -62,7 +63,7 @@ def logged(runner: Runner, log: DeviceLog, depths: Sequence[int]) -> tuple[list[
 def first(
     monkeypatch: pytest.MonkeyPatch, module: Any, function: str, act: Callable[[], object]
 ) -> None:
-    """`act` runs before each call of a module's function."""
+    """`act` runs before each call of a module's or a class's function."""
     call = getattr(module, function)
 
     def both(*args: Any) -> Any:
@@ -74,7 +75,7 @@ def first(
 
 def tell_of_building(log: DeviceLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each layer of the target and each iteration of the drafter tells that it is built."""
-    first(monkeypatch, gemma4, "_rest_of_layer", lambda: log.append("layer"))
+    first(monkeypatch, ForwardParts, "built", lambda: log.append("layer"))
     first(monkeypatch, drafting, "draft", lambda: log.append("draft"))
 
 
@@ -153,7 +154,7 @@ def test_the_seconds_are_those_of_the_calls(
     monkeypatch.setattr(hand_over, "time", SimpleNamespace(perf_counter=lambda: now[-1]))
     for name, seconds in ((START, 1.0), (WAIT, 10.0), (SYNCHRONIZE, 100.0)):
         first(monkeypatch, mx, name, passes(seconds))
-    first(monkeypatch, gemma4, "_rest_of_layer", passes(1000.0))
+    first(monkeypatch, ForwardParts, "built", passes(1000.0))
     tokens = read_prompts(runner)
     before, begun = runner.device_s, now[-1]
     runner.wait(runner.submit(StepPlan(2, decodes=(DecodeRow(0, 10, tokens[0], 1, 1),))))

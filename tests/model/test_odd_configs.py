@@ -136,9 +136,10 @@ class Ours:
             for kind, store in stores.items()
         }
         token, hidden, made = mx.array([first]), sequences.frontier[0][None], []
+        turns = self.assistant.turns(mx.array([at]))
         for _ in range(DRAFTS):
             said, hidden = self.assistant.step(
-                embed(token), hidden, mx.array([at]), lambda kind, q: views[kind].attend(q)
+                embed(token), hidden, turns, lambda kind, q: views[kind].attend(q)
             )
             made.append(spread(np.array(said.logits)[0], said.ids))
             token = mx.array([int(made[-1].argmax())])

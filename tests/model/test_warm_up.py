@@ -55,6 +55,8 @@ def test_one_step_has_rows_of_every_kind(
     assert [row.depth for row in mixed.decodes] == [1, 1]
     assert any(admit.target for admit in mixed.admits), "one is restored"
     assert any(plan.captures for plan in plans)
+    alone = [plan.decodes[0].depth for plan in plans if len(plan.decodes) == 1]
+    assert alone == [1, 0], "arrays of one row have kernels of their own"
     rows = next(each for each in drawn if each.depth_max)
     assert set(rows.reaches.tolist()) == {0, WHOLE, NUCLEUS, *RANKED}
     assert rows.adjusted.any()
@@ -73,7 +75,7 @@ def test_without_drafts_it_decodes_all_the_same(
 ) -> None:
     pair = loaded("e2b-tiny")
     warm_up(pair if drafter else replace(pair, assistant=None), depth)
-    assert [row.depth for plan in seen[0] for row in plan.decodes] == [0, 0]
+    assert [row.depth for plan in seen[0] for row in plan.decodes] == [0, 0, 0, 0]
 
 
 def test_it_leaves_no_array_and_no_random_state() -> None:

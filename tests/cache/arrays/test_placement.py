@@ -59,11 +59,14 @@ def test_no_entry_of_a_ring_is_written_twice_in_one_step() -> None:
     """A scatter with two values for one place has no order on a GPU."""
     placement = Placement(lambda _: 8)
     placement.reserve([(0, 1), (1, 1)])
-    writes = Writes.of(Batch([Span(1, 5, 3)], [Span(0, 3, 21)]), placement)[8]
+    writes = Writes.of(Batch([Span(1, 5, 3)], [Span(0, 3, 21)]), placement, 2)[8]
     places = list(
-        zip(*(np.array(a).ravel().tolist() for a in (writes.rows, writes.entries)), strict=True)
+        zip(
+            *(np.array(a).ravel().tolist() for a in (writes.rows, writes.heads, writes.entries)),
+            strict=True,
+        )
     )
-    assert len(set(places)) == len(places) == 3 + 8
+    assert len(set(places)) == len(places) == (3 + 8) * 2
     assert writes.packed is not None
     assert np.array(writes.packed).tolist() == [0, 1, 2, *range(16, 24)]
 

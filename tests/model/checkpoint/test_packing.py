@@ -38,10 +38,10 @@ def _drafts(pair: Pair, hidden: mx.array) -> list[Array]:
     """Three steps' tokens, logits and states, on attention that gives the queries back."""
     assert pair.assistant is not None
     target, found = PackedGemma4(pair.target, pair.target_config.placeholders), []
-    token = mx.array([17])
+    token, turns = mx.array([17]), pair.assistant.turns(mx.array([9]))
     for _ in range(3):
         said, hidden = pair.assistant.step(
-            target.embed(token), hidden, mx.array([9]), lambda _, queries: queries
+            target.embed(token), hidden, turns, lambda _, queries: queries
         )
         best = mx.argmax(said.logits, axis=-1)
         token = best if said.ids is None else mx.take_along_axis(said.ids, best[:, None], 1)[:, 0]

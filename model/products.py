@@ -1,0 +1,130 @@
+"""A module's product with its weights, without the module: what a step's graph is built from.
+
+- nn.Module looks up each attribute through Python, and nn.Linear transposes its weight anew in
+  every step: in a step of one row that takes longer than building the rest of the graph.
+- Weights exist once, however many runners a pair has. Those laid side by side take the place of
+  their parts, which stay in their modules as views: there they compute what they did, and count
+  what they did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+OfRows = Callable[[mx.array], mx.array]
+OfNothing = Callable[[], mx.array]
+
+_MARK = "_side_by_side"
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Arrays [all rows, .] of a product, and what of them its modules hold, by name."""
+
+    arrays: dict[str, mx.array]
+    parts: dict[str, list[mx.array]]
+
+    def belongs_to(self, modules: Sequence[Any]) -> bool:
+        """Whether these modules hold the parts still, and no others do."""
+        return all(
+            len(parts) == len(modules)
+            and all(module[name] is part for module, part in zip(modules, parts, strict=True))
+            for name, parts in self.parts.items()
+        )
+
+
+def product_of(module: Any) -> OfRows:
+    """What the module computes of rows [T, .]."""
+    if _layout(module) is None:
+        rows: OfRows = module
+        return rows
+    return _product(module, {name: module[name] for name in _names(module)})
+
+
+def product_of_all(modules: Sequence[Any]) -> OfRows:
+    """What several modules compute of the same rows, side by side: one product if it can be one.
+
+    It can where they are plain, or packed alike.
+    """
+    layouts = {_layout(module) for module in modules}
+    if len(modules) == 1:
+        return product_of(modules[0])
+    if len(layouts) > 1 or None in layouts:
+        products = [product_of(module) for module in modules]
+        return lambda rows: mx.concatenate([product(rows) for product in products], axis=-1)
+    # Once: each runner of a pair would else have weights of its own.
+    joined = getattr(modules[0], _MARK, None)
+    if joined is None or not joined.belongs_to(modules):
+        joined = _join(modules)
+        setattr(modules[0], _MARK, joined)
+    return _product(modules[0], joined.arrays)
+
+
+def _join(modules: Sequence[Any]) -> _Joined:
+    made, parts = {}, {}
+    ends = [0]
+    for module in modules:
+        ends.append(ends[-1] + module.weight.shape[0])
+    for name in _names(modules[0]):
+        made[name] = stacked([module[name] for module in modules])
+        parts[name] = [made[name][a:b] for a, b in pairwise(ends)]
+        mx.eval(parts[name])
+        for module, part in zip(modules, parts[name], strict=True):
+            module[name] = part
+    return _Joined(made, parts)
+
+
+def kept(module: Any, name: str, sources: Sequence[mx.array], make: OfNothing) -> mx.array:
+    """What is made of a module's arrays, once for these: kept in the module and counted with it.
+
+    name: begins with "_", so that it is no parameter.
+    """
+    of = f"{name}_of"
+    known = module.get(of)
+    if known is None or any(a is not b for a, b in zip(known, sources, strict=True)):
+        made = make()
+        mx.eval(made)
+        module[name], module[of] = made, tuple(sources)
+    found: mx.array = module[name]
+    return found
+
+
+def stacked(parts: Sequence[mx.array]) -> mx.array:
+    """The rows of all, evaluated."""
+    made = mx.concatenate(list(parts))
+    mx.eval(made)
+    return made
+
+
+def _product(how: Any, held: dict[str, mx.array]) -> OfRows:
+    weight = held["weight"]
+    if type(how) is nn.Linear:
+        transposed = weight.T
+        mx.eval(transposed)  # a view
+        return lambda rows: rows @ transposed
+    scales, biases = held["scales"], held.get("biases")
+    size, bits, mode = how.group_size, how.bits, how.mode
+    return lambda rows: mx.quantized_matmul(
+        rows, weight, scales, biases, True, group_size=size, bits=bits, mode=mode
+    )
+
+
+def _names(module: Any) -> list[str]:
+    return [name for name in ("weight", "scales", "biases") if module.get(name) is not None]
+
+
+def _layout(module: Any) -> tuple[object, ...] | None:
+    """What modules that are joined have in common; None: only the module knows how it works."""
+    if "bias" in module:
+        return None
+    if type(module) is nn.Linear:
+        return (nn.Linear, module.weight.dtype)
+    if type(module) is nn.QuantizedLinear:
+        return (nn.QuantizedLinear, module.group_size, module.bits, module.mode)
+    return None
