@@ -21,7 +21,6 @@ from bench.machine import ROOT
 from bench.measure import BenchError, Figure
 from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
-from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
@@ -65,8 +64,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     """Raises BenchError."""
     begun = BenchRun(arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
-        target, drafter = write_synthetic_pair(Path(folder))
-        setup = Setup(target, drafter, arguments.quick, arguments.seed)
+        setup = Setup(Path(folder), arguments.quick, arguments.seed)
         setup.model, setup.draft = arguments.model, arguments.draft
         figures: list[Figure] = []
         for name in names:
