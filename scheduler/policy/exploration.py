@@ -49,7 +49,8 @@ class Exploration:
         worth, usual = self._worth
         self._worth = None
         self._credit = min(self._credit + (emitted - worth) / usual, CREDIT_MAX)
-        if emitted > worth:
+        # Where no draft was accepted it only looks cheap.
+        if emitted > max(worth, usual):
             self._wait = 1
 
     def repeat(self, search: Search, best: list[int], depths: list[int]) -> None:
@@ -65,9 +66,10 @@ class Exploration:
         """
         self._credit = min(self._credit + SHARE, CREDIT_MAX)
         self._since += 1
-        deepest = max(best)
-        if deepest != self._deepest:
-            self._deepest, self._wait = deepest, PROBE_STEPS_MIN
+        deepest = search.deepest_free(best)
+        if deepest > self._deepest:
+            self._wait = max(self._wait // 2, PROBE_STEPS_MIN)
+        self._deepest = deepest
         if self._since < self._wait:
             return best
         turn = TRIAL_TURNS[self._turn % len(TRIAL_TURNS)] if deepest else DEEPER
@@ -85,8 +87,8 @@ class Exploration:
             return best
         self._turn += 1
         self._since = 0
-        if search.known(depths):
-            self._wait = min(2 * self._wait, PROBE_STEPS_MAX)
+        known = search.known(depths)
+        self._wait = min(2 * self._wait if known else self._wait + 2, PROBE_STEPS_MAX)
         self._worth = worth, usual
         return depths
 

@@ -69,6 +69,11 @@ class Search:
         """The tokens that the best would give in the seconds that these depths take."""
         return self.rate * self._prices.seconds(sum(depths), max(depths))
 
+    def deepest_free(self, depths: Sequence[int]) -> int:
+        """The most drafts of a row that is not pinned; 0 where all are."""
+        free = (d for d, pinned in zip(depths, self._pinned, strict=True) if pinned is None)
+        return max(free, default=0)
+
     def known(self, depths: Sequence[int]) -> bool:
         """Whether steps with these depths were measured often enough."""
         return self._prices.known(sum(depths), max(depths))

@@ -50,10 +50,12 @@ def test_later_it_is_the_best_fixed_depth_but_for_what_it_tries(cost: str, rows:
 def test_where_drafts_do_not_pay_plain_decoding_is_all_but_reached(cost: str, noise: Noise) -> None:
     """0.98 of it, also beside a neighbour that halves the speed for tens of steps."""
     for rows in (1, 8):
-        world = World(COSTS[cost], geometric(0.05), rows, noise)
-        world.run(200)
-        plain = fixed_rate(COSTS[cost], world.chances, rows, 0)
-        assert world.run(600) >= 0.98 * plain, f"{rows} rows"
+        shares = []
+        for seed in (1, 2, 3):
+            world = World(COSTS[cost], geometric(0.05), rows, noise, seed)
+            world.run(200)
+            shares.append(world.run(600) / fixed_rate(COSTS[cost], world.chances, rows, 0))
+        assert mean(shares) >= 0.98 and min(shares) >= 0.97, f"{rows} rows"
 
 
 @pytest.mark.parametrize("cost", COSTS)
