@@ -21,12 +21,11 @@ from bench.machine import ROOT
 from bench.measure import BenchError, Figure
 from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
-from bench.synthetic import write_synthetic_pair
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
-# Only where they are named: they say where time goes, of whichever pair, and promise nothing.
-BY_NAME = ("ceiling", "parts")
+# Only where they are named: of whichever pair, and by the hour.
+BY_NAME = ("ceiling", "depths", "parts")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2
@@ -65,8 +64,7 @@ def run(names: Sequence[str], arguments: argparse.Namespace) -> BenchReport:
     """Raises BenchError."""
     begun = BenchRun(arguments.quick)
     with tempfile.TemporaryDirectory(prefix="sapwood-bench-") as folder:
-        target, drafter = write_synthetic_pair(Path(folder))
-        setup = Setup(target, drafter, arguments.quick, arguments.seed)
+        setup = Setup(Path(folder), arguments.quick, arguments.seed)
         setup.model, setup.draft = arguments.model, arguments.draft
         figures: list[Figure] = []
         for name in names:

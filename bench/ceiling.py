@@ -133,10 +133,10 @@ async def _measure(
 ) -> list[Figure]:
     groups = {n: Group("ours", True, None) for n in (QUICK_SIZES if setup.quick else COMPANY_SIZES)}
     async with connected(address, max(groups)) as clients:
-        await _serve(clients, groups[max(groups)])  # warms tree, shapes and the depth policy
+        await serve_questions(clients, groups[max(groups)])  # warms tree, shapes, depth policy
         for run in range(setup.runs):
             for n, group in alternated(list(groups.items()), run):
-                group.served.append(await _serve(clients[:n], group))
+                group.served.append(await serve_questions(clients[:n], group))
                 setup.say(f"run {run + 1}: {n} clients: {group.served[-1].tokens_per_s:.0f}")
             loads = [load_of(n, group.served[0]) for n, group in groups.items()]
             timed = [work for load in loads for work in works(load, len(chances))]
@@ -145,7 +145,7 @@ async def _measure(
     return [_figure(n, group, matmuls, chances) for n, group in groups.items()]
 
 
-async def _serve(clients: Sequence[AsyncClient], group: Group) -> Served:
+async def serve_questions(clients: Sequence[AsyncClient], group: Group) -> Served:
     """Every question at least once: each client asks its own, one after another."""
     options = GenerateOptions(
         **SPECULATION_OPTIONS, temperature=0.0, draft_tokens=group.draft_tokens

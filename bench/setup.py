@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.measure import BenchError
+from bench.synthetic import write_synthetic_pair
 from sapwood import SapwoodError
 from sapwood.daemon.demo import blas
 from sapwood.daemon.demo.errors import DemoError
@@ -31,14 +32,15 @@ PROMPT_IDS = range(100, 2000)
 
 @dataclass(slots=True)
 class Setup:
-    """quick: shorter work, whose figures mean little. runs: of every figure, by benchmark.
+    """folder: for the synthetic pair, written once if a benchmark asks for it.
+
+    quick: shorter work, whose figures mean little. runs: of every figure, by benchmark.
 
     model, draft: as `serve` takes them, of the benchmarks that take any pair; None: the bundled.
     blas: what every process that computed had loaded, noted while it ran.
     """
 
-    target: Path
-    drafter: Path
+    folder: Path
     quick: bool
     seed: int
     runs: int = 1
@@ -46,6 +48,7 @@ class Setup:
     draft: str | None = None
     blas: set[str] = field(default_factory=set)
     random: random.Random = field(init=False)
+    _synthetic: tuple[Path, Path] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -53,10 +56,18 @@ class Setup:
     def prompt(self, tokens: int) -> list[int]:
         return self.random.choices(PROMPT_IDS, k=tokens)
 
+    @property
+    def synthetic_pair(self) -> tuple[Path, Path]:
+        """Target and drafter of bench/synthetic.py."""
+        if self._synthetic is None:
+            self._synthetic = write_synthetic_pair(self.folder)
+        return self._synthetic
+
     def load_target(self) -> Pair:
         """The synthetic target in this process, without its drafter."""
         self.blas.add(blas.loaded(os.getpid()))
-        return load_pair(*locate(str(self.target), "none"))
+        target, _ = self.synthetic_pair
+        return load_pair(*locate(str(target), "none"))
 
     def load_given_pair(self) -> Pair:
         """The pair of --model and --draft, in this process. Raises BenchError."""
@@ -77,7 +88,8 @@ class Setup:
     @contextmanager
     def synthetic(self, command: Sequence[str] | None = None) -> Iterator[DaemonProcess]:
         """A daemon with the synthetic pair. command: of `serve`, without the model."""
-        flags = ["--model", str(self.target), "--draft", str(self.drafter)]
+        target, drafter = map(str, self.synthetic_pair)
+        flags = ["--model", target, "--draft", drafter]
         with self.daemon([*(command or serve_command()), *flags]) as daemon:
             yield daemon
 

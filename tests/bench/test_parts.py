@@ -127,7 +127,7 @@ def test_it_measures_a_pair_that_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(parts, "least_times", quick_least_times)
     monkeypatch.setattr(parts, "_QUICK_ROW_COUNTS", (1, 2))
     folder = checkpoint("e2b-tiny").path
-    setup = Setup(Path("none"), Path("none"), quick=True, seed=0)
+    setup = Setup(Path("none"), quick=True, seed=0)
     setup.model, setup.draft = str(folder), str(folder.parent / "e2b-tiny-assistant")
     figures = measure(setup)
     assert [figure.name for figure in figures] == [
