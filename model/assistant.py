@@ -118,7 +118,7 @@ class _Clusters(nn.Module):
 
 
 class Assistant(nn.Module):
-    """The drafter. OfRows are independent: n of them step together at n positions."""
+    """The drafter. Rows are independent: n of them step together at n positions."""
 
     def __init__(self, config: AssistantConfig) -> None:
         super().__init__()

@@ -18,7 +18,6 @@ import mlx.core as mx
 from mlx import nn
 
 OfRows = Callable[[mx.array], mx.array]
-OfNothing = Callable[[], mx.array]
 
 _MARK = "_side_by_side"
 
@@ -80,7 +79,9 @@ def _join(modules: Sequence[Any]) -> _Joined:
     return _Joined(made, parts)
 
 
-def kept(module: Any, name: str, sources: Sequence[mx.array], make: OfNothing) -> mx.array:
+def kept(
+    module: Any, name: str, sources: Sequence[mx.array], make: Callable[[], mx.array]
+) -> mx.array:
     """What is made of a module's arrays, once for these: kept in the module and counted with it.
 
     name: begins with "_", so that it is no parameter.
