@@ -3,12 +3,14 @@
 STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the first. `loading`
 never ends to load, `refused` gets SIGTERM where its load fails and again in Python's teardown.
 FOLDER has `c.toml`; the socket `s` and `ready.json` appear there, and `loading` once the engine
-thread loads.
+thread loads. With FAKE_TRIMS in the environment SIGRTMIN makes the C library give back all memory
+that it keeps for later (Linux).
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import signal
 import sys
@@ -43,6 +45,9 @@ class TimedDevice(FakeDevice):
 
 def main(step: str, folder: str) -> NoReturn:
     entry.begin(serves=True)
+    if "FAKE_TRIMS" in os.environ:
+        trim = ctypes.CDLL(None).malloc_trim
+        signal.signal(signal.SIGRTMIN, lambda *_: trim(0))
     log_to_stderr()
     config = load_config(
         {
