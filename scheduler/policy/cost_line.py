@@ -18,10 +18,7 @@ Vector = list[float]
 
 # Where the pieces of F end and begin, in packed tokens. A kernel's tile is full at its size: that
 # many tokens belong to the piece that ends there.
-KNOTS = (
-    *range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16),
-    *range(160, 257, 32),
-)  # fmt: skip
+KNOTS = tuple(1 << n for n in range(9))
 WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 30)
 SLOPES = range(1, 1 + len(KNOTS))
 BASE, DRAFT, ITERATION, CONTEXT, SIZE = 0, *range(SLOPES.stop, SLOPES.stop + 4)

@@ -134,5 +134,8 @@ class Search:
                 yield bisect_left(chances, -self.rate * slopes[piece], begin, end)
                 yield end
             if end >= most:
-                return
+                break
             begin, piece = end + 1, piece + 1
+        # All of them may make all rows equally deep, which is a kind of step with its own price.
+        if most > level.least:
+            yield most - 1

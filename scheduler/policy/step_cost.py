@@ -39,10 +39,8 @@ TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
 KIND_SAMPLES = 8
-KIND_LOOKS, SURPRISE = (
-    3,
-    1.3,
-)  # so often a new kind is looked at that took so much more than expected
+KIND_LOOKS = 3  # so often a new kind is looked at that took SURPRISE times what was expected
+SURPRISE = 1.3
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was expected
@@ -186,19 +184,9 @@ class StepCost:
     """Learns from steps, predicts them, and gives the prices that a choice goes by."""
 
     __slots__ = (
-        *(
-            "_before",
-            "_kinds",
-            "_level",
-            "_line",
-            "_moved",
-            "_offsets",
-            "_prefill",
-            "_ratios",
-            "_step",
-        ),
-        *("iterations_seen", "surprised", "tokens_seen"),
-    )
+        "_kinds", "_level", "_line", "_moved", "_offsets", "_prefill", "_ratios",
+        "_step", "iterations_seen", "surprised", "tokens_seen",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.iterations_seen = -1  # the most of a step so far
