@@ -14,6 +14,7 @@ from typing import Any
 from sapwood.model import device
 
 ROOT = Path(__file__).parents[1]
+_WHAT_RUNS = (".", ":!docs", ":!findings", ":!*.md")
 PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf", "anyio", "numpy")
 
 
@@ -36,14 +37,15 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit that was measured, "+" behind it where files differ; "unknown" outside git.
 
-    The reports themselves are what a run changes, so they do not count.
+    It is the newest that changed anything which runs: pages and findings do not, and the reports
+    themselves are what a run changes. So runs of hours can be committed one by one.
     """
     try:
-        head = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/bench")
+        found = _git("log", "-1", "--format=%H", "--", *_WHAT_RUNS)
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *_WHAT_RUNS)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head + ("+" if changed else "")
+    return found + ("+" if changed else "")
 
 
 def _git(*arguments: str) -> str:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 from mlx import nn
-from mlx_lm.models.gemma4_text import MLP
-from mlx_lm.models.rope_utils import initialize_rope
 
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, OrderedHead, TextConfig
 from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.mlx_lm_modules import MLP, initialize_rope
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
 from sapwood.model.checkpoint.weights import Fitted, fit
 from sapwood.model.dense import Heads, Residual, Rotation, norm

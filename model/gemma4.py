@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
-from mlx_lm.models.gemma4_text import DecoderLayer, Gemma4TextModel, Model, logit_softcap
 
 from sapwood.cache.arrays.attention import History, Layers
 from sapwood.cache.arrays.batch import Batch
@@ -26,6 +25,12 @@ from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.pools import KeysValues
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.model.checkpoint.config import Placeholders
+from sapwood.model.checkpoint.mlx_lm_modules import (
+    DecoderLayer,
+    Gemma4TextModel,
+    Model,
+    logit_softcap,
+)
 from sapwood.model.dense import Heads, Residual, Rotation, norm
 from sapwood.model.products import OfRows
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
-from mlx_lm.models.gemma4_text import Model
 
 from sapwood.cache.attention_routes import Kernels
 from sapwood.cache.geometry import ARRAY_ELEMENTS_MAX, buffer_bytes, ring_tokens, tail_tokens
@@ -23,6 +22,7 @@ from sapwood.model.assistant import Assistant, fill_assistant, fit_assistant
 from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, TargetConfig
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
 from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
+from sapwood.model.checkpoint.mlx_lm_modules import Model
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
 from sapwood.model.checkpoint.weights import arrays, fit_target, resolve_dtype

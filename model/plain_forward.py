@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.gemma4_text import logit_softcap
 
+from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
 from sapwood.model.pair import Pair
 
 # In logits, which end at 30 where they are capped: half precision has steps of 1/8 and 1/64 there.

@@ -6,6 +6,8 @@ A release beyond the bound is let in by whoever has seen these tests pass with i
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 import tomllib
 from typing import Any
 
@@ -13,7 +15,6 @@ import pytest
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from mlx import nn
 from mlx_lm.models import gemma4_text, rope_utils, switch_layers
-from mlx_lm.utils import infer_quant_config
 from packaging.requirements import Requirement
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
@@ -35,7 +36,6 @@ IMPORTED = {
     "mlx_lm.models.gemma4_text.logit_softcap",
     "mlx_lm.models.rope_utils.initialize_rope",
     "mlx_lm.models.switch_layers.QuantizedSwitchLinear",
-    "mlx_lm.utils.infer_quant_config",
     "uvicorn.Config",
     "uvicorn.protocols.http.h11_impl.H11Protocol",
     "uvicorn.server.ServerState",
@@ -118,7 +118,6 @@ def lacking(module: nn.Module, names: tuple[str, ...]) -> list[str]:
         (gemma4_text.logit_softcap, ["softcap", "x"]),
         (gemma4_text.MLP.__init__, ["self", "config", "layer_idx"]),
         (gemma4_text.Model.sanitize, ["self", "weights"]),
-        (infer_quant_config, ["path", "module", "weights"]),
         (ReflectionServicer.__init__, ["self", "service_names", "pool"]),
         (H11Protocol.__init__, ["self", "config", "server_state", "app_state", "_loop"]),
         (ServerState.__init__, ["self"]),
@@ -134,3 +133,16 @@ def test_classes_that_we_build_or_look_for_are_modules() -> None:
     assert {"dims", "base", "traditional"} <= set(
         inspect.signature(rope_utils.initialize_rope).parameters
     )
+
+
+def test_a_daemon_imports_mlx_lms_modules_and_not_what_its_package_imports() -> None:
+    """Most of a start was that. Whoever imports the package afterwards has all of it."""
+    code = """if True:
+        import sys
+        import sapwood.daemon.process.assemble
+        assert not {"mlx_lm", "mlx_lm.utils", "transformers"} & sys.modules.keys()
+        import mlx_lm
+        from mlx_lm.models.gemma4_text import Model
+        from sapwood.model.checkpoint import mlx_lm_modules
+        assert Model is mlx_lm_modules.Model and mlx_lm.load"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from mlx_lm.models.gemma4_text import ModelArgs
+from sapwood.model.checkpoint.mlx_lm_modules import ModelArgs
 
 AttentionKind = Literal["sliding", "full"]
 

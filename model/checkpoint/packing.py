@@ -20,11 +20,10 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
-from mlx_lm.utils import infer_quant_config
 
 from sapwood.model.checkpoint.config import PACKINGS, Quantization
 from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.mlx_lm_modules import QuantizedSwitchLinear
 from sapwood.model.checkpoint.safetensors import TensorEntry
 from sapwood.model.checkpoint.tensor_scale import (
     TENSOR_SCALE,
@@ -33,6 +32,8 @@ from sapwood.model.checkpoint.tensor_scale import (
     take_tensor_scales,
 )
 
+# Their groups and bits tell them apart, and their scales are bytes.
+_BYTE_SCALED = [mode for mode in PACKINGS if mode != "affine"]
 _PACKED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 _CHOOSERS = ("router.proj", "masked_embedding.centroids")
 _CHOOSER = Quantization(8, 64, "affine")
@@ -123,22 +124,22 @@ def quantize(
 
 
 def _read_off(where: str, path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
-    try:
-        found = infer_quant_config(path, inner, dict(weights))
-    except (ValueError, KeyError, IndexError, ZeroDivisionError) as error:
-        raise ModelRefused(f"{where}: cannot tell how it is packed: {error}") from None
-    bits, groups = PACKINGS[found["mode"]]
-    if found["bits"] not in bits or found["group_size"] not in groups:
+    """Bits, group size and mode, from the shapes of what is stored; `inner` is not packed yet."""
+    scales, stored = (weights[f"{path}.{name}"] for name in ("scales", "weight"))
+    width = inner.weight.shape[-1]
+    if not (scales.ndim and scales.size and stored.ndim):
+        raise ModelRefused(f"{where}: cannot tell how it is packed: shapes of {scales.shape}")
+    group_size, bits = width // scales.shape[-1], stored.shape[-1] * 32 // width
+    modes = _BYTE_SCALED if scales.dtype == mx.uint8 else ["affine"]
+    fitting = [m for m in modes if bits in PACKINGS[m][0] and group_size in PACKINGS[m][1]]
+    if not fitting:
         raise ModelRefused(
-            f"{where}: found {found['bits']}-bit {found['mode']} in groups of "
-            f"{found['group_size']}, expected are {SPELLINGS} in groups of {groups}"
+            f"{where}: found {bits} bits in groups of {group_size} with scales of {scales.dtype}, "
+            f"expected are {SPELLINGS} in groups of {[PACKINGS[m][1] for m in modes]}"
         )
-    if inner.weight.shape[-1] % found["group_size"]:
-        raise ModelRefused(
-            f"{where}: rows of {inner.weight.shape[-1]} do not divide into "
-            f"groups of {found['group_size']}"
-        )
-    return dict(found)
+    if width % group_size:
+        raise ModelRefused(f"{where}: rows of {width} do not divide into groups of {group_size}")
+    return {"group_size": group_size, "bits": bits, "mode": fitting[0]}
 
 
 class _Rows(nn.QuantizedEmbedding):

@@ -16,7 +16,8 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models.switch_layers import QuantizedSwitchLinear
+
+from sapwood.model.checkpoint.mlx_lm_modules import QuantizedSwitchLinear
 
 TENSOR_SCALE = "global_scale"
 LARGEST = 448 * 6  # of e4m3 times that of e2m1

@@ -22,10 +22,10 @@ from typing import Generic, TypeVar
 import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten
-from mlx_lm.models.gemma4_text import Model
 
 from sapwood.model.checkpoint.config import TargetConfig
 from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.checkpoint.mlx_lm_modules import Model
 from sapwood.model.checkpoint.packing import give_rows_in, quantize
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
 from sapwood.model.checkpoint.tensor_scale import TENSOR_SCALE

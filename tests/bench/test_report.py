@@ -109,3 +109,28 @@ def test_the_commit_is_gits_own_or_unknown(monkeypatch: pytest.MonkeyPatch, tmp_
     assert re.fullmatch(r"[0-9a-f]{40}\+?|unknown", machine.commit())
     monkeypatch.setattr(machine, "ROOT", tmp_path)
     assert machine.commit() == "unknown"
+
+
+def test_what_runs_is_measured_and_pages_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    names = {"GIT_AUTHOR_NAME": "a", "GIT_COMMITTER_NAME": "a"}
+    emails = {"GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_EMAIL": "a@b"}
+    for name, value in (names | emails).items():
+        monkeypatch.setenv(name, value)
+
+    def commit(*paths: str) -> str:
+        for path in paths:
+            (tmp_path / path).parent.mkdir(exist_ok=True)
+            (tmp_path / path).write_text(str(len(machine.commit())) + path)
+        machine._git("add", "-A")
+        machine._git("commit", "-qm", " ".join(paths), "--allow-empty")
+        return machine.commit()
+
+    machine._git("init", "-q")
+    first = commit("a.py")
+    assert commit("docs/b.py", "findings/c.sh", "README.md") == first
+    assert commit("bench/d.md") == first != commit("bench/d.py")
+    (tmp_path / "a.py").write_text("changed")
+    assert machine.commit().endswith("+")

@@ -154,17 +154,20 @@ _UP = "language_model.model.layers.1.mlp.up_proj"
     [
         (
             {f"{_UP}.weight": mx.zeros((128, 28), mx.uint32)},
-            r"layers\.1\.mlp\.up_proj: found 7-bit affine in groups of 64, expected",
+            r"layers\.1\.mlp\.up_proj: found 7 bits in groups of 64 with .*float32, expected",
         ),
         (
             {f"{_UP}.scales": mx.zeros((128, 8)), f"{_UP}.biases": mx.zeros((128, 8))},
-            r"layers\.1\.mlp\.up_proj: found 4-bit affine in groups of 16",
+            r"layers\.1\.mlp\.up_proj: found 4 bits in groups of 16 with",
         ),
         (
             {f"{_UP}.scales": mx.zeros((128, 0))},
             r"\.safetensors: .*up_proj: cannot tell how it is packed",
         ),
-        ({f"{_UP}.scales": mx.zeros((128, 2), mx.uint8)}, r"up_proj: cannot tell how it is packed"),
+        (
+            {f"{_UP}.scales": mx.zeros((128, 2), mx.uint8)},
+            r"up_proj: found 4 bits in .*of 64 with .*uint8",
+        ),
         ({f"{_UP}.biases": None}, r"up_proj\.biases is missing"),
         ({f"{_UP}.global_scale": mx.ones((1,))}, r"up_proj: has a global scale, which only nvfp4"),
         ({f"{_UP}.weight": mx.zeros((64, 16), mx.uint32)}, r"expected .*\[128, 16\], found"),
