@@ -24,8 +24,9 @@ from bench.setup import Setup
 from sapwood.daemon.demo import blas
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
-# Only where they are named: of whichever pair, and by the hour.
-BY_NAME = ("ceiling", "depths", "parts")
+# Only where they are named: of whichever pair, by the hour; and without any, a look at the tree.
+OF_A_PAIR = ("ceiling", "depths", "parts")
+BY_NAME = (*OF_A_PAIR, "traces")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}
 QUICK_RUNS = 2
@@ -93,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of each figure (default: 5, of the long 3)",
     )
     add("--quick", action="store_true", help="less work and fewer runs, to see that it runs")
-    add("--model", metavar="PATH", help=f"of {' and '.join(BY_NAME)} (default: the bundled pair)")
+    add("--model", metavar="PATH", help=f"of {' and '.join(OF_A_PAIR)} (default: the bundled pair)")
     add("--draft", metavar="PATH", help="its drafter, or none")
     add("--seed", type=int, default=0, metavar="N", help="of the prompts")
     return parser
