@@ -258,19 +258,18 @@ class Core:
         self._roster.storing.clear()
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
-        """Steps that also copied a prefix in or out tell nothing of what rows and drafts cost."""
+        """What the step was made of, and what the policy learns from it."""
         plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
         for sequence in planned.admitted:
             self._meters.count_restored(sequence.cached)
         self._meters.count_step(plan, self._depth.parked_rows)
-        if plan.captures or plan.admits:
-            return
         shape = StepShape(
             rows=len(depths),
             drafted=sum(depths),
             iterations=max(depths, default=0),
             context_tokens=sum(row.start for row in plan.decodes),
             prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
+            copied=bool(plan.captures or plan.admits),
         )
         self._depth.observe_step(shape, seconds)
 

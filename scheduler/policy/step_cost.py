@@ -1,71 +1,102 @@
-"""What a step costs in seconds, learned from the steps themselves.
+"""What steps cost beside each other, learned from the steps themselves.
 
-- seconds = base + rows + drafted tokens + draft iterations + context, each times a coefficient
-  >= 0, plus prefill tokens times theirs. Drafts of one iteration are drawn together for all rows,
-  so the deepest row decides the iterations.
-- Decode steps are remembered as running means by (size class of rows, iterations), and the line is
-  fitted through the means: a depth that was not tried for a while is not forgotten, and one that is
-  tried all the time cannot outvote it. Rejected: exponential forgetting over all samples, which
-  keeps nothing but the depth in use and then cannot say what plain decoding would cost.
-- Real costs have edges where the kernels change, so a depth that was measured is priced by its own
-  mean, and the line only carries it to other features.
-- A step with a prefill never moves the decode coefficients; its excess over the predicted decode
-  goes to the prefill coefficient.
-- One sample moves a mean by at most a factor; only a run of samples on one side moves it far, so a
-  host stall does not, and a real change does within a few steps.
+- Steps are told apart by their kind: the piece of the curve that their packed tokens lie on, their
+  draft iterations, and whether all rows go equally deep. A kind is remembered by its mean: what was
+  not tried for a while is not forgotten, and what is tried all the time cannot outvote it. A line
+  is fitted through the means (cost_line) and carries them to what was not measured; what was is
+  priced by its own mean.
+- Whatever slows or speeds all steps alike, a neighbour on the same cores, heat, is a level and no
+  cost: a step is judged beside those right before it. So a plain step that fell into a busy moment
+  does not make drafts look cheap. What the level takes away no choice among depths could want.
+- What disturbs a step makes it slower and never quicker: of a kind's newest samples, and of the
+  newest steps for the level, the upper end of the lowest third is believed. One sample of a new
+  kind may be any of these, so one that is far above what was expected says that it wants another.
+- The line is fitted when somebody asks for prices and a mean has moved, and at no other time.
+- A step that evaluates prompts or copies prefixes as well teaches a kind only what no other step
+  does: where sequences come and go there may be none without.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from sapwood.scheduler.policy.cost_line import (
+    CONTEXT,
+    DRAFT,
+    ITERATION,
+    KNOTS,
+    LEAST,
+    SLOPES,
+    CostLine,
+    Vector,
+    features,
+    piece_of,
+)
 
 TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
-LEAST = 0.01  # bounds what a prediction may fall to below what was seen
-COUNT_MAX = 8  # a mean of this many samples has full weight
-OTHER_CLASS = 0.1  # weight of means from steps of another size class
-SHRINK = 0.02  # pull towards the prior shape where the samples cannot tell features apart
-SWEEPS = 8
-# Base, a row, a drafted token, a draft iteration, 1024 tokens of context: only the ratios count.
-PRIOR = (1.0, 0.02, 0.06, 0.08, 0.005)
+LEVEL_STEPS = 9
+KIND_SAMPLES = 8
+KIND_LOOKS = 3  # so often a new kind is looked at that took SURPRISE times what was expected
+SURPRISE = 1.3
+COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
+FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
+BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was expected
+KINDS_MAX = 64
+STALE_STEPS = 64  # a kind that was not seen for so long learns from any step
 
-Vector = list[float]
+
+KindName = tuple[int, int, bool]
+
+
+def kind_name(rows: int, drafted: int, iterations: int) -> KindName:
+    """The piece of the curve, the iterations, and whether all rows are as deep as the deepest."""
+    return piece_of(rows + drafted), iterations, drafted == rows * iterations
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a step's time depends on. `context_tokens` is summed over its decode rows."""
+    """What a step's time depends on. `context_tokens` is summed over its decode rows.
+
+    copied: the step also copied a prefix in or out.
+    """
 
     rows: int
     drafted: int
     iterations: int
     context_tokens: int
     prefill_tokens: int = 0
+    copied: bool = False
 
     @property
-    def size_class(self) -> int:
-        """Steps whose rows have as many binary digits cost alike: 1, 2 to 3, 4 to 7, ..."""
-        return self.rows.bit_length()
+    def tokens(self) -> int:
+        """Packed tokens of the decode rows."""
+        return self.rows + self.drafted
+
+    @property
+    def kind(self) -> KindName:
+        """Steps of one kind cost alike."""
+        return kind_name(self.rows, self.drafted, self.iterations)
 
     def features(self) -> Vector:
-        """In the order of PRIOR, context in units of 1024 tokens."""
-        return [1.0, self.rows, self.drafted, self.iterations, self.context_tokens / 1024]
+        """As a CostLine takes them."""
+        return features(self.tokens, self.drafted, self.iterations, self.context_tokens)
 
 
 class Mean:
     """Running mean of positive numbers in which one outlier cannot move much."""
 
-    __slots__ = ("_streak", "count", "rate", "value")
+    __slots__ = ("_streak", "count", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
         self.count = 0
-        self.rate = 1.0
         self._streak = 0  # samples in a row beyond TRUST, negative below
 
     def add(self, sample: float) -> None:
-        """`rate` is the weight that this sample got, for who averages something along with it."""
+        """One more sample; a run of them on one side is followed within a few."""
         self.count += 1
         if self.count == 1:
             self.value = sample
@@ -74,8 +105,8 @@ class Mean:
         bounded = min(max(sample, self.value / factor), self.value * factor)
         self._streak = self._next_streak(sample)
         settled = abs(self._streak) < 3
-        self.rate = max(RATE, 1.0 / self.count) if settled else 0.5
-        self.value += self.rate * (bounded - self.value)
+        rate = max(RATE, 1.0 / self.count) if settled else 0.5
+        self.value += rate * (bounded - self.value)
 
     def _next_streak(self, sample: float) -> int:
         if sample > self.value * TRUST:
@@ -85,144 +116,190 @@ class Mean:
         return 0
 
 
-class _Bucket:
-    """Mean time and mean features of the steps of one kind."""
+class _Kind:
+    """Typical time and mean features of the steps of one kind.
 
-    __slots__ = ("features", "seconds")
+    seconds: of the newest samples the upper end of the lowest third, so that bursts count little
+    and a change is followed once it has two thirds. expected: by other kinds, before the first.
+    """
 
-    def __init__(self, features: Vector) -> None:
-        self.features = features
-        self.seconds = Mean()
+    __slots__ = ("_newest", "count", "expected", "features", "fitted", "seconds", "step")
 
-    def add(self, features: Vector, seconds: float) -> None:
-        self.seconds.add(seconds)
-        rate = self.seconds.rate
-        self.features = [
-            old + rate * (new - old) for old, new in zip(self.features, features, strict=True)
-        ]
+    def __init__(self) -> None:
+        self.features: Vector = []
+        self.seconds = 0.0
+        self.count = 0
+        self.expected = 0.0
+        self.fitted = 0.0  # the seconds that the line was fitted through
+        self.step = 0  # of its newest sample
+        self._newest: deque[float] = deque(maxlen=KIND_SAMPLES)
+
+    def add(self, x: Vector, seconds: float) -> None:
+        self.count += 1
+        self._newest.append(seconds)
+        self.seconds = _low(self._newest)
+        rate, pairs = max(RATE, 1.0 / self.count), zip(self.features or x, x, strict=True)
+        self.features = [old + rate * (new - old) for old, new in pairs]
+
+    @property
+    def moved(self) -> bool:
+        """Whether it is worth a fit."""
+        young = self.count <= COUNT_SETTLED
+        return young or abs(self.seconds - self.fitted) > FIT_SHARE * self.fitted
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Seconds of a step of `rows` by what it drafts, at the level of no matter when.
+
+    slopes: seconds of one more token on each piece of the curve, its draft included.
+    """
+
+    rows: int
+    slopes: Vector
+    _fixed: float
+    _curve: Vector
+    _draft: float
+    _iteration: float
+    _offsets: Mapping[KindName, float]
+    _kinds: Mapping[KindName, _Kind]
+
+    def known(self, drafted: int, iterations: int) -> bool:
+        """Whether there are enough steps of this kind to believe what is said of it."""
+        kind = self._kinds.get(kind_name(self.rows, drafted, iterations))
+        return kind is not None and kind.count >= COUNT_SETTLED
+
+    def seconds(self, drafted: int, iterations: int) -> float:
+        """Of a step with as many drafts, the deepest row with as many as there are iterations."""
+        tokens = self.rows + drafted
+        piece = piece_of(tokens)
+        begun = KNOTS[piece]
+        line: float = self._fixed + self._curve[piece] + self._draft * (begun - self.rows)
+        line += self.slopes[piece] * (tokens - begun) + self._iteration * iterations
+        name = piece, iterations, drafted == self.rows * iterations
+        return max(line + self._offsets.get(name, 0.0), LEAST * line)
 
 
 class StepCost:
-    """Predicts a step's seconds; `per_draft` and `iterations` are its marginal costs."""
+    """Learns from steps, predicts them, and gives the prices that a choice goes by."""
 
-    __slots__ = ("_buckets", "_coefficients", "_prefill")
+    __slots__ = (
+        "_kinds", "_level", "_line", "_moved", "_offsets", "_prefill", "_ratios",
+        "_step", "iterations_seen", "surprised", "tokens_seen",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self._buckets: dict[tuple[int, int], _Bucket] = {}
-        self._coefficients: Vector = list(PRIOR)
-        self._prefill = Mean()
+        self.iterations_seen = -1  # the most of a step so far
+        self.tokens_seen = 0
+        self.surprised = False  # by the newest step, so that it is worth another look
+        self._line = CostLine()
+        self._kinds: dict[KindName, _Kind] = {}  # the one learned of last comes last
+        self._offsets: dict[KindName, float] = {}
+        self._moved = False
+        self._prefill = Mean()  # seconds of a token
+        self._level = 1.0  # how slow steps are now: by the newest ratios
+        # Of the newest steps of known kinds: seconds by what was expected.
+        self._ratios: deque[tuple[_Kind, float]] = deque(maxlen=LEVEL_STEPS)
+        self._step = 0
 
-    @property
-    def per_draft(self) -> float:
-        """Seconds of one more draft, without its iteration."""
-        return self._coefficients[2]
-
-    def iterations(self, size_class: int, iterations_max: int) -> Vector:
-        """Seconds of 0 to `iterations_max` iterations without their drafts, in that class."""
-        each = self._coefficients[3]
-        return [each * n + self._edge(size_class, n) for n in range(iterations_max + 1)]
+    def prices(self, rows: int, context_tokens: int, prefill_tokens: int) -> Prices:
+        """For a step of `rows` beside so much prefill. Fits, where a mean has moved."""
+        line = self._fitted()
+        theta = line.coefficients
+        draft = theta[DRAFT]
+        fixed = theta[0] + theta[CONTEXT] * context_tokens / 1024
+        fixed += self._prefill.value * prefill_tokens if self._kinds else 0.0
+        slopes = [theta[k] + draft for k in SLOPES]
+        curve, iteration = line.curve(), theta[ITERATION]
+        return Prices(rows, slopes, fixed, curve, draft, iteration, self._offsets, self._kinds)
 
     def predict(self, shape: StepShape) -> float:
-        """Seconds of a step; of its decode part alone, in PRIOR's unit, until one was seen."""
-        if not self._buckets:
-            return self._decode(shape)
-        return self._decode(shape) + self._prefill.value * shape.prefill_tokens
+        """Seconds of a step now; of its decode part alone, in PRIOR's unit, until one was seen."""
+        prices = self.prices(shape.rows, shape.context_tokens, shape.prefill_tokens)
+        return prices.seconds(shape.drafted, shape.iterations) * self._level
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """`seconds` from the step's plan to its commit, as the engine's clock saw it."""
         if seconds <= 0.0:
             return
-        if shape.prefill_tokens:
-            self._observe_prefill(shape, seconds)
+        self._step += 1
+        self.surprised = False
+        if shape.rows:
+            self.iterations_seen = max(self.iterations_seen, shape.iterations)
+            self.tokens_seen = max(self.tokens_seen, shape.tokens)
+        if shape.prefill_tokens or shape.copied:
+            self._observe_mixed(shape, seconds / self._level)
         elif shape.rows:
-            self._observe_decode(shape, seconds)
+            self._observe_plain(shape, seconds)
 
-    def _decode(self, shape: StepShape) -> float:
-        line = self._line(shape.features())
-        return max(line + self._edge(shape.size_class, shape.iterations), LEAST * line)
+    def _observe_plain(self, shape: StepShape, seconds: float) -> None:
+        """A step of decode rows alone."""
+        x, kind = shape.features(), self._kinds.get(shape.kind)
+        if kind is None or kind.count < COUNT_SETTLED:
+            self._learn(shape, x, seconds / self._level)
+            return
+        # A run of one kind says nothing of others, and against a level made of itself it would
+        # drift, or never leave what it was first taken for: it learns from the others around it.
+        others = [ratio for other, ratio in self._ratios if other is not kind]
+        if len(others) > LEVEL_STEPS // 2:
+            self._learn(shape, x, seconds / _low(others))
+        own = self._line.seconds(kind.features)
+        expected = kind.seconds * (self._line.seconds(x) / own if own > 0.0 else 1.0)
+        self._ratios.append((kind, seconds / expected))
+        self._level = _low([ratio for _, ratio in self._ratios])
 
-    def _line(self, features: Vector) -> float:
-        return sum(c * x for c, x in zip(self._coefficients, features, strict=True))
+    def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
+        """A step that also evaluates prompts or copies. `seconds` without the level."""
+        prefill = self._prefill.value * shape.prefill_tokens
+        if shape.rows and self._wanted(shape):
+            # A prefill priced too high must not make the rows free.
+            self._learn(shape, shape.features(), max(seconds - prefill, 0.1 * seconds))
+        elif shape.prefill_tokens and not shape.copied:
+            decode = 0.0
+            if shape.rows and self._kinds:
+                decode = self.predict(replace(shape, prefill_tokens=0)) / self._level
+            each = max(seconds - decode, 0.1 * seconds) / shape.prefill_tokens
+            self._prefill.add(each)
 
-    def _edge(self, size_class: int, iterations: int) -> float:
-        """How far the steps of one kind lie off the line, as far as there are enough of them."""
-        bucket = self._buckets.get((size_class, iterations))
-        if bucket is None:
-            return 0.0
-        count = bucket.seconds.count
-        return (bucket.seconds.value - self._line(bucket.features)) * count / (count + 1)
+    def _wanted(self, shape: StepShape) -> bool:
+        """Whether a mixed step is the best that there is to learn of its kind from."""
+        if not self._prefill.count and shape.prefill_tokens:
+            return False
+        kind = self._kinds.get(shape.kind)
+        return kind is None or self._step - kind.step > STALE_STEPS
 
-    def _observe_prefill(self, shape: StepShape, seconds: float) -> None:
-        """Before the first decode step nothing is known to subtract, in any unit of time."""
-        decode = self._decode(shape) if self._buckets else 0.0
-        floor = 0.1 * seconds  # a decode part predicted too long must not make prefill free
-        self._prefill.add(max(seconds - decode, floor) / shape.prefill_tokens)
+    def _learn(self, shape: StepShape, x: Vector, seconds: float) -> None:
+        kind = self._kinds.pop(shape.kind, None)
+        if kind is None:
+            kind = _Kind()
+            kind.expected = self._fitted().seconds(x) if self._kinds else seconds
+            seconds = min(seconds, kind.expected * BELIEVED_MAX)
+        self._kinds[shape.kind] = kind
+        kind.add(x, seconds)
+        self.surprised = kind.count < KIND_LOOKS and kind.seconds > SURPRISE * kind.expected
+        kind.step = self._step
+        self._moved = self._moved or kind.moved
+        if len(self._kinds) > KINDS_MAX:
+            del self._kinds[next(iter(self._kinds))]
 
-    def _observe_decode(self, shape: StepShape, seconds: float) -> None:
-        features = shape.features()
-        key = (shape.size_class, shape.iterations)
-        bucket = self._buckets.get(key)
-        if bucket is None:
-            seconds = self._believable(shape, seconds)
-            bucket = self._buckets[key] = _Bucket(features)
-        bucket.add(features, seconds)
-        self._coefficients = self._fit(shape.size_class)
-
-    def _believable(self, shape: StepShape, seconds: float) -> float:
-        """The first sample of a kind, bounded by what the other kinds, if any, let expect."""
-        if not self._buckets:
-            return seconds
-        expected = self._decode(shape)
-        return min(max(seconds, expected / 2.0), expected * 2.0)
-
-    def _fit(self, size_class: int) -> Vector:
-        """Non-negative least squares through the means, near ones first, by coordinate descent."""
-        size = len(PRIOR)
-        gram = [[0.0] * size for _ in range(size)]
-        right = [0.0] * size
-        for (other, _), bucket in self._buckets.items():
-            nearness = 1.0 if other == size_class else OTHER_CLASS
-            weight = nearness * min(bucket.seconds.count, COUNT_MAX)
-            _accumulate(gram, right, bucket.features, bucket.seconds.value, weight)
-        prior = self._scaled_prior()
-        for j in range(size):
-            pull = SHRINK * gram[j][j] + 1e-12
-            gram[j][j] += pull
-            right[j] += pull * prior[j]
-        fitted = _solve(gram, right, self._coefficients)
-        fastest = min(bucket.seconds.value for bucket in self._buckets.values())
-        fitted[0] = max(fitted[0], LEAST * fastest)  # no step is free, whatever the samples say
-        return fitted
-
-    def _scaled_prior(self) -> Vector:
-        """PRIOR in seconds: scaled to the level of all means together."""
-        seconds, shape = 0.0, 0.0
-        for bucket in self._buckets.values():
-            seconds += bucket.seconds.value
-            shape += sum(p * x for p, x in zip(PRIOR, bucket.features, strict=True))
-        return [p * seconds / shape for p in PRIOR]
+    def _fitted(self) -> CostLine:
+        """The line through the means as they are."""
+        line = self._line
+        if self._moved:
+            self._moved = False
+            kinds = self._kinds
+            line.fit([(k.features, k.seconds, k.count) for k in kinds.values()])
+            self._offsets = {key: _offset(kind, line) for key, kind in kinds.items()}
+        return line
 
 
-def _accumulate(
-    gram: list[Vector], right: Vector, x: Sequence[float], y: float, weight: float
-) -> None:
-    """Lower triangle and diagonal of weight * x xT; _solve reads no more."""
-    for i, xi in enumerate(x):
-        wx = weight * xi
-        if wx:
-            row = gram[i]
-            right[i] += wx * y
-            for j in range(i + 1):
-                row[j] += wx * x[j]
+def _low(values: Iterable[float]) -> float:
+    """The upper end of their lowest third."""
+    ranked = sorted(values)
+    return ranked[(len(ranked) - 1) // 3]
 
 
-def _solve(gram: list[Vector], right: Vector, start: Vector) -> Vector:
-    """argmin over t >= 0 of t' G t / 2 - right' t, where G is given by its lower triangle."""
-    theta = list(start)
-    size = len(theta)
-    full = [[gram[max(i, j)][min(i, j)] for j in range(size)] for i in range(size)]
-    for _ in range(SWEEPS):
-        for j, row in enumerate(full):
-            rest = sum(g * t for g, t in zip(row, theta, strict=True)) - row[j] * theta[j]
-            theta[j] = max(0.0, (right[j] - rest) / row[j])
-    return theta
+def _offset(kind: _Kind, line: CostLine) -> float:
+    """How far a kind's steps lie off the line, as far as there are enough of them."""
+    kind.fitted = kind.seconds
+    return (kind.seconds - line.seconds(kind.features)) * kind.count / (kind.count + 3)

@@ -41,7 +41,7 @@ def test_no_price_is_negative(samples: list[tuple[int, int, float]]) -> None:
     cost = StepCost()
     for rows, depth, seconds in samples:
         cost.observe(StepShape(rows, rows * depth, depth, rows * 100), seconds)
-    assert cost.per_draft >= 0.0
+    assert min(cost.prices(2, 200, 0).slopes) >= 0.0
     assert all(cost.predict(StepShape(2, 2 * n, n, 200)) > 0.0 for n in range(9))
 
 
