@@ -125,10 +125,10 @@ def quantize(
 
 def _read_off(where: str, path: str, inner: Any, weights: Mapping[str, mx.array]) -> dict[str, Any]:
     """Bits, group size and mode, from the shapes of what is stored; `inner` is not packed yet."""
-    scales, stored = (weights[f"{path}.{name}"] for name in ("scales", "weight"))
+    scales, stored = weights[f"{path}.scales"], weights.get(f"{path}.weight")
     width = inner.weight.shape[-1]
-    if not (scales.ndim and scales.size and stored.ndim):
-        raise ModelRefused(f"{where}: cannot tell how it is packed: shapes of {scales.shape}")
+    if stored is None or not (stored.ndim and scales.ndim and scales.size):
+        raise ModelRefused(f"{where}: cannot tell how it is packed: no rows, or no scales")
     group_size, bits = width // scales.shape[-1], stored.shape[-1] * 32 // width
     modes = _BYTE_SCALED if scales.dtype == mx.uint8 else ["affine"]
     fitting = [m for m in modes if bits in PACKINGS[m][0] and group_size in PACKINGS[m][1]]

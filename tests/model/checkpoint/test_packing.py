@@ -169,6 +169,7 @@ _UP = "language_model.model.layers.1.mlp.up_proj"
             r"up_proj: found 4 bits in .*of 64 with .*uint8",
         ),
         ({f"{_UP}.biases": None}, r"up_proj\.biases is missing"),
+        ({f"{_UP}.weight": None}, r"\.safetensors: .*up_proj: cannot tell how it is packed"),
         ({f"{_UP}.global_scale": mx.ones((1,))}, r"up_proj: has a global scale, which only nvfp4"),
         ({f"{_UP}.weight": mx.zeros((64, 16), mx.uint32)}, r"expected .*\[128, 16\], found"),
     ],
