@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from random import Random
 from typing import TypeAlias
 
@@ -34,17 +34,24 @@ class _Drawing:
         length = self.random.randint(least, most)
         return array("i", (next(self._ids) for _ in range(length)))
 
-    def interleaved(self, sessions: Sequence[_Session]) -> list[TraceRequest]:
-        """One request of a session that is drawn, until all have ended."""
-        requests, left = [], list(sessions)
-        while left:
+    def interleaved(
+        self, sessions: Sequence[_Session], at_once: int | None = None
+    ) -> list[TraceRequest]:
+        """One request of a session that is drawn, until all have ended.
+
+        at_once: the most that have begun and not ended, in turn; None: all of them.
+        """
+        requests, waiting, left = list[TraceRequest](), iter(sessions), list[_Session]()
+        while True:
+            left += islice(waiting, (at_once or len(sessions)) - len(left))
+            if not left:
+                return requests
             session = self.random.choice(left)
             request = next(session, None)
             if request is None:
                 left.remove(session)
             else:
                 requests.append(request)
-        return requests
 
 
 def _scaled(number: int, scale: float) -> int:
@@ -141,7 +148,7 @@ def rag_trace(seed: int, scale: float) -> list[TraceRequest]:
                 prompt + reply + drawing.fresh(30, 100), drawing.fresh(100, 400), len(system)
             )
 
-    return _in_company(drawing, [question(number) for number in range(_scaled(120, scale))], 4)
+    return drawing.interleaved([question(n) for n in range(_scaled(120, scale))], 4)
 
 
 def branches_trace(seed: int, scale: float) -> list[TraceRequest]:
@@ -175,7 +182,7 @@ def branches_trace(seed: int, scale: float) -> list[TraceRequest]:
 
     begun = drawing.interleaved([conversation() for _ in range(4)])
     branches = [branch(*where) for where in grown for _ in range(_scaled(8, scale))]
-    return begun + _in_company(drawing, branches, 4)
+    return begun + drawing.interleaved(branches, 4)
 
 
 def _joined(first: _Tokens, rest: Sequence[_Tokens]) -> _Tokens:
@@ -193,22 +200,6 @@ def _zipf_sample(random: Random, items: Sequence[_Tokens], size: int) -> list[_T
         left.remove(index)
         chosen.append(items[index])
     return chosen
-
-
-def _in_company(drawing: _Drawing, sessions: Sequence[_Session], size: int) -> list[TraceRequest]:
-    """Sessions in turn, of which at most `size` have begun and not ended."""
-    requests, waiting, open_ = list[TraceRequest](), iter(sessions), list[_Session]()
-    while True:
-        while len(open_) < size and (begun := next(waiting, None)) is not None:
-            open_.append(begun)
-        if not open_:
-            return requests
-        session = drawing.random.choice(open_)
-        request = next(session, None)
-        if request is None:
-            open_.remove(session)
-        else:
-            requests.append(request)
 
 
 TRACE_KINDS: dict[str, TraceKind] = {

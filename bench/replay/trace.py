@@ -49,16 +49,6 @@ class KVShape:
             family.window,
         )
 
-    @property
-    def token_bytes(self) -> int:
-        """Of a token of which everything is kept."""
-        return self.full_bytes + self.sliding_bytes
-
-    @property
-    def window_bytes(self) -> int:
-        """Of one whole window."""
-        return self.window * self.sliding_bytes
-
 
 # 20,480 bytes a token in full layers and 204,800 in sliding ones, of which 1,024 tokens count.
 TRACE_SHAPE = KVShape.of(FAMILIES["26B-A4B"])
