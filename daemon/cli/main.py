@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
-from sapwood.daemon.descriptors import own_descriptor_limits
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_serve
 from sapwood.daemon.log import log_to_stderr
@@ -33,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given[:1] == ["demo"]:
             return _demo(given[1:])
         arguments = _parser().parse_args(given)
-        with own_descriptor_limits():
-            return int(arguments.run(arguments))
+        return int(arguments.run(arguments))
     except UsageError as error:
         return _fail(error, 2)
     except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8

@@ -19,7 +19,6 @@ from typing import NoReturn
 import anyio
 
 from sapwood.daemon import entry
-from sapwood.daemon.descriptors import own_descriptor_limits
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.process import assemble
 from sapwood.daemon.process.run import serve
@@ -57,8 +56,7 @@ def main(folder: str, model: str | None = None, draft: str | None = None) -> NoR
         sys.meta_path.insert(0, Watch(f"{folder}/imports"))
         return loaded
 
-    with own_descriptor_limits():
-        entry.leave(anyio.run(serve, config, load))
+    entry.leave(anyio.run(serve, config, load))
 
 
 if __name__ == "__main__":
