@@ -22,6 +22,7 @@ from bench.measure import BenchError, Figure
 from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
 from sapwood.daemon.demo import blas
+from sapwood.daemon.process.host_memory import keep_freed_memory
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
 # Only where they are named: of whichever pair, by the hour; and without any, a look at the tree.
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
         return int(import_module("bench.peers.command").main(argv[1:]))
     arguments = _parser().parse_args(argv)  # what is refused starts nothing anew
     _with_one_blas(argv)
+    keep_freed_memory()  # as a daemon: some benchmarks compute in this process
     chosen = arguments.names or BENCHMARKS
     names = tuple(name for name in (*BENCHMARKS, *BY_NAME) if name in chosen)
     whole = names == BENCHMARKS and not arguments.quick

@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.models.gemma4_text import DecoderLayer
 
+from sapwood.cache.attention_routes import CPU_KERNELS
 from sapwood.model.assistant import Assistant
 from sapwood.model.dense import Heads, Residual
 from sapwood.model.gemma4 import PackedGemma4
@@ -144,7 +145,7 @@ def _target_products(pair: Pair) -> Iterator[_Product]:
 
 def _rest_products(layer: Any, width: int, kept: bool = True) -> Iterator[_Product]:
     """Of a layer of the target or the drafter, behind its attention."""
-    rest, attention = Residual.of(layer), layer.self_attn
+    rest, attention = Residual.of(layer, CPU_KERNELS), layer.self_attn
     yield _Product(rest.out, attention.n_heads * attention.head_dim, kept)
     yield _Product(rest.gate, width, kept)
     yield _Product(rest.up, width, kept)

@@ -28,10 +28,6 @@ VECTOR_PRODUCT_MAX = 32  # queries times the heads that share a K/V head
 FULL_HEAD_SIZES = frozenset({64, 72, 80, 96, 128})
 LONG_QUERIES_MIN = 1024  # of the full kernel at head size 256 on matrix units
 WIDE_HEAD_KEYS_MIN = 1024  # of the vector kernel at head size 512
-# A CPU folds rounds from so many keys on: there one product took 0.1 to 1.0 times what one for each
-# query head takes, with fewer keys 0.5 to 1.35 times, and for slices 0.6 to 1.15 times. Head size
-# 512, groups of 4 to 16, 1 to 16 rows of 1 to 9 queries; alternating, with OpenBLAS.
-CPU_FOLD_KEYS_MIN, CPU_FOLD_QUERIES_MAX = 1024, 9
 TILE_QUERIES_MIN = 8  # of a prompt slice, however long its context is
 
 
@@ -61,7 +57,20 @@ class Kernels:
 
         A CPU likes them in its caches; a GPU makes a pass over K and V for each tile.
         """
-        return 1 << 23 if self.backend == "cpu" else 1 << 26
+        return 1 << 20 if self.backend == "cpu" else 1 << 26
+
+    @property
+    def score_arrays(self) -> int:
+        """Arrays of a call's scores that exist at once, their softmax among them.
+
+        A CPU's is made in several steps (arrays/powers).
+        """
+        return 5 if self.backend == "cpu" else 2
+
+    @property
+    def wide_arrays(self) -> int:
+        """Arrays of an MLP's inner width that exist at once: gate, up, and what is made of them."""
+        return 6 if self.backend == "cpu" else 3
 
 
 CPU_KERNELS = Kernels("cpu")
@@ -202,12 +211,11 @@ def folds(kernels: Kernels, call: AttentionCall) -> bool:
     """Whether a call is computed here, with the heads of a group as one matrix's rows.
 
     One product reads each K/V head once, where one for each query head may read it again. So is
-    what no kernel takes; where MLX has a kernel for the head size it is left to MLX.
+    what no kernel takes, all on a CPU; where MLX has a kernel for the head size it is left to MLX.
     """
     size = call.head_size
     if kernels.backend == "cpu":
-        many = call.keys >= CPU_FOLD_KEYS_MIN and call.queries <= CPU_FOLD_QUERIES_MAX
-        return size > 256 and many
+        return True
     known = size <= 128 if kernels.backend == "cuda" else size in VECTOR_HEAD_SIZES
     return not known and not is_fused(kernels, call)
 

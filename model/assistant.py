@@ -90,7 +90,7 @@ class _Laid:
                 layer.self_attn.kind,
                 norm(layer.input_layernorm),
                 Heads.of(layer.self_attn, keys=False),
-                Residual.of(layer),
+                Residual.of(layer, kernels),
             )
             for layer in assistant.model.layers
         ]

@@ -5,6 +5,8 @@
   keys and values share one norm and one rotation, and no bit moves.
 - Rotation is a kernel on a GPU. A CPU makes it of a dozen operations: there sines and cosines are
   made once for a step and a kind of layer.
+- So it is with gelu and tanh, which take a CPU longer than the products beside them
+  (arrays/powers).
 - What is compiled takes rows of any number. MLX fuses chains of eleven operations and no deeper,
   a broadcast of each operand counted: `gated` is nearly that.
 """
@@ -15,11 +17,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
+from sapwood.cache.arrays.powers import EXPONENT_MAX, LOG2_E, power_of_two, whole_and_rest
 from sapwood.cache.attention_routes import Kernels
+from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
 from sapwood.model.products import OfRows, kept, product_of, product_of_all
 
 # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
@@ -33,6 +37,42 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
     """gelu(gate) * up, in its tanh form, as one kernel."""
     # gate before up: half precision may not hold their product where gelu makes nothing of it.
     return up * (gate * mx.sigmoid(_CURVE * gate * (_FLAT + mx.square(gate))))
+
+
+@partial(mx.compile, shapeless=True)
+def _curve(gate: mx.array) -> tuple[mx.array, mx.array]:
+    curve = gate * (_CURVE * _FLAT * LOG2_E + _CURVE * LOG2_E * mx.square(gate))
+    return whole_and_rest(mx.clip(curve, -EXPONENT_MAX, EXPONENT_MAX))
+
+
+@partial(mx.compile, shapeless=True)
+def _gated(gate: mx.array, up: mx.array, grown: mx.array) -> mx.array:
+    return up * (gate * (grown / (1 + grown)))
+
+
+def gated_on_cpu(gate: mx.array, up: mx.array) -> mx.array:
+    """As `gated`, in several kernels, and in a sixth of the time where there are many rows."""
+    if gate.dtype != mx.float32:
+        return gated(gate, up)
+    return _gated(gate, up, power_of_two(*_curve(gate)))
+
+
+@partial(mx.compile, shapeless=True)
+def _doubled(logits: mx.array, cap: mx.array) -> tuple[mx.array, mx.array]:
+    return whole_and_rest(mx.clip(logits * (2 * LOG2_E / cap), -EXPONENT_MAX, EXPONENT_MAX))
+
+
+@partial(mx.compile, shapeless=True)
+def _capped(grown: mx.array, cap: mx.array) -> mx.array:
+    return cap * ((grown - 1) / (grown + 1))
+
+
+def capped_on_cpu(cap: float, logits: mx.array) -> mx.array:
+    """cap * tanh(logits / cap), within a millionth of cap."""
+    if logits.dtype != mx.float32:
+        return cast("mx.array", logit_softcap(cap, logits))
+    bound = mx.array(cap)
+    return _capped(power_of_two(*_doubled(logits, bound)), bound)
 
 
 @partial(mx.compile, shapeless=True)
@@ -147,11 +187,12 @@ class Residual:
     down: OfRows
     after_mlp: OfRows
     scale: mx.array
+    gated: Callable[[mx.array, mx.array], mx.array]
     mixture: RoutedExperts | None = None
     inputs: LayerInputs | None = None
 
     @classmethod
-    def of(cls, layer: Any) -> Residual:
+    def of(cls, layer: Any, kernels: Kernels) -> Residual:
         """Of mlx-lm's layer, or the drafter's."""
         mlp = layer.mlp
         return cls(
@@ -163,6 +204,7 @@ class Residual:
             product_of(mlp.down_proj),
             norm(layer.post_feedforward_layernorm),
             layer.layer_scalar,
+            gated_on_cpu if kernels.backend == "cpu" else gated,
             RoutedExperts.of(layer) if getattr(layer, "enable_moe", False) else None,
             LayerInputs.of(layer) if getattr(layer, "hidden_size_per_layer_input", 0) else None,
         )
@@ -173,7 +215,7 @@ class Residual:
         """The layer's output [T, hidden]; residual: its input. per_layer_input [T, size]."""
         hidden = residual + self.after_attention(self.out(mixed))
         rows = self.before_mlp(hidden)
-        fed = self.down(gated(self.gate(rows), self.up(rows)))
+        fed = self.down(self.gated(self.gate(rows), self.up(rows)))
         if self.mixture is not None:
             fed = self.mixture(hidden, fed)
         fed = self.after_mlp(fed)

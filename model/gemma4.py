@@ -31,7 +31,7 @@ from sapwood.model.checkpoint.mlx_lm_modules import (
     Model,
     logit_softcap,
 )
-from sapwood.model.dense import Heads, Residual, Rotation, norm
+from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu, norm
 from sapwood.model.products import OfRows
 
 
@@ -63,12 +63,12 @@ class _Layer:
     rest: Residual
 
     @classmethod
-    def of(cls, layer: DecoderLayer, source: int, apart: bool) -> _Layer:
+    def of(cls, layer: DecoderLayer, source: int, apart: bool, kernels: Kernels) -> _Layer:
         attention = layer.self_attn
         owned = Heads.of(attention, queries=not apart) if attention.has_kv else None
         queries = Heads.of(attention, keys=False) if apart or owned is None else None
         before = norm(layer.input_layernorm)
-        return cls(layer.layer_type, source, before, owned, queries, Residual.of(layer))
+        return cls(layer.layer_type, source, before, owned, queries, Residual.of(layer, kernels))
 
 
 class PackedGemma4:
@@ -88,13 +88,14 @@ class PackedGemma4:
         }
         last = self.owners[-1] if self.owners else None
         self._layers = [
-            _Layer.of(layer, self.text.previous_kvs[i], apart=i == last)
+            _Layer.of(layer, self.text.previous_kvs[i], i == last, kernels)
             for i, layer in enumerate(self.text.layers)
         ]
         self._rotations = {
             layer.layer_type: Rotation(layer.self_attn, kernels) for layer in self.text.layers
         }
         self._norm = norm(self.text.norm)
+        self._capped = capped_on_cpu if kernels.backend == "cpu" else logit_softcap
         self._embed, self._scale = self.text.embed_tokens, self.text.embed_scale
         self._placeholders = mx.array(placeholders.ids, mx.int32) if placeholders.ids else None
         self._pad = placeholders.pad
@@ -161,7 +162,7 @@ class PackedGemma4:
         head = self.text.embed_tokens.as_linear if model.tie_word_embeddings else model.lm_head
         out = head(hidden)
         cap = model.final_logit_softcapping
-        return out if cap is None else logit_softcap(cap, out)
+        return out if cap is None else self._capped(cap, out)
 
     def _fed(self, tokens: mx.array) -> mx.array:
         """[T] ids with the pad token in the place of placeholders."""

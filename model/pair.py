@@ -178,7 +178,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
     config, text, item_bytes = pair.target_config, pair.target_config.text, pair.dtype.size
     modules = [module for module in (pair.target, pair.assistant) if module is not None]
     weights = [array for module in modules for array in arrays(module)]
-    page_bytes, late = device.page_bytes(), device.late_operations()
+    kernels, page_bytes, late = pair.kernels, device.page_bytes(), device.late_operations()
     reuse_bytes = device.reuse_bytes()
     # Each may hold a row of float32; nearly all that draws but for the greedy sorts.
     late_draw = late and late * 4 + SORT_BYTES
@@ -202,8 +202,8 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         wide_bytes_per_row=text.vocabulary * (WIDE_DRAW_BYTES + late_draw),
         whole_bytes_per_row=text.vocabulary * (WHOLE_DRAW_BYTES + late_draw),
         # Scores and their softmax, one layer at a time.
-        score_bytes_per_key=2 * text.heads * item_bytes,
-        slice_score_bytes=2 * pair.kernels.slice_scores_max * item_bytes,
+        score_bytes_per_key=kernels.score_arrays * text.heads * item_bytes,
+        slice_score_bytes=kernels.score_arrays * kernels.slice_scores_max * item_bytes,
         control_tokens=pair.tokenizer.control_tokens,
         page_bytes=page_bytes,
         # The other half is for what a step makes and drops, and what MLX keeps of that.
@@ -240,11 +240,13 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
     attention = 4 * text.heads * max(text.head_dim, text.full_head_dim)
     per_layer = 3 * len(text.kinds) * text.ple_size
-    activations = 8 * text.hidden_size + 3 * wide + routed + attention + per_layer
+    activations = (
+        8 * text.hidden_size + pair.kernels.wide_arrays * wide + routed + attention + per_layer
+    )
     scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
     kinds: tuple[AttentionKind, ...] = ("full", "sliding")
     stored = sum(pair.target_config.kv_bytes_per_token(kind, item_bytes) for kind in kinds)
-    return max(activations * item_bytes + 2 * scores * 4, stored)
+    return max(activations * item_bytes + pair.kernels.score_arrays * scores * 4, stored)
 
 
 def _quantization_name(target: Model, assistant: Assistant | None) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.powers import weighted
 from sapwood.cache.attention_routes import (
     AttentionCall,
     Kernels,
@@ -209,13 +210,15 @@ def _attend(
     (_, heads, count, dim), (_, kv_heads, length, _) = queries.shape, keys.shape
     call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
     if folds(kernels, call):
-        return _folded(queries, keys, values, _visible(mask, count, length))
+        return _folded(kernels, queries, keys, values, _visible(mask, count, length))
     if lengthens(kernels, call):
         return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=mask)
 
 
-def _folded(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None) -> mx.array:
+def _folded(
+    kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None
+) -> mx.array:
     """One product for each K/V head: the queries of its group are one matrix's rows.
 
     Invisible scores become the dtype's least, as in MLX's own unfused attention: a row that sees
@@ -228,6 +231,8 @@ def _folded(queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array 
         shaped = scores.reshape(n, kv_heads, count, heads // kv_heads, length)
         least = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
         scores = mx.where(mask[..., None, :], shaped, least).reshape(scores.shape)
+    if kernels.backend == "cpu" and scores.dtype == mx.float32:
+        return _unfold(weighted(scores, values), heads)
     return _unfold(mx.softmax(scores, axis=-1, precise=True) @ values, heads)
 
 

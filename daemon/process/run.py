@@ -18,6 +18,7 @@ from sapwood.daemon import entry
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.faults import described
+from sapwood.daemon.process.host_memory import keep_freed_memory
 from sapwood.daemon.process.ready import ReadyFile, print_ready, ready_line, require_stdout
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
@@ -33,6 +34,7 @@ _log = logging.getLogger(__name__)
 async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     """Run one daemon until a signal or a fault; returns the exit code."""
     sys.setswitchinterval(_SWITCH_S)
+    keep_freed_memory()
     daemon = Daemon(config, load)
     requests = Requests(daemon.drain)
     with heard(requests.take):

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.cache.attention_routes import Kernels
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.cache.geometry import buffer_bytes
 from sapwood.model import device
 from sapwood.model.checkpoint.config import AssistantConfig, AttentionKind, Rope
@@ -141,8 +141,19 @@ def test_what_a_slice_reserves_follows_the_tiles_of_the_device() -> None:
     pair = load_pair(checkpoint("e2b-tiny"), None, "bfloat16")
     on_cpu = model_facts(pair, 5)
     on_gpu = model_facts(dataclasses.replace(pair, kernels=Kernels("metal")), 5)
-    assert on_cpu.slice_score_bytes == 2 * 2 * 2**23
-    assert on_gpu == dataclasses.replace(on_cpu, slice_score_bytes=2 * 2 * 2**26)
+    assert on_cpu.slice_score_bytes == 5 * 2 * 2**20
+    assert on_gpu.slice_score_bytes == 2 * 2 * 2**26
+
+
+def test_what_a_row_reserves_follows_how_the_device_computes() -> None:
+    """A CPU makes softmax and gate in several steps."""
+    pair = load_pair(checkpoint("e2b-tiny"), None, "bfloat16")
+    on_cpu, on_gpu = (
+        model_facts(dataclasses.replace(pair, kernels=kernels), 5)
+        for kernels in (CPU_KERNELS, Kernels("metal"))
+    )
+    assert on_cpu.score_bytes_per_key * 2 == on_gpu.score_bytes_per_key * 5
+    assert on_cpu.workspace_bytes_per_token > on_gpu.workspace_bytes_per_token
 
 
 @pytest.mark.parametrize("name", ["e2b-tiny", "31b-tiny"])
@@ -194,7 +205,8 @@ def test_a_prompts_token_reserves_what_storing_it_copies() -> None:
 
     Of the releases only 31B has more of them than of activations: 60 layers of 16 heads.
     """
-    pair = load_pair(checkpoint("31b-tiny"), None, "bfloat16")
+    tiny = load_pair(checkpoint("31b-tiny"), None, "bfloat16")
+    pair = dataclasses.replace(tiny, kernels=Kernels("metal"))
     sliding: AttentionKind = "sliding"
     largest = dataclasses.replace(
         pair.target_config.text,

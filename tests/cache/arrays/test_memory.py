@@ -16,7 +16,7 @@ from sapwood.cache.arrays.speculation import begin_isolated_speculation
 from sapwood.cache.geometry import tail_tokens
 from tests.cache.arrays.world import Feed, World, live_bytes
 
-SLOTS, ROWS, DIM = 8, 8192, 64
+SLOTS, ROWS, DIM = 8, 2048, 256
 WINDOW = ROWS - 5
 HELD = ROWS - 40  # so much that attention reads whole pools: a view of a part would be a copy of it
 POOL_BYTES = SLOTS * ROWS * DIM * 4  # keys or values of one layer
