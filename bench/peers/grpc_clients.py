@@ -76,7 +76,9 @@ async def our_clients(
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(address)) for _ in range(count)]
         for client in clients:
-            await client.is_serving()
+            # Not left to the request: it would be asked again after the second that a daemon names.
+            if not await client.is_serving():
+                raise BenchError("ours: not serving yet")
         yield [OurClient(client, draft_tokens) for client in clients]
 
 

@@ -19,6 +19,7 @@ import anyio
 import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from bench.measure import BenchError
@@ -30,6 +31,8 @@ from bench.peers.load import all_ask
 from bench.peers.prompts import PROMPT_TOKENIZER, chat_tokens
 from sapwood import Message
 from sapwood.daemon.demo.process import running, serve_command
+from tests.sapwood.client.fake import FakeDaemon
+from tests.sapwood.client.fake import serving as serving_fake
 
 QUESTION = [Message("system", "Be brief."), Message("user", "What is a river?")]
 USAGE = {
@@ -290,6 +293,15 @@ def test_smgs_reply_without_an_end_is_an_error() -> None:
         pytest.raises(BenchError, match="without an end"),
     ):
         anyio.run(first, smg_clients, address)
+
+
+def test_who_does_not_serve_yet_is_not_ready() -> None:
+    """Our client would ask again a second later, and that second would be our start's."""
+    loading = FakeDaemon(lambda *_: iter(()))  # type: ignore[abstract]
+    with serving_fake(loading, "localhost:0") as address:
+        loading.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        with pytest.raises(BenchError, match="not serving yet"):
+            anyio.run(first, partial(our_clients, draft_tokens=None), address)
 
 
 @pytest.fixture(scope="module")
