@@ -18,14 +18,14 @@ def powers(exponents: Any) -> Any:
 
 
 def test_powers_are_within_two_units_of_the_last_place() -> None:
-    found = (powers(POWERS)).astype(np.float64)
+    found = powers(POWERS).astype(np.float64)
     assert np.abs(found / np.exp2(POWERS.astype(np.float64)) - 1).max() < 2**-22
 
 
 def test_whole_powers_are_exact_and_the_least_is_nothing() -> None:
     whole = np.arange(-EXPONENT_MAX, EXPONENT_MAX + 1, dtype=np.float32)
     expected = np.exp2(whole.astype(np.float64)) * (whole > -EXPONENT_MAX)
-    assert (powers(whole)).tolist() == expected.tolist()
+    assert powers(whole).tolist() == expected.tolist()
     assert np.isnan(powers([mx.nan])).all()
 
 
@@ -33,8 +33,8 @@ def test_whole_powers_are_exact_and_the_least_is_nothing() -> None:
 def test_bits_do_not_depend_on_the_place(count: int) -> None:
     """A vectorized loop has an end that is not; a company would be seen."""
     values = POWERS[:: POWERS.size // 97]
-    alone = [(powers(values[i : i + 1])).item() for i in range(97)]
-    parts = [(powers(values[i : i + count])) for i in range(0, 97, count)]
+    alone = [powers(values[i : i + 1]).item() for i in range(97)]
+    parts = [powers(values[i : i + count]) for i in range(0, 97, count)]
     assert np.concatenate(parts)[:97].tolist() == alone
 
 
