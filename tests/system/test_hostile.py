@@ -14,7 +14,9 @@ from sapwood.daemon.demo.process import DaemonProcess
 from tests.system.hostile import KINDS
 from tests.system.test_daemon import ENDLESS, serving
 
-SLACK_S = 0.05
+# A text or Tokenize once held up every stream for 2 s, control tokens for 0.1 s. Beside others that
+# compute each gap is some times as long by itself.
+SLACK, SLACK_S = 1.5, 0.05
 ATTACK_S = 1.0
 ATTEMPTS = 5  # the machine has others to serve, and a gap of theirs is no gap of the daemon's
 
@@ -23,6 +25,13 @@ ATTEMPTS = 5  # the machine has others to serve, and a gap of theirs is no gap o
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     with serving(tmp_path_factory.mktemp("hostile")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="module")
+def neighbour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    """Another daemon: what is done to it costs the same processor as much."""
+    with serving(tmp_path_factory.mktemp("neighbour")) as neighbour:
+        yield neighbour
 
 
 async def _worst_gap_s(address: str, seconds: float) -> float:
@@ -55,34 +64,29 @@ _ALL = [
 
 
 @pytest.mark.parametrize("kind", _ALL)
-def test_a_hostile_request_holds_up_nobody(daemon: DaemonProcess, kind: str) -> None:
-    """The worst gap of a stream is that of a quiet moment of the same run and 50 ms more.
+def test_a_hostile_request_holds_up_nobody(
+    daemon: DaemonProcess, neighbour: DaemonProcess, kind: str
+) -> None:
+    """The worst gap of a stream is that beside an attack on another daemon, or not much more.
 
-    What the attack costs the processor is not the daemon's to answer for: the quiet moment has as
-    many processes that compute.
+    What the attack costs the processor is not the daemon's to answer for.
     """
 
-    async def both() -> tuple[float, float]:
-        hogs = [await _hog() for _ in range(2)]
-        quiet_s = await _worst_gap_s(daemon.address, ATTACK_S)
-        for hog in hogs:
-            hog.kill()
-            await hog.wait()
-        attack = await _attack(daemon.address, kind)
-        attacked_s = await _worst_gap_s(daemon.address, ATTACK_S + 1)
+    async def worst_gap_s(attacked: DaemonProcess) -> float:
+        attack = await _attack(attacked.address, kind)
+        worst_s = await _worst_gap_s(daemon.address, ATTACK_S + 1)
         sent, _ = await attack.communicate()
         assert attack.returncode == 0
         assert int(sent) > 0
-        return quiet_s, attacked_s
+        return worst_s
+
+    async def both() -> tuple[float, float]:
+        return await worst_gap_s(neighbour), await worst_gap_s(daemon)
 
     seen: list[tuple[float, float]] = []
     for _ in range(ATTEMPTS):
-        quiet_s, attacked_s = asyncio.run(both())
-        if attacked_s <= quiet_s + SLACK_S:
+        beside_s, attacked_s = asyncio.run(both())
+        if attacked_s <= SLACK * beside_s + SLACK_S:
             return
-        seen.append((round(quiet_s, 3), round(attacked_s, 3)))
-    raise AssertionError(f"(quiet, attacked) in seconds: {seen}")
-
-
-async def _hog() -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(sys.executable, "-c", "while True: pass")
+        seen.append((round(beside_s, 3), round(attacked_s, 3)))
+    raise AssertionError(f"gaps in seconds (another attacked, this one attacked): {seen}")
