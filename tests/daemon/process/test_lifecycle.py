@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from typing import Any, cast
 
@@ -260,7 +261,7 @@ async def test_d3_a_device_fault_ends_every_rpc_and_the_daemon(
     assert "slot 0" in caplog.text
     assert "QUEUED (submitted)" in caplog.text, "what each request went through"
     assert "prompt text" not in caplog.text
-    assert "201" not in caplog.text
+    assert not re.search(r"\b201\b", caplog.text), "a prompt's token"  # a time may hold the digits
 
 
 async def test_d4_a_stalled_device_is_a_fault() -> None:
