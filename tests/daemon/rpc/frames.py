@@ -90,3 +90,6 @@ async def connected(address: str, *, speaks: bool = True) -> AsyncIterator[Frame
     finally:
         reading.cancel()
         writer.close()
+        # Seen here, or it is told when it is collected, in whichever test that is.
+        with suppress(OSError):
+            await writer.wait_closed()
