@@ -238,7 +238,9 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     text, item_bytes = pair.target_config.text, pair.dtype.size
     wide = text.intermediate_size * (2 if text.double_wide_mlp else 1)
     routed = 3 * text.experts.top_k * text.experts.width if text.experts else 0
-    attention = 4 * text.heads * max(text.head_dim, text.full_head_dim)
+    heads = text.heads * max(text.head_dim, text.full_head_dim)
+    # Where something is held by reference its parts and their joins beside, in float32.
+    attention, parts = 4 * heads, 4 * heads * 4
     per_layer = 3 * len(text.kinds) * text.ple_size
     activations = (
         8 * text.hidden_size + pair.kernels.wide_arrays * wide + routed + attention + per_layer
@@ -246,7 +248,8 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
     kinds: tuple[AttentionKind, ...] = ("full", "sliding")
     stored = sum(pair.target_config.kv_bytes_per_token(kind, item_bytes) for kind in kinds)
-    return max(activations * item_bytes + pair.kernels.score_arrays * scores * 4, stored)
+    scored = pair.kernels.score_arrays * scores * 4
+    return max(activations * item_bytes + parts + scored, stored)
 
 
 def _quantization_name(target: Model, assistant: Assistant | None) -> str:

@@ -123,6 +123,11 @@ class Runner:
                 self._samplers.pop(slot, None)
             for admit in plan.admits:
                 self._admit(admit)
+            for repoint in plan.repoints:
+                path = cast("tuple[EdgePayload, ...]", repoint.path)
+                self.caches.repoint(repoint.slot, path)
+            for seal in plan.seals:
+                self.caches.seal(seal.slot, cast("tuple[EdgePayload, ...]", seal.path))
         # Rows in the pools' own order: attention has nothing to gather.
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
@@ -194,7 +199,7 @@ class Runner:
 
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)
-        self.caches.restore(admit.slot, path, admit.target)
+        self.caches.restore(admit.slot, path, admit.target, admit.base)
         sampling, tally = admit.sampling, None
         if sampling.adjusted:
             tally = Tally(sampling, admit.prompt, self.vocabulary)

@@ -6,8 +6,9 @@
   touched, and rings of the model's own length are not needed for it.
 - A step of short prompts comes before it, so that something decodes and something is restored, and
   a capture after it.
-- One row that goes on alone, with a draft and without, comes last: arrays of one row lie otherwise
-  than those of several, so a CPU has kernels of their own for them.
+- Rows that go on come last, with a draft and without: one alone, whose arrays lie otherwise than
+  those of several, so that a CPU has kernels of their own for them; one alone that holds half of
+  its prompt by reference; and both.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sapwood.model.pair import Pair
 from sapwood.model.runner import Runner
 from sapwood.model.step_values import DeviceFault
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
-from sapwood.scheduler.result import Prefilled
+from sapwood.scheduler.result import Prefilled, StepResult
 from sapwood.scheduler.sampling import CANDIDATES_MAX, Sampling
 
 _PROMPT = tuple(range(8))
@@ -70,19 +71,32 @@ def _run(runner: Runner, depth: int) -> None:
     assert stored is not None, "a slice was to be captured"
     with closing(stored):
         result = runner.wait(runner.submit(_mixed(begun, stored, depth)))
+        number, ends = _go_on(runner, result, depth)
     told = [row.logprobs for row in result.decoded] + [row.logprobs for row in result.prefilled]
     if not all(isfinite(place.logprob) for row in told for place in row):
         raise ValueError("a log-probability that is no number")
-    end, tokens = len(_PROMPT), result.decoded[0].tokens
-    for number, drafts in ((3, depth), (4, 0)):
-        end += len(tokens)
-        alone = StepPlan(number, decodes=(DecodeRow(0, end, tokens[-1], drafts, end),))
-        tokens = runner.wait(runner.submit(alone)).decoded[0].tokens
     slots = tuple(range(len(_DECODING) + len(_READING)))
-    last = StepPlan(5, captures=(Capture(0, len(_PROMPT), end),), releases=slots)
+    last = StepPlan(number, captures=(Capture(0, len(_PROMPT), ends[0]),), releases=slots)
     for payload in runner.wait(runner.submit(last)).captured:
         if payload is not None:
             payload.close()
+
+
+def _go_on(runner: Runner, mixed: StepResult, depth: int) -> tuple[int, dict[int, int]]:
+    """A row, the one that was restored, and both; returns the next step and where each row ends."""
+    restored, at = len(_DECODING), len(_PROMPT)
+    tokens = {0: mixed.decoded[0].tokens, restored: (mixed.prefilled[0].token or 0,)}
+    ends = {0: at + len(tokens[0]), restored: 2 * at}
+    number = 3
+    for slots in ((0,), (restored,), (0, restored)):
+        for drafts in (depth, 0):
+            rows = tuple(DecodeRow(s, ends[s], tokens[s][-1], drafts, ends[s]) for s in slots)
+            result = runner.wait(runner.submit(StepPlan(number, decodes=rows)))
+            number += 1
+            for slot, decoded in zip(slots, result.decoded, strict=True):
+                tokens[slot] = decoded.tokens
+                ends[slot] += len(decoded.tokens)
+    return number, ends
 
 
 def _mixed(begun: Sequence[Prefilled], stored: Payload, depth: int) -> StepPlan:
@@ -105,7 +119,8 @@ def _mixed(begun: Sequence[Prefilled], stored: Payload, depth: int) -> StepPlan:
 def _admit(slot: int, sampling: Sampling, stored: Payload | None = None) -> Admit:
     path = () if stored is None else (stored,)
     target = 0 if stored is None else stored.end
-    return Admit(slot, target, path, sampling, 4 * len(_PROMPT), _PROMPT, top_logprobs=1)
+    tokens_max, base = 4 * len(_PROMPT), target // 2
+    return Admit(slot, target, path, sampling, tokens_max, _PROMPT, top_logprobs=1, base=base)
 
 
 def _slice(slot: int, start: int, capture: bool = False) -> PrefillSlice:

@@ -69,6 +69,9 @@ class Limits:
     # Tree and engine.
     tree_nodes_max: int = 20_000
     share_tokens_min: int = 32
+    # What a call over an edge has to save to pay: tokens times those who would read them as well.
+    referred_reads_min: int = 2048
+    referred_edge_tokens_min: int = 512  # of edges that are referred to for want of memory
     idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0

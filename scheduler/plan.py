@@ -2,10 +2,12 @@
 
 - A StepPlan is a value: the runner can execute it without asking the core anything.
 - All ranges are half-open, all positions absolute in the sequence (0 = first prompt token).
-- Order inside a step: captures, releases, admits, then ONE forward for decodes and prefills.
+- Order inside a step: captures, releases, admits, repoints, seals, then ONE forward for decodes and
+  prefills.
 - A slot is one sequence's from its Admit to its release; one step may release and admit it.
 - In decode every layer holds `start` tokens; the row's `token` (the bonus) is in no cache yet.
-- Payloads are opaque here: the tree owns them, a plan lends them until its commit.
+- Payloads are opaque here: the tree owns them, a plan lends them until its commit. Full K/V that is
+  held by reference is lent for longer: until a repoint, or the slot's release.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class Admit:
     """Give a slot to a sequence and restore [0, target) from `path` (payloads root to leaf).
 
     The payloads are contiguous from 0; the last may reach past `target`. target 0 = cold.
+    base: full layers hold [0, base) by reference, base <= target, and copy the rest.
     """
 
     slot: int
@@ -39,6 +42,23 @@ class Admit:
     tokens_max: int  # prompt + max_tokens: what the slot may grow to
     prompt: tuple[int, ...] = ()  # whole: penalties count restored tokens, which no slice holds
     top_logprobs: int = 0  # alternatives to report with each drawn token; 0: no report at all
+    base: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Repoint:
+    """What a slot holds by reference lies in `path` now: the tree cut or joined payloads of it."""
+
+    slot: int
+    path: tuple[Payload, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """All that a slot holds of full layers lies in `path`: hold it by reference, free its rows."""
+
+    slot: int
+    path: tuple[Payload, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +104,8 @@ class StepPlan:
     captures: tuple[Capture, ...] = ()
     releases: tuple[int, ...] = ()
     admits: tuple[Admit, ...] = ()
+    repoints: tuple[Repoint, ...] = ()
+    seals: tuple[Seal, ...] = ()
     decodes: tuple[DecodeRow, ...] = ()
     prefills: tuple[PrefillSlice, ...] = ()
 

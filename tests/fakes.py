@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,7 @@ class Tracker:
     copied_tokens: int = 0  # by merges
     operations_until_failure: int | None = None
     live: set[int] = field(default_factory=set)
+    lying: Counter[int] = field(default_factory=Counter)  # full K/V that live payloads hold, by id
 
     def log(
         self, tokens: Sequence[int], start: int, end: int, sliding_start: int | None = None
@@ -73,6 +75,7 @@ class TokenLog:
         self._start, self._full, self._sliding = start, full, sliding
         tracker.created += 1
         tracker.live.add(id(self))
+        tracker.lying[id(full)] += 1
         self._live = True
         tracker.bytes += self.full_bytes + self.sliding_bytes
         tracker.buffers += self.buffers
@@ -146,6 +149,7 @@ class TokenLog:
         self._live = False
         self._tracker.closed += 1
         self._tracker.live.remove(id(self))
+        self._tracker.lying[id(self._full)] -= 1
 
     def _make(self, start: int, full: tuple[int, ...], sliding: tuple[int, ...]) -> TokenLog:
         return TokenLog(self._tracker, start, full, sliding)

@@ -18,8 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
+from sapwood.cache.arrays.folded import fold, folded, folded_partial, unfold
 from sapwood.cache.arrays.placement import Placement
-from sapwood.cache.arrays.powers import weighted
 from sapwood.cache.attention_routes import (
     AttentionCall,
     Kernels,
@@ -30,6 +30,7 @@ from sapwood.cache.attention_routes import (
 )
 
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
+Mask = mx.array | str | None
 
 
 class History(Protocol):
@@ -67,7 +68,8 @@ class Grid:
     first: packed row of the first query where all [n * Q] lie in one run from there, else None and
     gather [n * Q] says which packed row supplies each query (padding: an arbitrary one), places
     where in [n * Q] the real ones lie, in the order of `packed`, their packed rows.
-    starts, ends: [n] position of a row's first query and one past its last; 0, 0 in nobody's row.
+    starts, ends: [n] position of a row's first query and one past its last, counted from where the
+    row begins; 0, 0 in nobody's row.
     """
 
     capacity: int
@@ -98,7 +100,7 @@ class Grid:
             place = placement.places[span.slot]
             for part, cut in enumerate(range(0, span.length, queries_max or span.length)):
                 length = min(span.length - cut, queries_max or span.length)
-                own = Span(span.slot, span.start + cut, length)
+                own = Span(span.slot, span.start + cut - place.base, length)
                 members.setdefault((place.capacity, part), []).append((own, first + cut, place.row))
         return tuple(cls._over(capacity, spans) for (capacity, _), spans in members.items())
 
@@ -128,7 +130,7 @@ class Grid:
         whole = np.array_equal(
             gather.ravel(), indices(int(packed[0]), int(packed[0]) + packed.size)
         )
-        longest = -(-int(ends.max()) // LENGTH_STEP) * LENGTH_STEP
+        longest = max(1, -(-int(ends.max()) // LENGTH_STEP)) * LENGTH_STEP
         return cls(
             capacity, base, n, None if dense else mx.array(np.array(rows, np.int32)),
             min(capacity, longest), queries, int(packed[0]) if whole else None,
@@ -150,21 +152,23 @@ def over_grid(
     keys: mx.array,
     values: mx.array,
     mask: mx.array | None,
+    partial: bool = False,
 ) -> mx.array:
     """Packed queries [T, heads, D] over what grid.read gave, [n, kv_heads, length, D].
 
     mask [n, 1, Q, length]; None: all is visible. Returns [t, heads, D]: one for each of
-    grid.packed, in its order.
+    grid.packed, in its order. partial: as partials, [t, heads, D + 2].
     """
+    attend = _attend_partial if partial else _attend
     if grid.first is None:
         queries = queries[grid.gather]
     elif grid.packed.size != queries.shape[0]:
         queries = queries[grid.first : grid.first + grid.packed.size]
     if grid.queries == 1:
-        out = _attend(kernels, mx.expand_dims(queries, 2), keys, values, mask).squeeze(2)
+        out = attend(kernels, mx.expand_dims(queries, 2), keys, values, mask).squeeze(2)
     else:
         padded = mx.unflatten(queries, 0, (-1, grid.queries)).swapaxes(1, 2)
-        seen = _attend(kernels, padded, keys, values, mask)
+        seen = attend(kernels, padded, keys, values, mask)
         out = mx.flatten(seen.swapaxes(1, 2), 0, 1)
     return out if grid.first is not None else out[grid.places]
 
@@ -174,11 +178,12 @@ def over_slice(
     queries: mx.array,
     keys: mx.array,
     values: mx.array,
-    mask: mx.array | str | None,
+    mask: Mask,
+    partial: bool = False,
 ) -> mx.array:
     """One prefill span: queries [q, heads, D] over K/V [1, kv_heads, L, D] that end with its own.
 
-    mask: as slice_mask gives it for q and L. Returns [q, heads, D].
+    mask: as slice_mask gives it for q and L. Returns [q, heads, D]; partial: [q, heads, D + 2].
 
     In tiles of queries, each over the keys up to its own end, so that no more scores exist at once
     than kernels.slice_scores_max: a late slice of a long prompt would need gigabytes, and no fused
@@ -186,22 +191,42 @@ def over_slice(
     """
     (count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
     call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
+    attend = _attend_partial if partial else _attend
     out = []
     for first, end in slice_tiles(kernels, call, kv_heads):
         reach = length - count + end
         part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
         own = queries[None, first:end].swapaxes(1, 2)
-        seen = _attend(kernels, own, keys[:, :, :reach], values[:, :, :reach], part)
+        seen = attend(kernels, own, keys[:, :, :reach], values[:, :, :reach], part)
         out.append(seen.swapaxes(1, 2)[0])
     return out[0] if len(out) == 1 else mx.concatenate(out)
 
 
+def over_stretch(kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """Queries [q, heads, D] of any sequences, each of which sees all of K/V [kv_heads, L, D].
+
+    Returns partials [q, heads, D + 2]. In tiles as a prompt slice is.
+    """
+    (count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[:2]
+    call = AttentionCall(dim, heads // kv_heads, count, length, "none")
+    out = []
+    for first, end in slice_tiles(kernels, call, kv_heads):
+        own = queries[None, first:end].swapaxes(1, 2)
+        seen = folded_partial(kernels, own, keys[None], values[None], None)
+        out.append(seen.swapaxes(1, 2)[0])
+    return out[0] if len(out) == 1 else mx.concatenate(out)
+
+
+def _attend_partial(
+    kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask
+) -> mx.array:
+    """_attend as a partial: no kernel of MLX's tells what it summed."""
+    seen = _visible(mask, queries.shape[2], keys.shape[2])
+    return folded_partial(kernels, queries, keys, values, seen)
+
+
 def _attend(
-    kernels: Kernels,
-    queries: mx.array,
-    keys: mx.array,
-    values: mx.array,
-    mask: mx.array | str | None,
+    kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array, mask: Mask
 ) -> mx.array:
     """[n, heads, Q, D] over [n, kv_heads, L, D] -> [n, heads, Q, D].
 
@@ -210,30 +235,10 @@ def _attend(
     (_, heads, count, dim), (_, kv_heads, length, _) = queries.shape, keys.shape
     call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
     if folds(kernels, call):
-        return _folded(kernels, queries, keys, values, _visible(mask, count, length))
+        return folded(kernels, queries, keys, values, _visible(mask, count, length))
     if lengthens(kernels, call):
         return _as_longer_slice(queries, keys, values, _visible(mask, count, length))
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=1.0, mask=mask)
-
-
-def _folded(
-    kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array, mask: mx.array | None
-) -> mx.array:
-    """One product for each K/V head: the queries of its group are one matrix's rows.
-
-    Invisible scores become the dtype's least, as in MLX's own unfused attention: a row that sees
-    nothing, which is nobody's, stays finite.
-    """
-    n, heads, count, _ = queries.shape
-    kv_heads, length = keys.shape[1:3]
-    scores = _fold(queries, kv_heads) @ keys.swapaxes(-1, -2)
-    if mask is not None:
-        shaped = scores.reshape(n, kv_heads, count, heads // kv_heads, length)
-        least = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
-        scores = mx.where(mask[..., None, :], shaped, least).reshape(scores.shape)
-    if kernels.backend == "cpu" and scores.dtype == mx.float32:
-        return _unfold(weighted(scores, values), heads)
-    return _unfold(mx.softmax(scores, axis=-1, precise=True) @ values, heads)
 
 
 def _as_longer_slice(
@@ -245,26 +250,9 @@ def _as_longer_slice(
     heads, kv_heads = queries.shape[1], keys.shape[1]
     repeated = None if mask is None else mx.repeat(mask, heads // kv_heads, axis=-2)
     out = mx.fast.scaled_dot_product_attention(
-        _fold(queries, kv_heads), keys, values, scale=1.0, mask=repeated
+        fold(queries, kv_heads), keys, values, scale=1.0, mask=repeated
     )
-    return _unfold(out, heads)
-
-
-def _fold(queries: mx.array, kv_heads: int) -> mx.array:
-    """[n, heads, Q, D] -> [n, kv_heads, Q * group, D], a query's heads one under another.
-
-    In this order nothing is copied where there is one K/V head, or one query.
-    """
-    n, heads, count, dim = queries.shape
-    split = queries.reshape(n, kv_heads, heads // kv_heads, count, dim)
-    return split.swapaxes(2, 3).reshape(n, kv_heads, -1, dim)
-
-
-def _unfold(rows: mx.array, heads: int) -> mx.array:
-    """_fold undone."""
-    n, kv_heads, _, dim = rows.shape
-    split = rows.reshape(n, kv_heads, -1, heads // kv_heads, dim)
-    return split.swapaxes(2, 3).reshape(n, heads, -1, dim)
+    return unfold(out, heads)
 
 
 def _visible(mask: mx.array | str | None, queries: int, length: int) -> mx.array | None:

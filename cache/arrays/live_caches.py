@@ -4,6 +4,7 @@
 - All layers of a slot agree on its offset after restore and after commit.
 - Like stores share one Placement, so a slot's row is the same in all of them; whoever gives a
   slot room gives it in all layers.
+- What a slot holds by reference is the same ranges in all full layers (arrays/prefixes).
 - A capture is copied out and evaluated before the next write; no view outlives its step. What a
   restore, a move or packing builds is evaluated before the next forward, in a few groups of layers.
 """
@@ -13,16 +14,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import mlx.core as mx
 
 from sapwood.cache.arrays.batch import Batch
 from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.prefixes import Prefixes, portions_of
 from sapwood.cache.arrays.ranges import (
     Copies,
     EdgePayload,
     LayerRange,
+    Portion,
     read_portions,
     stack_layers,
     window_of,
@@ -72,10 +76,14 @@ class LiveCaches:
         self.rings = Placement(lambda _: ring, tokens_max)
         self.row_tokens_min, self.kernels, self.page_bytes = row_tokens_min, kernels, page_bytes
         self.shapes, self.window, self.round_max, self.dtype = layers, window, round_max, dtype
+        self.prefixes = Prefixes()
+        full = count()
         self.stores: list[FullStore | WindowStore] = [
             WindowStore(s.kv_heads, s.head_dim, window, round_max, self.rings, dtype, kernels)
             if s.sliding
-            else FullStore(s.kv_heads, s.head_dim, self.rows, dtype, kernels)
+            else FullStore(
+                s.kv_heads, s.head_dim, self.rows, dtype, kernels, self.prefixes, next(full)
+            )
             for s in layers
         ]
         self.full = [s for s in self.stores if isinstance(s, FullStore)]
@@ -96,25 +104,54 @@ class LiveCaches:
         """Committed tokens of a slot; 0 where it is free."""
         return self.stores[0].offsets.get(slot, 0)
 
-    def restore(self, slot: int, path: Sequence[EdgePayload], target: int) -> None:
+    def restore(self, slot: int, path: Sequence[EdgePayload], target: int, base: int = 0) -> None:
         """Restore [0, target) into a free slot from the tree's payloads, root to leaf.
 
-        They stay the tree's, and the last may reach past `target`.
+        They stay the tree's, and the last may reach past `target`. base: full layers hold [0, base)
+        by reference and copy the rest.
         """
         assert not self.holds(slot), f"slot {slot} is taken"
+        assert 0 <= base <= target, (base, target)
         self.settle()  # or the pools would grow twice in one evaluation
+        self.refer(slot, portions_of(path, base))
         self.reserve(slot, target)
         for index, store in enumerate(self.full):
-            store.offsets[slot] = 0
             for payload in path:
-                assert payload.full is not None, (payload.start, payload.end)
-                held = payload.full.layer(index, payload.start, min(target, payload.end))
-                restored = store.restore(slot, held, held.end)
-                assert restored, (slot, payload.start, payload.end, target)
+                start, end = max(base, payload.start), min(target, payload.end)
+                if start < end:
+                    assert payload.full is not None, (payload.start, payload.end)
+                    restored = store.restore(slot, payload.full.layer(index, start, end), end)
+                    assert restored, (slot, payload.start, payload.end, target)
         window = window_of([p.sliding for p in path], target, self.window)
         for index, ring in enumerate(self.sliding):
             assert ring.restore(slot, read_portions(window, index), target), (slot, target)
         self._settled = False
+
+    def refer(self, slot: int, portions: Sequence[Portion]) -> None:
+        """Full layers of a slot without a row hold these, from position 0 on, and no more."""
+        self.rows.begin_at(slot, self.prefixes.set(slot, portions))
+        for store in self.full:
+            store.refer(slot)
+
+    def repoint(self, slot: int, path: Sequence[EdgePayload]) -> None:
+        """What a slot holds by reference lies in `path` now: the tree cut or joined ranges of it.
+
+        To be told of before the next step.
+        """
+        base = self.rows.base(slot)
+        assert self.prefixes.set(slot, portions_of(path, base)) == base, (slot, base)
+
+    def seal(self, slot: int, path: Sequence[EdgePayload]) -> None:
+        """All that full layers hold of a slot is stored in `path`: it is held by reference, and its
+        rows are given back.
+
+        Until `prepare` reserves others it can be neither read nor written.
+        """
+        offset = self.offset(slot)
+        self.rows.free(slot)
+        self.refer(slot, portions_of(path, offset))
+        for store in self.full:
+            store.pools.drop_unused()
 
     def holds(self, slot: int) -> bool:
         """Whether somebody has the slot."""
@@ -124,6 +161,7 @@ class LiveCaches:
         """Free a slot: its bytes are back by the next `prepare`, or at once with a pool's last."""
         for store in self.stores:
             store.free(slot)
+        self.prefixes.drop(slot)
         self.vacate(slot)
 
     def vacate(self, slot: int) -> None:

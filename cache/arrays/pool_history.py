@@ -3,6 +3,7 @@
 - Decode spans share one attention call per capacity class, over the pools, masked by position;
   on a GPU what the vector kernel has no room for of a long one follows in further calls.
 - A prefill span attends in its own call, over keys in logical order that end with its own.
+- What is held by reference is attended to apart, for all that share it together (arrays/prefixes).
 - Valid for the step that made it. Holding one longer makes the pools' next write a full copy.
 """
 
@@ -18,6 +19,7 @@ from sapwood.cache.arrays.attention import Grid, over_grid, over_slice, position
 from sapwood.cache.arrays.batch import Batch, Ints, indices
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pools import KeysValues
+from sapwood.cache.arrays.prefixes import LayerPrefixes
 from sapwood.cache.attention_routes import AttentionCall, Kernels, is_fused, queries_max
 
 
@@ -26,7 +28,7 @@ class PoolHistory:
     """kernels: those of the device. reach: keys that a query sees, itself included; None: all.
 
     slices: per prefill span its keys and values [1, kv_heads, past + own, D].
-    floors: slot -> lowest position held, where that may lie within reach.
+    floors: slot -> lowest position held, where that may lie within reach. prefix: of a full layer.
     """
 
     kernels: Kernels
@@ -36,6 +38,7 @@ class PoolHistory:
     reach: int | None
     slices: tuple[KeysValues, ...] = ()
     floors: Mapping[int, int] | None = None
+    prefix: LayerPrefixes | None = None
 
     def attend(self, queries: mx.array, trimmed: bool = False) -> mx.array:
         """History.attend."""
@@ -45,18 +48,24 @@ class PoolHistory:
         # What all layers have alike is decided once for a step.
         key = ("layout", self.placement, self.reach, self._floors_key, dim, group, trimmed)
         layout = self.batch.shared(key, lambda: self._layout(dim, group, trimmed))
+        prefix = self.prefix
+        levels = () if prefix is None else prefix.levels(self.batch, trimmed)
+        partial = len(levels) > 0
         pieces = []
         for grid, length, mask in layout.calls:
             keys, values = self.pools[grid.capacity]
             held = grid.read(keys, length), grid.read(values, length)
-            pieces.append(over_grid(self.kernels, queries, grid, *held, mask))
+            pieces.append(over_grid(self.kernels, queries, grid, *held, mask, partial))
         for index, first, end in layout.slices:
             keys, values = self.slices[index]
             slice_mask = self._slice_mask(index, end - first, keys.shape[2])
             own = queries[first:end]
-            pieces.append(over_slice(self.kernels, own, keys, values, slice_mask))
+            pieces.append(over_slice(self.kernels, own, keys, values, slice_mask, partial))
         out = pieces[0] if len(pieces) == 1 else mx.concatenate(pieces)
-        return out if layout.order is None else out[layout.order]
+        out = out if layout.order is None else out[layout.order]
+        if prefix is None or not levels:
+            return out
+        return prefix.join(self.kernels, queries, out, levels)
 
     def _layout(self, dim: int, group: int, trimmed: bool) -> _Layout:
         most = queries_max(self.kernels, dim, group)

@@ -1,7 +1,7 @@
 """K/V arrays of one layer, all slots: a pool [rows, kv_heads, capacity, D] per capacity class.
 
-- Position p of a slot lies at entry p mod capacity of its row: linear storage is the ring that
-  never wraps.
+- Position p of a slot lies at entry (p - base) mod capacity of its row (Placement has the base):
+  linear storage is the ring that never wraps.
 - What a row holds beside its slot's live content is dead: masks go by position. Dead keys may be
   anything; dead values must be finite (0 x NaN), so a row's are cleared when it changes hands.
 - MLX writes in place only where nobody else holds the buffer, pending reads included. So every
@@ -44,7 +44,7 @@ class Writes:
             place = placement.places[span.slot]
             count = min(span.length, place.capacity)
             end = first + span.length
-            entries = indices(span.end - count, span.end) % place.capacity
+            entries = _entries(place, span.end - count, span.end)
             parts.setdefault(place.capacity, []).append(
                 (indices(end - count, end), np.full(count, place.row, np.int32), entries)
             )
@@ -60,6 +60,16 @@ class Writes:
             None if packed.size == batch.tokens else mx.array(packed),
             *(mx.array(each) for each in every),
         )
+
+
+def _entries(place: Place, start: int, end: int) -> Ints:
+    """Where positions [start, end) lie in a row."""
+    assert place.base <= start, f"position {start} in {place}"
+    return indices(start - place.base, end - place.base) % place.capacity
+
+
+def _entry(place: Place, position: int) -> int:
+    return int(_entries(place, position, position + 1)[0])
 
 
 class Pools:
@@ -100,7 +110,7 @@ class Pools:
     def read(self, slot: int, start: int, end: int) -> KeysValues:
         """A lazy copy of positions [start, end), [kv_heads, n, D]: a gather, so never a view."""
         place = self.placement.places[slot]
-        at = mx.array(indices(start, end) % place.capacity)
+        at = mx.array(_entries(place, start, end))
         row = slice(place.row, place.row + 1)
         keys, values = (pool[row] for pool in self.by_capacity[place.capacity])
         # A take from the view: indexing it by an integer first would copy the whole row.
@@ -112,7 +122,7 @@ class Pools:
         For a copy that is evaluated before anything is written. Many times as quick as `read`.
         """
         place, count = self.placement.places[slot], end - start
-        row, entry = slice(place.row, place.row + 1), start % place.capacity
+        row, entry = slice(place.row, place.row + 1), _entry(place, start)
         before = min(count, place.capacity - entry)
         found = []
         for pool in self.by_capacity[place.capacity]:
@@ -126,7 +136,7 @@ class Pools:
     def write(self, slot: int, start: int, keys: mx.array, values: mx.array) -> None:
         """Write [kv_heads, n, D] at positions [start, start + n), n <= capacity."""
         place = self.placement.places[slot]
-        count, entry = keys.shape[1], start % place.capacity
+        count, entry = keys.shape[1], _entry(place, start)
         assert count <= place.capacity, (count, place)
         before = min(count, place.capacity - entry)
         for pool, fresh in zip(self.by_capacity[place.capacity], (keys, values), strict=True):

@@ -47,6 +47,14 @@ def weighted(scores: mx.array, values: mx.array) -> mx.array:
     return (weights @ values) / mx.sum(weights, axis=-1, keepdims=True)
 
 
+def weighted_partial(scores: mx.array, values: mx.array) -> mx.array:
+    """What `weighted` divides, what by, and the best score: [..., rows, D + 2]."""
+    best = mx.max(scores, axis=-1, keepdims=True)
+    weights = power_of_two(*_below(scores, best))
+    sums = mx.sum(weights, axis=-1, keepdims=True)
+    return mx.concatenate([weights @ values, sums, best], axis=-1)
+
+
 @partial(mx.compile, shapeless=True)
 def _below(scores: mx.array, best: mx.array) -> tuple[mx.array, mx.array]:
     return whole_and_rest(mx.maximum((scores - best) * LOG2_E, -EXPONENT_MAX))

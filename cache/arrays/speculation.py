@@ -102,9 +102,10 @@ def begin_isolated_speculation(
         caches.row_tokens_min,
         caches.kernels,
     )
+    copy.refer(slot, caches.prefixes.of(slot))  # immutable: shared, not copied
     copy.reserve(slot, offset + rows_max)
     for store, live in zip(copy.stores, caches.stores, strict=True):
-        held = stack_layers([live.snapshot(slot, 0, offset)])
+        held = stack_layers([live.snapshot(slot, live.pools.placement.base(slot), offset)])
         own = None if held is None else held.layer(0, held.start, held.end)
         assert store.restore(slot, own, offset), f"slot {slot} no longer holds [0, {offset})"
     # A read left pending would make the next write of the live pools copy them.

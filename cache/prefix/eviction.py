@@ -5,8 +5,9 @@
 - Sliding K/V that no kept end reads is slack: it goes first, that of the oldest node first.
 - Then, least recently used first: leaves, and the windows of marked nodes. A leaf whose end
   cannot be restored helps nobody and goes before all others.
-- Last, and only as far as asked, the windows that live leases stand on. Full K/V of a leased
-  node never goes, and no node with children goes: there are no orphans.
+- Last, and only as far as asked, the windows that live leases stand on, but for those that are
+  due to be restored. Full K/V of a leased node never goes, and no node with children goes: there
+  are no orphans.
 - Nothing merges here: a merge copies, and memory is what we lack. Releases do it.
 """
 
@@ -17,7 +18,7 @@ from heapq import heappop, heappush
 
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.node import EvictionCause, Node, Room, Totals, weigh
-from sapwood.cache.prefix.radix import detach, preorder
+from sapwood.cache.prefix.radix import detach, preorder, trail
 from sapwood.cache.prefix.restore import restorable
 
 # A pass looks at every node, so it pays for itself by freeing this share of what could go.
@@ -108,7 +109,15 @@ class Eviction:
             self._thin(node, self._need[node])
 
     def _thin_leased(self, wanted: Room) -> None:
-        for node in sorted((node for node in self._nodes if node.leases), key=_oldest_first):
+        due = {
+            above
+            for node in self._nodes
+            for lease in node.landed
+            if lease.due
+            for above in trail(node)
+        }
+        leased = [node for node in self._nodes if node.leases and node not in due]
+        for node in sorted(leased, key=_oldest_first):
             if self._has(wanted):
                 return
             self._thin(node, node.end)

@@ -89,6 +89,7 @@ class Totals:
     leased_buffers: int = 0
     splits: int = 0
     merges: int = 0
+    renewals: int = 0  # payloads that another took the place of
     deepest: int | None = 0  # None: the deepest leaf is gone, its successor not looked for yet
     evictions: dict[EvictionCause, int] = field(
         default_factory=lambda: dict.fromkeys(EVICTION_CAUSES, 0)
@@ -122,6 +123,7 @@ class Lease:
     node: Node
     end: int
     live: bool = True
+    due: bool = False  # to be restored from: nothing of its path is thinned until it was
     hit_end: int = 0  # where the lease ended when a prompt was served from it
 
     def __repr__(self) -> str:

@@ -17,8 +17,9 @@ from sapwood.cache.prefix.describe import NodeView, audit, view
 from sapwood.cache.prefix.eviction import PASS_SHARE, Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, revoke
-from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals, weigh
+from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals
 from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, preorder, split, trail
+from sapwood.cache.prefix.renewal import cut, renew
 from sapwood.cache.prefix.restore import longest_restorable
 from sapwood.cache.prefix.snapshot import Payload
 
@@ -44,7 +45,7 @@ class Tree:
         """window: tokens of sliding K/V that a restore needs.
 
         nodes_max bounds what nobody leases; leased nodes are bounded by slots and context.
-        merge_tokens_max: edges of one path merge up to this length when its lease ends.
+        merge_tokens_max: edges of one path merge up to this length when its lease ends, or settles.
         """
         assert window >= 0 and nodes_max > 0, f"window {window}, nodes_max {nodes_max}"
         self.window = window
@@ -53,6 +54,7 @@ class Tree:
         self._roots: dict[bytes, Node] = {}
         self._totals = Totals()
         self._ghosts = Ghosts(nodes_max)
+        self._due: list[Lease] = []
         self._now = 0
 
     # Finding and holding a path.
@@ -74,8 +76,8 @@ class Tree:
     def lease(self, root: bytes, tokens: Sequence[int], end: int, now: int) -> Lease:
         """Hold the path that covers [0, end), which the tree must have; end 0: just the root.
 
-        `end` may lie inside an edge. Take path() in the same plan and after any evict of it: in
-        need, evict thins even the window that a lease stands on.
+        `end` may lie inside an edge. In need, evict thins even the window that a lease stands on,
+        unless keep() says that it is due to be restored.
         """
         self._tick(now)
         top = self._roots.get(root)
@@ -88,8 +90,15 @@ class Tree:
         node.marked = node.marked or end == node.end
         return grant(node, end, self._totals)
 
+    def keep(self, lease: Lease) -> None:
+        """A prompt is about to be served from what the lease covers: until hit() or release() no
+        eviction takes anything of its path."""
+        lease.due = True
+        self._due.append(lease)
+
     def hit(self, lease: Lease) -> None:
         """Count a prompt that is served from what the lease covers, in every node on its way."""
+        self._no_longer_due(lease)
         lease.hit_end = lease.end
         for node in trail(lease.node):
             node.hits += 1
@@ -97,10 +106,20 @@ class Tree:
     def path(self, lease: Lease) -> tuple[Payload, ...]:
         """The payloads that cover [0, lease.end), root to leaf; the last may reach past it.
 
-        Lent until the next extend, release, evict or drop: each may consume them.
+        Lent until the next extend, release, evict or drop: each may consume them. Their full K/V
+        lies in the same arrays until `reshaped` changes, as long as the lease lives.
         """
         assert lease.live, f"{lease}"
         return tuple(node.stored for node in trail(lease.node))
+
+    def edges(self, lease: Lease) -> list[tuple[int, int]]:
+        """(end, live leases) of every edge of the path, root to leaf, the last up to lease.end."""
+        return [(min(node.end, lease.end), node.leases) for node in trail(lease.node)]
+
+    @property
+    def reshaped(self) -> int:
+        """Counts every time that full K/V came to lie in other payloads than before."""
+        return self._totals.splits + self._totals.merges + self._totals.renewals
 
     def release(self, lease: Lease, now: int) -> None:
         """End the lease. What it computed stays; its path's small edges merge.
@@ -109,6 +128,7 @@ class Tree:
         """
         assert lease.live, f"{lease}"
         self._tick(now)
+        self._no_longer_due(lease)
         node = lease.node
         node.age = now
         node.marked = node.marked or lease.end == node.end
@@ -142,7 +162,7 @@ class Tree:
         self._tick(now)
         node, matched = descend(climb(lease.node, start), tokens, start, end)
         assert matched >= min(end, lease.end), f"tokens leave {lease} at {matched}"
-        known, fresh = _cut(payload, matched)
+        known, fresh = cut(payload, matched)
         # Shape first, while `node` is where descend left it: renewing splits nodes too, and the
         # fresh leaf hangs below them, so it stays right whatever is split above it.
         if fresh is not None:
@@ -150,12 +170,16 @@ class Tree:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
         if known is not None:
-            self._renew(node, known)
+            renew(node, known, self._totals)
         # Sought only now: a renewal may have put a new node where the end lies.
         landing = climb(node, end - 1) if fresh is None else leaf
         # The lease moves before room is made, or the leaf that it comes for could be crowded out.
         self._land(lease, landing, end, now, turn_end)
         self._make_room()
+
+    def settle(self, lease: Lease) -> None:
+        """Merge the small edges of a live lease's path, as release() does."""
+        compact(trail(lease.node), self._merge_tokens_max, self._totals)
 
     def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
         """Free at least so many bytes and buffers, or nothing where less can go; bytes freed.
@@ -216,8 +240,11 @@ class Tree:
         return self._totals.leased_bytes
 
     def evictable_bytes(self) -> int:
-        """All that evict can free in need: windows that live leases stand on count."""
-        return self.bytes - self.leased_bytes
+        """All that evict can free in need: windows that live leases stand on count.
+
+        But for those that are due to be restored.
+        """
+        return self.bytes - self.leased_bytes - self._due_room().bytes
 
     @property
     def buffers(self) -> int:
@@ -226,7 +253,7 @@ class Tree:
 
     def evictable_buffers(self) -> int:
         """Like evictable_bytes(), of buffers."""
-        return self._totals.buffers - self._totals.leased_buffers
+        return self._totals.buffers - self._totals.leased_buffers - self._due_room().buffers
 
     def cuts_max(self, lease: Lease, tokens: Sequence[int], payload: Payload) -> int:
         """How often extend() may cut what is stored, or `payload`, in two. Changes nothing.
@@ -269,6 +296,18 @@ class Tree:
         assert now >= self._now, f"step {now} after step {self._now}"
         self._now = now
 
+    def _due_room(self) -> Room:
+        """Sliding K/V of paths that are due."""
+        held = {
+            node.id: node.stored.sliding_bytes for lease in self._due for node in trail(lease.node)
+        }
+        return Room(sum(held.values()), sum(map(bool, held.values())))
+
+    def _no_longer_due(self, lease: Lease) -> None:
+        if lease.due:
+            lease.due = False
+            self._due.remove(lease)
+
     def _eviction(self) -> Eviction:
         return Eviction(self._roots.values(), self._totals, self._ghosts, self.window)
 
@@ -294,53 +333,7 @@ class Tree:
             node.age = now
             advance(lease, node, end, self._totals)
 
-    def _renew(self, node: Node, known: Payload) -> None:
-        """Put what `known` has more of sliding K/V into the path above and at `node`.
-
-        A prefix that was thinned and had to be computed again is whole afterwards. Takes `known`.
-        """
-        path = (each for each in reversed(trail(node)) if each.end > known.start)
-        if not any(_gains(each, known) for each in path):
-            known.close()
-            return
-        rest: Payload | None = known
-        while rest is not None:
-            rest, piece = _cut(rest, node.start)
-            assert piece is not None, f"{node} lies past what extend stored"
-            above = node.above
-            if _gains(node, piece):
-                self._replace(node, piece)
-            else:
-                piece.close()
-            node = above
-
-    def _replace(self, node: Node, piece: Payload) -> None:
-        """Swap the part of `node` that `piece` spans for `piece`. Takes it."""
-        if piece.end < node.end:
-            node = split(node, piece.end, self._totals)
-        if piece.start > node.start:
-            split(node, piece.start, self._totals)
-        was, old = weigh(node), node.stored
-        node.payload = piece
-        self._totals.move(was, weigh(node))
-        old.close()
-
 
 def _batch(wanted: int, evictable: int) -> int:
     """How much a pass is to free where `wanted` is short: nothing of what is not."""
     return wanted and max(wanted, int(evictable * PASS_SHARE))
-
-
-def _cut(payload: Payload, at: int) -> tuple[Payload | None, Payload | None]:
-    """What lies before and from `at`; None for an empty part. Takes `payload`."""
-    if at <= payload.start:
-        return None, payload
-    if at >= payload.end:
-        return payload, None
-    return payload.split(at)
-
-
-def _gains(node: Node, payload: Payload) -> bool:
-    """Whether `payload` has sliding K/V of `node`'s edge that the node lacks."""
-    start, end = max(node.start, payload.start), min(node.end, payload.end)
-    return max(start, payload.sliding_start) < min(end, node.stored.sliding_start)

@@ -228,11 +228,13 @@ def written(plan: StepPlan) -> list[Any]:
     captures = [[c.slot, c.start, c.end] for c in plan.captures]
     decodes = [[d.slot, d.start, d.token, d.depth, d.index] for d in plan.decodes]
     prefills = [[p.slot, p.start, p.tokens, p.draws, p.capture] for p in plan.prefills]
-    return [plan.number, captures, plan.releases, admits, decodes, prefills]
+    repoints = [[r.slot, [span(payload) for payload in r.path]] for r in plan.repoints]
+    seals = [[s.slot, [span(payload) for payload in s.path]] for s in plan.seals]
+    return [plan.number, captures, plan.releases, admits, repoints, seals, decodes, prefills]
 
 
 def _admit(admit: Admit) -> list[Any]:
-    restored = [admit.slot, admit.target, [span(payload) for payload in admit.path]]
+    restored = [admit.slot, admit.target, admit.base, [span(payload) for payload in admit.path]]
     sequence = [asdict(admit.sampling), admit.tokens_max, admit.prompt, admit.top_logprobs]
     return restored + sequence
 

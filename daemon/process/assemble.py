@@ -32,7 +32,7 @@ from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
-from sapwood.scheduler.core.memory import DEMAND_MIN, alone_bytes
+from sapwood.scheduler.core.demand import DEMAND_MIN, alone_bytes
 from sapwood.scheduler.model_facts import ModelFacts
 
 DEMO_NAME = "sapwood-demo"

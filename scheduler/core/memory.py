@@ -11,61 +11,31 @@
   does not find one waits or evicts as it would for bytes.
 - Cutting an edge takes a page and a buffer more of each kind of layer. So room for all cuts is made
   before a capture is inserted, and what finds none is not stored.
-- Evicting spoils lent payloads and may thin even a window that a lease stands on. So paths are
-  taken after a plan's last eviction, and what is due to be restored in it is left alone.
+- Evicting spoils lent payloads and may thin even a window that a lease stands on, but for what is
+  due to be restored. So paths are taken after a plan's last eviction.
+- What a slot holds by reference is leased, and so stays: it is the tree's, and counted there.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple
 
 from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
+from sapwood.scheduler.core.demand import Demand, alone_bytes, workspace_bytes
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.policy.reference import long_tokens, read_once_tokens
 
 NOTHING = Match(tokens=0, matched=0, evicted=False)
 
 
-class Demand(NamedTuple):
-    """What a slot's bytes follow from: the tokens it may grow to, and how it draws."""
-
-    tokens_max: int
-    draw_bytes_per_row: int = 0
-
-    @classmethod
-    def of(cls, request: Request, facts: ModelFacts) -> Demand:
-        """What a request may grow to, with the bytes that its sampler takes for each row."""
-        return cls(request.tokens_max, facts.draw_bytes_per_row(request.sampling))
-
-
 KINDS_STORED = 2  # full layers and sliding ones: as many buffers has an edge at most
 UNCOUNTED = 1 << 62
-
-# A prompt of one token, a reply of one, greedy: no request asks for less.
-DEMAND_MIN = Demand(tokens_max=2)
-
-
-def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
-    """L5: what a sequence needs beside the weights, were it alone: K/V and largest step."""
-    return facts.live_bytes(demand.tokens_max) + _workspace(facts, limits, [demand])
-
-
-def _workspace(facts: ModelFacts, limits: Limits, slots: list[Demand]) -> int:
-    """Transient of the largest step with these slots, or of their pools' growing before it."""
-    if not slots:
-        return 0
-    rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-    rounds = sum(facts.round_bytes(rows, *slot) for slot in slots)
-    longest = max(slot.tokens_max for slot in slots)
-    step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
-    step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
-    return max(step, sum(facts.moved_bytes(slot.tokens_max) for slot in slots))
 
 
 class DeviceMemory:
@@ -80,7 +50,6 @@ class DeviceMemory:
         assert facts.live_buffers <= self._buffers.free, "L5: one slot has too many buffers"
         self._promised = Room(0)
         self._slots: list[Demand] = []
-        self._due: list[Lease] = []  # of sequences that the plan in the making restores
         self._version = 0  # of what the tree can match
 
     @property
@@ -113,7 +82,9 @@ class DeviceMemory:
         if self._slots and sequence.refused_room == self._room():
             return False
         free, _, evictable, _ = self._room()
-        return sum(self._slot_bytes(sequence)) <= free + evictable
+        # From below: as much as it may hold by reference needs no room of its own.
+        least = Demand.of(sequence.request, self._facts)._replace(base=sequence.prompt_tokens - 1)
+        return sum(self._slot_bytes(least)) <= free + evictable
 
     def reserve_slot(self, sequence: Sequence, step: int) -> bool:
         """Lease the matched prefix and reserve the slot's bytes, evicting what that takes.
@@ -123,41 +94,63 @@ class DeviceMemory:
         """
         alone = not self._slots and not any(self._promised)
         self._lease(sequence, self.match(sequence).tokens, step)
-        live, workspace = self._slot_bytes(sequence)
-        wanted = Room(live + workspace, self._facts.live_buffers)
+        wanted = self._slot_room(sequence)
+        if wanted.bytes > self._ledger.free:
+            self._refer(sequence, self._long(sequence))
+            wanted = self._slot_room(sequence)
         fits = self._make_room(wanted, step)
         if not fits and alone:
             self.forget(sequence, step)
             self._lease(sequence, 0, step)
+            wanted = self._slot_room(sequence)
             fits = self._make_room(wanted, step)
             assert fits, f"L5: {wanted} does not fit alone: {sequence.tell()}"
         if not fits:
             self.forget(sequence, step)
             sequence.refused_room = self._room()
             return False
-        self._slots.append(Demand.of(sequence.request, self._facts))
-        self._ledger.reserve("live", live)
-        self._ledger.reserve("workspace", workspace)
-        self._buffers.reserve("live", wanted.buffers)
+        self._take_slot(sequence)
         return True
 
-    def restore(self, sequences: tuple[Sequence, ...], step: int) -> list[tuple[Payload, ...]]:
+    def restore(self, sequences: tuple[Sequence, ...]) -> list[tuple[Payload, ...]]:
         """The payloads to restore each sequence's [0, stored) from, lent until the commit.
 
-        Comes after the plan's last eviction and shortens the leases to what is still whole then;
-        that may merge nodes, so all are shortened before the first path is taken.
+        Comes after the plan's last eviction. Who shares what is known now: who holds more by
+        reference for it gives room back.
         """
+        leases = [sequence.lease for sequence in sequences]
         for sequence in sequences:
-            lease, request = sequence.lease, sequence.request
+            if (base := self._shared(sequence)) > sequence.base:
+                self._refer_instead(sequence, base)
+        for lease in leases:
             if lease is not None and lease.end:
-                left = self._tree.match(request.root, sequence.packed_prompt, lease.end).tokens
-                if left < lease.end:
-                    self._shorten(sequence, lease, left, step)
-        self._due.clear()
-        for sequence in sequences:
-            if sequence.lease is not None and sequence.lease.end:
-                self._tree.hit(sequence.lease)
-        return [self._tree.path(s.lease) if s.lease is not None else () for s in sequences]
+                self._tree.hit(lease)
+        return [self._tree.path(lease) if lease is not None else () for lease in leases]
+
+    def seal(self, sequence: Sequence) -> bool:
+        """Hold all of a slot by reference from now on: where it is stored, and room is short.
+
+        As long as another one like it would find room at once, its row stays: it is read quicker.
+        """
+        lease = sequence.lease
+        if lease is None or lease.end < sequence.evaluated:
+            return False
+        if self._slot_room(sequence).bytes <= self._ledger.free or not lease.end > sequence.base:
+            return False
+        if self._long(sequence) < lease.end:
+            return False
+        self._refer_instead(sequence, lease.end)
+        return True
+
+    @property
+    def reshaped(self) -> int:
+        """Tree.reshaped."""
+        return self._tree.reshaped
+
+    def path(self, sequence: Sequence) -> tuple[Payload, ...]:
+        """What the sequence's lease covers, lent until the commit."""
+        assert sequence.lease is not None, sequence.tell()
+        return self._tree.path(sequence.lease)
 
     def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be.
@@ -202,23 +195,31 @@ class DeviceMemory:
             payload.close()
             return False
         self._tree.extend(sequence.lease, tokens, payload, step, turn_end=turn_end)
+        if turn_end:
+            self._tree.settle(sequence.lease)
         self._follow()
         self._version += 1  # even where what was evicted for it weighs the same
         return True
 
     def free_slot(self, sequence: Sequence) -> None:
         """The plan releases the sequence's slot."""
-        self._slots.remove(Demand.of(sequence.request, self._facts))
-        live, workspace = self._slot_bytes(sequence)
+        self._slots.remove(sequence.demand)
+        live, workspace = self._slot_bytes(sequence.demand)
         self._ledger.give_back("live", live)
         self._ledger.give_back("workspace", workspace)
         self._buffers.give_back("live", self._facts.live_buffers)
 
+    def _take_slot(self, sequence: Sequence) -> None:
+        """There is room for it: what it takes is reserved."""
+        live, workspace = self._slot_bytes(sequence.demand)
+        self._slots.append(sequence.demand)
+        self._ledger.reserve("live", live)
+        self._ledger.reserve("workspace", workspace)
+        self._buffers.reserve("live", self._facts.live_buffers)
+
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""
         if sequence.lease is not None:
-            if sequence.lease in self._due:
-                self._due.remove(sequence.lease)
             self._tree.release(sequence.lease, step)
             self._follow()
             sequence.lease = None
@@ -248,14 +249,16 @@ class DeviceMemory:
         live = self._buffers.held("live")
         assert live == slots * self._facts.live_buffers, f"M1: {live} buffers of {slots} slots"
 
-    def _slot_bytes(self, sequence: Sequence) -> tuple[int, int]:
+    def _slot_room(self, sequence: Sequence) -> Room:
+        return Room(sum(self._slot_bytes(sequence.demand)), self._facts.live_buffers)
+
+    def _slot_bytes(self, demand: Demand) -> tuple[int, int]:
         """Live K/V of a slot, and what workspace grows by when it joins those that there are."""
-        demand = Demand.of(sequence.request, self._facts)
         joined = self._workspace([*self._slots, demand])
-        return self._facts.live_bytes(demand.tokens_max), joined - self._workspace(self._slots)
+        return self._facts.live_bytes(demand.row_tokens), joined - self._workspace(self._slots)
 
     def _workspace(self, slots: list[Demand]) -> int:
-        return _workspace(self._facts, self._limits, slots)
+        return workspace_bytes(self._facts, self._limits, slots)
 
     def _room(self) -> tuple[int, ...]:
         evictable = Room(self._tree.evictable_bytes(), self._tree.evictable_buffers())
@@ -268,8 +271,7 @@ class DeviceMemory:
         short = Room(wanted.bytes - ledger.free, wanted.buffers - buffers.free)
         if max(short) <= 0:
             return True
-        due = self._due_room()
-        left = Room(tree.evictable_bytes() - due.bytes, tree.evictable_buffers() - due.buffers)
+        left = Room(tree.evictable_bytes(), tree.evictable_buffers())
         if short.bytes > self._charged(left) or short.buffers > left.buffers:
             return False
         tree.evict(min(short.bytes, left.bytes), step, short.buffers)
@@ -301,23 +303,35 @@ class DeviceMemory:
         """Bytes of the ledger for so many bytes in so many buffers."""
         return room.bytes + room.buffers * self._facts.reuse_bytes
 
-    def _due_room(self) -> Room:
-        """Sliding K/V that this plan is about to restore: not worth giving away for anything."""
-        paths = (self._tree.path(lease) for lease in self._due)
-        held = {id(part): part.sliding_bytes for path in paths for part in path}.values()
-        return Room(sum(held), sum(map(bool, held)))
-
     def _lease(self, sequence: Sequence, end: int, step: int) -> None:
         request = sequence.request
         if request.cache_bypass:
             return
         sequence.lease = self._tree.lease(request.root, sequence.packed_prompt, end, step)
+        sequence.demand = Demand.of(request, self._facts)
+        self._refer(sequence, self._shared(sequence))
         if end:
-            self._due.append(sequence.lease)
+            self._tree.keep(sequence.lease)
 
-    def _shorten(self, sequence: Sequence, lease: Lease, end: int, step: int) -> None:
-        """Lease less, and only then give up the longer lease: what is left never lies bare."""
-        self._lease(sequence, end, step)
-        self._due.remove(lease)
-        self._tree.release(lease, step)
-        self._follow()
+    def _shared(self, sequence: Sequence) -> int:
+        """How much of its path is worth being read once for all who hold it."""
+        if sequence.lease is None:
+            return 0
+        return read_once_tokens(self._tree.edges(sequence.lease), self._limits.referred_reads_min)
+
+    def _long(self, sequence: Sequence) -> int:
+        """And how much where room is short."""
+        if sequence.lease is None:
+            return 0
+        edges = self._tree.edges(sequence.lease)
+        return max(sequence.base, long_tokens(edges, self._limits.referred_edge_tokens_min))
+
+    def _refer(self, sequence: Sequence, base: int) -> None:
+        sequence.base = base
+        sequence.demand = sequence.demand._replace(base=base)
+
+    def _refer_instead(self, sequence: Sequence, base: int) -> None:
+        """More by reference than its slot was reserved with: the rest is given back."""
+        self.free_slot(sequence)
+        self._refer(sequence, base)
+        self._take_slot(sequence)

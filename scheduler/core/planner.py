@@ -15,7 +15,7 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.limits import Limits
-from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, Repoint, Seal, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares
 
@@ -45,6 +45,7 @@ class Planner:
         self._roster = roster
         self._memory = memory
         self._depth = depth
+        self._reshaped = 0  # of the tree, when all references were right
 
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
@@ -60,13 +61,16 @@ class Planner:
         for sequence, share in shares:
             sequence.storing = sequence.storing and self._memory.promise(share, share, step)
         # After the last promise: an eviction may shorten what can be restored, and spoils paths.
-        admits = self._restores(admitted, step)
+        admits = self._restores(admitted)
+        seals = self._seals(decoding)
+        told = {sequence.slot for sequence in admitted} | {seal.slot for seal in seals}
+        repoints = self._repoints(told)
         # After the restores, which say where a new sequence's first slice begins.
         prefills = tuple(self._slice(sequence, share, step) for sequence, share in shares)
         if not (releases or decodes or prefills):
             assert not roster, f"they wait for nothing: {roster.stories()}"
             return None
-        plan = StepPlan(step, captures, releases, admits, decodes, prefills)
+        plan = StepPlan(step, captures, releases, admits, repoints, seals, decodes, prefills)
         served = tuple(sequence for sequence, _ in shares)
         return PlannedStep(plan, now, captured, admitted, decoding, served)
 
@@ -132,10 +136,10 @@ class Planner:
         )
         return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
 
-    def _restores(self, admitted: tuple[Sequence, ...], step: int) -> tuple[Admit, ...]:
-        """Fix what is restored, now that nothing of this plan evicts any more."""
+    def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[Admit, ...]:
+        """Lend what is restored, now that nothing of this plan evicts any more."""
         admits = []
-        paths = self._memory.restore(admitted, step)
+        paths = self._memory.restore(admitted)
         for sequence, path in zip(admitted, paths, strict=True):
             sequence.restore()
             request = sequence.request
@@ -148,9 +152,30 @@ class Planner:
                     sequence.tokens_max,
                     request.prompt,
                     request.top_logprobs,
+                    sequence.base,
                 )
             )
         return tuple(admits)
+
+    def _seals(self, decoding: tuple[Sequence, ...]) -> tuple[Seal, ...]:
+        """Long prompts that have just been read: the tree has them, no row need hold them too."""
+        fresh = [sequence for sequence in decoding if sequence.emitted == 1]
+        sealed = [sequence for sequence in fresh if self._memory.seal(sequence)]
+        return tuple(Seal(s.slot, self._memory.path(s)) for s in sealed)
+
+    def _repoints(self, told: set[int]) -> tuple[Repoint, ...]:
+        """Tell those that refer to anything where it lies, once the tree was reshaped.
+
+        told: slots that this plan tells in another way.
+        """
+        if self._reshaped == self._memory.reshaped:
+            return ()
+        self._reshaped = self._memory.reshaped
+        return tuple(
+            Repoint(sequence.slot, self._memory.path(sequence))
+            for sequence in self._roster.live.values()
+            if sequence.base and sequence.slot not in told
+        )
 
     def _slice(self, sequence: Sequence, share: int, step: int) -> PrefillSlice:
         """A slice that is not captured leaves a gap, so the rest of that prompt is not either."""

@@ -5,6 +5,7 @@
 - A slot is held from PREFILL until the plan after DONE, which captures and releases it.
 - Positions are absolute: prompt tokens [0, P), reply tokens [P, P + emitted).
 
+      [0, base)              of full layers held by reference, never copied; base <= cached
       [0, cached)            restored from the tree, never computed for this request
       [cached, processed)    prompt computed by this sequence's slices
       [0, evaluated)         held by every layer's live cache; in decode P + emitted - 1
@@ -20,6 +21,7 @@ from enum import Enum
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
+from sapwood.scheduler.core.demand import Demand
 from sapwood.scheduler.core.meters import COLD, DIVERGED, EVICTED, THINNED
 from sapwood.scheduler.events import Request, Usage
 from sapwood.scheduler.model_facts import ModelFacts
@@ -54,9 +56,11 @@ class Sequence:
     __slots__ = (
         "admitted_at",
         "awaited",
+        "base",
         "cached",
         "causes",
         "common",
+        "demand",
         "drafting",
         "emitted_at",
         "expires_at",
@@ -113,6 +117,8 @@ class Sequence:
         self.slot = -1
         self.lease: Lease | None = None
         self.storing = False
+        self.base = 0
+        self.demand = Demand.of(request, facts)
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
         self.processed = 0

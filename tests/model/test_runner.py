@@ -150,8 +150,14 @@ def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     assert other[0] != plain[0]
 
 
-def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runner) -> None:
-    """T9, C6: captured in slices, restored before, inside and beyond the window."""
+@pytest.mark.parametrize("referred", [0.0, 0.6, 1.0])
+def test_a_prefix_restored_at_any_offset_changes_nothing(
+    name: str, runner: Runner, referred: float
+) -> None:
+    """T9, C6: captured in slices, restored before, inside and beyond the window.
+
+    referred: how much of it full layers hold by reference.
+    """
     arrays, driver = golden(name), Driver(runner)
     prompt, expected = arrays["p3_ids"].tolist(), arrays["p3_greedy"].tolist()
     window = runner.caches.window
@@ -165,7 +171,8 @@ def test_a_prefix_restored_at_any_offset_changes_nothing(name: str, runner: Runn
     assert captured is not None and captured.sliding_start > 0
     for target in (1, 17, window - 1, window, window + 1, len(prompt) - 2, len(prompt) - 1):
         covering = tuple(p for p in path if p is not None and p.start < target)
-        driver.step(admits=(Admit(5, target, covering, Sampling(), len(prompt) + REPLY),))
+        admit = Admit(5, target, covering, Sampling(), len(prompt) + REPLY)
+        driver.step(admits=(replace(admit, base=round(referred * target)),))
         rest = tuple(prompt[target:])
         reply = [
             driver.step(prefills=(PrefillSlice(5, target, rest, True, False),)).prefilled[0].token

@@ -4,12 +4,13 @@
   real, so wrong content shows in what is drawn next: the toy target hashes the whole log.
 - The toy drafter agrees with the target with a set probability, also decided by a hash.
 - Asserted: slot ownership, contiguous positions, complete windows, bonus tokens, draw counts,
-  captures within what a ring still holds, and the step's prefill budget.
+  captures within what a ring still holds, the step's prefill budget, and that what a slot refers to
+  lies where it was told last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sapwood.cache.prefix.snapshot import Payload
@@ -81,6 +82,8 @@ class Slot:
     states: list[int] = field(default_factory=lambda: [0])  # states[n] hashes log[:n]
     bonus: int | None = None
     drawn: int = 0
+    referred: list[tuple[int, ...]] = field(default_factory=list)  # full K/V of payloads
+    base: int = 0
 
     def append(self, token: int) -> None:
         self.log.append(token)
@@ -121,6 +124,15 @@ class FakeDevice:
             del self.slots[slot]
         for admit in plan.admits:
             self._admit(admit)
+        for repoint in plan.repoints:
+            self._refer(self.slots[repoint.slot], repoint.path)
+        for seal in plan.seals:
+            sealed = self.slots[seal.slot]
+            sealed.base = len(sealed.log)
+            self._refer(sealed, seal.path)
+        for number in [row.slot for row in plan.decodes] + [piece.slot for piece in plan.prefills]:
+            lying = self.tracker.lying
+            assert all(lying[id(full)] for full in self.slots[number].referred), f"stale: {number}"
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         return StepResult(decoded, prefilled, captured)
@@ -165,6 +177,20 @@ class FakeDevice:
         held = [window.get(position) for position in range(needed, admit.target)]
         assert held == slot.log[needed:], f"T9: no whole window before {admit.target}"
         self.restored_tokens += admit.target
+        assert admit.base <= admit.target, f"{admit}"
+        slot.base = admit.base
+        self._refer(slot, admit.path)
+
+    def _refer(self, slot: Slot, path: Sequence[Payload]) -> None:
+        found: list[int] = []
+        slot.referred = []
+        for payload in path:
+            assert isinstance(payload, TokenLog)
+            if payload.start < slot.base:
+                assert payload.start == len(found), f"a gap before {payload.start}"
+                slot.referred.append(payload.full)
+                found += payload.full
+        assert found[: slot.base] == slot.log[: slot.base], f"[0, {slot.base}) lies elsewhere"
 
     def _prefill(self, piece: PrefillSlice) -> Prefilled:
         slot = self.slots[piece.slot]

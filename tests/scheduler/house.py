@@ -209,7 +209,12 @@ def bare(plan: StepPlan | None) -> tuple[object, ...] | None:
     if plan is None:
         return None
     spans = [[(payload.start, payload.end) for payload in admit.path] for admit in plan.admits]
-    return replace(plan, admits=tuple(replace(a, path=()) for a in plan.admits)), spans
+    referred = [each.path for each in plan.repoints] + [each.path for each in plan.seals]
+    spans += [[(payload.start, payload.end) for payload in path] for path in referred]
+    admits = tuple(replace(a, path=()) for a in plan.admits)
+    repoints = tuple(replace(r, path=()) for r in plan.repoints)
+    seals = tuple(replace(s, path=()) for s in plan.seals)
+    return replace(plan, admits=admits, repoints=repoints, seals=seals), spans
 
 
 def prompt(tokens: int, seed: int = 0) -> tuple[int, ...]:

@@ -121,7 +121,10 @@ class Play:
             return ["no plan"]
         parts = [f"capture {c.slot} [{c.start}, {c.end})" for c in plan.captures]
         parts += [f"release {slot}" for slot in plan.releases]
-        parts += [f"admit {a.slot} at {a.target}" for a in plan.admits]
+        for a in plan.admits:
+            parts.append(f"admit {a.slot} at {a.target}" + f" refers {a.base}" * bool(a.base))
+        parts += [f"repoint {r.slot}" for r in plan.repoints]
+        parts += [f"seal {s.slot}" for s in plan.seals]
         parts += [f"decode {d.slot} at {d.start} depth {d.depth}" for d in plan.decodes]
         for p in plan.prefills:
             flags = " draws" * p.draws + " unkept" * (not p.capture)

@@ -45,9 +45,12 @@ class SimDevice(FakeDevice):
 
     @property
     def live_bytes(self) -> int:
-        """Live K/V of all slots: rings whole, full layers in classes that double."""
+        """Live K/V of all slots: rings whole, full layers from the base on, in classes."""
         facts = self.facts
-        rows = (row_tokens(len(slot.log), facts.row_tokens_min) for slot in self.slots.values())
+        rows = (
+            row_tokens(len(slot.log) - slot.base, facts.row_tokens_min)
+            for slot in self.slots.values()
+        )
         return sum(facts.ring_bytes + row * facts.full_bytes_per_token for row in rows)
 
     def seconds(self, plan: StepPlan) -> float:

@@ -34,6 +34,8 @@ def limits_of(config: Config) -> Limits:
         prefill_tokens_max=config.prefill_tokens_max,
         prefill_slices_max=config.prefill_slices_max,
         share_tokens_min=config.share_tokens_min,
+        referred_reads_min=config.share_tokens_min,
+        referred_edge_tokens_min=config.share_tokens_min,
         overtaken_max=config.overtaken_max,
         tree_nodes_max=config.tree_nodes_max,
     )

@@ -64,7 +64,17 @@ def no_care_for_windows(patch: pytest.MonkeyPatch) -> None:
 
 def no_closing_of_duplicates(patch: pytest.MonkeyPatch) -> None:
     """What another has stored already is neither kept nor freed."""
-    patch.setattr(f"{CACHE}.tree.Tree._renew", lambda *_: None)
+    patch.setattr(f"{CACHE}.tree.renew", lambda *_: None)
+
+
+def no_repoints(patch: pytest.MonkeyPatch) -> None:
+    """Nobody is told that the tree cut or joined what a slot refers to."""
+    patch.setattr(f"{CORE}.planner.Planner._repoints", lambda *_: ())
+
+
+def no_keeping_of_windows(patch: pytest.MonkeyPatch) -> None:
+    """What a plan is about to restore may give way to what it admits next."""
+    patch.setattr(f"{CACHE}.tree.Tree.keep", lambda *_: None)
 
 
 def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
@@ -105,6 +115,8 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
         (no_memory_limit, "L5|they wait for nothing"),
         (no_care_for_windows, "T2|T9"),
         (no_closing_of_duplicates, "T7"),
+        (no_repoints, "stale"),
+        (no_keeping_of_windows, "T9"),
         (no_share_of_prefill, "L2|L3|L6"),
         (no_parking, "S8"),
         (no_room_for_cuts, "OutOfMemory"),

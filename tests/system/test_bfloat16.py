@@ -47,7 +47,7 @@ def all_bfloat16(stack: Stack) -> None:
 @pytest.fixture(scope="module")
 def served() -> tuple[Stack, list[Stream]]:
     """Sessions of two turns, all together, with drafts and one system prompt; still open."""
-    limits = Limits(slots_max=SESSIONS, prefill_tokens_max=48)
+    limits = Limits(slots_max=SESSIONS, prefill_tokens_max=48, referred_reads_min=1)
     stack = Stack(pair(), limits, before_step=all_bfloat16)
     depths = (None, 4, 3, 1)
 

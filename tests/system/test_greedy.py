@@ -5,17 +5,21 @@ Exact on the committed pairs and on the bundled one; the near-tie rule is in tes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import StepPlan
 from tests.system.pairs import ALL, REPLY, mlx_lm_greedy, oracle, pair, prompts, replies
 from tests.system.stack import GREEDY, Stack, Stream
 
 DEPTHS = (*range(9), None)
 SMALL_SLICES = Limits(prefill_tokens_max=48)
 LONG = 3  # a prompt beyond the window
+# Whatever two sequences share is held by reference.
+BY_REFERENCE = Limits(referred_reads_min=1, referred_edge_tokens_min=1)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -42,11 +46,12 @@ def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     """Every prompt at every depth, 16 at a time with others that join, leave and are cut off."""
-    random, limits = Random(f"company {name}"), Limits(slots_max=16, prefill_tokens_max=64)
-    stack = Stack(pair(name), limits)
+    random = Random(f"company {name}")
+    stack = Stack(pair(name), replace(BY_REFERENCE, slots_max=16, prefill_tokens_max=64))
     todo = [(i, depth) for i in range(len(prompts(name))) for depth in DEPTHS]
     random.shuffle(todo)
     asked: list[tuple[int, Stream]] = []
+    plans: list[StepPlan | None] = []
     while todo or stack.core.has_work:
         while todo and random.random() < 0.6:
             i, depth = todo.pop()
@@ -59,7 +64,10 @@ def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
         running = [s for s in stack.streams if s.end is None and s not in [a for _, a in asked]]
         if running and random.random() < 0.2:
             stack.cancel(random.choice(running))
-        stack.step()
+        plans.append(stack.step())
+    planned = [plan for plan in plans if plan is not None]
+    assert sum(bool(admit.base) for plan in planned for admit in plan.admits) > len(asked) // 8
+    assert any(plan.repoints for plan in planned)
     for i, stream in asked:
         assert tuple(stream.tokens) == replies(name)[i][: stream.request.max_tokens], stream.request
     verdicts = stack.check(oracle(name))

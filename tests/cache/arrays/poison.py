@@ -36,7 +36,7 @@ def _poison_store(store: FullStore | WindowStore, keep: int | None) -> int:
             offset = store.offsets.get(slot, 0)
             low = _lowest(store, slot, offset, keep) if isinstance(store, WindowStore) else 0
             dead = np.ones(capacity, bool)
-            dead[np.arange(low, offset) % capacity] = False
+            dead[np.arange(max(0, low - place.base), offset - place.base) % capacity] = False
             keys[place.row][:, dead], values[place.row][:, dead] = np.nan, 1e30
             count += int(dead.sum())
         keys[nobodys], values[nobodys] = np.nan, np.nan

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sapwood.cache.arrays import attention as laid_out
-from sapwood.cache.arrays import powers
+from sapwood.cache.arrays import folded, powers
 from sapwood.cache.arrays.attention import Grid, over_slice, position_mask, slice_mask
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.live_caches import LayerShape
 from sapwood.cache.arrays.placement import Placement
+from sapwood.cache.arrays.ranges import EdgePayload, stack_layers
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from tests.cache.arrays.poison import poison
 from tests.cache.arrays.world import HEADS, ROUND, SHAPES, WINDOW, Feed, Floats, World, attention
@@ -97,15 +97,31 @@ def crowd(seed: int, poisoned: bool = False, on_gpu: bool = False) -> list[Float
     """Sixteen sequences coming and going for 25 steps; every output, layer by layer.
 
     World.step compares all of them with each sequence's own attention. on_gpu: laid out as there,
-    in cut rounds and folded groups.
+    in cut rounds and folded groups. Many of them hold a part of one prefix by reference.
     """
     rng, outputs = np.random.default_rng(seed), []
     world = World(GPU_SHAPES, seed=seed, kernels=GPU, heads=16) if on_gpu else World(seed=seed)
+    prefix = tuple(rng.integers(0, 50, 30).tolist())
+    world.admit(99)
+    world.step({99: Feed(prefix)})
+    (full,) = world.caches.full
+    edges = [(edge, stack_layers([full.snapshot(99, *edge)])) for edge in ((0, 12), (12, 30))]
+    path = [EdgePayload(*edge, held, None) for edge, held in edges]
+    mx.eval([a for payload in path for a in payload.arrays])
+    world.release(99)
     for step in range(25):
         for slot in range(16):
             here = slot in world.tokens
             if rng.random() < (0.1 if here else 0.3):
-                world.release(slot) if here else world.admit(slot)
+                if here:
+                    world.release(slot)
+                elif rng.random() < 0.3:
+                    world.admit(slot)
+                else:
+                    world.admit(slot)
+                    world.step({slot: Feed(prefix[: int(rng.choice([7, 12, 25, 30]))])})
+                    world.caches.seal(slot, path)
+                    world.caches.reserve(slot, len(prefix))
         # Now and then most leave, so that owners' rows have to be gathered from among holes.
         if step == 15:
             for slot in sorted(world.tokens)[:-2]:
@@ -193,7 +209,7 @@ def test_a_slice_is_the_same_in_tiles(
         return of_all(scores, values)
 
     monkeypatch.setattr(Kernels, "slice_scores_max", 1)
-    monkeypatch.setattr(laid_out, "weighted", counted)
+    monkeypatch.setattr(folded, "weighted", counted)
     np.testing.assert_allclose(
         np.array(over_slice(CPU_KERNELS, queries, keys, values, mask)), whole, atol=1e-6
     )

@@ -6,6 +6,8 @@ are the live content bit for bit and restore to it), M3 (nothing is left when al
 
 from __future__ import annotations
 
+from typing import cast
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -27,6 +29,8 @@ class Lives(RuleBasedStateMachine):
         self.world = World(window=self.window)
         #: paths root to leaf and the tokens they spell
         self.stored: list[tuple[list[EdgePayload], list[int]]] = []
+        #: by slot what it was admitted from, or sealed to: [0, base) of it is held by reference
+        self.paths: dict[int, list[EdgePayload]] = {}
 
     @property
     def free(self) -> list[int]:
@@ -46,7 +50,47 @@ class Lives(RuleBasedStateMachine):
         covered = target == 0 or (bool(portions) and portions[0][1] == max(0, target - window))
         if covered:
             slot = data.draw(st.sampled_from(self.free))
-            self.world.admit(slot, tokens[:target], [p for p in path if p.start < target])
+            base = data.draw(st.integers(0, target) | st.just(target))
+            self.paths[slot] = [p for p in path if p.start < target]
+            self.world.admit(slot, tokens[:target], self.paths[slot], base)
+
+    @precondition(lambda self: self.world.tokens)
+    @rule(data=st.data())
+    def seal(self, data: st.DataObject) -> None:
+        """What a row holds is stored behind what was held by reference, and held so as well."""
+        slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
+        caches, path = self.world.caches, self.paths.setdefault(slot, [])
+        base, offset = caches.rows.base(slot), caches.offset(slot)
+        if offset == base or not caches.full:
+            return
+        over = [p for p in path if p.start < base < p.end]
+        if over:
+            self.cut(over[0], base)
+        kept = [p for p in self.paths[slot] if p.end <= base]
+        payload = caches.capture(slot, base, offset)
+        assert payload is not None
+        self.paths[slot] = [*kept, payload]
+        caches.seal(slot, self.paths[slot])
+        caches.reserve(slot, offset)
+        caches.settle()
+
+    @precondition(lambda self: any(self.paths.values()))
+    @rule(data=st.data())
+    def cut_what_is_referred_to(self, data: st.DataObject) -> None:
+        path = data.draw(st.sampled_from([path for path in self.paths.values() if path]))
+        payload = data.draw(st.sampled_from(path))
+        if payload.end - payload.start > 1:
+            self.cut(payload, data.draw(st.integers(payload.start + 1, payload.end - 1)))
+
+    def cut(self, payload: EdgePayload, at: int) -> None:
+        """The tree splits it; whoever refers to it is told where it lies now."""
+        halves = [cast("EdgePayload", half) for half in payload.split(at)]
+        self.world.caches.copies.make(0)
+        for path in [path for path, _ in self.stored] + list(self.paths.values()):
+            for index in [i for i, held in enumerate(path) if held is payload]:
+                path[index : index + 1] = halves
+        for slot, path in self.paths.items():
+            self.world.caches.repoint(slot, path)
 
     @precondition(lambda self: self.world.tokens)
     @rule(data=st.data())
@@ -75,19 +119,23 @@ class Lives(RuleBasedStateMachine):
         slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
         offset, floor = len(self.world.tokens[slot]), self.world.floors[slot]
         target = data.draw(st.integers(-1, offset + 1))
+        base = self.world.caches.rows.base(slot)
         for store in self.world.caches.full:
-            assert store.can_restore(slot, None, target) == (0 <= target <= offset)
+            assert store.can_restore(slot, None, target) == (base <= target <= offset)
         reachable = target == 0 or (0 < target <= offset and max(0, target - self.window) >= floor)
         for ring in self.world.caches.sliding:
             assert ring.can_restore(slot, None, target) == reachable
             assert reachable or not ring.restore(slot, None, target)
-        if reachable:
+        if reachable and target >= base:
             self.world.rewind(slot, target)
 
     @precondition(lambda self: self.world.tokens)
     @rule(data=st.data())
     def capture(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
+        slots = [s for s in self.world.tokens if not self.world.caches.rows.base(s)]
+        if not slots:
+            return
+        slot = data.draw(st.sampled_from(sorted(slots)))
         tokens = self.world.tokens[slot]
         cuts = data.draw(st.sets(st.integers(0, len(tokens)), max_size=2)) | {0, len(tokens)}
         edges = list(zip(sorted(cuts), sorted(cuts)[1:], strict=False))
@@ -100,13 +148,16 @@ class Lives(RuleBasedStateMachine):
     @precondition(lambda self: self.world.tokens)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        self.world.release(data.draw(st.sampled_from(sorted(self.world.tokens))))
+        slot = data.draw(st.sampled_from(sorted(self.world.tokens)))
+        self.world.release(slot)
+        self.paths.pop(slot, None)
 
     @invariant()
     def content(self) -> None:
         """C1: every layer of a slot at one offset, with exactly what was committed."""
         for slot in self.world.tokens:
             self.world.check_content(slot)
+            self.world.check_prefix(slot)
 
     @invariant()
     def rooms(self) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from sapwood.cache.arrays.attention import History
 from sapwood.cache.arrays.batch import Batch, Span
+from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, LayerRange, Range
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
@@ -88,9 +89,13 @@ class World:
         self.rng = np.random.default_rng(seed)
 
     def admit(
-        self, slot: int, tokens: Sequence[int] = (), path: Sequence[EdgePayload] = ()
+        self,
+        slot: int,
+        tokens: Sequence[int] = (),
+        path: Sequence[EdgePayload] = (),
+        base: int = 0,
     ) -> None:
-        self.caches.restore(slot, path, len(tokens))
+        self.caches.restore(slot, path, len(tokens), base)
         self.tokens[slot] = list(tokens)
         self.floors[slot] = max(0, len(tokens) - self.window)
 
@@ -168,14 +173,21 @@ class World:
         return out
 
     def check_view(self, slots: Sequence[int], keep: int) -> None:
-        """Views of every layer: the newest `keep` committed keys, fewer where fewer are held."""
+        """Views of every layer: the newest `keep` committed keys, fewer where fewer are held.
+
+        Of full layers all of them where anybody holds some by reference.
+        """
+        refers = any(self.caches.rows.base(slot) for slot in slots)
         batch = Batch([Span(s, len(self.tokens[s]) - 1, 1) for s in slots])
         for layer, (store, shape) in enumerate(zip(self.caches.stores, self.shapes, strict=True)):
             size = (len(slots), self.heads, shape.head_dim)
             queries = self.rng.normal(size=size).astype(np.float32)
-            out = np.array(store.view(batch, keep).attend(mx.array(queries)))
+            every = refers and isinstance(store, FullStore)
+            whole = store.view(batch) if refers and isinstance(store, FullStore) else None
+            history = whole or store.view(batch, keep)
+            out = np.array(history.attend(mx.array(queries)))
             for row, slot in enumerate(slots):
-                low = max(0, len(self.tokens[slot]) - keep)
+                low = 0 if every else max(0, len(self.tokens[slot]) - keep)
                 seen = slice(max(low, self.floors[slot]) if shape.sliding else low, None)
                 keys, values = code(layer, shape, self.tokens[slot])
                 expected = attention(queries[row], keys[:, seen], values[:, seen])
@@ -198,14 +210,26 @@ class World:
         tokens = self.tokens[slot]
         for layer, (store, shape) in enumerate(zip(self.caches.stores, self.shapes, strict=True)):
             assert store.offsets[slot] == self.caches.offset(slot) == len(tokens)
-            held = store.snapshot(slot, 0)
-            low = self.floors[slot] if shape.sliding else 0
+            base = 0 if shape.sliding else self.caches.rows.base(slot)
+            held = store.snapshot(slot, base)
+            low = self.floors[slot] if shape.sliding else base
             if low == len(tokens):
                 assert held is None
                 continue
             assert held is not None
             assert (held.start, held.end) == (low, len(tokens))
             self.check_layer(layer, held, tokens)
+
+    def check_prefix(self, slot: int) -> None:
+        """What full layers hold by reference is [0, base), gapless."""
+        at = 0
+        full = [layer for layer, shape in enumerate(self.shapes) if not shape.sliding]
+        for held, start, end in self.caches.prefixes.of(slot):
+            assert start == at < end
+            at = end
+            for index, layer in enumerate(full):
+                self.check_layer(layer, held.layer(index, start, end), self.tokens[slot])
+        assert at == self.caches.rows.base(slot)
 
     def check_payload(self, payload: EdgePayload, tokens: Sequence[int]) -> None:
         for held, slides in ((payload.full, False), (payload.sliding, True)):

@@ -1,0 +1,151 @@
+"""Live sequences behind one prefix: by reference, against a copy of it for each of them.
+
+- In this process, without clients: so many rows decode greedily without drafts, each with tokens of
+  its own behind the same prefix. Each turn is the same step again, so that no context grows. There
+  is no text: K/V is zeros, over which attention takes as long.
+- copied: each slot's row holds the prefix too, as before it could be held by reference. alone: by
+  reference, but each its own range, which nobody shares.
+- bytes: K/V of full layers, rows and prefix together, ÷ what it would be if every token were held
+  once and no row had room to grow.
+- The three alternate step by step; a run's value is its median step.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import mlx.core as mx
+
+from bench.measure import Figure, Side, alternated, at_most
+from bench.setup import Setup
+from sapwood.cache.arrays.ranges import Range
+from sapwood.model.pair import Pair
+from sapwood.model.runner import Runner
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import Admit, DecodeRow, StepPlan
+from sapwood.scheduler.sampling import Sampling
+
+PREFIX_TOKENS, OWN_TOKENS = 3900, 128
+_STEPS, _QUICK_STEPS, _WARM_STEPS = 12, 3, 2
+_ROW_COUNTS, _QUICK_ROW_COUNTS = (1, 4, 16, 32), (1, 4)
+_TOKEN = 100  # a plain one of the bundled tokenizer
+
+Layout = Literal["copied", "referred", "alone"]
+LAYOUTS: tuple[Layout, ...] = ("copied", "referred", "alone")
+
+
+class Company:
+    """Rows of a runner of their own, all at the same place. Raises nothing; close() frees it."""
+
+    def __init__(self, pair: Pair, layout: Layout, rows: int, prefix: int) -> None:
+        limits = Limits()
+        self.runner = Runner(pair, max(rows, limits.slots_max), limits.draft_depth_max)
+        self._end = prefix + OWN_TOKENS
+        slots = range(rows)
+        admits = tuple(Admit(slot, 0, (), Sampling(), self._end + 1) for slot in slots)
+        self.runner.wait(self.runner.submit(StepPlan(1, admits=admits)))
+        self.ranges: list[Range] = []
+        for slot in slots:
+            self._fill(slot, layout, prefix)
+        rows_ = (DecodeRow(slot, self._end, _TOKEN, 0, 1) for slot in slots)
+        self.plan = StepPlan(2, decodes=tuple(rows_))
+
+    @property
+    def full_bytes(self) -> int:
+        """K/V of full layers: everybody's rows, and what is held by reference, each range once."""
+        rows = sum(a.nbytes for store in self.runner.caches.full for a in store.arrays)
+        return rows + sum(held.nbytes for held in self.ranges)
+
+    def step(self) -> None:
+        self.runner.wait(self.runner.submit(self.plan))
+        for row in self.plan.decodes:  # taken back
+            self.runner.caches.commit(row.slot, self._end)
+
+    def _fill(self, slot: int, layout: Layout, prefix: int) -> None:
+        caches = self.runner.caches
+        if layout != "copied":
+            if layout == "alone" or not self.ranges:
+                heads = tuple(store.pools.kv_heads for store in caches.full)
+                shape = (2 * sum(heads), prefix, caches.full[0].pools.head_dim)
+                self.ranges.append(Range(0, prefix, mx.zeros(shape, caches.dtype), heads))
+                mx.eval(self.ranges[-1].stack)
+            caches.rows.free(slot)
+            caches.refer(slot, [(self.ranges[-1], 0, prefix)])
+        caches.reserve(slot, self._end)  # K/V that nobody computed
+        caches.commit(slot, self._end)
+        caches.settle()
+
+
+@dataclass(slots=True)
+class _Found:
+    """Of one number of rows: each layout's median step of every run, and its bytes."""
+
+    steps_s: dict[Layout, list[float]]
+    full_bytes: dict[Layout, int]
+
+
+def measure(setup: Setup) -> list[Figure]:
+    pair = setup.load_given_pair()
+    prefix = min(PREFIX_TOKENS, pair.target_config.text.context_tokens_max // 2)
+    counts = _QUICK_ROW_COUNTS if setup.quick else _ROW_COUNTS
+    figures: list[Figure] = []
+    for rows in counts:
+        found = _Found({layout: [] for layout in LAYOUTS}, {})
+        for run in range(setup.runs):
+            _run(pair, rows, prefix, _QUICK_STEPS if setup.quick else _STEPS, found)
+            shown = ", ".join(f"{k} {1e3 * v[-1]:.1f} ms" for k, v in found.steps_s.items())
+            setup.say(f"run {run + 1}: {rows} rows: {shown}")
+        unique = (prefix + rows * OWN_TOKENS) * pair.target_config.kv_bytes_per_token(
+            "full", pair.dtype.size
+        )
+        figures += figures_of(rows, prefix, found.steps_s, found.full_bytes, unique)
+    return figures
+
+
+def _run(pair: Pair, rows: int, prefix: int, steps: int, found: _Found) -> None:
+    companies = {layout: Company(pair, layout, rows, prefix) for layout in LAYOUTS}
+    seconds: dict[Layout, list[float]] = {layout: [] for layout in LAYOUTS}
+    gc.collect()
+    for step in range(_WARM_STEPS + steps):
+        for layout, company in alternated(list(companies.items()), step):
+            began = time.perf_counter()
+            company.step()
+            seconds[layout].append(time.perf_counter() - began)
+    for layout, company in companies.items():
+        found.steps_s[layout].append(statistics.median(seconds[layout][_WARM_STEPS:]))
+        found.full_bytes[layout] = company.full_bytes
+        company.runner.close()
+
+
+def figures_of(
+    rows: int,
+    prefix: int,
+    steps_s: Mapping[Layout, Sequence[float]],
+    full_bytes: Mapping[Layout, int],
+    unique_bytes: int,
+) -> list[Figure]:
+    """A step by reference and each alone ÷ copied, and bytes held ÷ what is unique."""
+    sides = {layout: Side(layout, "s", tuple(steps_s[layout])) for layout in LAYOUTS}
+    where = f"{rows} rows behind {prefix} tokens"
+    held = Side("held", "bytes", (float(full_bytes["referred"]),))
+    unique = Side("unique", "bytes", (float(unique_bytes),))
+    details = {f"{layout}_bytes": float(full_bytes[layout]) for layout in LAYOUTS}
+    return [
+        Figure(
+            f"memory/step/{rows}", f"{where}: a step by reference ÷ with a copy each",
+            sides["referred"], sides["copied"], at_most(0.8) if rows == 16 else None,
+        ),
+        Figure(
+            f"memory/alone/{rows}", f"{where}, each its own: by reference ÷ copied",
+            sides["alone"], sides["copied"],
+        ),
+        Figure(
+            f"memory/bytes/{rows}", f"{where}: bytes of full layers ÷ unique",
+            held, unique, at_most(1.15) if rows == 32 else None, details=details,
+        ),
+    ]  # fmt: skip
