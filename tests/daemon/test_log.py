@@ -81,9 +81,12 @@ def test_a_stderr_whose_reader_left_is_passed_over() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     writer = LineWriter(write_end)
-    for _ in range(2 * LINES_MAX):
-        logger_to(writer).warning("to nobody")
-        writer.flush()
+    logger = logger_to(writer)
+    for number in range(2 * LINES_MAX):
+        logger.warning("to nobody")
+        if not number % 100:  # each of these waits for the writer's thread
+            writer.flush()
+    writer.flush()
     os.close(write_end)
 
 

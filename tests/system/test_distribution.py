@@ -64,7 +64,7 @@ def distribution(tiny: Pair, sampling: Sampling) -> Array:
 @pytest.mark.parametrize(
     ("sampling", "seeded", "draws"),
     [
-        pytest.param(FILTERS, False, 20_000, id="rejection"),
+        pytest.param(FILTERS, False, 20_000, id="rejection", marks=pytest.mark.long),
         pytest.param(FILTERS, True, 20_000, id="shared-noise", marks=pytest.mark.long),
         pytest.param(PENALTIES, False, 5_000, id="rejection-penalties"),
         pytest.param(PENALTIES, True, 5_000, id="shared-noise-penalties", marks=pytest.mark.long),
