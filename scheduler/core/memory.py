@@ -135,7 +135,7 @@ class DeviceMemory:
         lease = sequence.lease
         if lease is None or lease.end < sequence.evaluated:
             return False
-        if self._slot_room(sequence).bytes <= self._ledger.free or not lease.end > sequence.base:
+        if lease.end <= sequence.base or self._slot_room(sequence).bytes <= self._ledger.free:
             return False
         if self._long(sequence) < lease.end:
             return False

@@ -7,7 +7,9 @@ step. MLX's buffer cache is off, so that buffers are as large as asked for; test
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -27,6 +29,7 @@ from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=40)
+BY_REFERENCE = replace(LIMITS, referred_reads_min=1, referred_edge_tokens_min=1)
 SNAPSHOT_TOKENS, REQUESTS = 200, 36
 
 
@@ -38,16 +41,25 @@ def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     mx.set_cache_limit(limit)
 
 
+@pytest.mark.parametrize("limits", [LIMITS, BY_REFERENCE], ids=["copied", "by reference"])
 @pytest.mark.parametrize("name", NAMES)
-def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(name: str) -> None:
-    budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)
-    before = active_bytes()
-    stack, traffic = Stack(pair(name), LIMITS, budget), Traffic(name, 3)
+def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(
+    name: str, limits: Limits
+) -> None:
+    budget = budget_bytes(pair(name), limits, 3, 114, SNAPSHOT_TOKENS)
+    before, bases = active_bytes(), Counter[str]()
+
+    def look(stack: Stack) -> None:
+        rows = stack.runner.caches.rows
+        bases.update("referred" if rows.base(slot) else "own" for slot in rows.places)
+
+    stack, traffic = Stack(pair(name), limits, budget, before_step=look), Traffic(name, 3)
     slack = slack_of(stack)
     serve_within_the_ledger(stack, traffic, REQUESTS, before)
     kept = stack.ledger.held("snapshots")
     assert kept <= active_bytes() - before <= kept + slack, "M1: the ledger and the device"
     assert sum(stack.tree.evictions.values()) > 20, "it was not too small for everything"
+    assert (bases["referred"] > 20) == (limits is BY_REFERENCE), bases
     assert len(stack.check(oracle(name))) > 20
     assert all(stream.finished for stream in stack.streams)
     stack.close()

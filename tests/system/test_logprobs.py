@@ -36,7 +36,7 @@ def check_reports(oracle: Oracle, stream: Stream) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_logprobs_are_the_raw_targets_at_any_depth_cold_or_hit(name: str) -> None:
     """Greedy, seeded and unseeded rows with every depth, beside rows that do not ask."""
-    stack = Stack(pair(name), Limits(slots_max=8, prefill_tokens_max=40))
+    stack = Stack(pair(name), Limits(slots_max=8, prefill_tokens_max=40, referred_reads_min=1))
     kinds = (GREEDY, PENALISED, Sampling(0.9, top_p=0.9, noise_key=3), Sampling(1.0, noise_key=4))
     for depths in ((0, 1, 3, 8), (4, None, 2, 1)):
         asked = [

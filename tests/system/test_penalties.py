@@ -46,7 +46,7 @@ def test_greedy_with_penalties_is_the_plain_loop_at_any_depth_cold_or_hit(name: 
     biased = [replace(GREEDY, logit_bias=sampling.logit_bias) for _, sampling in asked]
     for (prompt, _), sampling, reply in zip(asked, biased, expected, strict=True):
         assert reply != plain_greedy(name, prompt, sampling), "its penalties change nothing"
-    stack = Stack(pair(name), Limits(slots_max=8, prefill_tokens_max=40))
+    stack = Stack(pair(name), Limits(slots_max=8, prefill_tokens_max=40, referred_reads_min=1))
     for depths in ((0, 1, 3, 8), (4, None, 2, 1)):
         streams = [
             stack.submit(prompt, REPLY, sampling=sampling, depth=depth)

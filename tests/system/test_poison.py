@@ -23,7 +23,7 @@ def test_c5_poison_changes_nobodys_text(name: str) -> None:
         nonlocal poisoned
         poisoned += poison(stack.runner.caches) > 0
 
-    limits = Limits(slots_max=8, prefill_tokens_max=40)
+    limits = Limits(slots_max=8, prefill_tokens_max=40, referred_reads_min=1)
     stack = Stack(pair(name), limits, before_step=spoil)
     traffic = Traffic(name, 5)
     for _ in range(28):

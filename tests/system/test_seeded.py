@@ -44,7 +44,7 @@ def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
     random = Random(f"seeded {name}")
     asked = [(prompt, sampler(random)) for prompt in prompts(name) for _ in range(3)]
     replies = []
-    stack = Stack(pair(name), Limits(slots_max=16, prefill_tokens_max=40))
+    stack = Stack(pair(name), Limits(slots_max=16, prefill_tokens_max=40, referred_reads_min=1))
     for depths in ((0,), (1, 2, 3, 5, 8, None)):
         streams = [
             stack.submit(prompt, REPLY, sampling=sampling, depth=depths[i % len(depths)])

@@ -25,6 +25,8 @@ def build(traffic: Traffic, name: str) -> Stack:
         prefill_slices_max=random.choice((1, 2, 4)),
         share_tokens_min=random.choice((4, 32)),
         tree_nodes_max=random.choice((8, 1000)),
+        referred_reads_min=random.choice((1, 40, 2048)),
+        referred_edge_tokens_min=random.choice((1, 512)),
     )
     loaded = pair(name, drafter=random.random() < 0.9)
     stored = random.choice((20, 120))
