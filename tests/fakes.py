@@ -149,7 +149,10 @@ class TokenLog:
         self._live = False
         self._tracker.closed += 1
         self._tracker.live.remove(id(self))
-        self._tracker.lying[id(self._full)] -= 1
+        lying = self._tracker.lying
+        lying[id(self._full)] -= 1
+        if not lying[id(self._full)]:
+            del lying[id(self._full)]  # or a soak would grow by it
 
     def _make(self, start: int, full: tuple[int, ...], sliding: tuple[int, ...]) -> TokenLog:
         return TokenLog(self._tracker, start, full, sliding)
