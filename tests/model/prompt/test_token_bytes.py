@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 
@@ -145,5 +145,9 @@ def test_streamed_pieces_join_to_the_decoded_whole(place: str, data: st.DataObje
 def test_what_is_encoded_decodes_to_itself(place: str, text: str) -> None:
     """Leading and doubled spaces included; Gemma alone cannot tell its "▁" from a space."""
     tokenizer = _loaded(place)
-    plain = text.replace("▁", "").replace("<turn|>", "")
-    assert tokenizer.decode(tokenizer.encode_text(plain)) == plain
+    plain = text.replace("▁", "")
+    ids = tokenizer.encode_text(plain)
+    # A control token that somebody writes is one, and says nothing.
+    said = [id for id in ids if tokenizer.token_bytes[id]]
+    assume(len(ids) - len(said) == len(tokenizer.encode_text("")))
+    assert tokenizer.decode(ids) == plain
