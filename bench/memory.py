@@ -40,7 +40,7 @@ LAYOUTS: tuple[Layout, ...] = ("copied", "referred", "alone")
 
 
 class Company:
-    """Rows of a runner of their own, all at the same place. Raises nothing; close() frees it."""
+    """Rows of a runner of their own, all at the same place. Who made it closes the runner."""
 
     def __init__(self, pair: Pair, layout: Layout, rows: int, prefix: int) -> None:
         limits = Limits()

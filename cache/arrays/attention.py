@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -192,14 +192,13 @@ def over_slice(
     (count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[1:3]
     call = AttentionCall(dim, heads // kv_heads, count, length, _kind(mask))
     attend = _attend_partial if partial else _attend
-    out = []
-    for first, end in slice_tiles(kernels, call, kv_heads):
+
+    def seen(own: mx.array, first: int, end: int) -> mx.array:
         reach = length - count + end
         part = mask[first:end, :reach] if isinstance(mask, mx.array) else mask
-        own = queries[None, first:end].swapaxes(1, 2)
-        seen = attend(kernels, own, keys[:, :, :reach], values[:, :, :reach], part)
-        out.append(seen.swapaxes(1, 2)[0])
-    return out[0] if len(out) == 1 else mx.concatenate(out)
+        return attend(kernels, own, keys[:, :, :reach], values[:, :, :reach], part)
+
+    return _in_tiles(queries, slice_tiles(kernels, call, kv_heads), seen)
 
 
 def over_stretch(kernels: Kernels, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
@@ -209,11 +208,23 @@ def over_stretch(kernels: Kernels, queries: mx.array, keys: mx.array, values: mx
     """
     (count, heads, dim), (kv_heads, length) = queries.shape, keys.shape[:2]
     call = AttentionCall(dim, heads // kv_heads, count, length, "none")
+
+    def seen(own: mx.array, _first: int, _end: int) -> mx.array:
+        return folded_partial(kernels, own, keys[None], values[None], None)
+
+    return _in_tiles(queries, slice_tiles(kernels, call, kv_heads), seen)
+
+
+def _in_tiles(
+    queries: mx.array,
+    tiles: Sequence[tuple[int, int]],
+    seen: Callable[[mx.array, int, int], mx.array],
+) -> mx.array:
+    """Queries [q, heads, D] as one sequence's, tile by tile: `seen` is given [1, heads, n, D]."""
     out = []
-    for first, end in slice_tiles(kernels, call, kv_heads):
+    for first, end in tiles:
         own = queries[None, first:end].swapaxes(1, 2)
-        seen = folded_partial(kernels, own, keys[None], values[None], None)
-        out.append(seen.swapaxes(1, 2)[0])
+        out.append(seen(own, first, end).swapaxes(1, 2)[0])
     return out[0] if len(out) == 1 else mx.concatenate(out)
 
 

@@ -187,7 +187,7 @@ class Tree:
         May free somewhat more: a pass looks at every node, so it takes a batch.
         """
         self._tick(now)
-        evictable = Room(self.evictable_bytes(), self.evictable_buffers())
+        evictable = self.evictable()
         wanted = Room(max(0, bytes_wanted), max(0, buffers_wanted))
         if wanted == (0, 0) or wanted.bytes > evictable.bytes or wanted.buffers > evictable.buffers:
             return 0
@@ -239,21 +239,21 @@ class Tree:
         """Full K/V of leased nodes: all that evict cannot free."""
         return self._totals.leased_bytes
 
-    def evictable_bytes(self) -> int:
+    def evictable(self) -> Room:
         """All that evict can free in need: windows that live leases stand on count.
 
         But for those that are due to be restored.
         """
-        return self.bytes - self.leased_bytes - self._due_room().bytes
+        due, totals = self._due_room(), self._totals
+        return Room(
+            totals.bytes - totals.leased_bytes - due.bytes,
+            totals.buffers - totals.leased_buffers - due.buffers,
+        )
 
     @property
     def buffers(self) -> int:
         """The device's buffers that all nodes together are."""
         return self._totals.buffers
-
-    def evictable_buffers(self) -> int:
-        """Like evictable_bytes(), of buffers."""
-        return self._totals.buffers - self._totals.leased_buffers - self._due_room().buffers
 
     def cuts_max(self, lease: Lease, tokens: Sequence[int], payload: Payload) -> int:
         """How often extend() may cut what is stored, or `payload`, in two. Changes nothing.

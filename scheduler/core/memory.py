@@ -83,7 +83,7 @@ class DeviceMemory:
             return False
         free, _, evictable, _ = self._room()
         # From below: as much as it may hold by reference needs no room of its own.
-        least = Demand.of(sequence.request, self._facts)._replace(base=sequence.prompt_tokens - 1)
+        least = sequence.demand._replace(base=sequence.prompt_tokens - 1)
         return sum(self._slot_bytes(least)) <= free + evictable
 
     def reserve_slot(self, sequence: Sequence, step: int) -> bool:
@@ -261,7 +261,7 @@ class DeviceMemory:
         return workspace_bytes(self._facts, self._limits, slots)
 
     def _room(self) -> tuple[int, ...]:
-        evictable = Room(self._tree.evictable_bytes(), self._tree.evictable_buffers())
+        evictable = self._tree.evictable()
         free = self._ledger.free, self._buffers.free
         return *free, self._charged(evictable), evictable.buffers
 
@@ -271,7 +271,7 @@ class DeviceMemory:
         short = Room(wanted.bytes - ledger.free, wanted.buffers - buffers.free)
         if max(short) <= 0:
             return True
-        left = Room(tree.evictable_bytes(), tree.evictable_buffers())
+        left = tree.evictable()
         if short.bytes > self._charged(left) or short.buffers > left.buffers:
             return False
         tree.evict(min(short.bytes, left.bytes), step, short.buffers)
@@ -308,7 +308,6 @@ class DeviceMemory:
         if request.cache_bypass:
             return
         sequence.lease = self._tree.lease(request.root, sequence.packed_prompt, end, step)
-        sequence.demand = Demand.of(request, self._facts)
         self._refer(sequence, self._shared(sequence))
         if end:
             self._tree.keep(sequence.lease)
@@ -327,7 +326,6 @@ class DeviceMemory:
         return max(sequence.base, long_tokens(edges, self._limits.referred_edge_tokens_min))
 
     def _refer(self, sequence: Sequence, base: int) -> None:
-        sequence.base = base
         sequence.demand = sequence.demand._replace(base=base)
 
     def _refer_instead(self, sequence: Sequence, base: int) -> None:

@@ -60,7 +60,7 @@ class Planner:
         shares = self._shares(prefilling, decodes)
         for sequence, share in shares:
             sequence.storing = sequence.storing and self._memory.promise(share, share, step)
-        # After the last promise: an eviction may shorten what can be restored, and spoils paths.
+        # After the last promise: an eviction spoils paths.
         admits = self._restores(admitted)
         seals = self._seals(decoding)
         told = {sequence.slot for sequence in admitted} | {seal.slot for seal in seals}

@@ -56,7 +56,6 @@ class Sequence:
     __slots__ = (
         "admitted_at",
         "awaited",
-        "base",
         "cached",
         "causes",
         "common",
@@ -117,7 +116,6 @@ class Sequence:
         self.slot = -1
         self.lease: Lease | None = None
         self.storing = False
-        self.base = 0
         self.demand = Demand.of(request, facts)
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
@@ -128,6 +126,11 @@ class Sequence:
     def id(self) -> int:
         """Unique for the process."""
         return self.request.id
+
+    @property
+    def base(self) -> int:
+        """Where a row of a full layer begins."""
+        return self.demand.base
 
     @property
     def prompt_tokens(self) -> int:

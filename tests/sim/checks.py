@@ -212,8 +212,8 @@ class WatchedTree(Tree):
     """A tree whose evictions are checked as they happen (T6)."""
 
     def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
-        before, possible = self.bytes, self.evictable_bytes()
-        leased, buffers, spare = self.leased_bytes, self.buffers, self.evictable_buffers()
+        before, possible = self.bytes, self.evictable().bytes
+        leased, buffers, spare = self.leased_bytes, self.buffers, self.evictable().buffers
         freed = super().evict(bytes_wanted, now, buffers_wanted)
         if bytes_wanted <= possible and buffers_wanted <= spare:
             gone = buffers - self.buffers

@@ -182,9 +182,11 @@ class World:
         for layer, (store, shape) in enumerate(zip(self.caches.stores, self.shapes, strict=True)):
             size = (len(slots), self.heads, shape.head_dim)
             queries = self.rng.normal(size=size).astype(np.float32)
-            every = refers and isinstance(store, FullStore)
-            whole = store.view(batch) if refers and isinstance(store, FullStore) else None
-            history = whole or store.view(batch, keep)
+            every = refers and not shape.sliding
+            if isinstance(store, FullStore):
+                history = store.view(batch, None if every else keep)
+            else:
+                history = store.view(batch, keep)
             out = np.array(history.attend(mx.array(queries)))
             for row, slot in enumerate(slots):
                 low = 0 if every else max(0, len(self.tokens[slot]) - keep)

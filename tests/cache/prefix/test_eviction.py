@@ -191,14 +191,14 @@ def test_t6_leased_full_kv_never_goes_and_leased_windows_go_last() -> None:
     garden.say("xyz")
     lease = garden.lease("")
     garden.extend(lease, "abcdef")
-    assert garden.tree.evictable_bytes() == 3 * BYTES + 6 * SLIDING_BYTES
+    assert garden.tree.evictable().bytes == 3 * BYTES + 6 * SLIDING_BYTES
     garden.evict(3 * SLIDING_BYTES)
     assert garden.draw() == "abcDEF+1\nXYZ*"
     garden.evict(1)
     assert garden.draw() == "abcDEF+1"
     assert garden.evict(SLIDING_BYTES) == {"freed": 3 * SLIDING_BYTES, "thinned": 1}
     assert garden.draw() == "abcdef+1"
-    assert (garden.tree.evictable_bytes(), garden.tree.leased_bytes) == (0, 6 * FULL_BYTES)
+    assert (garden.tree.evictable().bytes, garden.tree.leased_bytes) == (0, 6 * FULL_BYTES)
 
 
 def test_t6_leased_windows_go_only_as_far_as_asked() -> None:
@@ -214,7 +214,7 @@ def test_t6_a_batch_takes_no_more_leased_windows_than_asked() -> None:
     garden = Garden()
     for number in range(40):
         garden.extend(garden.lease("", 0), f"{chr(33 + number)}yz")
-    assert garden.tree.evictable_bytes() * PASS_SHARE > 3 * SLIDING_BYTES
+    assert garden.tree.evictable().bytes * PASS_SHARE > 3 * SLIDING_BYTES
     assert garden.evict(1) == {"freed": 3 * SLIDING_BYTES, "thinned": 1}
 
 
@@ -231,7 +231,7 @@ def test_t6_more_than_can_go_frees_nothing() -> None:
     garden.say("xyz")
     garden.extend(garden.lease(""), "abcdef")
     before = garden.draw()
-    assert garden.evict(garden.tree.evictable_bytes() + 1) == {"freed": 0}
+    assert garden.evict(garden.tree.evictable().bytes + 1) == {"freed": 0}
     assert garden.evict(0) == garden.evict(-5) == {"freed": 0}
     assert garden.draw() == before
 
@@ -242,7 +242,7 @@ def test_t6_no_orphans_a_leased_leaf_keeps_its_ancestors() -> None:
     lease = garden.lease("abc")
     garden.extend(lease, "abcdef")
     garden.say("abcxyz")
-    garden.evict(garden.tree.evictable_bytes())
+    garden.evict(garden.tree.evictable().bytes)
     assert garden.draw() == "abc*+1\n  def+1"
 
 
@@ -261,7 +261,7 @@ def test_a_pass_frees_a_batch_so_that_it_is_rarely_needed() -> None:
     texts = [f"{number:03}" for number in range(320)]
     for text in texts:
         garden.say(text)
-    evictable = garden.tree.evictable_bytes()
+    evictable = garden.tree.evictable().bytes
     freed = garden.evict(1)["freed"]
     assert evictable * PASS_SHARE <= freed < evictable * PASS_SHARE + 3 * BYTES
 

@@ -50,7 +50,7 @@ class Grove:
             self.tree.release(lease, self.step())
             assert (self.tree.bytes, self.tree.buffers) <= held, "a merge took more than its parts"
         elif random.random() < 0.1:
-            self.tree.evict(self.tree.evictable_bytes() // 2, self.step())
+            self.tree.evict(self.tree.evictable().bytes // 2, self.step())
         else:
             self.extend(*random.choice(self.live))
         self.tree.check()
@@ -87,16 +87,16 @@ def test_t6_buffers_are_evicted_as_bytes_are(seed: int) -> None:
     for _ in range(200):
         grove.turn()
     tree = grove.tree
-    leased, spare = tree.buffers - tree.evictable_buffers(), tree.evictable_buffers()
+    leased, spare = tree.buffers - tree.evictable().buffers, tree.evictable().buffers
     assert 0 < spare < tree.buffers
     assert tree.evict(0, grove.step(), spare + 1) == 0
-    assert tree.evictable_buffers() == spare, "what cannot be freed was begun"
+    assert tree.evictable().buffers == spare, "what cannot be freed was begun"
     for wanted in (1, spare // 2):
         held = tree.buffers
         tree.evict(0, grove.step(), wanted)
         assert held - tree.buffers >= wanted
         tree.check()
-    tree.evict(0, grove.step(), tree.evictable_buffers())
+    tree.evict(0, grove.step(), tree.evictable().buffers)
     assert tree.buffers == leased
     tree.check()
     assert tree.buffers == grove.tracker.buffers

@@ -99,7 +99,7 @@ def test_evicted_is_told_from_diverged_and_cold() -> None:
     garden = Garden()
     garden.say("abcdef")
     garden.say("abcxyz")
-    garden.evict(garden.tree.evictable_bytes() - 3 * FULL_BYTES)
+    garden.evict(garden.tree.evictable().bytes - 3 * FULL_BYTES)
     assert garden.draw() == "abc", "both ends went, then the window where they parted"
     assert garden.match("abcdef") == Match(0, 3, True)
     assert garden.match("abcd") == Match(0, 3, True), "as far as the prompt goes"
@@ -114,7 +114,7 @@ def test_evicted_is_told_from_diverged_and_cold() -> None:
 def test_evicted_is_remembered_when_the_root_is_gone() -> None:
     garden = Garden()
     garden.say("abcdef")
-    garden.evict(garden.tree.evictable_bytes())
+    garden.evict(garden.tree.evictable().bytes)
     assert list(garden.tree.describe()) == []
     assert garden.match("abcdef") == Match(0, 0, True)
     assert garden.match("xyz") == garden.match("abcdef", root=b"other") == Match(0, 0, False)
@@ -126,7 +126,7 @@ def test_evicted_marks_are_bounded_and_the_oldest_fade() -> None:
     garden = Garden(nodes_max=3)
     for text in ("abc", "bcd", "cde", "def"):
         garden.say(text)
-        garden.evict(garden.tree.evictable_bytes())
+        garden.evict(garden.tree.evictable().bytes)
     assert len(garden.tree._ghosts) == 3
     assert [garden.match(text).evicted for text in ("abc", "bcd", "def")] == [False, True, True]
 
@@ -135,7 +135,7 @@ def test_an_edge_that_is_evicted_again_is_marked_anew() -> None:
     garden = Garden(nodes_max=2)
     for text in ("abc", "bcd", "abc", "cde"):
         garden.say(text)
-        garden.evict(garden.tree.evictable_bytes())
+        garden.evict(garden.tree.evictable().bytes)
     assert [garden.match(text).evicted for text in ("abc", "bcd", "cde")] == [True, False, True]
 
 

@@ -25,7 +25,7 @@ def test_t1_a_new_path_becomes_nodes() -> None:
     )
     assert (garden.tree.nodes, garden.tree.depth_tokens) == (2, 6)
     assert garden.tree.full_bytes == garden.tree.leased_bytes == 6 * FULL_BYTES
-    assert garden.tree.sliding_bytes == garden.tree.evictable_bytes() == 5 * SLIDING_BYTES
+    assert garden.tree.sliding_bytes == garden.tree.evictable().bytes == 5 * SLIDING_BYTES
     assert garden.tree.bytes == 6 * FULL_BYTES + 5 * SLIDING_BYTES
 
 

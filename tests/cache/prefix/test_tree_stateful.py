@@ -225,7 +225,7 @@ class TreeMachine(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1.1))
     def evict(self, share: float) -> None:
         """T6: at least what was asked, or nothing at all."""
-        before, evictable = list(self.tree.describe(tokens=True)), self.tree.evictable_bytes()
+        before, evictable = list(self.tree.describe(tokens=True)), self.tree.evictable().bytes
         wanted = int(share * evictable)
         causes = sum(self.tree.evictions.values())
         freed = self.tree.evict(wanted, self.step())
@@ -239,8 +239,8 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(by_drop=st.booleans())
     def empty(self, by_drop: bool) -> None:
-        """Exactly evictable_bytes() can go by eviction; drop takes only what nobody leases."""
-        leased, evictable = self.tree.leased_bytes, self.tree.evictable_bytes()
+        """Exactly evictable() can go by eviction; drop takes only what nobody leases."""
+        leased, evictable = self.tree.leased_bytes, self.tree.evictable().bytes
         if by_drop:
             assert self.lost_by(self.tree.drop) <= evictable
             assert all(view.leases for view in self.tree.describe())
