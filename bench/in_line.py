@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.measure import BenchError
 from sapwood.daemon.engine.loaded import Loaded
@@ -72,9 +72,13 @@ class ReadyDevice:
 
 
 @contextmanager
-def in_line(pair: Pair) -> Iterator[Loaded]:
-    """Core and runner around the pair, which stays the caller's; closed at the end."""
-    loaded = put_together(load_config({}), pair, "drafter" if pair.assistant else "")
+def in_line(pair: Pair, budget_bytes: int | None = None) -> Iterator[Loaded]:
+    """Core and runner around the pair, which stays the caller's; closed at the end.
+
+    budget_bytes: None for the daemon's own.
+    """
+    config = replace(load_config({}), memory_bytes=budget_bytes)
+    loaded = put_together(config, pair, "drafter" if pair.assistant else "")
     try:
         yield loaded
     finally:

@@ -6,7 +6,8 @@
 - copied: each slot's row holds the prefix too, as before it could be held by reference. alone: by
   reference, but each its own range, which nobody shares.
 - bytes: K/V of full layers, rows and prefix together, ÷ what it would be if every token were held
-  once and no row had room to grow.
+  once and no row had room to grow. all_bytes: the same of all layers, where the sliding layers of a
+  token that a window sees count once as well.
 - The three alternate step by step; a run's value is its median step.
 """
 
@@ -17,11 +18,13 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
+from bench.at_once import ASKED, measure_at_once
 from bench.measure import Figure, Side, alternated, at_most
+from bench.peers.prompts import fresh_questions
 from bench.setup import Setup
 from sapwood.cache.arrays.ranges import Range
 from sapwood.model.pair import Pair
@@ -39,6 +42,13 @@ Layout = Literal["copied", "referred", "alone"]
 LAYOUTS: tuple[Layout, ...] = ("copied", "referred", "alone")
 
 
+class HeldBytes(NamedTuple):
+    """K/V of the layers of each kind."""
+
+    full: int
+    sliding: int
+
+
 class Company:
     """Rows of a runner of their own, all at the same place. Who made it closes the runner."""
 
@@ -46,6 +56,9 @@ class Company:
         limits = Limits()
         self.runner = Runner(pair, max(rows, limits.slots_max), limits.draft_depth_max)
         self._end = prefix + OWN_TOKENS
+        config = pair.target_config
+        window = min(config.text.window, prefix)
+        self._window_bytes = window * config.kv_bytes_per_token("sliding", pair.dtype.size)
         slots = range(rows)
         admits = tuple(Admit(slot, 0, (), Sampling(), self._end + 1) for slot in slots)
         self.runner.wait(self.runner.submit(StepPlan(1, admits=admits)))
@@ -56,10 +69,14 @@ class Company:
         self.plan = StepPlan(2, decodes=tuple(rows_))
 
     @property
-    def full_bytes(self) -> int:
-        """K/V of full layers: everybody's rows, and what is held by reference, each range once."""
-        rows = sum(a.nbytes for store in self.runner.caches.full for a in store.arrays)
-        return rows + sum(held.nbytes for held in self.ranges)
+    def held(self) -> HeldBytes:
+        """Everybody's rows and rings, and what is stored: each range once, one window of it."""
+        full, sliding = (
+            sum(a.nbytes for store in stores for a in store.arrays)
+            for stores in (self.runner.caches.full, self.runner.caches.sliding)
+        )
+        stored = sum(held.nbytes for held in self.ranges)
+        return HeldBytes(full + stored, sliding + self._window_bytes)
 
     def step(self) -> None:
         self.runner.wait(self.runner.submit(self.plan))
@@ -86,7 +103,18 @@ class _Found:
     """Of one number of rows: each layout's median step of every run, and its bytes."""
 
     steps_s: dict[Layout, list[float]]
-    full_bytes: dict[Layout, int]
+    held: dict[Layout, HeldBytes]
+
+
+def unique_bytes(pair: Pair, rows: int, prefix: int) -> HeldBytes:
+    """Were every token held once, in sliding layers those within somebody's window."""
+    config = pair.target_config
+    window = config.text.window
+    seen = min(window, prefix) + rows * min(window, OWN_TOKENS)
+    return HeldBytes(
+        (prefix + rows * OWN_TOKENS) * config.kv_bytes_per_token("full", pair.dtype.size),
+        seen * config.kv_bytes_per_token("sliding", pair.dtype.size),
+    )
 
 
 def measure(setup: Setup) -> list[Figure]:
@@ -100,11 +128,9 @@ def measure(setup: Setup) -> list[Figure]:
             _run(pair, rows, prefix, _QUICK_STEPS if setup.quick else _STEPS, found)
             shown = ", ".join(f"{k} {1e3 * v[-1]:.1f} ms" for k, v in found.steps_s.items())
             setup.say(f"run {run + 1}: {rows} rows: {shown}")
-        unique = (prefix + rows * OWN_TOKENS) * pair.target_config.kv_bytes_per_token(
-            "full", pair.dtype.size
-        )
-        figures += figures_of(rows, prefix, found.steps_s, found.full_bytes, unique)
-    return figures
+        unique = unique_bytes(pair, rows, prefix)
+        figures += figures_of(rows, prefix, found.steps_s, found.held, unique)
+    return [*figures, measure_at_once(setup, pair, fresh_questions(ASKED))]
 
 
 def _run(pair: Pair, rows: int, prefix: int, steps: int, found: _Found) -> None:
@@ -118,7 +144,7 @@ def _run(pair: Pair, rows: int, prefix: int, steps: int, found: _Found) -> None:
             seconds[layout].append(time.perf_counter() - began)
     for layout, company in companies.items():
         found.steps_s[layout].append(statistics.median(seconds[layout][_WARM_STEPS:]))
-        found.full_bytes[layout] = company.full_bytes
+        found.held[layout] = company.held
         company.runner.close()
 
 
@@ -126,15 +152,15 @@ def figures_of(
     rows: int,
     prefix: int,
     steps_s: Mapping[Layout, Sequence[float]],
-    full_bytes: Mapping[Layout, int],
-    unique_bytes: int,
+    held: Mapping[Layout, HeldBytes],
+    unique: HeldBytes,
 ) -> list[Figure]:
     """A step by reference and each alone ÷ copied, and bytes held ÷ what is unique."""
     sides = {layout: Side(layout, "s", tuple(steps_s[layout])) for layout in LAYOUTS}
     where = f"{rows} rows behind {prefix} tokens"
-    held = Side("held", "bytes", (float(full_bytes["referred"]),))
-    unique = Side("unique", "bytes", (float(unique_bytes),))
-    details = {f"{layout}_bytes": float(full_bytes[layout]) for layout in LAYOUTS}
+    referred = held["referred"]
+    details = {f"{layout}_bytes": float(held[layout].full) for layout in LAYOUTS}
+    everything = {f"{layout}_bytes": float(sum(held[layout])) for layout in LAYOUTS}
     return [
         Figure(
             f"memory/step/{rows}", f"{where}: a step by reference ÷ with a copy each",
@@ -146,6 +172,14 @@ def figures_of(
         ),
         Figure(
             f"memory/bytes/{rows}", f"{where}: bytes of full layers ÷ unique",
-            held, unique, at_most(1.15) if rows == 32 else None, details=details,
+            Side("held", "bytes", (float(referred.full),)),
+            Side("unique", "bytes", (float(unique.full),)),
+            at_most(1.15) if rows == 32 else None, details=details,
+        ),
+        Figure(
+            f"memory/all_bytes/{rows}", f"{where}: bytes of all layers ÷ unique",
+            Side("held", "bytes", (float(sum(referred)),)),
+            Side("unique", "bytes", (float(sum(unique)),)),
+            at_most(2) if rows == 32 else None, details=everything,
         ),
     ]  # fmt: skip

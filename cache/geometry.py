@@ -6,21 +6,28 @@ neither can change alone. Pure numbers.
 
 from __future__ import annotations
 
-ROW_TOKENS_MIN = 256  # the smallest row of a full layer
+# The smallest row of a full layer: a prompt's end and a reply of the usual length, behind a prefix.
+ROW_TOKENS_MIN = 160
+ROW_TOKENS_ROUND = 512
 ARRAY_ELEMENTS_MAX = (1 << 31) - 1  # past it not all of MLX's kernels count right
 # In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
 MOVED_GROUPS_MAX = 4
 
 
 def row_tokens(tokens: int, tokens_min: int = ROW_TOKENS_MIN) -> int:
-    """A full layer's row for `tokens` tokens: the smallest class tokens_min x 2^i that holds them.
+    """A full layer's row for `tokens` tokens: the smallest class that holds them.
 
+    Classes are tokens_min x 2^i, from ROW_TOKENS_ROUND on the power of two below, as contexts are.
     Doubling, so that a sequence that grows moves log2 times, and padding never doubles a read.
     """
     capacity = tokens_min
-    while capacity < tokens:
+    while (row := _rounded(capacity)) < tokens:
         capacity *= 2
-    return capacity
+    return row
+
+
+def _rounded(capacity: int) -> int:
+    return capacity if capacity < ROW_TOKENS_ROUND else 1 << (capacity.bit_length() - 1)
 
 
 def ring_tokens(window: int, round_rows_max: int) -> int:

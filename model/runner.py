@@ -121,13 +121,17 @@ class Runner:
             for slot in plan.releases:
                 self.caches.release(slot)
                 self._samplers.pop(slot, None)
+            if plan.pack:
+                self.caches.pack()
+            self.caches.grow([(grow.slot, grow.room) for grow in plan.grows])
             for admit in plan.admits:
                 self._admit(admit)
             for repoint in plan.repoints:
                 path = cast("tuple[EdgePayload, ...]", repoint.path)
                 self.caches.repoint(repoint.slot, path)
             for seal in plan.seals:
-                self.caches.seal(seal.slot, cast("tuple[EdgePayload, ...]", seal.path))
+                path = cast("tuple[EdgePayload, ...]", seal.path)
+                self.caches.seal(seal.slot, path, seal.room)
         # Rows in the pools' own order: attention has nothing to gather.
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
@@ -157,6 +161,8 @@ class Runner:
         prefilled = []
         for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True):
             tokens, logprobs = next(drawn) if p.draws else ((), ())
+            if p.index:
+                tokens, logprobs = (), ()
             prefilled.append(Prefilled(tokens[0] if tokens else None, payload, logprobs))
             transaction.commit(p.slot, len(p.tokens))
             self._samplers[p.slot].push(tokens)
@@ -199,10 +205,11 @@ class Runner:
 
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)
-        self.caches.restore(admit.slot, path, admit.target, admit.base)
+        self.caches.restore(admit.slot, path, admit.target, admit.base, admit.room)
         sampling, tally = admit.sampling, None
         if sampling.adjusted:
             tally = Tally(sampling, admit.prompt, self.vocabulary)
+            tally.push(admit.reply)
         self._samplers[admit.slot] = Sampler(sampling, tally, admit.top_logprobs)
 
     def _forward(
@@ -244,7 +251,7 @@ class Runner:
         return DrawRows(
             tuple(sampler.sampling for sampler in samplers),
             tuple([d.depth for d in decodes] + [0] * len(firsts)),
-            tuple([d.index for d in decodes] + [0] * len(firsts)),
+            tuple([d.index for d in decodes] + [p.index for p in firsts]),
             tallies if any(tallies) else (),
         )
 

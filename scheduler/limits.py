@@ -39,6 +39,8 @@ class Limits:
     queued_max: int = 256
     queue_s_max: float = 60.0
     overtaken_max: int = 8
+    parks_max: int = 4  # of one sequence, that is in the way of older ones' memory
+    reply_tokens_guess: int = 128  # of a reply, before any has ended
     admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512

@@ -43,17 +43,27 @@ class ModelFacts:
     late_bytes_max: int = 0  # what of it a device may free late; 0: it frees at once
     control_tokens: ControlTokens = ControlTokens()  # noqa: RUF009 (frozen)
 
-    def live_bytes(self, tokens: int) -> int:
-        """Live K/V that a slot holding up to `tokens` tokens may need at most."""
-        row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
-        reused = self.live_buffers * self.reuse_bytes
-        return self.ring_bytes + self.tail_bytes + row_bytes + reused
+    def row_tokens(self, tokens: int) -> int:
+        """How many tokens the row of a full layer has room for that holds `tokens` of them."""
+        return row_tokens(tokens, self.row_tokens_min)
 
-    def moved_bytes(self, tokens: int) -> int:
-        """What of such a slot's pools exists twice while pools grow."""
-        row_bytes = row_tokens(tokens, self.row_tokens_min) * self.full_bytes_per_token
-        rows = moved_bytes(row_bytes, self.full_layers)
-        return rows + moved_bytes(self.ring_bytes, self.sliding_layers)
+    def row_bytes(self, tokens: int) -> int:
+        """Such a row, of all full layers together."""
+        return self.row_tokens(tokens) * self.full_bytes_per_token
+
+    @property
+    def slot_bytes(self) -> int:
+        """What a slot takes beside its rows in pools."""
+        return self.tail_bytes + self.live_buffers * self.reuse_bytes
+
+    def live_bytes(self, tokens: int) -> int:
+        """Live K/V of a slot that holds up to `tokens` tokens, were no other there."""
+        return self.ring_bytes + self.row_bytes(tokens) + self.slot_bytes
+
+    def moved_bytes(self, rows: int, rings: int) -> int:
+        """What of pools of so many bytes exists twice while they grow or are packed."""
+        full = moved_bytes(rows, self.full_layers)
+        return full + moved_bytes(rings, self.sliding_layers)
 
     def late_bytes(self, tokens: int) -> int:
         """What a step of `tokens` packed tokens has not freed yet, though it is done with it."""

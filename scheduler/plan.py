@@ -2,8 +2,10 @@
 
 - A StepPlan is a value: the runner can execute it without asking the core anything.
 - All ranges are half-open, all positions absolute in the sequence (0 = first prompt token).
-- Order inside a step: captures, releases, admits, repoints, seals, then ONE forward for decodes and
-  prefills.
+- Order inside a step: captures, releases, pack, grows, admits, repoints, seals, then ONE forward
+  for decodes and prefills.
+- Which pool a slot's row lies in follows from the rooms that plans give it, and the number of rows
+  from their order: the core knows to the byte what pools weigh, and says when they are packed.
 - A slot is one sequence's from its Admit to its release; one step may release and admit it.
 - In decode every layer holds `start` tokens; the row's `token` (the bonus) is in no cache yet.
 - Payloads are opaque here: the tree owns them, a plan lends them until its commit. Full K/V that is
@@ -33,6 +35,8 @@ class Admit:
 
     The payloads are contiguous from 0; the last may reach past `target`. target 0 = cold.
     base: full layers hold [0, base) by reference, base <= target, and copy the rest.
+    room: tokens that the slot has room for until a Grow; 0: what each step takes.
+    reply: what was drawn already, of a sequence that was parked; its newest token is in no cache.
     """
 
     slot: int
@@ -43,6 +47,16 @@ class Admit:
     prompt: tuple[int, ...] = ()  # whole: penalties count restored tokens, which no slice holds
     top_logprobs: int = 0  # alternatives to report with each drawn token; 0: no report at all
     base: int = 0
+    room: int = 0
+    reply: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """A slot needs room for so many tokens in all: its row moves to a pool of longer ones."""
+
+    slot: int
+    room: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +69,23 @@ class Repoint:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """All that a slot holds of full layers lies in `path`: hold it by reference, free its rows."""
+    """All that a slot holds of full layers lies in `path`: hold it by reference, free its rows.
+
+    room: tokens that the slot has room for from now on, as in Admit.
+    """
 
     slot: int
     path: tuple[Payload, ...]
+    room: int
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillSlice:
-    """Evaluate prompt tokens [start, start + len(tokens)).
+    """Evaluate tokens [start, start + len(tokens)) of a prompt, or of a reply that was parked.
 
-    draws: the slice ends the prompt, so the first token is drawn from its last row (index 0).
-    capture: hand the slice's K/V back as a Payload.
+    draws: the slice ends what is to be read, so the first token is drawn from its last row.
+    capture: hand the slice's K/V back as a Payload. index: as in DecodeRow. Above 0 what is drawn
+    counts nowhere: the token behind the slice is known, and only the drafter wants its last row.
     """
 
     slot: int
@@ -74,6 +93,7 @@ class PrefillSlice:
     tokens: tuple[int, ...]
     draws: bool
     capture: bool
+    index: int = 0
 
     @property
     def end(self) -> int:
@@ -98,11 +118,16 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: fields in the order of execution, the last two in one forward. `number`: from 1."""
+    """One step: fields in the order of execution, the last two in one forward. `number`: from 1.
+
+    pack: close the holes that slots have left in pools.
+    """
 
     number: int
     captures: tuple[Capture, ...] = ()
     releases: tuple[int, ...] = ()
+    pack: bool = False
+    grows: tuple[Grow, ...] = ()
     admits: tuple[Admit, ...] = ()
     repoints: tuple[Repoint, ...] = ()
     seals: tuple[Seal, ...] = ()

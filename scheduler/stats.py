@@ -35,6 +35,8 @@ class Stats:
     rejected: Mapping[Reason, int]  # their sum is what `requests` says of REJECTED
     requests_running: int
     requests_waiting: int
+    requests_parked: int
+    parks: int  # how often one was parked
     prompt_tokens: int
     generated_tokens: int
     prefix_cached_tokens: int

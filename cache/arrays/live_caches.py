@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -104,17 +104,19 @@ class LiveCaches:
         """Committed tokens of a slot; 0 where it is free."""
         return self.stores[0].offsets.get(slot, 0)
 
-    def restore(self, slot: int, path: Sequence[EdgePayload], target: int, base: int = 0) -> None:
+    def restore(
+        self, slot: int, path: Sequence[EdgePayload], target: int, base: int = 0, room: int = 0
+    ) -> None:
         """Restore [0, target) into a free slot from the tree's payloads, root to leaf.
 
         They stay the tree's, and the last may reach past `target`. base: full layers hold [0, base)
-        by reference and copy the rest.
+        by reference and copy the rest. room: tokens that there is to be room for; target or more.
         """
         assert not self.holds(slot), f"slot {slot} is taken"
         assert 0 <= base <= target, (base, target)
         self.settle()  # or the pools would grow twice in one evaluation
         self.refer(slot, portions_of(path, base))
-        self.reserve(slot, target)
+        self._reserve([(slot, max(room, target))])
         for index, store in enumerate(self.full):
             for payload in path:
                 start, end = max(base, payload.start), min(target, payload.end)
@@ -141,24 +143,23 @@ class LiveCaches:
         base = self.rows.base(slot)
         assert self.prefixes.set(slot, portions_of(path, base)) == base, (slot, base)
 
-    def seal(self, slot: int, path: Sequence[EdgePayload]) -> None:
+    def seal(self, slot: int, path: Sequence[EdgePayload], room: int) -> None:
         """All that full layers hold of a slot is stored in `path`: it is held by reference, and its
-        rows are given back.
-
-        Until `prepare` reserves others it can be neither read nor written.
+        rows are given back for others that have room for [offset, room).
         """
         offset = self.offset(slot)
         self.rows.free(slot)
         self.refer(slot, portions_of(path, offset))
         for store in self.full:
             store.pools.drop_unused()
+        self.grow([(slot, room)])
 
     def holds(self, slot: int) -> bool:
         """Whether somebody has the slot."""
         return any(slot in store.offsets for store in self.stores)
 
     def release(self, slot: int) -> None:
-        """Free a slot: its bytes are back by the next `prepare`, or at once with a pool's last."""
+        """Free a slot: its bytes are back by the next `pack`, or at once with a pool's last."""
         for store in self.stores:
             store.free(slot)
         self.prefixes.drop(slot)
@@ -177,16 +178,26 @@ class LiveCaches:
         """Room for `tokens` positions of a slot in every layer."""
         self._reserve([(slot, tokens)])
 
-    def prepare(self, batch: Batch) -> None:
-        """Room for everything that the batch writes, and none for what has left."""
-        for span in batch.spans:
-            assert span.start == self.offset(span.slot), (span, self.offset(span.slot))
+    def grow(self, wants: Sequence[tuple[int, int]]) -> None:
+        """Room for `tokens` positions of each (slot, tokens) that is live, all at once."""
+        if wants:
+            self.settle()  # as in restore
+            self._reserve(wants)
+
+    def pack(self) -> None:
+        """Close all holes that slots have left in pools, and give their bytes back."""
+        self.settle()
         orders = {placement: placement.pack() for placement in (self.rows, self.rings)}
         for store in self.stores:
             if order := orders[store.pools.placement]:
                 store.pools.pack(order)
                 self._settled = False
-        self._reserve((s.slot, s.end) for s in batch.spans)
+
+    def prepare(self, batch: Batch) -> None:
+        """Room for everything that the batch writes, where it was not reserved before."""
+        for span in batch.spans:
+            assert span.start == self.offset(span.slot), (span, self.offset(span.slot))
+        self._reserve([(s.slot, s.end) for s in batch.spans])
         self.settle()
 
     def commit(self, slot: int, offset: int) -> None:
@@ -233,8 +244,7 @@ class LiveCaches:
                 mx.eval([a for store in group for a in store.arrays])
             self._settled = True
 
-    def _reserve(self, wants: Iterable[tuple[int, int]]) -> None:
-        wants = list(wants)
+    def _reserve(self, wants: Sequence[tuple[int, int]]) -> None:
         moves = {placement: placement.reserve(wants) for placement in (self.rows, self.rings)}
         for store in self.stores:
             if moved := moves[store.pools.placement]:

@@ -4,8 +4,8 @@
   its highest taken one asks for: live K/V is budgeted in bytes, so pools follow the sequences.
 - A class that has as many rows as one array may have begins another beside itself, of rows that are
   a token longer: classes are told apart by their capacity.
-- A freed row is taken again first. `pack` closes holes once enough rows are spare: it copies the
-  class's pool, so one sequence that leaves as another comes must not pay for it.
+- A freed row is a hole until another takes it, the first one first. A class goes with its last
+  slot. `pack` closes all holes: it copies pools, so whoever owns the slots says when that pays.
 - Moves are values: every layer replays the same list, in order.
 - A row begins at its slot's *base*, position 0 unless what lies before is held elsewhere.
 """
@@ -60,24 +60,21 @@ class Placement:
 
     def reserve(self, wants: Iterable[tuple[int, int]]) -> list[Move]:
         """Give every (slot, tokens) a place for [base, tokens); one that is large enough stays."""
-        moves = [move for slot, tokens in wants if (move := self._move(slot, tokens)) is not None]
-        self._drop_empty()
-        return moves
+        return [move for slot, tokens in wants if (move := self._move(slot, tokens)) is not None]
 
     def free(self, slot: int) -> None:
         """Let the next one have the slot's row; no other slot moves. Nothing where it has none."""
         place = self.places.pop(slot, None)
         self._bases.pop(slot, None)
         if place is not None:
-            self._taken[place.capacity][place.row] = None
-            self._drop_empty()
+            self._vacate(place)
 
     def pack(self) -> dict[int, list[int]]:
-        """Close the holes of classes with many: capacity -> the old rows in their new order."""
+        """Close all holes: of each class that has any, the old rows in their new order."""
         orders = {}
         for capacity, taken in self._taken.items():
             live = sorted(slot for slot in taken if slot is not None)
-            if len(taken) - len(live) <= max(1, len(live) // 4):
+            if len(taken) == len(live):
                 continue
             orders[capacity] = [self.places[slot].row for slot in live]
             self._taken[capacity] = list(live)
@@ -97,8 +94,15 @@ class Placement:
         taken[row] = slot
         self.places[slot] = self._at(slot, capacity, row)
         if old is not None:
-            self._taken[old.capacity][old.row] = None
+            self._vacate(old)
         return Move(old, self.places[slot])
+
+    def _vacate(self, place: Place) -> None:
+        """A row has no owner; a class without any is gone, and begins anew with the next one."""
+        taken = self._taken[place.capacity]
+        taken[place.row] = None
+        if all(slot is None for slot in taken):
+            del self._taken[place.capacity]
 
     def _at(self, slot: int, capacity: int, row: int) -> Place:
         return Place(capacity, row, self.base(slot))
@@ -106,9 +110,3 @@ class Placement:
     def _is_full(self, capacity: int) -> bool:
         taken = self._taken.get(capacity, ())
         return None not in taken and len(taken) >= max(1, self.tokens_max // capacity)
-
-    def _drop_empty(self) -> None:
-        """Forget classes without owners, between calls: pools know rows as they were before."""
-        for capacity, taken in list(self._taken.items()):
-            if all(slot is None for slot in taken):
-                del self._taken[capacity]

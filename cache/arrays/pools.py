@@ -155,12 +155,17 @@ class Pools:
                 pool[to.rows, to.heads, to.entries] = fresh.astype(self.dtype)
 
     def _grow(self, capacity: int) -> int:
-        """Grow to the rows that Placement gave out, and no further; returns the rows there were."""
+        """Grow to the rows that Placement gave out, and no further; returns the rows there were.
+
+        More than it gave out are left of a class that went and began anew among these very moves.
+        """
         shape = (self.kv_heads, capacity, self.head_dim)
         empty = mx.zeros((0, *shape), self.dtype)
         held = self.by_capacity.get(capacity, (empty, empty))
         rows = int(held[0].shape[0])
         missing = self.placement.rows(capacity) - rows
+        if missing < 0:
+            self.pack({capacity: list(range(rows + missing))})
         if missing > 0:
             empty = mx.zeros((missing, *shape), self.dtype)
             keys, values = (mx.concatenate([pool, empty]) for pool in held)

@@ -31,7 +31,7 @@ from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
 from sapwood.scheduler.stats import Stats
 
-FORMAT = 1
+FORMAT = 2
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ class Disguise:
 
     def _admit(self, admit: Admit) -> Admit:
         sampling = self._sampling(admit.sampling)
-        return replace(admit, prompt=self.ids(admit.prompt), sampling=sampling)
+        prompt, reply = self.ids(admit.prompt), self.ids(admit.reply)
+        return replace(admit, prompt=prompt, reply=reply, sampling=sampling)
 
     def _sampling(self, sampling: Sampling) -> Sampling:
         biases = tuple((self._ids[id], bias) for id, bias in sampling.logit_bias)
@@ -227,16 +228,18 @@ def written(plan: StepPlan) -> list[Any]:
     admits = [_admit(admit) for admit in plan.admits]
     captures = [[c.slot, c.start, c.end] for c in plan.captures]
     decodes = [[d.slot, d.start, d.token, d.depth, d.index] for d in plan.decodes]
-    prefills = [[p.slot, p.start, p.tokens, p.draws, p.capture] for p in plan.prefills]
+    prefills = [[p.slot, p.start, p.tokens, p.draws, p.capture, p.index] for p in plan.prefills]
+    grows = [[grow.slot, grow.room] for grow in plan.grows]
     repoints = [[r.slot, [span(payload) for payload in r.path]] for r in plan.repoints]
-    seals = [[s.slot, [span(payload) for payload in s.path]] for s in plan.seals]
-    return [plan.number, captures, plan.releases, admits, repoints, seals, decodes, prefills]
+    seals = [[s.slot, [span(payload) for payload in s.path], s.room] for s in plan.seals]
+    moved = [captures, plan.releases, plan.pack, grows, admits, repoints, seals]
+    return [plan.number, *moved, decodes, prefills]
 
 
 def _admit(admit: Admit) -> list[Any]:
     restored = [admit.slot, admit.target, admit.base, [span(payload) for payload in admit.path]]
     sequence = [asdict(admit.sampling), admit.tokens_max, admit.prompt, admit.top_logprobs]
-    return restored + sequence
+    return [*restored, admit.room, *sequence, admit.reply]
 
 
 def span(payload: Payload | None) -> list[int] | None:

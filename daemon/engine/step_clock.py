@@ -64,6 +64,7 @@ class StepClock:
         rows = [f"decode slot {d.slot} at {d.start} depth {d.depth}" for d in plan.decodes]
         rows += [f"prefill slot {p.slot} [{p.start}, {p.end})" for p in plan.prefills]
         rows += [f"admit slot {a.slot} at {a.target}" for a in plan.admits]
+        rows += [f"grow slot {g.slot} to {g.room}" for g in plan.grows]
         rows += [f"capture slot {c.slot} [{c.start}, {c.end})" for c in plan.captures]
         rows += [f"release slot {slot}" for slot in plan.releases]
         return "\n".join([f"step {plan.number}:", *rows])

@@ -18,6 +18,7 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     HistogramMetricFamily,
     Metric,
+    UnknownMetricFamily,
 )
 from prometheus_client.registry import Collector
 
@@ -90,6 +91,11 @@ def _requests(stats: Stats, gate: Gate) -> Iterator[Metric]:
     yield _counter("requests_rejected", "Requests rejected, by why.", "reason", reasons)
     yield _gauge("requests_running", "Requests in prefill or decode.", stats.requests_running)
     yield _gauge("requests_waiting", "Requests in the queue.", stats.requests_waiting)
+    yield _gauge("requests_parked", "Requests whose slot went for a while.", stats.requests_parked)
+    # A counter's family in OpenMetrics has no suffix, and would be the gauge's.
+    parks = UnknownMetricFamily(f"{PREFIX}requests_parked_total", "How often one was parked.")
+    parks.add_metric([], stats.parks)
+    yield parks
     yield _histogram("rows_per_step", "Requests in one step.", stats.rows_per_step)
     yield _histogram("tokens_per_step", "Packed tokens of one step.", stats.tokens_per_step)
 

@@ -10,6 +10,7 @@
 - plan() is a function of the commands, results and times that came before, nothing else (L8).
 - A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
   with the next plan, which first captures what the tree lacks of it (R2).
+- Who is parked for want of memory still runs: neither the queue's time nor a drain ends it.
 - Counters move before the effect that tells of them leaves.
 - A step's duration for the depth policy is commit's now - plan's now: emission, submit and device.
 """
@@ -43,11 +44,14 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
+from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.policy.step_cost import StepShape
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Stats
+
+_SHUTTING_DOWN = "the daemon is shutting down"
 
 
 class Core:
@@ -73,7 +77,8 @@ class Core:
         assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
         self._facts, self._limits, self._token_bytes = facts, limits, token_bytes
         self._tree = tree
-        self._memory = DeviceMemory(facts, limits, tree, ledger)
+        self._reply_length = ReplyLength(limits.reply_tokens_guess)
+        self._memory = DeviceMemory(facts, limits, tree, ledger, self._reply_length)
         self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
         self._planner = Planner(limits, self._roster, self._memory, self._depth)
         self._meters = Meters(depth_max)
@@ -126,7 +131,8 @@ class Core:
             return None
         self._steps += 1
         for sequence in self._planned.admitted:
-            self._meters.request_queue.observe(now - sequence.submitted_at)
+            if not sequence.parks:
+                self._meters.request_queue.observe(now - sequence.submitted_at)
         return self._planned.plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
@@ -147,10 +153,9 @@ class Core:
 
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
-        roster = self._roster
-        live, waiting = len(roster.live), len(roster.waiting)
+        memory = self._memory
         return self._meters.publish(
-            self._steps, live, waiting, self._tree, self._memory.bytes, self._memory.buffers
+            self._steps, self._roster.counts, self._tree, memory.bytes, memory.buffers
         )
 
     def check(self) -> None:
@@ -174,7 +179,7 @@ class Core:
         if self._roster.find(request.id) is not None:
             return
         if self._draining:
-            self._refuse(request.id, Reason.DRAINING, "the daemon is shutting down")
+            self._refuse(request.id, Reason.DRAINING, _SHUTTING_DOWN)
         elif not self._memory.servable(request):
             message = "prompt and max_tokens need more memory than there is"
             self._refuse(request.id, Reason.OUT_OF_MEMORY, message)
@@ -208,17 +213,16 @@ class Core:
 
     def _drain(self, now: float) -> None:
         self._draining = True
-        for sequence in list(self._roster.waiting):
-            self._fail(
-                sequence, now, Outcome.REJECTED, Reason.DRAINING, "the daemon is shutting down"
-            )
+        for sequence in self._roster.waiting.queued:
+            self._fail(sequence, now, Outcome.REJECTED, Reason.DRAINING, _SHUTTING_DOWN)
 
     def _expire(self, now: float) -> None:
         everybody = (*self._roster.waiting, *self._roster.live.values())
         for sequence in [s for s in everybody if now >= s.expires_at]:
             message = "the request's time is over"
             self._fail(sequence, now, Outcome.DEADLINE, Reason.DEADLINE_EXCEEDED, message)
-        for sequence in [s for s in self._roster.waiting if now >= s.queue_expires_at]:
+        queued = self._roster.waiting.queued
+        for sequence in [s for s in queued if now >= s.queue_expires_at]:
             message = f"no place was free for {self._limits.queue_s_max:g} s"
             self._fail(
                 sequence, now, Outcome.REJECTED, Reason.QUEUE_FULL, message, self._retry_after()
@@ -260,8 +264,8 @@ class Core:
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
         plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
-        for sequence in planned.admitted:
-            self._meters.count_restored(sequence.cached)
+        self._meters.count_restored(planned.found_tokens)
+        self._meters.parks += planned.parked
         self._meters.count_step(plan, self._depth.parked_rows)
         shape = StepShape(
             rows=len(depths),
@@ -269,7 +273,7 @@ class Core:
             iterations=max(depths, default=0),
             context_tokens=sum(row.start for row in plan.decodes),
             prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
-            copied=bool(plan.captures or plan.admits),
+            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
         )
         self._depth.observe_step(shape, seconds)
 
@@ -279,6 +283,7 @@ class Core:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
+        sequence.evaluated += emitted
         self._meters.count_round(decoded.drafted, min(emitted, decoded.accepted))
         self._meters.inter_token_latency.observe((now - sequence.emitted_at) / emitted, emitted)
         self._emit(sequence, decoded.tokens[:emitted], decoded.logprobs[:emitted], now)
@@ -287,19 +292,27 @@ class Core:
         self, sequence: Sequence, piece: PrefillSlice, prefilled: Prefilled, now: float
     ) -> None:
         token, payload = prefilled.token, prefilled.payload
-        assert (token is not None) == piece.draws, f"slot {piece.slot} drew {token}"
+        first = piece.draws and not sequence.emitted
+        assert (token is not None) == first, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
         sequence.storing = payload is not None and self._memory.insert(
             sequence, payload, self._steps, turn_end=piece.draws
         )
-        sequence.processed = piece.end
-        self._meters.count_computed(piece.start, piece.end, sequence.causes)
-        progress = Progress(
-            sequence.id, sequence.cached, sequence.processed, sequence.prompt_tokens
-        )
-        self._effects.append(progress)
+        sequence.evaluated = piece.end
+        self._count_slice(sequence, piece.end)
         if token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
+        elif piece.draws:
+            sequence.move(SequenceState.DECODE, now, "as far as it was")
+
+    def _count_slice(self, sequence: Sequence, end: int) -> None:
+        """Of what was computed for the second time nobody is told."""
+        start, end = sequence.processed, min(end, sequence.prompt_tokens)
+        if start < end:
+            self._meters.count_computed(start, end, sequence.causes)
+            sequence.processed = end
+            told = Progress(sequence.id, sequence.cached, end, sequence.prompt_tokens)
+            self._effects.append(told)
 
     def _begin_reply(
         self, sequence: Sequence, token: int, logprobs: tuple[TokenLogprobs, ...], now: float
@@ -328,6 +341,7 @@ class Core:
         text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
         self._effects.append(Delta(sequence.id, text, tokens, thinking, calls, logprobs))
         if reply.reason:
+            self._reply_length.observe(sequence.emitted)
             usage = sequence.usage(now)
             self._meters.request_decode.observe(usage.decode_seconds)
             self._meters.request_duration.observe(now - sequence.submitted_at)

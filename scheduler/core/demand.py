@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from sapwood.scheduler.events import Request
@@ -10,44 +11,53 @@ from sapwood.scheduler.model_facts import ModelFacts
 
 
 class Demand(NamedTuple):
-    """What a slot's bytes follow from: the tokens it may grow to, and how it draws.
+    """What a slot's bytes follow from: the tokens it has room for, and how it draws.
 
-    base: full layers hold as many of them by reference, in the tree.
+    base: full layers hold as many of them by reference, in the tree. expected: tokens that it will
+    likely grow to.
     """
 
-    tokens_max: int
+    tokens: int
     draw_bytes_per_row: int = 0
     base: int = 0
+    expected: int = 0
 
     @property
     def row_tokens(self) -> int:
-        """What a row of a full layer may grow to."""
-        return self.tokens_max - self.base
+        """What a row of a full layer has room for."""
+        return self.tokens - self.base
 
     @classmethod
     def of(cls, request: Request, facts: ModelFacts) -> Demand:
-        """What a request may grow to, with the bytes that its sampler takes for each row."""
+        """All that a request may grow to, with the bytes that its sampler takes for each row."""
         return cls(request.tokens_max, facts.draw_bytes_per_row(request.sampling))
 
 
 # A prompt of one token, a reply of one, greedy: no request asks for less.
-DEMAND_MIN = Demand(tokens_max=2)
+DEMAND_MIN = Demand(tokens=2)
 
 
 def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
     """L5: what a sequence needs beside the weights, were it alone: K/V and largest step."""
-    return facts.live_bytes(demand.row_tokens) + workspace_bytes(facts, limits, [demand])
+    moved = facts.moved_bytes(facts.row_bytes(demand.row_tokens), facts.ring_bytes)
+    live = facts.live_bytes(demand.row_tokens)
+    return live + workspace_bytes(facts, limits, [demand], moved)
 
 
-def workspace_bytes(facts: ModelFacts, limits: Limits, slots: list[Demand]) -> int:
-    """Transient of the largest step with these slots, or of their pools' growing before it."""
+def round_rows(facts: ModelFacts, limits: Limits) -> int:
+    """Most rows that a round of one sequence verifies, the bonus token's included."""
+    return 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+
+
+def workspace_bytes(
+    facts: ModelFacts, limits: Limits, slots: Sequence[Demand], moved_bytes: int
+) -> int:
+    """Transient of the largest step with these slots, or of their pools' moving before it."""
     if not slots:
         return 0
-    rows = 1 + (limits.draft_depth_max if facts.has_drafter else 0)
-    rounds = sum(
-        facts.round_bytes(rows, slot.tokens_max, slot.draw_bytes_per_row) for slot in slots
-    )
-    longest = max(slot.tokens_max for slot in slots)
+    rows = round_rows(facts, limits)
+    rounds = sum(facts.round_bytes(rows, slot.tokens, slot.draw_bytes_per_row) for slot in slots)
+    longest = max(slot.tokens for slot in slots)
     step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
     step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
-    return max(step, sum(facts.moved_bytes(slot.row_tokens) for slot in slots))
+    return max(step, moved_bytes)

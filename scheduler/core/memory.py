@@ -1,16 +1,11 @@
-"""Tree and ledger move together here, and nowhere else: every byte is reserved before it is asked.
+"""Tree and ledgers move together here, and nowhere else: every byte is reserved before it is asked.
 
-- A slot's live K/V is reserved for its worst case at admission and given back at release, with the
-  step's transient for its rows. The transient of prefill slices is reserved while anybody lives,
-  for the longest of them.
-- A capture is *promised* its worst case when it is planned. At commit all promises are given back
-  first and the ledger follows what the tree really took.
-- held("snapshots") == bytes of the tree + promised, at every boundary, and for each buffer of both
-  what MLX may hand out beyond what is asked. The tree does not know of that.
-- Buffers are counted beside bytes, in a ledger of their own: where the device bounds them, what
-  does not find one waits or evicts as it would for bytes.
-- Cutting an edge takes a page and a buffer more of each kind of layer. So room for all cuts is made
-  before a capture is inserted, and what finds none is not stored.
+- A slot's live K/V is reserved for its prompt and the next rounds, and grows before it is written
+  (slot_rooms.py). Who is admitted also has room beside what is expected of all who live: a guess.
+  What holds without it: whoever lives could have all the device, and the oldest gets it (L5, L7).
+- What the tree stores is made room for by evicting from it (snapshot_room.py).
+- A capture out of a slot is made before any slot is released: it has room beside all that the plan
+  found, but for the workspace, which nobody uses yet.
 - Evicting spoils lent payloads and may thin even a window that a lease stands on, but for what is
   due to be restored. So paths are taken after a plan's last eviction.
 - What a slot holds by reference is leased, and so stays: it is the tree's, and counted there.
@@ -18,39 +13,44 @@
 
 from __future__ import annotations
 
-from array import array
-
 from sapwood.cache.prefix.ledger import Ledger, LedgerView
-from sapwood.cache.prefix.node import Lease, Room
+from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
-from sapwood.scheduler.core.demand import Demand, alone_bytes, workspace_bytes
+from sapwood.scheduler.core.demand import Demand, alone_bytes, round_rows, workspace_bytes
 from sapwood.scheduler.core.sequence import Sequence
+from sapwood.scheduler.core.slot_rooms import SlotRooms
+from sapwood.scheduler.core.snapshot_room import SnapshotRoom
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reference import long_tokens, read_once_tokens
+from sapwood.scheduler.policy.reply_length import ReplyLength
 
 NOTHING = Match(tokens=0, matched=0, evicted=False)
-
-
-KINDS_STORED = 2  # full layers and sliding ones: as many buffers has an edge at most
 UNCOUNTED = 1 << 62
 
 
 class DeviceMemory:
     """The device's bytes as the core sees them."""
 
-    def __init__(self, facts: ModelFacts, limits: Limits, tree: Tree, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        limits: Limits,
+        tree: Tree,
+        ledger: Ledger,
+        reply_length: ReplyLength,
+    ) -> None:
         self._facts = facts
         self._limits = limits
         self._tree = tree
         self._ledger = ledger
+        self._reply_length = reply_length
         self._buffers = Ledger(facts.buffers_max or UNCOUNTED, facts.weights_buffers)
         assert facts.live_buffers <= self._buffers.free, "L5: one slot has too many buffers"
-        self._promised = Room(0)
-        self._slots: list[Demand] = []
-        self._version = 0  # of what the tree can match
+        self._slots = SlotRooms(facts, limits, ledger, self._buffers)
+        self._stored = SnapshotRoom(facts, tree, ledger, self._buffers)
 
     @property
     def bytes(self) -> LedgerView:
@@ -72,44 +72,75 @@ class DeviceMemory:
         request = sequence.request
         if request.cache_bypass:
             sequence.match = NOTHING
-        elif sequence.match is None or sequence.match_version != self._version:
-            sequence.match = self._tree.match(request.root, sequence.packed_prompt)
-            sequence.match_version = self._version
+        elif sequence.match is None or sequence.match_version != self._stored.version:
+            sequence.match = self._tree.match(request.root, sequence.packed)
+            sequence.match_version = self._stored.version
         return sequence.match
+
+    def begin_plan(self) -> None:
+        """Before anything of a plan is decided."""
+        self._slots.begin()
+        if self._slots.many_holes:
+            self._slots.pack()
+
+    @property
+    def packs(self) -> bool:
+        """Whether the plan closes the holes in pools."""
+        return self._slots.packed
 
     def may_fit(self, sequence: Sequence) -> bool:
         """Whether reserve_slot() is worth trying; cheap, so that it can be asked before match()."""
-        if self._slots and sequence.refused_room == self._room():
+        if len(self._slots) and sequence.refused_room == self._stored.state():
             return False
-        free, _, evictable, _ = self._room()
+        if self._slots.holed:
+            return True
         # From below: as much as it may hold by reference needs no room of its own.
-        least = sequence.demand._replace(base=sequence.prompt_tokens - 1)
-        return sum(self._slot_bytes(least)) <= free + evictable
+        least = self._demand(sequence, len(sequence.prefix) - 1)
+        return self._slots.missing(sequence.id, least) <= self._stored.within_reach
 
     def reserve_slot(self, sequence: Sequence, step: int) -> bool:
         """Lease the matched prefix and reserve the slot's bytes, evicting what that takes.
 
-        False, with nothing evicted, where it does not fit beside what is leased. A sequence that is
-        alone always fits: where its own prefix is in the way it goes without.
+        False, with nothing evicted, where it does not fit beside what is leased, or what is
+        expected of those that live. A sequence that is alone always fits: where its own prefix is
+        in the way it goes without.
         """
-        alone = not self._slots and not any(self._promised)
+        alone = not len(self._slots) and not self._stored.promising
         self._lease(sequence, self.match(sequence).tokens, step)
-        wanted = self._slot_room(sequence)
-        if wanted.bytes > self._ledger.free:
+        if self._missing(sequence).bytes > self._ledger.free:
             self._refer(sequence, self._long(sequence))
-            wanted = self._slot_room(sequence)
-        fits = self._make_room(wanted, step)
+        fits = (alone or self._is_expected(sequence)) and self._make_slot_room(sequence, step)
         if not fits and alone:
             self.forget(sequence, step)
             self._lease(sequence, 0, step)
-            wanted = self._slot_room(sequence)
-            fits = self._make_room(wanted, step)
-            assert fits, f"L5: {wanted} does not fit alone: {sequence.tell()}"
+            fits = self._make_slot_room(sequence, step)
+            assert fits, f"L5: it does not fit alone: {sequence.tell()}"
         if not fits:
             self.forget(sequence, step)
-            sequence.refused_room = self._room()
+            sequence.refused_room = self._stored.state()
             return False
-        self._take_slot(sequence)
+        self._slots.set(sequence.id, sequence.demand)
+        return True
+
+    def grow(self, sequence: Sequence, step: int) -> bool:
+        """Reserve what the next round of a slot may write, evicting what that takes.
+
+        False where somebody has to go first. Of one that is alone the tree gives up what it has of
+        it, where that is in the way: nothing but what it refers to is ever too much for it (L5).
+        """
+        was = sequence.demand
+        if was.tokens >= self._tokens(sequence):
+            return True
+        self._refer(sequence, sequence.base)
+        fits = self._make_slot_room(sequence, step)
+        if not fits and len(self._slots) == 1 and not sequence.base:
+            self.forget(sequence, step)
+            self._lease(sequence, 0, step)
+            fits = self._make_slot_room(sequence, step)
+        if not fits:
+            sequence.demand = was
+            return False
+        self._slots.set(sequence.id, sequence.demand)
         return True
 
     def restore(self, sequences: tuple[Sequence, ...]) -> list[tuple[Payload, ...]]:
@@ -121,7 +152,8 @@ class DeviceMemory:
         leases = [sequence.lease for sequence in sequences]
         for sequence in sequences:
             if (base := self._shared(sequence)) > sequence.base:
-                self._refer_instead(sequence, base)
+                self._refer(sequence, base)
+                self._slots.set(sequence.id, sequence.demand)
         for lease in leases:
             if lease is not None and lease.end:
                 self._tree.hit(lease)
@@ -135,11 +167,18 @@ class DeviceMemory:
         lease = sequence.lease
         if lease is None or lease.end < sequence.evaluated:
             return False
-        if lease.end <= sequence.base or self._slot_room(sequence).bytes <= self._ledger.free:
+        another = self._facts.live_bytes(sequence.demand.row_tokens)
+        if lease.end <= sequence.base or another <= self._ledger.free:
             return False
         if self._long(sequence) < lease.end:
             return False
-        self._refer_instead(sequence, lease.end)
+        was = sequence.demand
+        self._refer(sequence, lease.end)
+        # The row that goes is a hole first, beside the one that comes.
+        if self._slots.missing(sequence.id, sequence.demand, sealed=True) > self._ledger.free:
+            sequence.demand = was
+            return False
+        self._slots.set(sequence.id, sequence.demand, sealed=True)
         return True
 
     @property
@@ -152,20 +191,21 @@ class DeviceMemory:
         assert sequence.lease is not None, sequence.tell()
         return self._tree.path(sequence.lease)
 
-    def promise(self, tokens: int, sliding_tokens: int, step: int) -> bool:
+    def promise(self, tokens: int, sliding_tokens: int, step: int, *, of_slot: bool) -> bool:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be.
 
-        sliding_tokens: of how many of them sliding layers have K/V. False, with nothing evicted,
-        where it does not fit, or is more than one edge can hold.
+        sliding_tokens: of how many of them sliding layers have K/V. of_slot: it is copied out of a
+        slot that the plan releases. False, with nothing evicted, where it does not fit, or is more
+        than one edge can hold.
         """
-        promised = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
-        wanted = Room(self._charged(promised), KINDS_STORED)
-        if tokens > self._facts.edge_tokens_max or not self._make_room(wanted, step):
+        wanted = self._stored.wanted(tokens, sliding_tokens)
+        if tokens > self._facts.edge_tokens_max:
             return False
-        self._ledger.reserve("snapshots", wanted.bytes)
-        self._buffers.reserve("snapshots", wanted.buffers)
-        bytes_, buffers = self._promised
-        self._promised = Room(bytes_ + promised.bytes, buffers + promised.buffers)
+        if wanted.bytes > self._ledger.free and self._slots.holed:
+            self._slots.pack()
+        if not self._stored.make(wanted, step, self._freed_later if of_slot else 0):
+            return False
+        self._stored.promise(wanted)
         return True
 
     @property
@@ -176,9 +216,7 @@ class DeviceMemory:
 
     def end_promises(self) -> None:
         """The step is done: what it captured is inserted next, or was never made."""
-        self._ledger.give_back("snapshots", self._charged(self._promised))
-        self._buffers.give_back("snapshots", self._promised.buffers)
-        self._promised = Room(0)
+        self._stored.end_promises()
 
     def insert(self, sequence: Sequence, payload: Payload, step: int, turn_end: bool) -> bool:
         """Store a capture along the sequence's lease. Takes `payload`; its promise has ended.
@@ -186,49 +224,26 @@ class DeviceMemory:
         False where what storing it may cut finds no room: then it is dropped.
         """
         assert sequence.lease is not None, sequence.tell()
-        assert not any(self._promised), "the ledger would count this capture twice"
-        end = payload.end
-        tokens = sequence.packed_prompt
-        if end > sequence.prompt_tokens:
-            tokens = tokens + sequence.packed_reply(end)
-        if not self._make_room(self._stored_room(sequence.lease, tokens, payload), step):
-            payload.close()
-            return False
-        self._tree.extend(sequence.lease, tokens, payload, step, turn_end=turn_end)
-        if turn_end:
-            self._tree.settle(sequence.lease)
-        self._follow()
-        self._version += 1  # even where what was evicted for it weighs the same
-        return True
+        tokens = sequence.packed_path(payload.end)
+        return self._stored.insert(sequence.lease, tokens, payload, step, turn_end)
 
     def free_slot(self, sequence: Sequence) -> None:
         """The plan releases the sequence's slot."""
-        self._slots.remove(sequence.demand)
-        live, workspace = self._slot_bytes(sequence.demand)
-        self._ledger.give_back("live", live)
-        self._ledger.give_back("workspace", workspace)
-        self._buffers.give_back("live", self._facts.live_buffers)
-
-    def _take_slot(self, sequence: Sequence) -> None:
-        """There is room for it: what it takes is reserved."""
-        live, workspace = self._slot_bytes(sequence.demand)
-        self._slots.append(sequence.demand)
-        self._ledger.reserve("live", live)
-        self._ledger.reserve("workspace", workspace)
-        self._buffers.reserve("live", self._facts.live_buffers)
+        self._slots.leave(sequence.id)
 
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""
         if sequence.lease is not None:
             self._tree.release(sequence.lease, step)
-            self._follow()
+            self._stored.follow()
             sequence.lease = None
 
     def close(self) -> None:
         """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
-        assert not self._slots and not any(self._promised), f"{len(self._slots)} slots are taken"
+        taken = len(self._slots)
+        assert not taken and not self._stored.promising, f"{taken} slots are taken"
         self._tree.drop()
-        self._follow()
+        self._stored.follow()
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()
         self._buffers.check_empty()
@@ -239,75 +254,62 @@ class DeviceMemory:
         self._ledger.check()
         self._buffers.check()
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
-        workspace = self._ledger.held("workspace")
-        assert workspace == self._workspace(self._slots), f"M1: {workspace} bytes of workspace"
-        promised, stored = self._promised, Room(self._tree.bytes, self._tree.buffers)
-        held = Room(self._ledger.held("snapshots"), self._buffers.held("snapshots"))
-        buffers = stored.buffers + promised.buffers
-        total = (self._charged(stored) + self._charged(promised), buffers)
-        assert held == total, f"M1: {held} held, {stored} + {promised}"
-        live = self._buffers.held("live")
-        assert live == slots * self._facts.live_buffers, f"M1: {live} buffers of {slots} slots"
+        self._slots.check()
+        self._stored.check()
 
-    def _slot_room(self, sequence: Sequence) -> Room:
-        return Room(sum(self._slot_bytes(sequence.demand)), self._facts.live_buffers)
+    def _missing(self, sequence: Sequence) -> Room:
+        """What the sequence's slot takes beyond what is held."""
+        buffers = 0 if sequence.slot >= 0 else self._facts.live_buffers
+        return Room(max(0, self._slots.missing(sequence.id, sequence.demand)), buffers)
 
-    def _slot_bytes(self, demand: Demand) -> tuple[int, int]:
-        """Live K/V of a slot, and what workspace grows by when it joins those that there are."""
-        joined = self._workspace([*self._slots, demand])
-        return self._facts.live_bytes(demand.row_tokens), joined - self._workspace(self._slots)
+    def _make_slot_room(self, sequence: Sequence, step: int) -> bool:
+        if self._missing(sequence).bytes > self._ledger.free and self._slots.holed:
+            self._slots.pack()  # a hole that it would have taken is gone: it misses more now
+        return self._stored.make(self._missing(sequence), step)
 
-    def _workspace(self, slots: list[Demand]) -> int:
-        return workspace_bytes(self._facts, self._limits, slots)
-
-    def _room(self) -> tuple[int, ...]:
-        evictable = self._tree.evictable()
-        free = self._ledger.free, self._buffers.free
-        return *free, self._charged(evictable), evictable.buffers
-
-    def _make_room(self, wanted: Room, step: int) -> bool:
-        """Evict so that `wanted` is free; False, with nothing evicted, if it cannot be."""
-        tree, ledger, buffers = self._tree, self._ledger, self._buffers
-        short = Room(wanted.bytes - ledger.free, wanted.buffers - buffers.free)
-        if max(short) <= 0:
-            return True
-        left = tree.evictable()
-        if short.bytes > self._charged(left) or short.buffers > left.buffers:
-            return False
-        tree.evict(min(short.bytes, left.bytes), step, short.buffers)
-        self._follow()
-        return wanted.bytes <= ledger.free and wanted.buffers <= buffers.free
-
-    def _stored_room(self, lease: Lease, tokens: array[int], payload: Payload) -> Room:
-        """What storing `payload` takes at most, with all that is cut for it."""
-        stored = payload.full_bytes + payload.sliding_bytes
+    def _is_expected(self, sequence: Sequence) -> bool:
+        """Whether it fits beside what those that live are expected to take in the end."""
         facts = self._facts
-        if facts.page_bytes == 1 and not facts.buffers_max and not facts.reuse_bytes:
-            return Room(stored)  # a cut takes nothing then
-        pieces = self._tree.cuts_max(lease, tokens, payload) * KINDS_STORED
-        room = Room(stored + pieces * (facts.page_bytes - 1), pieces + KINDS_STORED)
-        return Room(self._charged(room), room.buffers)
+        grown = [
+            demand._replace(tokens=max(demand.tokens, demand.expected))
+            for demand in (*self._slots.demands, sequence.demand)
+        ]
+        rows = sum(facts.row_bytes(demand.row_tokens) for demand in grown)
+        rings = len(grown) * facts.ring_bytes
+        moved = facts.moved_bytes(rows, rings)
+        wanted = rows + rings + len(grown) * facts.slot_bytes
+        wanted += workspace_bytes(facts, self._limits, grown, moved)
+        kept = self._ledger.weights_bytes + self._stored.leased_bytes
+        return wanted + kept <= self._ledger.budget_bytes
 
-    def _follow(self) -> None:
-        """The tree may have changed: the ledgers hold what it holds, and matches are old."""
-        tree, promised = self._tree, self._promised
-        taken = Room(tree.bytes + promised.bytes, tree.buffers + promised.buffers)
-        more = self._charged(taken) - self._ledger.held("snapshots")
-        buffers = taken.buffers - self._buffers.held("snapshots")
-        if more or buffers:
-            self._ledger.adjust("snapshots", more)
-            self._buffers.adjust("snapshots", buffers)
-            self._version += 1
+    def _tokens(self, sequence: Sequence) -> int:
+        """What a slot has to have room for: all that is read before it draws, and a round."""
+        if sequence.parks >= self._limits.parks_max:
+            return sequence.tokens_max
+        written = max(len(sequence.prefix), sequence.evaluated)
+        return min(written + round_rows(self._facts, self._limits), sequence.tokens_max)
 
-    def _charged(self, room: Room) -> int:
-        """Bytes of the ledger for so many bytes in so many buffers."""
-        return room.bytes + room.buffers * self._facts.reuse_bytes
+    def _demand(self, sequence: Sequence, base: int) -> Demand:
+        """What the sequence asks of its slot now: as much as the row that it needs anyway holds."""
+        row = self._facts.row_tokens(self._tokens(sequence) - base)
+        prompt_tokens, tokens_max = sequence.prompt_tokens, sequence.tokens_max
+        reply = self._reply_length.expected(sequence.emitted, tokens_max - prompt_tokens)
+        draw = self._facts.draw_bytes_per_row(sequence.request.sampling)
+        return Demand(min(base + row, tokens_max), draw, base, prompt_tokens + reply)
+
+    @property
+    def _freed_later(self) -> int:
+        """Of what is free, what lies in slots until the plan has released some."""
+        ledger = self._ledger
+        held = ledger.weights_bytes + self._slots.found_bytes + ledger.held("snapshots")
+        return max(0, ledger.free - (ledger.budget_bytes - held))
 
     def _lease(self, sequence: Sequence, end: int, step: int) -> None:
         request = sequence.request
+        self._refer(sequence, 0)
         if request.cache_bypass:
             return
-        sequence.lease = self._tree.lease(request.root, sequence.packed_prompt, end, step)
+        sequence.lease = self._tree.lease(request.root, sequence.packed, end, step)
         self._refer(sequence, self._shared(sequence))
         if end:
             self._tree.keep(sequence.lease)
@@ -326,10 +328,4 @@ class DeviceMemory:
         return max(sequence.base, long_tokens(edges, self._limits.referred_edge_tokens_min))
 
     def _refer(self, sequence: Sequence, base: int) -> None:
-        sequence.demand = sequence.demand._replace(base=base)
-
-    def _refer_instead(self, sequence: Sequence, base: int) -> None:
-        """More by reference than its slot was reserved with: the rest is given back."""
-        self.free_slot(sequence)
-        self._refer(sequence, base)
-        self._take_slot(sequence)
+        sequence.demand = self._demand(sequence, base)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sapwood.cache.prefix.ledger import LedgerView
 from sapwood.cache.prefix.tree import Tree
@@ -22,6 +23,14 @@ RECOMPUTE_CAUSES = (DIVERGED, EVICTED, THINNED, COLD)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 LONG_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+
+class SequenceCounts(NamedTuple):
+    """How many sequences are where."""
+
+    running: int
+    waiting: int
+    parked: int
 
 
 class Meters:
@@ -47,6 +56,7 @@ class Meters:
         self.draft_tokens = [0] * depth_max
         self.accepted_tokens = [0] * depth_max
         self.parked_rows = 0
+        self.parks = 0
 
     def count_end(self, outcome: Outcome, reason: Reason | None = None) -> None:
         """One request ended; with `reason` where it has one, which counts where it is rejected."""
@@ -56,7 +66,7 @@ class Meters:
             self.rejected[reason] += 1
 
     def count_restored(self, tokens: int) -> None:
-        """An admitted prompt's first `tokens` come from the tree."""
+        """So many tokens of admitted prompts come from the tree."""
         self.prompt_tokens += tokens
         self.prefix_cached_tokens += tokens
 
@@ -88,8 +98,7 @@ class Meters:
     def publish(
         self,
         steps: int,
-        running: int,
-        waiting: int,
+        sequences: SequenceCounts,
         tree: Tree,
         memory: LedgerView,
         buffers: LedgerView,
@@ -108,8 +117,10 @@ class Meters:
             draft_depth=self.draft_depth.view(),
             requests=dict(self.requests),
             rejected=dict(self.rejected),
-            requests_running=running,
-            requests_waiting=waiting,
+            requests_running=sequences.running,
+            requests_waiting=sequences.waiting,
+            requests_parked=sequences.parked,
+            parks=self.parks,
             prompt_tokens=self.prompt_tokens,
             generated_tokens=self.generated_tokens,
             prefix_cached_tokens=self.prefix_cached_tokens,

@@ -1,8 +1,12 @@
-"""Which captures, releases, admits, decode rows and prefill slices make up the next step.
+"""Which captures, releases, moves, decode rows and prefill slices make up the next step.
 
 - Every DECODE sequence is in every step (L3); prefill fills the rest, and always its share (L2).
-- Whatever may evict comes before the first path is taken out of the tree: captures of those who
-  leave, admissions, captures of slices, and only then what is restored.
+- Who decodes has room for its next round before anybody is admitted, the oldest first. Where there
+  is none, the youngest is parked: never the oldest (L7), but where it is alone and what it refers
+  to is in its own way.
+- What those who leave hold is captured as far as that leaves room for those who stay.
+- Whatever may evict comes before the first path is taken out of the tree: growing, captures of
+  those who leave, admissions, captures of slices, and only then what is restored.
 - A slot that leaves may be given away in the same plan: the device releases before it admits.
 - No plan is empty (L6), and there is none only when no sequence has a slot or waits for one.
 """
@@ -15,20 +19,34 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.limits import Limits
-from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, Repoint, Seal, StepPlan
+from sapwood.scheduler.plan import (
+    Admit,
+    Capture,
+    DecodeRow,
+    Grow,
+    PrefillSlice,
+    Repoint,
+    Seal,
+    StepPlan,
+)
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares
+
+Left = tuple[Sequence, int]  # a sequence whose slot the plan releases, and which it was
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStep:
     """A plan on the device, and whose its parts are, in plan order.
 
-    planned_at: seconds of the engine's clock, when the plan was begun.
+    planned_at: seconds of the engine's clock, when the plan was begun. parked: how many are parked
+    by it. found_tokens: of prompts, that are restored and were not counted before.
     """
 
     plan: StepPlan
     planned_at: float
+    parked: int
+    found_tokens: int
     captured: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]
     decoding: tuple[Sequence, ...]
@@ -50,18 +68,28 @@ class Planner:
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
         roster = self._roster
-        # Before _leave, which empties `leaving`; and who leaves makes room for who comes.
-        releases = tuple(sequence.slot for sequence in roster.leaving)
-        captured, captures = self._leave(step)
-        admitted = self._admit(step, now)
+        self._memory.begin_plan()
+        leaving = [(sequence, sequence.slot) for sequence in roster.leaving]
+        for sequence, _ in leaving:
+            self._memory.free_slot(sequence)
+        parked = self._grow(leaving, step, now)
+        releases = tuple(slot for _, slot in (*leaving, *parked))
+        # Who was parked first: they come back for it.
+        captured, captures = self._capture([*parked, *leaving], step)
+        roster.leave(captured)
+        grows = self._grows()
+        # Nobody comes in the place of who has just gone for want of memory.
+        admitted = () if parked else self._admit(step, now)
         decoding = roster.in_state(SequenceState.DECODE)
         prefilling = roster.in_state(SequenceState.PREFILL)
         decodes = self._decodes(decoding, prefilling)
         shares = self._shares(prefilling, decodes)
         for sequence, share in shares:
-            sequence.storing = sequence.storing and self._memory.promise(share, share, step)
+            sequence.storing = sequence.storing and self._memory.promise(
+                share, share, step, of_slot=False
+            )
         # After the last promise: an eviction spoils paths.
-        admits = self._restores(admitted)
+        admits, found = self._restores(admitted)
         seals = self._seals(decoding)
         told = {sequence.slot for sequence in admitted} | {seal.slot for seal in seals}
         repoints = self._repoints(told)
@@ -70,24 +98,75 @@ class Planner:
         if not (releases or decodes or prefills):
             assert not roster, f"they wait for nothing: {roster.stories()}"
             return None
-        plan = StepPlan(step, captures, releases, admits, repoints, seals, decodes, prefills)
+        plan = StepPlan(
+            number=step,
+            captures=captures,
+            releases=releases,
+            pack=self._memory.packs,
+            grows=grows,
+            admits=admits,
+            repoints=repoints,
+            seals=seals,
+            decodes=decodes,
+            prefills=prefills,
+        )
         served = tuple(sequence for sequence, _ in shares)
-        return PlannedStep(plan, now, captured, admitted, decoding, served)
+        return PlannedStep(plan, now, len(parked), found, captured, admitted, decoding, served)
 
-    def _leave(self, step: int) -> tuple[tuple[Sequence, ...], tuple[Capture, ...]]:
-        """Free the slots of ended sequences, after copying out what the tree lacks of them."""
+    def _grow(self, leaving: list[Left], step: int, now: float) -> list[Left]:
+        """Room for the next round of all who decode; returns who was parked for it."""
+        parked: list[Left] = []
+        for sequence in sorted(self._roster.in_state(SequenceState.DECODE), key=_rank):
+            while sequence.slot >= 0 and not self._memory.grow(sequence, step):
+                if (victim := self._least_claim()) is not None:
+                    parked.append(self._park(victim, now))
+                elif not self._forget([*parked, *leaving], step):
+                    assert sequence.base, f"L5: it cannot grow alone: {sequence.tell()}"
+                    parked.append(self._park(sequence, now))
+        return parked
+
+    def _least_claim(self) -> Sequence | None:
+        """The youngest of those that live, but for the oldest."""
+        _, *others = sorted(self._roster.live.values(), key=_rank)
+        return others[-1] if others else None
+
+    def _park(self, sequence: Sequence, now: float) -> Left:
+        slot = sequence.slot
+        self._memory.free_slot(sequence)
+        self._roster.park(sequence, now)
+        return sequence, slot
+
+    def _forget(self, left: list[Left], step: int) -> bool:
+        """What they hold in the tree may go, what it lacks is lost. Whether anybody held any."""
+        held = [sequence for sequence, _ in left if sequence.lease is not None]
+        for sequence in held:
+            self._memory.forget(sequence, step)
+        return bool(held)
+
+    def _capture(
+        self, left: list[Left], step: int
+    ) -> tuple[tuple[Sequence, ...], tuple[Capture, ...]]:
+        """Copy out what the tree lacks of those whose slots go, as far as there is room for it."""
         captured, captures = [], []
-        for sequence in self._roster.leaving:
+        for sequence, slot in left:
+            if sequence.lease is None:
+                continue
             start, end = sequence.stored, sequence.storable
             sliding = min(end - start, self._memory.ring_tokens)
-            if start < end and self._memory.promise(end - start, sliding, step):
+            if start < end and self._memory.promise(end - start, sliding, step, of_slot=True):
                 captured.append(sequence)
-                captures.append(Capture(sequence.slot, start, end))
+                captures.append(Capture(slot, start, end))
             else:
                 self._memory.forget(sequence, step)
-            self._memory.free_slot(sequence)
-        self._roster.leave(captured)
         return tuple(captured), tuple(captures)
+
+    def _grows(self) -> tuple[Grow, ...]:
+        """In the order in which they were decided: it says which holes they take."""
+        decoding = sorted(self._roster.in_state(SequenceState.DECODE), key=_rank)
+        grown = [sequence for sequence in decoding if sequence.room < sequence.demand.tokens]
+        for sequence in grown:
+            sequence.room = sequence.demand.tokens
+        return tuple(Grow(sequence.slot, sequence.room) for sequence in grown)
 
     def _admit(self, step: int, now: float) -> tuple[Sequence, ...]:
         admitted = []
@@ -98,7 +177,9 @@ class Planner:
 
     def _next(self, step: int) -> Sequence | None:
         roster = self._roster
-        for sequence in roster.waiting.candidates(roster.in_state(SequenceState.PREFILL)):
+        oldest = min((sequence.rank for sequence in roster.live.values()), default=None)
+        prefilling = roster.in_state(SequenceState.PREFILL)
+        for sequence in roster.waiting.candidates(prefilling, oldest):
             if self._memory.reserve_slot(sequence, step):
                 return sequence
         return None
@@ -107,7 +188,7 @@ class Planner:
         self, decoding: tuple[Sequence, ...], prefilling: tuple[Sequence, ...]
     ) -> tuple[DecodeRow, ...]:
         rows = [self._row(sequence) for sequence in decoding]
-        rests = sum(sequence.prompt_tokens - sequence.processed for sequence in prefilling)
+        rests = sum(sequence.unread for sequence in prefilling)
         prefill = min(rests, prefill_budget(len(rows), self._limits.prefill_tokens_max))
         depths = self._depth.choose(rows, prefill)
         return tuple(
@@ -129,39 +210,47 @@ class Planner:
         """Who has a slice in this step, and of how many tokens."""
         limits = self._limits
         shares = prefill_shares(
-            [sequence.prompt_tokens - sequence.processed for sequence in prefilling],
+            [sequence.unread for sequence in prefilling],
             [sequence.served_step for sequence in prefilling],
             prefill_budget(sum(d.depth + 1 for d in decodes), limits.prefill_tokens_max),
             limits.prefill_slices_max,
         )
         return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
 
-    def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[Admit, ...]:
-        """Lend what is restored, now that nothing of this plan evicts any more."""
-        admits = []
+    def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[tuple[Admit, ...], int]:
+        """Lend what is restored, now that nothing of this plan evicts any more.
+
+        Also returns PlannedStep.found_tokens.
+        """
+        admits, found = [], 0
         paths = self._memory.restore(admitted)
         for sequence, path in zip(admitted, paths, strict=True):
-            sequence.restore()
+            found += sequence.restore()
+            sequence.room = sequence.demand.tokens
             request = sequence.request
             admits.append(
                 Admit(
                     sequence.slot,
-                    sequence.cached,
+                    sequence.evaluated,
                     path,
                     request.sampling,
                     sequence.tokens_max,
                     request.prompt,
                     request.top_logprobs,
                     sequence.base,
+                    sequence.room,
+                    tuple(sequence.reply.tokens),
                 )
             )
-        return tuple(admits)
+        return tuple(admits), found
 
     def _seals(self, decoding: tuple[Sequence, ...]) -> tuple[Seal, ...]:
         """Long prompts that have just been read: the tree has them, no row need hold them too."""
         fresh = [sequence for sequence in decoding if sequence.emitted == 1]
         sealed = [sequence for sequence in fresh if self._memory.seal(sequence)]
-        return tuple(Seal(s.slot, self._memory.path(s)) for s in sealed)
+        for sequence in sealed:
+            sequence.room = sequence.demand.tokens
+        return tuple(Seal(s.slot, self._memory.path(s), s.room) for s in sealed)
 
     def _repoints(self, told: set[int]) -> tuple[Repoint, ...]:
         """Tell those that refer to anything where it lies, once the tree was reshaped.
@@ -179,8 +268,12 @@ class Planner:
 
     def _slice(self, sequence: Sequence, share: int, step: int) -> PrefillSlice:
         """A slice that is not captured leaves a gap, so the rest of that prompt is not either."""
-        start, end = sequence.processed, sequence.processed + share
-        tokens = sequence.request.prompt[start:end]
+        start, end = sequence.evaluated, sequence.evaluated + share
+        tokens = sequence.prefix[start:end]
         sequence.served_step = step
-        draws = end == sequence.prompt_tokens
-        return PrefillSlice(sequence.slot, start, tokens, draws, capture=sequence.storing)
+        draws = end == len(sequence.prefix)
+        return PrefillSlice(sequence.slot, start, tokens, draws, sequence.storing, sequence.emitted)
+
+
+def _rank(sequence: Sequence) -> int:
+    return sequence.rank

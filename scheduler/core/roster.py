@@ -1,6 +1,6 @@
 """Who is where: each sequence is in exactly one place, as its state says.
 
-- QUEUED: in `waiting`. PREFILL and DECODE: in `live`, in order of admission, with a slot.
+- QUEUED, PARKED: in `waiting`. PREFILL and DECODE: in `live`, in order of admission, with a slot.
 - DONE with a slot: in `leaving`, until the next plan. DONE with only a lease: in `storing`, until
   that plan's commit. DONE otherwise: forgotten.
 - Slots are rows of the device's pools, so the lowest free one is taken first.
@@ -8,8 +8,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heappop, heappush
 
+from sapwood.scheduler.core.meters import SequenceCounts
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.waiting import Waiting
 
@@ -34,6 +36,12 @@ class Roster:
         """Whether another sequence may be given a slot; those that leave still have theirs."""
         return bool(self._free_slots)
 
+    @property
+    def counts(self) -> SequenceCounts:
+        """How many are where; who leaves is nowhere."""
+        parked = self.waiting.parked
+        return SequenceCounts(len(self.live), len(self.waiting) - parked, parked)
+
     def find(self, id: int) -> Sequence | None:
         """None for a sequence that is DONE or never was."""
         return self.live.get(id) or self.waiting.get(id)
@@ -45,29 +53,38 @@ class Roster:
     def give_slot(self, sequence: Sequence, now: float, step: int) -> None:
         """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
         self.waiting.take(sequence)
-        sequence.move(SequenceState.PREFILL, now, "admitted")
+        if not sequence.parks:
+            sequence.admitted_at = now
+        sequence.move(SequenceState.PREFILL, now, "resumed" if sequence.parks else "admitted")
         sequence.slot = heappop(self._free_slots)
-        sequence.admitted_at = now
         sequence.served_step = step
         sequence.storing = sequence.lease is not None
-        sequence.cached = sequence.processed = sequence.stored
+        sequence.evaluated = sequence.stored
         self.live[sequence.id] = sequence
 
     def end(self, sequence: Sequence, now: float, why: str) -> None:
         """The one edge to DONE, from any state."""
-        if sequence.state is SequenceState.QUEUED:
+        if sequence.state in (SequenceState.QUEUED, SequenceState.PARKED):
             self.waiting.remove(sequence)
         else:
             del self.live[sequence.id]
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
 
-    def leave(self, captured: list[Sequence]) -> None:
-        """A plan releases the slots of all that were leaving and captures some of them."""
+    def park(self, sequence: Sequence, now: float) -> None:
+        """A plan takes the sequence's slot away, and releases it; it waits in its rank."""
+        del self.live[sequence.id]
+        sequence.move(SequenceState.PARKED, now, "memory is short")
+        heappush(self._free_slots, sequence.slot)
+        sequence.park()
+        self.waiting.put_back(sequence)
+
+    def leave(self, captured: Iterable[Sequence]) -> None:
+        """A plan releases the slots of all that were leaving, and captures of these."""
         for sequence in self.leaving:
             heappush(self._free_slots, sequence.slot)
         self.leaving.clear()
-        self.storing.extend(captured)
+        self.storing += [s for s in captured if s.state is SequenceState.DONE]
 
     def stories(self) -> list[str]:
         """What everybody here went through, without a word of their text."""
@@ -78,14 +95,21 @@ class Roster:
     def check(self) -> None:
         """L1, and each sequence's range map."""
         for sequence in self.waiting:
-            assert sequence.state is SequenceState.QUEUED and sequence.slot < 0, sequence.tell()
+            assert sequence.state is _waiting_state(sequence), sequence.tell()
+            assert sequence.slot < 0 and sequence.lease is None, sequence.tell()
         for sequence in self.live.values():
             assert sequence.state in (SequenceState.PREFILL, SequenceState.DECODE), sequence.tell()
-            assert (sequence.state is SequenceState.DECODE) == bool(sequence.emitted), (
-                sequence.tell()
-            )
+            decoding = sequence.state is SequenceState.DECODE
+            assert decoding == bool(sequence.emitted) or sequence.parks, sequence.tell()
+            assert not decoding or sequence.evaluated == (
+                sequence.prompt_tokens + sequence.emitted - 1
+            ), sequence.tell()
             assert sequence.stored <= sequence.evaluated, sequence.tell()
         for sequence in self.leaving + self.storing:
             assert sequence.state is SequenceState.DONE, sequence.tell()
         taken = [sequence.slot for sequence in (*self.live.values(), *self.leaving)]
         assert sorted(taken + self._free_slots) == list(range(self._slots_max)), f"L1: {taken}"
+
+
+def _waiting_state(sequence: Sequence) -> SequenceState:
+    return SequenceState.PARKED if sequence.parks else SequenceState.QUEUED

@@ -2,14 +2,18 @@
 
 - A sequence is in exactly one state; only edges of TRANSITIONS are taken; DONE is absorbing.
 - Cancel, deadline and every other end are the one edge to DONE, from any state.
-- A slot is held from PREFILL until the plan after DONE, which captures and releases it.
+- A slot is held from PREFILL until the plan after DONE, which captures and releases it, or until
+  the plan that parks the sequence.
 - Positions are absolute: prompt tokens [0, P), reply tokens [P, P + emitted).
 
       [0, base)              of full layers held by reference, never copied; base <= cached
       [0, cached)            restored from the tree, never computed for this request
-      [cached, processed)    prompt computed by this sequence's slices
+      [cached, processed)    prompt computed by this sequence's slices, and told of
       [0, evaluated)         held by every layer's live cache; in decode P + emitted - 1
       [0, stored)            held by the tree along this sequence's lease; stored <= evaluated
+
+- What is read before it draws, its prefix, is the prompt: after it was parked, with all of the
+  reply that was evaluated. The newest token is kept, and not drawn again.
 """
 
 from __future__ import annotations
@@ -35,13 +39,17 @@ class SequenceState(Enum):
     QUEUED = "queued"
     PREFILL = "prefill"
     DECODE = "decode"
+    PARKED = "parked"
     DONE = "done"
 
 
 TRANSITIONS: dict[SequenceState, frozenset[SequenceState]] = {
     SequenceState.QUEUED: frozenset({SequenceState.PREFILL, SequenceState.DONE}),
-    SequenceState.PREFILL: frozenset({SequenceState.DECODE, SequenceState.DONE}),
-    SequenceState.DECODE: frozenset({SequenceState.DONE}),
+    SequenceState.PREFILL: frozenset(
+        {SequenceState.DECODE, SequenceState.PARKED, SequenceState.DONE}
+    ),
+    SequenceState.DECODE: frozenset({SequenceState.PARKED, SequenceState.DONE}),
+    SequenceState.PARKED: frozenset({SequenceState.PREFILL, SequenceState.DONE}),
     SequenceState.DONE: frozenset(),
 }
 
@@ -62,18 +70,23 @@ class Sequence:
         "demand",
         "drafting",
         "emitted_at",
+        "evaluated",
         "expires_at",
         "first_token_at",
         "lease",
         "match",
         "match_version",
         "overtaken",
-        "packed_prompt",
+        "packed",
+        "parks",
+        "prefix",
         "processed",
         "queue_expires_at",
+        "rank",
         "refused_room",
         "reply",
         "request",
+        "room",
         "served_step",
         "slot",
         "state",
@@ -91,7 +104,9 @@ class Sequence:
         now: float,
     ) -> None:
         self.request = request
-        self.packed_prompt = pack(request.prompt)
+        self.rank = 0  # in the order of all that ever came; Waiting's to give
+        self.prefix = request.prompt
+        self.packed = pack(request.prompt)
         self.reply = GeneratedReply(request, facts, token_bytes)
         self.drafting = drafting
         self.state = SequenceState.QUEUED
@@ -117,6 +132,9 @@ class Sequence:
         self.lease: Lease | None = None
         self.storing = False
         self.demand = Demand.of(request, facts)
+        self.room = 0  # that the device was told of
+        self.parks = 0
+        self.evaluated = 0
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
         self.processed = 0
@@ -148,9 +166,9 @@ class Sequence:
         return len(self.reply.tokens)
 
     @property
-    def evaluated(self) -> int:
-        """Tokens that every layer of the slot holds: the newest emitted one is in no cache yet."""
-        return self.prompt_tokens + self.emitted - 1 if self.emitted else self.processed
+    def unread(self) -> int:
+        """Tokens of the prefix that no layer holds yet."""
+        return len(self.prefix) - self.evaluated
 
     @property
     def stored(self) -> int:
@@ -166,15 +184,34 @@ class Sequence:
             return self.evaluated
         return min(self.evaluated, self.prompt_tokens)
 
-    def restore(self) -> None:
-        """The slot holds [0, stored) with this step; the rest of the prompt is computed."""
-        self.cached = self.processed = self.stored
-        assert self.match is not None, self.tell()
-        self.causes = recompute_causes(self.match, self.prompt_tokens)
+    def restore(self) -> int:
+        """The slot holds [0, stored) with this step; the rest of the prefix is computed.
 
-    def packed_reply(self, end: int) -> array[int]:
-        """Reply tokens at positions [prompt_tokens, end)."""
-        return pack(self.reply.tokens[: end - self.prompt_tokens])
+        Returns how many of the prompt's tokens are found that were never told of.
+        """
+        assert self.match is not None, self.tell()
+        self.evaluated = self.stored
+        if not self.parks:
+            self.causes = recompute_causes(self.match, self.prompt_tokens)
+        found = max(0, min(self.stored, self.prompt_tokens) - self.processed)
+        self.cached += found
+        self.processed += found
+        return found
+
+    def park(self) -> None:
+        """Its slot goes. What it had evaluated is what it has to hold again to go on."""
+        self.parks += 1
+        self.slot = -1
+        self.prefix = (*self.request.prompt, *self.reply.tokens[:-1])
+        self.packed = pack(self.prefix)
+        self.match = self.refused_room = None
+        self.common = {}
+
+    def packed_path(self, end: int) -> array[int]:
+        """Its tokens from 0 on, up to `end` at least."""
+        if end <= len(self.packed):
+            return self.packed
+        return pack((*self.request.prompt, *self.reply.tokens[: end - self.prompt_tokens]))
 
     def move(self, state: SequenceState, now: float, why: str) -> None:
         """Take an edge of TRANSITIONS and tell of it; raises IllegalTransition for any other."""
@@ -189,7 +226,7 @@ class Sequence:
         return (
             f"sequence {self.id}: {edges}; slot {self.slot}, prompt {self.prompt_tokens},"
             f" cached {self.cached}, processed {self.processed}, emitted {self.emitted},"
-            f" stored {self.stored}"
+            f" evaluated {self.evaluated}, stored {self.stored}, parked {self.parks} times"
         )
 
     def usage(self, now: float) -> Usage:

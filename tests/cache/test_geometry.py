@@ -8,9 +8,9 @@ from sapwood.cache.geometry import ROW_TOKENS_MIN, moved_bytes, ring_tokens, row
 
 
 def test_rows_double_until_they_hold() -> None:
-    assert ROW_TOKENS_MIN == 256
-    tokens = [0, 1, 256, 257, 512, 513, 131_072]
-    assert [row_tokens(count) for count in tokens] == [256, 256, 256, 512, 512, 1024, 131_072]
+    assert ROW_TOKENS_MIN == 160
+    tokens = [0, 160, 161, 320, 321, 512, 513, 131_072]
+    assert [row_tokens(count) for count in tokens] == [160, 160, 320, 320, 512, 512, 1024, 131_072]
     assert row_tokens(17, tokens_min=8) == 32
 
 

@@ -23,7 +23,7 @@ from sapwood.cache.arrays.ranges import EdgePayload, Range
 from sapwood.cache.arrays.window import WindowStore
 from sapwood.model.drafting import Drafter, Drafts
 from sapwood.model.runner import Runner, Ticket
-from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.plan import Admit, Capture, DecodeRow, Grow, PrefillSlice, StepPlan
 from tests.model.hollow import SAMPLERS, nothing_starts
 from tests.system.pairs import pair
 
@@ -111,12 +111,14 @@ def everything(runner: Runner, ticket: Ticket) -> None:
     )
     committed(second)
     runner.make_copies(1 << 30)
-    for slot in range(last - 1):  # what is left is packed, and grows into a larger row
+    for slot in range(last - 1):  # what is left is packed and grows
         runner.submit(StepPlan(3 + slot, releases=(slot,)))
     longer = tuple(range(5, 305))
     runner.submit(
         StepPlan(
             20,
+            pack=True,
+            grows=(Grow(last - 1, 300),),
             admits=(Admit(0, 0, (), SAMPLERS[0], 400, longer, 0),),
             prefills=(PrefillSlice(0, 0, longer, False, True),),
         )

@@ -224,9 +224,9 @@ def test_a_prompts_token_reserves_what_storing_it_copies() -> None:
     assert facts.stored_bytes(1, 1) == 2 * 2 * (10 * 4 * 512 + 50 * 16 * 256)
     assert facts.workspace_bytes_per_token == facts.stored_bytes(1, 1)
     assert facts.edge_tokens_max == (2**31 - 1) // (2 * 10 * 4 * 512) == 52_428
-    assert facts.moved_bytes(8192) == (
-        8192 * facts.full_bytes_per_token * 3 // 10 + facts.ring_bytes * 13 // 50
-    )
+    row = facts.row_bytes(8000)
+    assert row == 8192 * facts.full_bytes_per_token
+    assert facts.moved_bytes(row, facts.ring_bytes) == row * 3 // 10 + facts.ring_bytes * 13 // 50
 
 
 def test_the_drafter_works_in_the_targets_dtype() -> None:

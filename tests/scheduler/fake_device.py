@@ -4,8 +4,8 @@
   real, so wrong content shows in what is drawn next: the toy target hashes the whole log.
 - The toy drafter agrees with the target with a set probability, also decided by a hash.
 - Asserted: slot ownership, contiguous positions, complete windows, bonus tokens, draw counts,
-  captures within what a ring still holds, the step's prefill budget, and that what a slot refers to
-  lies where it was told last.
+  captures within what a ring still holds, the step's prefill budget, that what a slot refers to
+  lies where it was told last, and that nothing is written past the room that a slot was given.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Slot:
 
     sampling: Sampling
     tokens_max: int
+    room: int
     top_logprobs: int
     counts: int  # of the prompt and of all that was drawn
     log: list[int] = field(default_factory=list)
@@ -84,10 +85,17 @@ class Slot:
     drawn: int = 0
     referred: list[tuple[int, ...]] = field(default_factory=list)  # full K/V of payloads
     base: int = 0
+    known: int | None = None  # drawn before it was parked, and not to be drawn again
 
     def append(self, token: int) -> None:
+        assert len(self.log) < self.room, f"past the room for {self.room}"
         self.log.append(token)
         self.states.append(mix(self.states[-1], token))
+
+    def restore(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            self.log.append(token)
+            self.states.append(mix(self.states[-1], token))
 
     def draw(self) -> int:
         token = toy_draw(self.states[-1], self.sampling, self.counts)
@@ -122,13 +130,16 @@ class FakeDevice:
         for slot in plan.releases:
             assert slot in self.slots, f"releasing slot {slot}, which nobody owns"
             del self.slots[slot]
+        for grow in plan.grows:
+            assert self.slots[grow.slot].room < grow.room, f"{grow}"
+            self.slots[grow.slot].room = grow.room
         for admit in plan.admits:
             self._admit(admit)
         for repoint in plan.repoints:
             self._refer(self.slots[repoint.slot], repoint.path)
         for seal in plan.seals:
             sealed = self.slots[seal.slot]
-            sealed.base = len(sealed.log)
+            sealed.base, sealed.room = len(sealed.log), seal.room
             self._refer(sealed, seal.path)
         for number in [row.slot for row in plan.decodes] + [piece.slot for piece in plan.prefills]:
             lying = self.tracker.lying
@@ -159,18 +170,25 @@ class FakeDevice:
 
     def _admit(self, admit: Admit) -> None:
         assert admit.slot not in self.slots, f"slot {admit.slot} has an owner"
-        assert admit.target < len(admit.prompt) < admit.tokens_max, f"{admit}: a whole prompt"
+        read = len(admit.prompt) + max(0, len(admit.reply) - 1)
+        assert admit.target < read < admit.tokens_max, f"{admit}: something is left to evaluate"
+        assert read < admit.room <= admit.tokens_max, f"{admit}: room for all that is read"
         assert 0 <= admit.slot < self.limits.slots_max
         slot = self.slots[admit.slot] = Slot(
-            admit.sampling, admit.tokens_max, admit.top_logprobs, said(admit.prompt)
+            admit.sampling,
+            admit.tokens_max,
+            admit.room,
+            admit.top_logprobs,
+            said((*admit.prompt, *admit.reply)),
+            drawn=len(admit.reply),
+            known=admit.reply[-1] if admit.reply else None,
         )
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
         for payload in admit.path:
             assert isinstance(payload, TokenLog)
             assert payload.start == len(slot.log), f"a gap before {payload.start} in {admit}"
-            for token in payload.full:
-                slot.append(token)
+            slot.restore(payload.full)
             window.update(enumerate(payload.sliding, payload.sliding_start))
         assert len(slot.log) >= admit.target, f"the path ends before {admit.target}"
         del slot.log[admit.target :], slot.states[admit.target + 1 :]
@@ -201,7 +219,11 @@ class FakeDevice:
             slot.append(token)
         self.evaluated_tokens += len(piece.tokens)
         payload = self.tracker.log(slot.log, piece.start, piece.end) if piece.capture else None
+        assert slot.drawn == piece.index, f"index {piece.index} after {slot.drawn} draws"
         if not piece.draws:
+            return Prefilled(None, payload)
+        if slot.known is not None:
+            slot.bonus = slot.known
             return Prefilled(None, payload)
         slot.bonus, slot.drawn = slot.draw(), 1
         return Prefilled(slot.bonus, payload, toy_logprobs([slot.bonus], slot.top_logprobs))
@@ -212,6 +234,7 @@ class FakeDevice:
         assert slot.bonus == row.token, f"slot {row.slot} drew {slot.bonus}, not {row.token}"
         assert slot.drawn == row.index, f"index {row.index} after {slot.drawn} draws"
         assert row.start + row.depth + 1 <= slot.tokens_max, f"S3: {row} past {slot.tokens_max}"
+        assert row.start + row.depth + 1 <= slot.room, f"M1: {row} past the room for {slot.room}"
         slot.append(row.token)
         self.evaluated_tokens += row.depth + 1
         accepted: list[int] = []

@@ -74,7 +74,7 @@ class Stream:
         assert effect.total == len(self.request.prompt)
         assert effect.cached < effect.processed <= effect.total
         if self.progress:
-            assert effect.cached == self.progress[-1].cached
+            assert effect.cached >= self.progress[-1].cached
             assert effect.processed > self.progress[-1].processed
         self.progress.append(effect)
 
@@ -94,7 +94,7 @@ class Stream:
         )
         usage = self.end.usage
         assert usage.prompt_tokens == len(self.request.prompt)
-        assert usage.cached_tokens == self.progress[0].cached < usage.prompt_tokens
+        assert usage.cached_tokens == self.progress[-1].cached < usage.prompt_tokens
         assert usage.completion_tokens == len(self.tokens)
         produced = 1 + usage.decode_steps + usage.accepted_tokens
         assert usage.completion_tokens in (produced, produced - 1)

@@ -30,12 +30,13 @@ class Row:
     processed: int
     admitted_step: int
     served_step: int
+    prefix_tokens: int
     storing: bool = True
     decoding: bool = False
 
     @property
     def rest(self) -> int:
-        return len(self.request.prompt) - self.processed
+        return self.prefix_tokens - self.processed
 
 
 class RowChecks:
@@ -55,17 +56,19 @@ class RowChecks:
             for slot, row in self.rows.items()
             if slot in live and live[slot].id == row.request.id
         }
-        waiting = len(self._core._roster.waiting)
-        assert waiting <= self._limits.queued_max, f"{waiting} wait, {self._limits.queued_max} may"
+        queued = len(self._core._roster.waiting.queued)
+        assert queued <= self._limits.queued_max, f"{queued} wait, {self._limits.queued_max} may"
         if plan is None:
             assert not self.rows and not live, f"L2: no plan for {sorted(self.rows)}"
             return
         left = sorted(self.rows.keys() - kept.keys())
         assert sorted(plan.releases) == left, f"R2: {plan.releases} released, {left} have ended"
+        self._check_parked([self.rows[slot].request for slot in left], kept)
         self.rows = kept
         evictions = sum(self._tree.evictions.values())
         for admit in plan.admits:
-            row = Row(live[admit.slot].request, admit.target, plan.number, plan.number)
+            prefix = len(admit.prompt) + max(0, len(admit.reply) - 1)
+            row = Row(live[admit.slot].request, admit.target, plan.number, plan.number, prefix)
             if evictions == self._evictions:
                 self._check_alone(row, admit, plan.number)
             row.storing = not row.request.cache_bypass
@@ -84,6 +87,16 @@ class RowChecks:
             row.storing = piece.capture and live[piece.slot].storing
             row.processed = piece.end
             row.decoding = piece.draws
+
+    def _check_parked(self, left: list[Request], kept: dict[int, Row]) -> None:
+        """L7: never the oldest while others live, and nobody more often than it may be."""
+        waiting = self._core._roster.waiting
+        parked = [waiting.get(request.id) for request in left]
+        ids = {row.request.id for row in kept.values()} | {s.id for s in parked if s is not None}
+        for sequence in parked:
+            if sequence is not None:
+                assert not kept or min(ids) < sequence.id, f"L7: {sequence.tell()}"
+                assert sequence.parks <= self._limits.parks_max, f"L7: {sequence.tell()}"
 
     def _check_alone(self, new: Row, admit: Admit, step: int) -> None:
         """Of two with one prefix the second waits until the first has stored it."""

@@ -1,7 +1,8 @@
 """The fake device with bytes, latencies and a failing allocation.
 
-- Every slot weighs what its live K/V would, grown as it grows; payloads weigh what they hold. All
-  of it has to stay within what the ledger says is reserved for it (M1), at every boundary.
+- Rows lie where the device's own Placement puts them, and pools weigh what they do there, holes
+  too: to the byte what the ledger says that slots have (M1). Payloads weigh what they hold, and
+  stay within what is reserved. What is copied out of a slot fits beside all slots that there were.
 - Copies count as allocations: `Tracker.operations_until_failure` makes the Nth one fail.
 - A step takes what the scenario's cost shape says, times what slows it; a hitch comes by the step's
   number, so that the same scenario has the same times.
@@ -9,6 +10,9 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.geometry import row_tokens
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.snapshot import Payload
@@ -32,10 +36,13 @@ class SimDevice(FakeDevice):
         self.slow = 1.0
         self._config = config
         self._ledger = ledger
+        self._rows = Placement(partial(row_tokens, tokens_min=facts.row_tokens_min))
+        self._rings = Placement(lambda _: 1)
 
     def run(self, plan: StepPlan) -> StepResult:
         result = super().run(plan)
-        assert self.live_bytes <= self._ledger.held("live"), (
+        self._move(plan)
+        assert self.live_bytes == self._ledger.held("live"), (
             f"M1: slots of {self.live_bytes} bytes, {self._ledger.held('live')} reserved"
         )
         held = self._ledger.held("snapshots")
@@ -45,13 +52,32 @@ class SimDevice(FakeDevice):
 
     @property
     def live_bytes(self) -> int:
-        """Live K/V of all slots: rings whole, full layers from the base on, in classes."""
-        facts = self.facts
-        rows = (
-            row_tokens(len(slot.log) - slot.base, facts.row_tokens_min)
-            for slot in self.slots.values()
-        )
-        return sum(facts.ring_bytes + row * facts.full_bytes_per_token for row in rows)
+        """Live K/V of all slots, and the holes that others have left in pools."""
+        facts, rows = self.facts, self._rows
+        classes = {place.capacity for place in rows.places.values()}
+        full = sum(rows.rows(capacity) * capacity for capacity in classes)
+        rings = self._rings.rows(1) * facts.ring_bytes
+        own = len(rows.places) * facts.slot_bytes
+        return full * facts.full_bytes_per_token + rings + own
+
+    def _move(self, plan: StepPlan) -> None:
+        """As the device does: LiveCaches in the runner's order."""
+        rows, rings = self._rows, self._rings
+        for slot in plan.releases:
+            rows.free(slot)
+            rings.free(slot)
+        if plan.pack:
+            rows.pack()
+            rings.pack()
+        rows.reserve((grow.slot, grow.room) for grow in plan.grows)
+        for admit in plan.admits:
+            rows.begin_at(admit.slot, admit.base)
+            rows.reserve([(admit.slot, admit.room)])
+            rings.reserve([(admit.slot, 1)])
+        for seal in plan.seals:
+            rows.free(seal.slot)
+            rows.begin_at(seal.slot, self.slots[seal.slot].base)
+            rows.reserve([(seal.slot, seal.room)])
 
     def seconds(self, plan: StepPlan) -> float:
         config, depth = self._config, max((row.depth for row in plan.decodes), default=0)
@@ -61,7 +87,12 @@ class SimDevice(FakeDevice):
 
     def _capture(self, capture: Capture) -> Payload:
         self.tracker.operate()
-        return super()._capture(capture)
+        payload = super()._capture(capture)
+        ledger, reuse = self._ledger, self.facts.reuse_bytes
+        held = self.live_bytes + self.tracker.bytes + self.tracker.buffers * reuse
+        room = ledger.budget_bytes - ledger.weights_bytes
+        assert held <= room, f"M1: {held} bytes with a capture, {room} there are"
+        return payload
 
     def _admit(self, admit: Admit) -> None:
         self.tracker.operate()

@@ -50,6 +50,8 @@ def _config(random: Random) -> Config:
         prefill_slices_max=pick((1, 2, 4)),
         share_tokens_min=pick((1, 4, 32)),
         overtaken_max=pick((1, 4)),
+        parks_max=pick((1, 4)),
+        reply_tokens_guess=pick((1, 8, 128)),
         tree_nodes_max=pick((1, 6, 1000)),
         mailbox_bytes_max=pick((60, 400)),
         window=pick((1, 4, 8, 30)) if sliding else 0,
@@ -77,6 +79,7 @@ class _Traffic:
         self._rate = random.choice((0.1, 0.5, 2.0))
         self._burst = random.choice((0.0, 0.0, 0.05))
         self._long = random.choice((0.0, 0.0, 0.1))
+        self._replies = random.choice((40, 40, 160))
         self._chances = {
             GiveUp: random.choice((0.0, 0.05, 0.2)),
             Again: random.choice((0.0, 0.1)),
@@ -125,7 +128,7 @@ class _Traffic:
             at,
             self._name(),
             self._parts(),
-            random.randint(1, 40),
+            random.randint(1, self._replies),
             root=random.randrange(self._roots),
             temperature=0.0 if greedy else 1.0,
             seed=random.randrange(1 << 20) if random.random() < 0.5 else None,

@@ -37,6 +37,8 @@ def limits_of(config: Config) -> Limits:
         referred_reads_min=config.share_tokens_min,
         referred_edge_tokens_min=config.share_tokens_min,
         overtaken_max=config.overtaken_max,
+        parks_max=config.parks_max,
+        reply_tokens_guess=config.reply_tokens_guess,
         tree_nodes_max=config.tree_nodes_max,
     )
 
@@ -102,7 +104,7 @@ class Life(House):
         running = len(self.core._roster.live)
         self.draining = True
         self.handle(Drain())
-        assert not len(self.core._roster.waiting), "D1: somebody still waits"
+        assert not self.core._roster.waiting.queued, "D1: somebody still waits"
         assert len(self.core._roster.live) == running, "D1: a running sequence was ended"
 
     def planned(self, plan: StepPlan | None) -> None:
@@ -160,10 +162,13 @@ class Life(House):
                 twin.core.commit(plan, twin.device.run(plan), now)
 
     def steps_left_max(self) -> int:
-        """L2: were all that is left done one after another, by the least that a step gives."""
-        share = least_share(self.limits)
+        """L2: were all that is left done one after another, by the least that a step gives.
+
+        And read again as often as each may be parked.
+        """
+        share, times = least_share(self.limits), self.limits.parks_max + 2
         left = [stream.request for stream in self.streams.values() if stream.end is None]
-        return 4 + sum(3 + len(r.prompt) // share + r.max_tokens for r in left)
+        return 4 + sum(times * (3 + r.tokens_max // share) + r.max_tokens for r in left)
 
     def _evicted(self) -> int:
         return sum(self.tree.evictions.values())

@@ -22,13 +22,20 @@ ENDS = ("cancelled", "deadline", "failed")
 EDGES = (
     ("QUEUED", "PREFILL", "admitted"),
     ("PREFILL", "DECODE", "first token"),
+    ("PREFILL", "PARKED", "memory is short"),
+    ("DECODE", "PARKED", "memory is short"),
+    ("PARKED", "PREFILL", "resumed"),
+    ("PREFILL", "DECODE", "as far as it was"),
+    *(("PARKED", "DONE", why) for why in ENDS),
     *(("QUEUED", "DONE", why) for why in (*ENDS, "rejected")),
     *(("PREFILL", "DONE", why) for why in ENDS),
     *(("DECODE", "DONE", why) for why in (*ENDS, "stop", "length", "stop_sequence")),
 )
+RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
     "allocation", "cancelled", "crowded", "deadline_exceeded", "drain", "draining", "evicted",
-    "internal", "out_of_memory", "parked", "queue_full", "slow device", "slow_reader", "thinned",
+    "internal", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
+    "slow_reader", "thinned",
 )  # fmt: skip
 
 

@@ -31,6 +31,8 @@ class Config:
     prefill_slices_max: int = 4
     share_tokens_min: int = 8
     overtaken_max: int = 4
+    parks_max: int = 4
+    reply_tokens_guess: int = 4
     tree_nodes_max: int = 1000
     mailbox_bytes_max: int = 400
     window: int = 8

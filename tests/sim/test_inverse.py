@@ -6,7 +6,8 @@ Each within 200 seeds, and by the invariant that the safeguard is there for.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ import pytest
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.scheduler.core.memory import DeviceMemory
+from sapwood.scheduler.core.planner import Planner
 from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.core.sequence import Sequence
+from sapwood.scheduler.core.slot_rooms import PoolRows, RowClass
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from tests.sim.draw import scenario
@@ -34,10 +39,54 @@ def no_queue_bound(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CORE}.waiting.Waiting.full", False)
 
 
-def no_worst_case(patch: pytest.MonkeyPatch) -> None:
-    """A slot reserves what its first token takes."""
-    whole = ModelFacts.live_bytes
-    patch.setattr(ModelFacts, "live_bytes", lambda self, _: whole(self, 1))
+def no_account_of_rows(patch: pytest.MonkeyPatch) -> None:
+    """Every row is reserved as if it were the smallest."""
+    right = ModelFacts.row_bytes
+    patch.setattr(ModelFacts, "row_bytes", lambda self, _: right(self, 1))
+
+
+def no_account_of_holes(patch: pytest.MonkeyPatch) -> None:
+    """A row that a slot leaves is given back at once."""
+    right = PoolRows.free
+
+    def free(self: PoolRows, row: RowClass) -> None:
+        right(self, row)
+        self.pack()
+
+    patch.setattr(PoolRows, "free", free)
+
+
+def no_growing(patch: pytest.MonkeyPatch) -> None:
+    """A slot keeps the room that it came with."""
+    patch.setattr(f"{CORE}.memory.DeviceMemory.grow", lambda *_: True)
+
+
+def no_care_for_the_oldest(patch: pytest.MonkeyPatch) -> None:
+    """Whoever came first goes first."""
+
+    def oldest(self: Planner) -> Sequence | None:
+        live = sorted(self._roster.live.values(), key=lambda sequence: sequence.rank)
+        return live[0] if len(live) > 1 else None
+
+    patch.setattr(Planner, "_least_claim", oldest)
+
+
+def no_bound_of_parks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.waiting.Waiting._may_come", lambda *_: True)
+    right = DeviceMemory._tokens
+
+    def tokens(self: DeviceMemory, sequence: Sequence) -> int:
+        parks, sequence.parks = sequence.parks, 0
+        found = right(self, sequence)
+        sequence.parks = parks
+        return found
+
+    patch.setattr(DeviceMemory, "_tokens", tokens)
+
+
+def no_room_beside_slots(patch: pytest.MonkeyPatch) -> None:
+    """A capture out of a slot may lie where the slot still is."""
+    patch.setattr(DeviceMemory, "_freed_later", 0)
 
 
 def no_slot_release(patch: pytest.MonkeyPatch) -> None:
@@ -85,7 +134,7 @@ def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
 def no_parking(patch: pytest.MonkeyPatch) -> None:
     """Everybody drafts, whatever comes of it."""
 
-    def choose(_: object, rows: Sequence[Row], __: int) -> list[int]:
+    def choose(_: object, rows: abc.Sequence[Row], __: int) -> list[int]:
         return [row.depth_max if row.pinned is None else row.pinned for row in rows]
 
     patch.setattr(DepthPolicy, "choose", choose)
@@ -97,7 +146,7 @@ def no_room_for_cuts(patch: pytest.MonkeyPatch) -> None:
     def stored(_: object, __: object, ___: object, payload: Payload) -> Room:
         return Room(payload.full_bytes + payload.sliding_bytes)
 
-    patch.setattr(f"{CORE}.memory.DeviceMemory._stored_room", stored)
+    patch.setattr(f"{CORE}.snapshot_room.SnapshotRoom._stored_room", stored)
 
 
 def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
@@ -107,9 +156,14 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("off", "found"),
     [
-        (no_leases, "closed or taken already|KeyError"),
+        (no_leases, "closed or taken already|KeyError|is in use"),
         (no_queue_bound, "wait, [0-9]+ may"),
-        (no_worst_case, "M1"),
+        (no_account_of_rows, "M1"),
+        (no_account_of_holes, "M1: slots of"),
+        (no_growing, "past the room"),
+        (no_care_for_the_oldest, "L7"),
+        (no_bound_of_parks, "L7"),
+        (no_room_beside_slots, "M1: [0-9]+ bytes with a capture"),
         (no_slot_release, "L1"),
         (no_waiting_for_the_same_prefix, "computed twice"),
         (no_memory_limit, "L5|they wait for nothing"),

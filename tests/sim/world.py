@@ -169,7 +169,7 @@ class World:
         """What nobody ordered: what the core refused, dropped and expired since the last turn."""
         stats = self.life.core.stats()
         counts: dict[str, int] = {cause: n for cause, n in stats.tree_evictions.items()}
-        counts["parked"] = stats.parked_rows
+        counts["parked depth"], counts["parked"] = stats.parked_rows, stats.parks
         for stream in self.life.streams.values():
             if isinstance(stream.end, Failed):
                 reason = stream.end.reason.name.lower()

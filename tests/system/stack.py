@@ -9,8 +9,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from sapwood.cache.geometry import ROW_TOKENS_MIN, row_tokens
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.model.pair import Pair, model_facts
@@ -101,11 +103,15 @@ class Stack:
         budget_bytes: int = 4 * GIB,
         before_step: Callable[[Stack], object] = lambda stack: None,
         check_steps: bool = True,
+        row_tokens_min: int = ROW_TOKENS_MIN,
     ) -> None:
+        """row_tokens_min: below the product's own, rows grow within replies of a few tokens."""
         self.pair, self.limits = pair, limits
         # The oracle knows text only, and a random model opens channels as it likes.
         self.facts = replace(
-            model_facts(pair, limits.draft_depth_max), control_tokens=ControlTokens()
+            model_facts(pair, limits.draft_depth_max),
+            control_tokens=ControlTokens(),
+            row_tokens_min=row_tokens_min,
         )
         self.tree = Tree(self.facts.window_tokens, limits.tree_nodes_max)
         self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
@@ -119,6 +125,7 @@ class Stack:
             DepthPolicy(depth_max),
         )
         self.runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
+        self.runner.caches.rows.capacity_for = partial(row_tokens, tokens_min=row_tokens_min)
         self.now = 1000.0
         self.streams: list[Stream] = []
         self._before_step, self._check_steps = before_step, check_steps
@@ -225,6 +232,8 @@ class Stack:
         roster, caches = self.core._roster, self.runner.caches
         for sequence in roster.live.values():
             assert caches.offset(sequence.slot) == sequence.evaluated, f"C1: {sequence.tell()}"
+            room = caches.rows.places[sequence.slot]
+            assert sequence.room <= room.base + room.capacity, f"{room} of {sequence.tell()}"
         holders = {s.slot for s in (*roster.live.values(), *roster.leaving)}
         held = {slot for slot in range(self.limits.slots_max) if caches.holds(slot)}
         assert held == holders, f"R2: slots {held} are held, {holders} should be"

@@ -70,10 +70,10 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(
 def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
     name: str,
 ) -> None:
-    """A budget for one sequence of 256 tokens, which is also where live K/V would double."""
-    stack = Stack(pair(name), LIMITS, budget_bytes(pair(name), LIMITS, 1, 256))
-    refused = stack.submit([5] * 100, 157)
-    served = [stack.submit([6 + i] * 236, 20) for i in range(3)]
+    """A budget for one sequence of 320 tokens, which is also where live K/V would grow."""
+    stack = Stack(pair(name), LIMITS, budget_bytes(pair(name), LIMITS, 1, 320))
+    refused = stack.submit([5] * 100, 221)
+    served = [stack.submit([6 + i] * 300, 20) for i in range(3)]
     stack.run()
     assert getattr(refused.end, "reason", None) is Reason.OUT_OF_MEMORY
     assert all(stream.finished.reason == "length" for stream in served)

@@ -120,8 +120,7 @@ def crowd(seed: int, poisoned: bool = False, on_gpu: bool = False) -> list[Float
                 else:
                     world.admit(slot)
                     world.step({slot: Feed(prefix[: int(rng.choice([7, 12, 25, 30]))])})
-                    world.caches.seal(slot, path)
-                    world.caches.reserve(slot, len(prefix))
+                    world.caches.seal(slot, path, len(prefix))
         # Now and then most leave, so that owners' rows have to be gathered from among holes.
         if step == 15:
             for slot in sorted(world.tokens)[:-2]:

@@ -70,8 +70,7 @@ class Lives(RuleBasedStateMachine):
         payload = caches.capture(slot, base, offset)
         assert payload is not None
         self.paths[slot] = [*kept, payload]
-        caches.seal(slot, self.paths[slot])
-        caches.reserve(slot, offset)
+        caches.seal(slot, self.paths[slot], offset)
         caches.settle()
 
     @precondition(lambda self: any(self.paths.values()))

@@ -139,6 +139,7 @@ def test_m3_pools_shrink_when_sequences_leave_and_the_last_row_stays() -> None:
     for slot in range(SLOTS - 1):
         caches.release(slot)
     assert pool_bytes(caches) == 4 * POOL_BYTES
+    caches.pack()
     write(caches, Batch([Span(SLOTS - 1, HELD, 1)]))
     assert pool_bytes(caches) == 4 * POOL_BYTES // SLOTS
     caches.commit(SLOTS - 1, HELD + 1)

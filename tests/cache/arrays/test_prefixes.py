@@ -79,7 +79,7 @@ def test_a_sealed_slot_gives_its_rows_back_and_goes_on() -> None:
     before = live_bytes(world.caches)
     payload = world.caches.capture(0, 0, 24)
     assert payload is not None
-    world.caches.seal(0, [payload])
+    world.caches.seal(0, [payload], 26)
     world.step({0: Feed((1, 2), kept=2)})
     world.check_content(0)
     world.check_prefix(0)

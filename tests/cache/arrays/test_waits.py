@@ -99,6 +99,7 @@ def test_rows_are_packed_in_four_waits_at_most(waits: list[int]) -> None:
     for slot in range(5):
         world.release(slot)
     waits.clear()
+    world.caches.pack()
     prepare(world, {5: Feed((1,), kept=1)})
     assert 0 < len(waits) <= 4
     world.step({5: Feed((1,), kept=1)})

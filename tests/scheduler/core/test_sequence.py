@@ -23,6 +23,7 @@ PATHS = {
     SequenceState.QUEUED: (),
     SequenceState.PREFILL: (SequenceState.PREFILL,),
     SequenceState.DECODE: (SequenceState.PREFILL, SequenceState.DECODE),
+    SequenceState.PARKED: (SequenceState.PREFILL, SequenceState.PARKED),
     SequenceState.DONE: (SequenceState.DONE,),
 }
 

@@ -1,0 +1,137 @@
+"""What the tree takes of the device's memory, and what is promised to captures: room for both.
+
+- held("snapshots") == bytes of the tree + promised, at every boundary, and for each buffer of both
+  what MLX may hand out beyond what is asked. The tree does not know of that.
+- A capture is *promised* its worst case when it is planned. At commit all promises are given back
+  first and the ledger follows what the tree really took.
+- Buffers are counted beside bytes, in a ledger of their own: where the device bounds them, what
+  does not find one waits or evicts as it would for bytes.
+- Cutting an edge takes a page and a buffer more of each kind of layer. So room for all cuts is made
+  before a capture is inserted, and what finds none is not stored.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.node import Lease, Room
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.model_facts import ModelFacts
+
+KINDS_STORED = 2  # full layers and sliding ones: as many buffers has an edge at most
+
+
+class SnapshotRoom:
+    """The tree's part of both ledgers, which it follows through every change of the tree."""
+
+    def __init__(self, facts: ModelFacts, tree: Tree, bytes_: Ledger, buffers: Ledger) -> None:
+        self._facts, self._tree = facts, tree
+        self._bytes, self._buffers = bytes_, buffers
+        self._promised = Room(0)
+        self.version = 0  # of what the tree can match
+
+    @property
+    def leased_bytes(self) -> int:
+        """What no eviction gives back: full K/V that somebody holds, and what is promised."""
+        return self._tree.leased_bytes + self._promised.bytes
+
+    @property
+    def promising(self) -> bool:
+        """Whether a capture is under way."""
+        return any(self._promised)
+
+    def state(self) -> tuple[int, ...]:
+        """What is free and what could be, by which to see that nothing changed."""
+        evictable = self._tree.evictable()
+        free = self._bytes.free, self._buffers.free
+        return *free, self._charged(evictable), evictable.buffers
+
+    @property
+    def within_reach(self) -> int:
+        """Bytes that are free or could be."""
+        return self._bytes.free + self._charged(self._tree.evictable())
+
+    def make(self, wanted: Room, step: int, kept: int = 0) -> bool:
+        """Evict so that `wanted` is free; False, with nothing evicted, if it cannot be.
+
+        kept: bytes of what is free that are not to be had.
+        """
+        tree, ledger, buffers = self._tree, self._bytes, self._buffers
+        short = Room(wanted.bytes + kept - ledger.free, wanted.buffers - buffers.free)
+        if max(short) <= 0:
+            return True
+        left = tree.evictable()
+        if short.bytes > self._charged(left) or short.buffers > left.buffers:
+            return False
+        tree.evict(min(short.bytes, left.bytes), step, short.buffers)
+        self.follow()
+        return wanted.bytes + kept <= ledger.free and wanted.buffers <= buffers.free
+
+    def wanted(self, tokens: int, sliding_tokens: int) -> Room:
+        """What a capture of `tokens` tokens takes, with sliding K/V of so many of them."""
+        room = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)
+        return Room(self._charged(room), KINDS_STORED)
+
+    def promise(self, wanted: Room) -> None:
+        """Reserve what was made room for."""
+        self._bytes.reserve("snapshots", wanted.bytes)
+        self._buffers.reserve("snapshots", wanted.buffers)
+        self._promised = Room(*map(sum, zip(self._promised, wanted, strict=True)))
+
+    def end_promises(self) -> None:
+        """The step is done: what it captured is inserted next, or was never made."""
+        self._bytes.give_back("snapshots", self._promised.bytes)
+        self._buffers.give_back("snapshots", self._promised.buffers)
+        self._promised = Room(0)
+
+    def insert(
+        self, lease: Lease, tokens: array[int], payload: Payload, step: int, turn_end: bool
+    ) -> bool:
+        """Store a capture along a lease. Takes `payload`; its promise has ended.
+
+        False where what storing it may cut finds no room: then it is dropped.
+        """
+        assert not self.promising, "the ledger would count this capture twice"
+        if not self.make(self._stored_room(lease, tokens, payload), step):
+            payload.close()
+            return False
+        self._tree.extend(lease, tokens, payload, step, turn_end=turn_end)
+        if turn_end:
+            self._tree.settle(lease)
+        self.follow()
+        self.version += 1  # even where what was evicted for it weighs the same
+        return True
+
+    def follow(self) -> None:
+        """The tree may have changed: the ledgers hold what it holds, and matches are old."""
+        tree, promised = self._tree, self._promised
+        taken = self._charged(Room(tree.bytes, tree.buffers)) + promised.bytes
+        more = taken - self._bytes.held("snapshots")
+        buffers = tree.buffers + promised.buffers - self._buffers.held("snapshots")
+        if more or buffers:
+            self._bytes.adjust("snapshots", more)
+            self._buffers.adjust("snapshots", buffers)
+            self.version += 1
+
+    def check(self) -> None:
+        """M1."""
+        promised, stored = self._promised, Room(self._tree.bytes, self._tree.buffers)
+        held = Room(self._bytes.held("snapshots"), self._buffers.held("snapshots"))
+        total = (self._charged(stored) + promised.bytes, stored.buffers + promised.buffers)
+        assert held == total, f"M1: {held} held, {stored} + {promised}"
+
+    def _charged(self, room: Room) -> int:
+        """Bytes of the ledger for so many bytes in so many buffers."""
+        return room.bytes + room.buffers * self._facts.reuse_bytes
+
+    def _stored_room(self, lease: Lease, tokens: array[int], payload: Payload) -> Room:
+        """What storing `payload` takes at most, with all that is cut for it."""
+        stored = payload.full_bytes + payload.sliding_bytes
+        facts = self._facts
+        if facts.page_bytes == 1 and not facts.buffers_max and not facts.reuse_bytes:
+            return Room(stored)  # a cut takes nothing then
+        pieces = self._tree.cuts_max(lease, tokens, payload) * KINDS_STORED
+        room = Room(stored + pieces * (facts.page_bytes - 1), pieces + KINDS_STORED)
+        return Room(self._charged(room), room.buffers)
