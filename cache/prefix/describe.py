@@ -70,8 +70,9 @@ def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:
     )
     assert counted == weigh(*nodes), f"counted {counted}, stored {weigh(*nodes)}"
     assert totals.nodes == len(nodes), f"counted {totals.nodes} nodes of {len(nodes)}"
+    assert all(totals.listed[node.listed_at] is node for node in nodes), "a node is not listed"
     depth = max((node.end for node in nodes), default=0)
-    assert totals.deepest in (None, depth), f"depth {totals.deepest} of {depth}"
+    assert totals.deepest == depth, f"depth {totals.deepest} of {depth}"
 
 
 def _check_edge(node: Node) -> None:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import Literal, NamedTuple, get_args
 
 from sapwood.cache.prefix.snapshot import Payload
 
 EvictionCause = Literal["thinned", "evicted", "crowded", "cleared"]
+EndKind = Literal["parted", "prompt", "reply"]  # where paths part, a prompt or a reply ends
+ENDS_SPARE = 64  # of Totals.ends, beside as many as there are nodes
 EVICTION_CAUSES: tuple[EvictionCause, ...] = get_args(EvictionCause)
 
 
@@ -34,6 +37,15 @@ class Node:
     leases: int = 0  # live leases whose path contains this node
     landed: set[Lease] = field(default_factory=set)  # those whose end lies in (start, end]
     children: dict[int, Node] = field(default_factory=dict)
+    listed_at: int = -1  # its place in Totals.listed
+    # Of its end: how it came about, how often a prompt went on there, how many ends behind it were
+    # given up, and in uses when it was used last and up to when its idling is accounted for
+    # (worth.py).
+    end_kind: EndKind = "parted"
+    end_hits: int = 0
+    given_up: int = 0
+    used: int = 0
+    exposed: int = 0
 
     @property
     def stored(self) -> Payload:
@@ -79,9 +91,14 @@ def weigh(*nodes: Node) -> Weight:
 
 @dataclass(slots=True)
 class Totals:
-    """What the tree holds and has done. Written by radix, leases, eviction and the tree itself."""
+    """What the tree holds and has done. Written by radix, leases, eviction and the tree itself.
 
-    nodes: int = 0  # without roots
+    listed: all nodes but roots, in no order, so that one can be looked at without a walk.
+    """
+
+    listed: list[Node] = field(default_factory=list)
+    # A heap of (-end, id, node), of nodes that are gone as well until they come to the top.
+    ends: list[tuple[int, int, Node]] = field(default_factory=list)
     full_bytes: int = 0
     sliding_bytes: int = 0
     leased_bytes: int = 0
@@ -90,11 +107,39 @@ class Totals:
     splits: int = 0
     merges: int = 0
     renewals: int = 0  # payloads that another took the place of
-    deepest: int | None = 0  # None: the deepest leaf is gone, its successor not looked for yet
     evictions: dict[EvictionCause, int] = field(
         default_factory=lambda: dict.fromkeys(EVICTION_CAUSES, 0)
     )
     next_id: int = 0
+
+    @property
+    def nodes(self) -> int:
+        """How many there are, without roots."""
+        return len(self.listed)
+
+    def add(self, node: Node) -> None:
+        """A new node."""
+        node.listed_at = len(self.listed)
+        self.listed.append(node)
+        heappush(self.ends, (-node.end, node.id, node))
+        if len(self.ends) > 2 * len(self.listed) + ENDS_SPARE:
+            self.ends = [(-each.end, each.id, each) for each in self.listed]
+            heapify(self.ends)
+
+    def remove(self, node: Node) -> None:
+        """The node is gone; the last one of the list takes its place."""
+        last = self.listed.pop()
+        if last is not node:
+            self.listed[node.listed_at] = last
+            last.listed_at = node.listed_at
+        node.listed_at = -1
+
+    @property
+    def deepest(self) -> int:
+        """The end of the longest path."""
+        while self.ends and self.ends[0][2].listed_at < 0:
+            heappop(self.ends)
+        return -self.ends[0][0] if self.ends else 0
 
     @property
     def bytes(self) -> int:
@@ -124,6 +169,8 @@ class Lease:
     end: int
     live: bool = True
     due: bool = False  # to be restored from: nothing of its path is thinned until it was
+    used: bool = False  # whether anything was restored from it or stored along it
+    turn_ends: int = 0  # that were stored along it: the prompt's, the reply's
     hit_end: int = 0  # where the lease ended when a prompt was served from it
 
     def __repr__(self) -> str:

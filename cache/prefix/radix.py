@@ -98,10 +98,8 @@ def attach(parent: Node, edge: array[int], payload: Payload, age: int, totals: T
     node = Node(totals.draw_id(), parent, edge, payload.start, payload.end, payload, age)
     parent.marked = parent.marked or bool(parent.children)
     parent.children[edge[0]] = node
-    totals.nodes += 1
+    totals.add(node)
     totals.move(Weight(), weigh(node))
-    if totals.deepest is not None:
-        totals.deepest = max(totals.deepest, node.end)
     return node
 
 
@@ -110,9 +108,7 @@ def detach(leaf: Node, totals: Totals) -> None:
     assert not leaf.leases and not leaf.children, f"{leaf} is in use"
     del leaf.above.children[leaf.edge[0]]
     totals.move(weigh(leaf), Weight())
-    totals.nodes -= 1
-    if leaf.end == totals.deepest:
-        totals.deepest = None
+    totals.remove(leaf)
     leaf.stored.close()
 
 
@@ -130,13 +126,14 @@ def split(node: Node, at: int, totals: Totals) -> Node:
     node.parent, node.edge, node.start = upper, node.edge[length:], at
     upper.children[node.edge[0]] = node
     upper.leases, upper.hits = node.leases, node.hits
+    upper.used, upper.exposed = node.used, node.exposed
     for lease in [lease for lease in node.landed if lease.end <= at]:
         node.landed.remove(lease)
         node.leases -= 1
         node.hits -= lease.hit_end == lease.end
         upper.landed.add(lease)
         lease.node = upper
-    totals.nodes += 1
+    totals.add(upper)
     totals.splits += 1
     grown = totals.move(was, weigh(upper, node))
     assert grown >= 0, f"splitting {upper} from {node} changed the bytes by {grown}"
@@ -163,7 +160,7 @@ def merge(parent: Node, child: Node, totals: Totals) -> Node:
     child.above.children[child.edge[0]] = child
     child.age = max(parent.age, child.age)
     child.hits = max(parent.hits, child.hits)
-    totals.nodes -= 1
+    totals.remove(parent)
     totals.merges += 1
     grown = totals.move(was, weigh(child))
     assert grown <= 0, f"merging {parent} into {child} changed the bytes by {grown}"

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sapwood.cache.prefix.describe import NodeView, audit, view
-from sapwood.cache.prefix.eviction import PASS_SHARE, Eviction
+from sapwood.cache.prefix.eviction import Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, revoke
 from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals
@@ -22,6 +22,7 @@ from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, pr
 from sapwood.cache.prefix.renewal import cut, renew
 from sapwood.cache.prefix.restore import longest_restorable
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.cache.prefix.worth import ReuseRates
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Tree:
         self._roots: dict[bytes, Node] = {}
         self._totals = Totals()
         self._ghosts = Ghosts(nodes_max)
+        self._rates = ReuseRates()
+        self._eviction = Eviction(self._totals, self._ghosts, self._rates, window)
         self._due: list[Lease] = []
         self._now = 0
 
@@ -99,7 +102,8 @@ class Tree:
     def hit(self, lease: Lease) -> None:
         """Count a prompt that is served from what the lease covers, in every node on its way."""
         self._no_longer_due(lease)
-        lease.hit_end = lease.end
+        lease.hit_end, lease.used = lease.end, True
+        self._rates.hit(lease)
         for node in trail(lease.node):
             node.hits += 1
 
@@ -132,6 +136,9 @@ class Tree:
         node = lease.node
         node.age = now
         node.marked = node.marked or lease.end == node.end
+        if lease.used:
+            self._rates.tick()
+            self._rates.touch(node)
         revoke(lease, self._totals)
         chain = trail(node)
         top = chain[0].above if chain else node
@@ -169,6 +176,7 @@ class Tree:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
+            self._rates.begin(leaf)
         if known is not None:
             renew(node, known, self._totals)
         # Sought only now: a renewal may have put a new node where the end lies.
@@ -184,24 +192,22 @@ class Tree:
     def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
         """Free at least so many bytes and buffers, or nothing where less can go; bytes freed.
 
-        May free somewhat more: a pass looks at every node, so it takes a batch.
+        May free somewhat more, so that not every call is a pass of its own.
         """
         self._tick(now)
         evictable = self.evictable()
         wanted = Room(max(0, bytes_wanted), max(0, buffers_wanted))
         if wanted == (0, 0) or wanted.bytes > evictable.bytes or wanted.buffers > evictable.buffers:
             return 0
-        eviction = self._eviction()
-        eviction.free(wanted, Room(*map(_batch, wanted, evictable)))
+        freed = self._eviction.free(wanted, evictable)
         self._forget_empty_roots()
-        return eviction.freed
+        return freed
 
     def drop(self) -> int:
         """Close all that nobody leases; returns the bytes freed."""
-        eviction = self._eviction()
-        eviction.clear()
+        freed = self._eviction.clear()
         self._forget_empty_roots()
-        return eviction.freed
+        return freed
 
     # What it holds: read by metrics, the ledger's owner and operators.
 
@@ -212,11 +218,7 @@ class Tree:
 
     @property
     def depth_tokens(self) -> int:
-        """The end of the longest path. O(1), but O(nodes) once after that path was evicted."""
-        if self._totals.deepest is None:
-            self._totals.deepest = max(
-                (node.end for node in preorder(self._roots.values())), default=0
-            )
+        """The end of the longest path."""
         return self._totals.deepest
 
     @property
@@ -308,12 +310,9 @@ class Tree:
             lease.due = False
             self._due.remove(lease)
 
-    def _eviction(self) -> Eviction:
-        return Eviction(self._roots.values(), self._totals, self._ghosts, self.window)
-
     def _make_room(self) -> None:
         if self._totals.nodes > self._nodes_max:
-            self._eviction().shrink(self._nodes_max - int(self._nodes_max * PASS_SHARE))
+            self._eviction.shrink(self._nodes_max)
             self._forget_empty_roots()
 
     def _forget_empty_roots(self) -> None:
@@ -329,11 +328,12 @@ class Tree:
         if turn_end and end < node.end:
             node = split(node, end, self._totals)
         node.marked = node.marked or turn_end
+        lease.used = True
+        if turn_end:
+            lease.turn_ends += 1
+            if node.end_kind == "parted":
+                node.end_kind = "prompt" if lease.turn_ends == 1 else "reply"
+        self._rates.touch(node)
         if end >= lease.end:
             node.age = now
             advance(lease, node, end, self._totals)
-
-
-def _batch(wanted: int, evictable: int) -> int:
-    """How much a pass is to free where `wanted` is short: nothing of what is not."""
-    return wanted and max(wanted, int(evictable * PASS_SHARE))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sapwood.cache.prefix import eviction
 from tests.sim.draw import scenario
 from tests.sim.play import HERE, Seen, Violation, play
 from tests.sim.report import EDGES, RARE_EDGES, play_seed
@@ -38,6 +39,13 @@ def test_a_minute_of_seeds() -> None:
     T1 to T12, S1, S3 to S8, L1 to L3, L5 to L8, M1 to M3, R1 and R2.
     """
     assert set(EDGES) - RARE_EDGES <= set(many(0, 10**6, CPU_S).edges)
+
+
+def test_seeds_whose_evictions_look_at_a_few_nodes_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4, T6, T9, M1: as a tree of thousands of nodes does, which no seed grows."""
+    for name in ("EXACT_NODES", "LOOKED_NODES", "POOL_NODES"):
+        monkeypatch.setattr(eviction, name, 2)
+    many(2 * 10**6, 40, float("inf"))
 
 
 @pytest.mark.long

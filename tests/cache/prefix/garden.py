@@ -19,7 +19,12 @@ from tests.fakes import Tracker
 ROOT = b"root"
 
 
-def ids(text: str) -> tuple[int, ...]:
+Text = str | tuple[int, ...]
+
+
+def ids(text: Text) -> tuple[int, ...]:
+    if isinstance(text, tuple):
+        return text
     return tuple(text.lower().encode())
 
 
@@ -43,14 +48,14 @@ class Garden:
         self.now += 1
         return self.now
 
-    def match(self, text: str, limit: int | None = None, root: bytes = ROOT) -> Match:
+    def match(self, text: Text, limit: int | None = None, root: bytes = ROOT) -> Match:
         """Match; T2: nothing observable changes."""
         before = list(self.tree.describe(tokens=True))
         found = self.tree.match(root, ids(text), limit)
         assert list(self.tree.describe(tokens=True)) == before
         return found
 
-    def lease(self, text: str, end: int | None = None, root: bytes = ROOT) -> Lease:
+    def lease(self, text: Text, end: int | None = None, root: bytes = ROOT) -> Lease:
         """Lease [0, end) of `text`; without `end`, all that a longer prompt could restore."""
         tokens = ids(text)
         if end is None:
@@ -60,7 +65,7 @@ class Garden:
     def extend(
         self,
         lease: Lease,
-        text: str,
+        text: Text,
         start: int | None = None,
         sliding: int | None = None,
         turn_end: bool = False,
@@ -80,9 +85,11 @@ class Garden:
         views = list(self.tree.describe())
         return self.tree.bytes, sum(view.end - view.start for view in views)
 
-    def say(self, text: str, root: bytes = ROOT) -> None:
+    def say(self, text: Text, root: bytes = ROOT) -> None:
         """A whole turn: restore what is here, compute the rest, end."""
         lease = self.lease(text, root=root)
+        if lease.end:
+            self.tree.hit(lease)
         if lease.end < len(text):
             self.extend(lease, text)
         self.tree.release(lease, self.step())

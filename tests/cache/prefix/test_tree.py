@@ -7,7 +7,7 @@ import pytest
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
 from tests.cache.prefix.garden import ROOT, Garden, drawing, ids
-from tests.fakes import FULL_BYTES, TokenLog
+from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog
 
 # Matching.
 
@@ -99,14 +99,14 @@ def test_evicted_is_told_from_diverged_and_cold() -> None:
     garden = Garden()
     garden.say("abcdef")
     garden.say("abcxyz")
-    garden.evict(garden.tree.evictable().bytes - 3 * FULL_BYTES)
-    assert garden.draw() == "abc", "both ends went, then the window where they parted"
-    assert garden.match("abcdef") == Match(0, 3, True)
-    assert garden.match("abcd") == Match(0, 3, True), "as far as the prompt goes"
-    assert garden.match("abcxyy") == Match(0, 3, False), "another continuation was never here"
-    assert garden.match("abcq") == Match(0, 3, False)
-    assert garden.match("abqdef") == Match(0, 2, False), "inside an edge nothing was cut off"
-    assert garden.match("abc") == Match(0, 3, False), "nothing lies past the match"
+    garden.evict(6 * (FULL_BYTES + SLIDING_BYTES))
+    assert garden.draw() == "ABC*", "both ends went"
+    assert garden.match("abcdef") == Match(3, 3, True)
+    assert garden.match("abcd") == Match(3, 3, True), "as far as the prompt goes"
+    assert garden.match("abcxyy") == Match(3, 3, False), "another continuation was never here"
+    assert garden.match("abcq") == Match(3, 3, False)
+    assert garden.match("abqdef") == Match(2, 2, False), "inside an edge nothing was cut off"
+    assert garden.match("abc") == Match(2, 3, False), "nothing lies past the match"
     garden.say("abcdef")
     assert garden.match("abcdeq") == Match(5, 5, False)
 
@@ -215,7 +215,7 @@ def test_a_hit_is_a_prompt_served_through_a_node() -> None:
         garden.extend(lease, prompt + "z")
         garden.tree.release(lease, garden.step())
     hits = {view.end: view.hits for view in garden.tree.describe() if view.parent is not None}
-    assert hits == {4: 2, 6: 1, 7: 0}
+    assert hits == {4: 3, 6: 2, 7: 0}
 
 
 def test_t10_the_clock_never_goes_back() -> None:

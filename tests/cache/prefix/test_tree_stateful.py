@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from sapwood.cache.prefix import eviction
 from sapwood.cache.prefix.describe import NodeView
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.tree import Tree
@@ -311,10 +313,25 @@ class TreeMachine(RuleBasedStateMachine):
         assert (self.tree.nodes, self.tree.bytes, self.tracker.live) == (0, 0, set())
 
 
-TreeMachine.TestCase.settings = settings(
+class LargeTreeMachine(TreeMachine):
+    """Every tree counts as one of many nodes: passes look at a few and remember the best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patched = patch.multiple(eviction, EXACT_NODES=1, LOOKED_NODES=1, POOL_NODES=2)
+        self.patched.start()
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.patched.stop()
+
+
+TreeMachine.TestCase.settings = LargeTreeMachine.TestCase.settings = settings(
     max_examples=150,
     stateful_step_count=40,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-TestTree = TreeMachine.TestCase
+TestTree, TestLargeTree = TreeMachine.TestCase, LargeTreeMachine.TestCase

@@ -157,10 +157,20 @@ def test_depth_is_the_longest_paths_end() -> None:
     garden.say("abcd" + "x" * 10)
     assert garden.tree.depth_tokens == 14
     garden.say("abcdef")
-    garden.evict(10 * BYTES)
-    assert garden.draw() == "abcD\n  EF*"
+    garden.evict(12 * BYTES)
+    assert garden.draw() == "aBCD*"
     garden.say("xyz")
-    assert garden.tree.depth_tokens == 6
+    assert garden.tree.depth_tokens == 4
+
+
+def test_what_is_remembered_of_ends_that_are_gone_is_bounded() -> None:
+    garden = Garden(nodes_max=5)
+    garden.say("abcdefghijklm")
+    for number in range(300):
+        garden.say(f"{chr(200 + number)}z")
+        garden.say("abcdefghijklm")
+    assert garden.tree.depth_tokens == 13
+    assert len(garden.tree._totals.ends) < 100
 
 
 def test_describe_gives_tokens_only_where_asked() -> None:
@@ -213,10 +223,10 @@ def test_check_finds_what_is_broken() -> None:
         tree._totals.full_bytes += 1
 
     def miscounted_nodes(tree: Tree, node: Node) -> None:
-        tree._totals.nodes += 1
+        tree._totals.listed.append(node)
 
     def wrong_depth(tree: Tree, node: Node) -> None:
-        tree._totals.deepest = 7
+        tree._totals.ends.insert(0, (-7, node.id, node))
 
     for breaks, message in [
         (other_root, r"\[0, 0\) is no root"),
