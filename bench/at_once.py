@@ -12,7 +12,7 @@ from bench.in_line import InLineStep, in_line, served_in_line
 from bench.measure import Figure, Side, at_least
 from bench.setup import Setup
 from sapwood.model.pair import Pair, model_facts
-from sapwood.scheduler.core.demand import Demand, workspace_bytes
+from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
@@ -23,11 +23,7 @@ ASKED, MAX_TOKENS, WHOLE_ONES = 8, 2000, 2
 
 def reserved_bytes(facts: ModelFacts, limits: Limits, tokens: list[int]) -> int:
     """Live K/V and step of slots that may grow to so many tokens each, from the first on."""
-    rows = sum(facts.row_bytes(each) for each in tokens)
-    rings = len(tokens) * facts.ring_bytes
-    moved = facts.moved_bytes(rows, rings)
-    workspace = workspace_bytes(facts, limits, [Demand(each) for each in tokens], moved)
-    return rows + rings + len(tokens) * facts.slot_bytes + workspace
+    return slots_bytes(facts, limits, [Demand(each) for each in tokens])
 
 
 def whole_at_once(facts: ModelFacts, limits: Limits, tokens: list[int], budget_bytes: int) -> int:

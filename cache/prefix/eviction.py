@@ -90,23 +90,23 @@ class Eviction:
             self._forget_pool()
         everything = False
         while not enough():
-            everything = self._look(everything, windows)
-            node = self._next(windows)
-            if node is not None:
-                self._take(node, windows)
+            if not everything:
+                everything = self._look(windows)
+            if (first := self._next(windows)) is not None:
+                self._take(*first, windows)
             elif everything:
                 return
             else:
-                everything = self._look_at(self._totals.listed, windows)
+                self._look_at(self._totals.listed, windows)
+                everything = True
         if not windows:
             self._forget_pool()
 
-    def _look(self, everything: bool, windows: bool) -> bool:
+    def _look(self, windows: bool) -> bool:
         """Look at some more nodes; whether all there are have been looked at."""
-        if everything:
-            return True
         if self._totals.nodes <= EXACT_NODES:
-            return self._look_at(self._totals.listed, windows)
+            self._look_at(self._totals.listed, windows)
+            return True
         self._look_at(self._some(), windows)
         if len(self._pool) > 2 * POOL_NODES:
             self._pool = nsmallest(POOL_NODES, self._pool)
@@ -120,20 +120,19 @@ class Eviction:
             self._looks = (self._looks + 0x9E3779B9) & 0xFFFFFFFF  # 2^32 over the golden ratio
             yield listed[self._looks * len(listed) >> 32]
 
-    def _look_at(self, nodes: Iterable[Node], windows: bool) -> bool:
+    def _look_at(self, nodes: Iterable[Node], windows: bool) -> None:
         looked = list(nodes)
         for node in looked:  # all of them first: those that are alike are to be judged alike
             self._rates.expose(node)
         for node in looked:
             self._offer(node, windows)
-        return True
 
     def _offer(self, node: Node, windows: bool) -> None:
         if node.id not in self._pooled and (order := self._order(node, windows)) is not None:
             heappush(self._pool, (order, node.id, node))
             self._pooled.add(node.id)
 
-    def _next(self, windows: bool) -> Node | None:
+    def _next(self, windows: bool) -> tuple[Node, _Order] | None:
         """The first of those that were looked at, as they are now."""
         while self._pool:
             told, id, node = heappop(self._pool)
@@ -142,7 +141,7 @@ class Eviction:
             if order is None:
                 continue
             if order <= told or not self._pool or order <= self._pool[0][0]:
-                return node
+                return node, order
             self._offer(node, windows)
         return None
 
@@ -154,14 +153,14 @@ class Eviction:
 
     def _order(self, node: Node, windows: bool) -> _Order | None:
         """Its place among all that may go; None: nothing of it may."""
-        rest = -node.end, -node.stored.full_bytes - node.stored.sliding_bytes
+        age, deepest, largest = _oldest_first(node)
         if windows and node.stored.sliding_start < min(self._need(node), node.end):
-            return _SLACK, node.age, *rest
+            return _SLACK, age, deepest, largest
         if node.leases or (node.children and not (windows and node.marked)):
             return None
         if restorable(node, node.end, self._window):
-            return _END, self._worth(node) if windows else node.age, *rest
-        return None if node.children else (_END, -1, *rest)
+            return _END, self._worth(node) if windows else age, deepest, largest
+        return None if node.children else (_END, -1, deepest, largest)
 
     def _worth(self, node: Node) -> float:
         """Of a kept end: the chance that it is asked for x tokens it saves / bytes it holds."""
@@ -226,9 +225,9 @@ class Eviction:
 
     # What is done.
 
-    def _take(self, node: Node, windows: bool) -> None:
-        if windows and node.stored.sliding_start < (need := min(self._need(node), node.end)):
-            self._thin(node, need)
+    def _take(self, node: Node, order: _Order, windows: bool) -> None:
+        if order[0] == _SLACK:
+            self._thin(node, self._need(node))
         elif node.children:
             self._give_up(node)
             node.marked = False

@@ -26,7 +26,6 @@ PRIOR_RATE, PRIOR_EXPOSURE = 0.5, 3.0
 GIVEN_UP_SHARE = 0.1
 _HITS_TOLD = 2  # as often or oftener
 
-
 # Ends that are taken for alike: how often one was asked for, and whether nothing goes on there.
 EndClass = tuple[EndKind, int, bool]
 
@@ -60,11 +59,10 @@ class ReuseRates:
     def hit(self, lease: Lease) -> None:
         """A prompt is served from the lease's end; it counts where that is a node's end."""
         node = lease.node
+        self.touch(node)
         if lease.end == node.end and node.parent is not None:
-            self.expose(node)
             self._hits[class_of(node)] += 1
             node.end_hits += 1
-        self.touch(node)
 
     def chance(self, node: Node) -> float:
         """That the node's end, or one given up behind it, is asked for with the next use.

@@ -32,7 +32,7 @@ from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
-from sapwood.scheduler.core.demand import DEMAND_MIN, alone_bytes
+from sapwood.scheduler.core.demand import DEMAND_MIN, slots_bytes
 from sapwood.scheduler.model_facts import ModelFacts
 
 DEMO_NAME = "sapwood-demo"
@@ -110,7 +110,7 @@ def _ledger(config: Config, facts: ModelFacts) -> Ledger:
     """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
     budget = config.memory_bytes or device.memory_budget_bytes()
     weights = facts.weights_bytes
-    request = alone_bytes(facts, config.limits, DEMAND_MIN)
+    request = slots_bytes(facts, config.limits, [DEMAND_MIN])
     if budget < weights + request:
         unit = unit_of(min(budget, weights, request))
         need = [format_in(unit, n, math.ceil) for n in (weights, request, weights + request)]

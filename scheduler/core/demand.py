@@ -37,11 +37,15 @@ class Demand(NamedTuple):
 DEMAND_MIN = Demand(tokens=2)
 
 
-def alone_bytes(facts: ModelFacts, limits: Limits, demand: Demand) -> int:
-    """L5: what a sequence needs beside the weights, were it alone: K/V and largest step."""
-    moved = facts.moved_bytes(facts.row_bytes(demand.row_tokens), facts.ring_bytes)
-    live = facts.live_bytes(demand.row_tokens)
-    return live + workspace_bytes(facts, limits, [demand], moved)
+def slots_bytes(facts: ModelFacts, limits: Limits, slots: Sequence[Demand]) -> int:
+    """What slots need beside the weights, were no others there: K/V and their largest step.
+
+    L5: of a single one it is what it needs alone.
+    """
+    rows = sum(facts.row_bytes(slot.row_tokens) for slot in slots)
+    rings = len(slots) * facts.ring_bytes
+    live = rows + rings + len(slots) * facts.slot_bytes
+    return live + workspace_bytes(facts, limits, slots, facts.moved_bytes(rows, rings))
 
 
 def round_rows(facts: ModelFacts, limits: Limits) -> int:

@@ -17,7 +17,7 @@ from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
-from sapwood.scheduler.core.demand import Demand, alone_bytes, round_rows, workspace_bytes
+from sapwood.scheduler.core.demand import Demand, round_rows, slots_bytes
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
@@ -64,7 +64,7 @@ class DeviceMemory:
 
     def servable(self, request: Request) -> bool:
         """L5: whether it would fit were it alone."""
-        wanted = alone_bytes(self._facts, self._limits, Demand.of(request, self._facts))
+        wanted = slots_bytes(self._facts, self._limits, [Demand.of(request, self._facts)])
         return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
 
     def match(self, sequence: Sequence) -> Match:
@@ -87,6 +87,11 @@ class DeviceMemory:
     def packs(self) -> bool:
         """Whether the plan closes the holes in pools."""
         return self._slots.packed
+
+    @property
+    def grown(self) -> list[int]:
+        """Whose slots grow with the plan, by their ids, in the order in which it was decided."""
+        return self._slots.grown
 
     def may_fit(self, sequence: Sequence) -> bool:
         """Whether reserve_slot() is worth trying; cheap, so that it can be asked before match()."""
@@ -263,22 +268,19 @@ class DeviceMemory:
         return Room(max(0, self._slots.missing(sequence.id, sequence.demand)), buffers)
 
     def _make_slot_room(self, sequence: Sequence, step: int) -> bool:
-        if self._missing(sequence).bytes > self._ledger.free and self._slots.holed:
+        wanted = self._missing(sequence)
+        if wanted.bytes > self._ledger.free and self._slots.holed:
             self._slots.pack()  # a hole that it would have taken is gone: it misses more now
-        return self._stored.make(self._missing(sequence), step)
+            wanted = self._missing(sequence)
+        return self._stored.make(wanted, step)
 
     def _is_expected(self, sequence: Sequence) -> bool:
         """Whether it fits beside what those that live are expected to take in the end."""
-        facts = self._facts
         grown = [
             demand._replace(tokens=max(demand.tokens, demand.expected))
             for demand in (*self._slots.demands, sequence.demand)
         ]
-        rows = sum(facts.row_bytes(demand.row_tokens) for demand in grown)
-        rings = len(grown) * facts.ring_bytes
-        moved = facts.moved_bytes(rows, rings)
-        wanted = rows + rings + len(grown) * facts.slot_bytes
-        wanted += workspace_bytes(facts, self._limits, grown, moved)
+        wanted = slots_bytes(self._facts, self._limits, grown)
         kept = self._ledger.weights_bytes + self._stored.leased_bytes
         return wanted + kept <= self._ledger.budget_bytes
 

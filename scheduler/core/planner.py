@@ -93,7 +93,7 @@ class Planner:
         seals = self._seals(decoding)
         told = {sequence.slot for sequence in admitted} | {seal.slot for seal in seals}
         repoints = self._repoints(told)
-        # After the restores, which say where a new sequence's first slice begins.
+        # After the promises, which say what of it is captured.
         prefills = tuple(self._slice(sequence, share, step) for sequence, share in shares)
         if not (releases or decodes or prefills):
             assert not roster, f"they wait for nothing: {roster.stories()}"
@@ -162,11 +162,8 @@ class Planner:
 
     def _grows(self) -> tuple[Grow, ...]:
         """In the order in which they were decided: it says which holes they take."""
-        decoding = sorted(self._roster.in_state(SequenceState.DECODE), key=_rank)
-        grown = [sequence for sequence in decoding if sequence.room < sequence.demand.tokens]
-        for sequence in grown:
-            sequence.room = sequence.demand.tokens
-        return tuple(Grow(sequence.slot, sequence.room) for sequence in grown)
+        grown = [self._roster.live[id] for id in self._memory.grown]
+        return tuple(Grow(sequence.slot, sequence.demand.tokens) for sequence in grown)
 
     def _admit(self, step: int, now: float) -> tuple[Sequence, ...]:
         admitted = []
@@ -226,7 +223,6 @@ class Planner:
         paths = self._memory.restore(admitted)
         for sequence, path in zip(admitted, paths, strict=True):
             found += sequence.restore()
-            sequence.room = sequence.demand.tokens
             request = sequence.request
             admits.append(
                 Admit(
@@ -238,7 +234,7 @@ class Planner:
                     request.prompt,
                     request.top_logprobs,
                     sequence.base,
-                    sequence.room,
+                    sequence.demand.tokens,
                     tuple(sequence.reply.tokens),
                 )
             )
@@ -248,9 +244,7 @@ class Planner:
         """Long prompts that have just been read: the tree has them, no row need hold them too."""
         fresh = [sequence for sequence in decoding if sequence.emitted == 1]
         sealed = [sequence for sequence in fresh if self._memory.seal(sequence)]
-        for sequence in sealed:
-            sequence.room = sequence.demand.tokens
-        return tuple(Seal(s.slot, self._memory.path(s), s.room) for s in sealed)
+        return tuple(Seal(s.slot, self._memory.path(s), s.demand.tokens) for s in sealed)
 
     def _repoints(self, told: set[int]) -> tuple[Repoint, ...]:
         """Tell those that refer to anything where it lies, once the tree was reshaped.

@@ -86,7 +86,6 @@ class Sequence:
         "refused_room",
         "reply",
         "request",
-        "room",
         "served_step",
         "slot",
         "state",
@@ -132,7 +131,6 @@ class Sequence:
         self.lease: Lease | None = None
         self.storing = False
         self.demand = Demand.of(request, facts)
-        self.room = 0  # that the device was told of
         self.parks = 0
         self.evaluated = 0
         self.cached = 0
@@ -190,7 +188,6 @@ class Sequence:
         Returns how many of the prompt's tokens are found that were never told of.
         """
         assert self.match is not None, self.tell()
-        self.evaluated = self.stored
         if not self.parks:
             self.causes = recompute_causes(self.match, self.prompt_tokens)
         found = max(0, min(self.stored, self.prompt_tokens) - self.processed)

@@ -131,14 +131,21 @@ class SlotRooms:
         self._follow()
 
     @property
+    def grown(self) -> list[int]:
+        """Slots that the plan found and that have more room, in the order in which they got it."""
+        return [
+            id for id, change in self._changes.items() if id in self._found and not change.sealed
+        ]
+
+    @property
     def holed(self) -> bool:
         """Whether `pack` would give bytes back."""
-        return not self.packed and self._pools_after_leaving().holed
+        return self._pools_after_leaving().holed
 
     @property
     def many_holes(self) -> bool:
         """Whether it is worth it though nobody wants them."""
-        return not self.packed and self._pools_after_leaving().many_holes
+        return self._pools_after_leaving().many_holes
 
     def pack(self) -> None:
         """The plan closes the holes that it found, and those of the slots that it releases."""

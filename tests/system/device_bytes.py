@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import mlx.core as mx
+import pytest
 
+from sapwood.model import device
 from tests.system.stack import Stack
 from tests.system.traffic import Traffic
 
 MLX_SCALARS_BYTES = 1024  # MLX keeps a few of its own
+
+
+@contextmanager
+def exact_buffers(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Buffers are as large as asked for: MLX keeps none, and nothing is reserved for those."""
+    limit = mx.set_cache_limit(0)
+    patch.setattr(device, "reuse_bytes", lambda: 0)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(limit)
 
 
 def active_bytes() -> int:

@@ -233,7 +233,9 @@ class Stack:
         for sequence in roster.live.values():
             assert caches.offset(sequence.slot) == sequence.evaluated, f"C1: {sequence.tell()}"
             room = caches.rows.places[sequence.slot]
-            assert sequence.room <= room.base + room.capacity, f"{room} of {sequence.tell()}"
+            assert sequence.demand.tokens <= room.base + room.capacity, (
+                f"{room} of {sequence.tell()}"
+            )
         holders = {s.slot for s in (*roster.live.values(), *roster.leaving)}
         held = {slot for slot in range(self.limits.slots_max) if caches.holds(slot)}
         assert held == holders, f"R2: slots {held} are held, {holders} should be"

@@ -11,16 +11,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-import mlx.core as mx
 import pytest
 
-from sapwood.model import device
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
 from tests.system.device_bytes import (
     MLX_SCALARS_BYTES,
     active_bytes,
+    exact_buffers,
     serve_within_the_ledger,
     slack_of,
 )
@@ -34,11 +33,9 @@ SNAPSHOT_TOKENS, REQUESTS = 200, 36
 
 
 @pytest.fixture(autouse=True)
-def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    limit = mx.set_cache_limit(0)
-    monkeypatch.setattr(device, "reuse_bytes", lambda: 0)
-    yield
-    mx.set_cache_limit(limit)
+def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with exact_buffers(monkeypatch):
+        yield
 
 
 @pytest.mark.parametrize("limits", [LIMITS, BY_REFERENCE], ids=["copied", "by reference"])

@@ -7,16 +7,16 @@ one of them may grow to.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
-from sapwood.model import device
 from sapwood.model.pair import Pair, model_facts
-from sapwood.scheduler.core.demand import Demand, workspace_bytes
+from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
+from tests.system.device_bytes import exact_buffers
 from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack
 
@@ -27,24 +27,18 @@ PENALISED = Sampling(repetition_penalty=1.3, presence_penalty=0.5, logit_bias=((
 
 
 @pytest.fixture(autouse=True)
-def exact_buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Buffers are as large as asked for, so that rows decide and not what is kept for each."""
-    limit = mx.set_cache_limit(0)
-    monkeypatch.setattr(device, "reuse_bytes", lambda: 0)
-    yield
-    mx.set_cache_limit(limit)
+def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """So that rows decide, and not what is kept for each buffer."""
+    with exact_buffers(monkeypatch):
+        yield
 
 
 def budget_bytes(loaded: Pair, sampling: Sampling, snapshot_tokens: int) -> int:
     """Three slots of what a prompt and its first round take; alone each could grow to the end."""
-    facts = model_facts(loaded, LIMITS.draft_depth_max)
-    row, ring = 32 * facts.full_bytes_per_token, facts.ring_bytes + facts.tail_bytes
-    demands = [Demand(32, facts.draw_bytes_per_row(sampling))] * 3
-    moved = facts.moved_bytes(3 * row, 3 * facts.ring_bytes)
-    workspace = workspace_bytes(facts, LIMITS, demands, moved)
-    live = 3 * (row + ring)
+    facts = replace(model_facts(loaded, LIMITS.draft_depth_max), row_tokens_min=ROW_TOKENS)
+    slots = slots_bytes(facts, LIMITS, [Demand(32, facts.draw_bytes_per_row(sampling))] * 3)
     stored = snapshot_tokens * (facts.full_bytes_per_token + facts.sliding_bytes_per_token)
-    return facts.weights_bytes + live + workspace + stored
+    return facts.weights_bytes + slots + stored
 
 
 def serve(stack: Stack, name: str, **options: Any) -> list[list[int]]:
