@@ -58,6 +58,7 @@ class Limits:
     codec_calls_max: int = 32
     codec_bytes_max: int = 32 * 1024 * 1024
     deadline_slack_s: float = 0.1
+    reload_s: float = 1.0  # until files of tokens and certificates are looked at again
 
     # The HTTP endpoint of metrics and health.
     http_head_bytes_max: int = 8192

@@ -48,8 +48,12 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/rpc": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
+        *(f"daemon/settings/{file}" for file in ("followed", "principals", "tokens")),
     },
-    "daemon/http": {"daemon", "daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},
+    "daemon/http": {
+        *("daemon", "daemon/engine", "daemon/rpc/gate", "daemon/rpc/principals"),
+        *("daemon/settings", "scheduler"),
+    },
     "daemon/process": {
         *("cache/prefix", "daemon", "daemon/engine", "daemon/http", "daemon/rpc"),
         *("daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
@@ -58,7 +62,8 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
     "daemon/cli": {
         *("daemon", "daemon/demo", "daemon/engine", "daemon/process", "daemon/settings"),
-        *("model", "model/checkpoint", "model/convert", "sapwood", "sapwood/client/fields"),
+        *("model", "model/checkpoint", "model/convert"),
+        *("sapwood", "sapwood/client/credentials", "sapwood/client/fields"),
     },
     "sapwood/__main__": {"daemon/cli", "daemon/entry"},
 }

@@ -39,9 +39,11 @@ TWICE = {
 # What only others call, and classes whose fields are read all at once.
 CALLED_ELSEWHERE = {
     "concat": "jinja2, of its environment",
+    "intercept_service": "grpc, of its interceptors",
 }
 READ_WHOLE = {
     "Figures": "asdict makes the demo's JSON of it",
+    "ConnectOptions": "a TypedDict: its keys are read by name",
     "GenerateOptions": "a TypedDict: its keys are read by name",
 }
 

@@ -15,7 +15,19 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from sapwood import Client, Conversation, Delta, Finish, GenerateOptions, Message, Prompt, Reply
+from sapwood import (
+    CacheStats,
+    Client,
+    Conversation,
+    Delta,
+    Finish,
+    GenerateOptions,
+    Message,
+    PermissionDenied,
+    Prompt,
+    Reply,
+)
+from sapwood.client.credentials import read_token
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.render import draw_tree
 from sapwood.daemon.sizes import format_bytes
@@ -26,9 +38,17 @@ PROMPT_CHARS_MAX = 4 * 1024 * 1024
 def connect(arguments: argparse.Namespace) -> Client:
     """A client of --connect's address, or of the default ones. Raises UsageError."""
     try:
-        return Client(arguments.connect)
+        return Client(
+            arguments.connect,
+            token=None if arguments.token_file is None else read_token(arguments.token_file),
+            tls_ca=arguments.tls_ca,
+            tls_client_cert=arguments.tls_client_cert,
+            tls_client_key=arguments.tls_client_key,
+        )
     except ValueError as error:
         raise UsageError(str(error)) from None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -154,14 +174,27 @@ def status(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         serving = client.is_serving()
         print(f"address    {client.address}  {'serving' if serving else 'not serving'}")
-        model, cache = client.get_model(), client.cache_stats()
-    memory = cache.memory
-    looked_up = cache.hit_tokens + cache.miss_tokens
-    share = cache.hit_tokens / looked_up if looked_up else 0.0
+        model = client.get_model()
+        try:
+            cache = client.cache_stats()
+        except PermissionDenied:
+            cache = None
     print(f"model      {model.name}  {model.family}, {model.quantization or 'not quantised'}")
     print(f"drafter    {model.drafter or 'none'}")
     print(f"context    {model.context_tokens_max} tokens, vocabulary {model.vocabulary_size}")
     print(f"device     {model.device}, numerics {model.numerics}")
+    if cache is None:
+        print("memory     is for operators to see")
+    else:
+        _print_shared(cache)
+    return 0 if serving else 1
+
+
+def _print_shared(cache: CacheStats) -> None:
+    """How full memory is, what the tree did: what operators see."""
+    memory = cache.memory
+    looked_up = cache.hit_tokens + cache.miss_tokens
+    share = cache.hit_tokens / looked_up if looked_up else 0.0
     print(
         f"memory     {format_bytes(memory.budget_bytes)}: "
         f"weights {format_bytes(memory.weights_bytes)}, live {format_bytes(memory.live_bytes)}, "
@@ -175,7 +208,6 @@ def status(arguments: argparse.Namespace) -> int:
         f"{cache.merges} merges, {cache.evictions} evictions"
     )
     print(f"prefixes   {cache.hit_tokens} of {looked_up} prompt tokens cached ({share:.0%})")
-    return 0 if serving else 1
 
 
 def tree(arguments: argparse.Namespace) -> int:

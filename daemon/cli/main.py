@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
+from sapwood.daemon.cli import tokens
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_serve
 from sapwood.daemon.log import log_to_stderr
@@ -113,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
     _add_client(add("tree", "draw the prefix tree"), commands.tree)
     _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
+    _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
     return parser
 
@@ -133,8 +135,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--listen",
         metavar="ADDR",
         action="append",
-        help="unix:PATH or HOST:PORT, repeatable (default: a socket and 127.0.0.1:50551)",
+        help="unix:PATH, unix:PATH,principal=NAME or HOST:PORT, repeatable (default: a socket and "
+        "127.0.0.1:50551)",
     )
+    add("--tls-cert", metavar="FILE", help="PEM, with which TCP addresses have TLS; read again")
+    add("--tls-key", metavar="FILE", help="the key of --tls-cert")
+    add("--tls-client-ca", metavar="FILE", help="whose certificates clients need, each a principal")
+    add("--tokens", metavar="FILE", help="bearer tokens, as `sapwood token new` writes them")
     add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
     add(
         "--memory",
@@ -178,6 +185,17 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", metavar="SIZE", help="of a weight file at most (default: 4GiB)")
 
 
+def _add_token(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    new = kinds.add_parser("new", help="print a new token, once", allow_abbrev=False)
+    new.set_defaults(run=tokens.new)
+    add = new.add_argument
+    add("name", metavar="NAME", help="of the principal; it may have several tokens")
+    add("--tokens", metavar="FILE", required=True, help="made where it is missing; a line is added")
+    add("--role", metavar="user|operator", default="user", help="default: user")
+    add("--weight", type=_unsigned(16), metavar="N", help="of its share beside others (default: 1)")
+
+
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_check)
     add = parser.add_argument
@@ -205,6 +223,11 @@ def _add_client(
         metavar="ADDR",
         help="unix:PATH or HOST:PORT (default: $SAPWOOD_ADDRESS, the socket, 127.0.0.1:50551)",
     )
+    add = parser.add_argument
+    add("--token-file", metavar="FILE", help="with the token (default: $SAPWOOD_TOKEN, the token)")
+    add("--tls-ca", metavar="FILE", help="whose certificate the daemon has: TLS, and no other way")
+    add("--tls-client-cert", metavar="FILE", help="who we are, where the daemon asks for it")
+    add("--tls-client-key", metavar="FILE", help="the key of --tls-client-cert")
     return parser
 
 

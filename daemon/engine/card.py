@@ -54,7 +54,7 @@ class ServedTokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """The loaded model, as GetModel tells of it. `fingerprint` is also the tree's root key."""
+    """The loaded model, as GetModel tells of it. `fingerprint` is part of the tree's root keys."""
 
     name: str
     family: str

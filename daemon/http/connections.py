@@ -4,6 +4,7 @@
   head did not come, or the answer was not read.
 - At most so many connections. One more takes the place of the oldest, which had time enough to ask:
   a crowd that says nothing keeps nobody out.
+- With TLS each handshake is a task of its own, in a limited number.
 - Only uvicorn's protocol is used, none of its server: that would take the signals, exit the process
   and wake it ten times a second. Nothing is logged through its loggers, which quote requests.
 - We accept by ourselves: asyncio's server, when no descriptor is free, writes a traceback for each
@@ -15,8 +16,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from starlette.types import ASGIApp
 from uvicorn import Config
@@ -24,10 +27,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from sapwood.daemon.faults import described
+from sapwood.daemon.http.door import CERTIFICATE
 from sapwood.scheduler.limits import Limits
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1  # until a descriptor may be free again
+TlsContext = Callable[[], ssl.SSLContext]
 _SILENT = logging.CRITICAL + 1
 
 
@@ -54,9 +59,12 @@ class Connections:
         self._state = ServerState()
         self._open: dict[_Connection, asyncio.TimerHandle] = {}  # the oldest first
         self._accepting: list[asyncio.Task[None]] = []
+        self._greeting: dict[asyncio.Future[Any], None] = {}  # handshakes, the oldest first
+        self._tls: TlsContext | None = None
 
-    def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Let in who comes to these sockets, on the running loop. Takes them."""
+    def start(self, listeners: Sequence[socket.socket], tls: TlsContext | None = None) -> None:
+        """Let in who comes to these sockets, on the running loop. Takes them. tls: None is none."""
+        self._tls = tls
         for listener in listeners:
             accepting = asyncio.create_task(self._accept(listener))
             # Not before: the loop looks at it until then, by a number that may be another's soon.
@@ -67,6 +75,8 @@ class Connections:
         """Let nobody in from the next turn on; what was written leaves. Safe without start()."""
         for accepting in self._accepting:
             accepting.cancel()
+        for greeting in list(self._greeting):
+            greeting.cancel()
         for connection in self._open:
             connection.transport.close()
 
@@ -93,9 +103,33 @@ class Connections:
         while True:
             try:
                 peer, _ = await loop.sock_accept(listener)
-                await loop.connect_accepted_socket(self._connection, peer)
+                if self._tls is None:
+                    await loop.connect_accepted_socket(self._connection, peer)
+                else:
+                    self._greet(peer, self._tls())
             except OSError:  # who came has left again, or no descriptor is free: who waits may wait
                 await asyncio.sleep(_RETRY_S)
+
+    def _greet(self, peer: socket.socket, context: ssl.SSLContext) -> None:
+        """A handshake beside the others: whoever is slow keeps nobody else waiting."""
+        if len(self._greeting) >= self._limits.http_connections_max:
+            next(iter(self._greeting)).cancel()
+        greeting = asyncio.ensure_future(
+            asyncio.get_running_loop().connect_accepted_socket(
+                self._connection,
+                peer,
+                ssl=context,
+                ssl_handshake_timeout=self._limits.http_request_s_max,
+                ssl_shutdown_timeout=self._limits.http_request_s_max,
+            )
+        )
+        self._greeting[greeting] = None
+        greeting.add_done_callback(self._greeted)
+
+    def _greeted(self, greeting: asyncio.Future[Any]) -> None:
+        del self._greeting[greeting]
+        if not greeting.cancelled():
+            greeting.exception()  # of who speaks no TLS: nobody wants to hear of it
 
     def _connection(self) -> _Connection:
         return _Connection(self, self._config, self._state)
@@ -116,6 +150,7 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state[CERTIFICATE] = transport.get_extra_info("peercert")
         self._owner.entered(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sapwood.daemon.faults import described
 from sapwood.daemon.http.connections import Connections
+from sapwood.daemon.http.door import ScrapeDoor
 from sapwood.daemon.http.listeners import listeners
 from sapwood.daemon.http.negotiation import encoder_for
 from sapwood.daemon.settings.addresses import TcpAddress
@@ -38,8 +39,12 @@ class ScrapeEndpoint:
         ready: Callable[[], bool],
         limits: Limits,
     ) -> None:
+        self._door: ScrapeDoor | None = None
+
         # Coroutines, all of them: what is none runs in a thread, past a loop that hangs.
         async def metrics(request: Request) -> Response:
+            if self._door is not None and (refusal := self._door.refusal(request)) is not None:
+                return refusal
             encode, content_type = encoder_for(",".join(request.headers.getlist("accept")))
             return Response(encode(registry), headers={"content-type": content_type})
 
@@ -54,13 +59,14 @@ class ScrapeEndpoint:
         router = Router(routes, redirect_slashes=False, default=_not_here)
         self._connections = Connections(_Front(router), limits)
 
-    async def start(self, address: TcpAddress) -> TcpAddress:
+    async def start(self, address: TcpAddress, door: ScrapeDoor | None = None) -> TcpAddress:
         """Listen; returns the address with its real port. Raises StartError."""
+        self._door = door
         try:
             sockets = await listeners(address)
         except OSError as error:
             raise not_bound(address, error) from error
-        self._connections.start(sockets)
+        self._connections.start(sockets, None if door is None else door.context)
         return TcpAddress(address.host, sockets[0].getsockname()[1])
 
     def close(self) -> None:

@@ -90,7 +90,8 @@ def _requests(stats: Stats, gate: Gate) -> Iterator[Metric]:
     }
     yield _counter("requests_rejected", "Requests rejected, by why.", "reason", reasons)
     yield _gauge("requests_running", "Requests in prefill or decode.", stats.requests_running)
-    yield _gauge("requests_waiting", "Requests in the queue.", stats.requests_waiting)
+    waiting = stats.requests_waiting + gate.accounts.waiting
+    yield _gauge("requests_waiting", "Requests in the queue, or before it by a quota.", waiting)
     yield _gauge("requests_parked", "Requests whose slot went for a while.", stats.requests_parked)
     # A counter's family in OpenMetrics has no suffix, and would be the gauge's.
     parks = UnknownMetricFamily(f"{PREFIX}requests_parked_total", "How often one was parked.")

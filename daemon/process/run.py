@@ -36,7 +36,7 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     sys.setswitchinterval(_SWITCH_S)
     keep_freed_memory()
     daemon = Daemon(config, load)
-    requests = Requests(daemon.drain)
+    requests = Requests(daemon.drain, daemon.reload)
     with heard(requests.take):
         served, failure = await _served(daemon, config)
         code, line = _verdict(daemon, requests, await daemon.stop(), served, failure)

@@ -15,7 +15,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -23,23 +22,19 @@ import anyio.to_thread
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.engine import Engine, Fault
 from sapwood.daemon.engine.loaded import Loaded
-from sapwood.daemon.errors import StartError
+from sapwood.daemon.faults import described
 from sapwood.daemon.http.endpoint import ScrapeEndpoint
 from sapwood.daemon.http.metrics import registry
-from sapwood.daemon.own_files import Identity, remove_own
+from sapwood.daemon.process.credentials import Credentials
+from sapwood.daemon.process.scrape_door import scrape_door
+from sapwood.daemon.process.servers import Servers
+from sapwood.daemon.rpc.callers import Callers
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.health_service import Health
+from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.rpc.refusals import draining, engine_failed
-from sapwood.daemon.rpc.services import built_services, make_server
-from sapwood.daemon.settings.addresses import (
-    Address,
-    TcpAddress,
-    aside_of,
-    owner_only,
-    prepare_socket,
-    take_place,
-)
-from sapwood.daemon.settings.bind_errors import require_bindable
+from sapwood.daemon.rpc.services import built_services, make_handlers
+from sapwood.daemon.settings.addresses import Address, TcpAddress
 from sapwood.daemon.settings.config import Config
 from sapwood.scheduler.events import Drain, Effect
 
@@ -74,13 +69,11 @@ class Daemon:
             lambda: self._gate.serving,
             config.limits,
         )
-        self._server = make_server(
-            self._gate,
-            self._health,
-            reflection=config.reflection,
-            listeners=len(config.listen),
-        )
-        self._sockets: list[tuple[Path, Identity]] = []
+        handlers = make_handlers(self._gate, self._health, reflection=config.reflection)
+        self._servers = Servers(config, handlers)
+        self._credentials = Credentials(None, None)
+        self._following: asyncio.Future[None] | None = None
+        self._reread = anyio.Event()
         self._loaded = anyio.Event()
         self._ending: Ending | None = None
         self._leave_by = 0.0
@@ -95,9 +88,15 @@ class Daemon:
     async def start(self) -> None:
         """Bind, listen and begin to load. Raises StartError."""
         self._loop = asyncio.get_running_loop()
-        self.grpc_addresses = tuple(self._bind(address) for address in self._config.listen)
-        self.metrics_address = await self._scrape.start(self._config.metrics)
-        await self._server.start()
+        self._credentials = Credentials.of(self._config)
+        directory = Directory(self._config.principals, self._credentials.tokens)
+        self._callers = Callers(directory)
+        self.grpc_addresses = self._servers.bind(self._callers, self._credentials)
+        door = scrape_door(self._config.metrics, directory, self._credentials.tls)
+        self.metrics_address = await self._scrape.start(self._config.metrics, door)
+        await self._servers.start()
+        self._following = asyncio.ensure_future(self._follow_files())
+        self._following.add_done_callback(_not_followed)
         if self._ending is None:  # a drain asked for meanwhile
             self._engine.start()
 
@@ -128,6 +127,11 @@ class Daemon:
             self._leave_by = anyio.current_time() + LEAVE_S
             self._forced.set()
 
+    def reload(self) -> bool:
+        """Read certificates and tokens again now; False where none are in use."""
+        self._reread.set()
+        return self._credentials.any
+
     async def stop(self) -> int:
         """Finish or fail what runs, release everything; returns the exit code."""
         if self._ending is None:
@@ -138,13 +142,14 @@ class Daemon:
             self._gate.mailboxes.fail_all(draining() if self._fault is None else engine_failed())
             with anyio.move_on_after(FAILED_S):
                 await self._gate.mailboxes.wait_empty()
-            for path, ours in self._sockets:
-                remove_own(path, ours)
+            self._servers.remove_sockets()
             # Left alone when time is up, not cancelled: grpc.aio may answer that with a
             # CancelledError of its own, which no scope knows, and the exit would be a traceback.
-            closing = asyncio.ensure_future(self._server.stop(FLUSH_S))
+            closing = asyncio.ensure_future(self._servers.stop(FLUSH_S))
             await asyncio.wait([closing], timeout=self._left_s)
             self._scrape.close()
+            if self._following is not None:
+                self._following.cancel()
             await anyio.to_thread.run_sync(self._engine.join, self._left_s)
             self._gate.close()
         if self._fault is not None:
@@ -208,7 +213,7 @@ class Daemon:
         drains = ending is Ending.DRAIN and self._gate.serving
         self._leave_by = anyio.current_time() + LEAVE_S
         self._leave_by += self._limits.drain_s_max if drains else 0.0
-        self._gate.closed_by = draining if ending is Ending.DRAIN else engine_failed
+        self._gate.shut(draining if ending is Ending.DRAIN else engine_failed)
         self._health.close()
         self._engine.send(Drain())
         self._ended.set()
@@ -237,29 +242,19 @@ class Daemon:
                 _log.critical("no step ended for %g s while there is work", stall_s_max)
                 self._fail(Fault("the engine stalled"))
 
+    async def _follow_files(self) -> None:
+        """Certificates and tokens that change hold from the next look on."""
+        while self._credentials.any:
+            with anyio.move_on_after(self._limits.reload_s):
+                await self._reread.wait()
+            self._reread = anyio.Event()
+            await anyio.to_thread.run_sync(self._credentials.follow, abandon_on_cancel=True)
+            self._callers.end_revoked()
+
     def _is_healthy(self) -> bool:
         return self._fault is None and self._engine.quiet_s <= self._limits.stall_s_max
 
-    # Listeners.
 
-    def _bind(self, address: Address) -> Address:
-        if isinstance(address, TcpAddress):
-            return TcpAddress(address.host, self._add_port(address, address))
-        prepare_socket(address)
-        aside = aside_of(address)
-        with owner_only():
-            self._add_port(address, aside)
-        self._sockets.append((address.path, take_place(aside, address)))
-        return address
-
-    def _add_port(self, address: Address, bound: Address) -> int:
-        """Listen on `bound`, which is what gRPC calls `address`."""
-        require_bindable(address, bound)
-        try:
-            port = self._server.add_insecure_port(bound.target)
-        except RuntimeError:  # which says that it failed, not why
-            port = 0
-        if port == 0:
-            require_bindable(address, bound)
-            raise StartError(f"cannot listen on {address}: what kept it off is gone, so try again")
-        return port
+def _not_followed(following: asyncio.Future[None]) -> None:
+    if not following.cancelled() and (bug := following.exception()) is not None:
+        _log.error("tokens and certificates are not read again: %s", described(bug))

@@ -4,7 +4,8 @@
   (`add_signal_handler`) do, when they are removed and when the loop closes.
 - A handler does nothing but wake the loop, whichever thread the signal came to.
 - SIGTERM, SIGINT, SIGQUIT drain, the next one cuts the drain short. SIGHUP drains once, where there
-  is a terminal to hang up; else it is a log line. SIGUSR1, SIGUSR2 are ignored.
+  is a terminal to hang up; else certificates and tokens are read again, and where there are none it
+  is a log line. SIGUSR1, SIGUSR2 are ignored.
 """
 
 from __future__ import annotations
@@ -63,8 +64,10 @@ def _after(before: Any) -> Any:
 class Requests:
     """What signals asked of a daemon, in their order."""
 
-    def __init__(self, drain: Callable[[], None]) -> None:
+    def __init__(self, drain: Callable[[], None], reload: Callable[[], bool]) -> None:
+        """reload: False where there is nothing to read again."""
         self._drain = drain
+        self._reload = reload
         self._has_terminal = entry.has_terminal()
         self.first: signal.Signals | None = None
         self.forced: signal.Signals | None = None
@@ -72,7 +75,8 @@ class Requests:
     def take(self, number: signal.Signals) -> None:
         """One more signal: the first drains, and a later forcible one cuts the drain short."""
         if number == signal.SIGHUP and not self._has_terminal:
-            _log.warning("SIGHUP: there is nothing to reload")
+            if not self._reload():
+                _log.warning("SIGHUP: there is nothing to reload")
         elif self.first is None:
             self.first = number
             self._drain()

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.conversation import conversation_of
+from sapwood.daemon.rpc.principals import Principal, root_key
 from sapwood.daemon.rpc.rules import (
     GENERATE_RULES,
     KNOWN,
@@ -58,14 +59,16 @@ class Admission:
             "codec", limits.codec_workers, limits.codec_calls_max, limits.codec_bytes_max
         )
 
-    async def admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
+    async def admit(
+        self, request: pb.GenerateRequest, deadline: float, principal: Principal
+    ) -> Request:
         """`deadline` is in the engine's clock. Raises Refused."""
         check(request, GENERATE_RULES, self._bounds)
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
         prompt = await self._prompt(request)
         return Request(
             id=next(self._ids),
-            root=self._card.fingerprint,
+            root=root_key(self._card.fingerprint, principal.salt),
             prompt=prompt,
             max_tokens=self._capped_tokens(request, len(prompt)),
             sampling=sampling,

@@ -105,7 +105,7 @@ def _guarded(name: str, behaviour: Behaviour, entrance: Entrance) -> Any:
     async def handle(request: Any, context: Context) -> Message | None:
         call = Call(context)
         try:
-            with entrance.place(name):
+            with entrance.place(name), call.allowed():
                 return await behaviour(request, call)
         except Refused as refusal:
             status = status_of(refusal, entrance.limits)

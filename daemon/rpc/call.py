@@ -10,13 +10,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NoReturn
 
 import anyio
 import grpc
 from google.protobuf.message import Message
 
+from sapwood.daemon.rpc.callers import caller_of_call
+from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.refusals import slow_reader
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,6 +30,17 @@ class Call:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._headers: asyncio.Task[None] | None = None
+        self._caller = caller_of_call()
+
+    @property
+    def principal(self) -> Principal:
+        """Who calls. Not of methods that everybody may call."""
+        assert self._caller is not None, "nobody was asked who calls"
+        return self._caller.principal
+
+    def allowed(self) -> AbstractContextManager[None]:
+        """For as long as the caller may call. Raises Refused where that ends before the call."""
+        return nullcontext() if self._caller is None else self._caller.allowed()
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None without one."""

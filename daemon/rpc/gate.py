@@ -17,6 +17,7 @@ from sapwood.daemon.engine.engine import Engine, EngineEnded
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.rpc.admission import Admission
 from sapwood.daemon.rpc.mailbox import Mailboxes
+from sapwood.daemon.rpc.quotas import Accounts
 from sapwood.daemon.rpc.refusals import engine_failed, model_loading
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
@@ -32,6 +33,7 @@ class Gate:
         self.engine = engine
         self.limits = limits
         self.mailboxes = Mailboxes(limits)
+        self.accounts = Accounts(limits.queue_s_max)
         self.turned_away: Counter[Outcome] = Counter()
         self.rejected: Counter[Reason] = Counter()
         self.closed_by: Callable[[], Refused] | None = model_loading
@@ -61,6 +63,11 @@ class Gate:
         self._card = card
         self._admission = Admission(card, self.limits, self._depth)
         self.closed_by = None
+
+    def shut(self, refusal: Callable[[], Refused]) -> None:
+        """Nothing enters any more, nor who waits for others of its own; what is made says why."""
+        self.closed_by = refusal
+        self.accounts.close(refusal)
 
     def close(self) -> None:
         """Let the tokenising workers go, without waiting for them."""

@@ -15,6 +15,8 @@ from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
+from sapwood.daemon.rpc.principals import Principal
+from sapwood.daemon.rpc.quotas import Stake
 from sapwood.daemon.rpc.responses import response_of
 from sapwood.scheduler.events import Cancel, Request, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
@@ -39,12 +41,16 @@ class GenerationService:
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
         deadline = self._deadline(call)
-        admitted = await self._admit(request, deadline)
-        mailbox = self._gate.mailboxes.open(admitted.id)
+        with self._gate.accounts.stake(call.principal) as stake:
+            admitted = await self._admit(request, deadline, call.principal, stake)
+            await self._reply(admitted, deadline, stake, call)
+
+    async def _reply(self, admitted: Request, deadline: float, stake: Stake, call: Call) -> None:
+        mailbox = self._gate.mailboxes.open(admitted.id, stake.observe)
         self._gate.engine.send(Submit(admitted))
 
         async def write(event: ReplyEvent) -> None:
-            await call.write(response_of(event))
+            await call.write(response_of(event, stake.waited_s))
 
         why: CancelReason | None = None
         try:
@@ -56,10 +62,14 @@ class GenerationService:
         finally:
             self._leave(mailbox, why or self._why_gone(deadline))
 
-    async def _admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
+    async def _admit(
+        self, request: pb.GenerateRequest, deadline: float, principal: Principal, stake: Stake
+    ) -> Request:
         try:
             self._gate.enter()
-            admitted = await self._gate.admission.admit(request, deadline)
+            stake.enter()  # before any work for who may have no more
+            admitted = await self._gate.admission.admit(request, deadline, principal)
+            await stake.turn(len(admitted.prompt), admitted.max_tokens)
             self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
         except Refused as refusal:
             self._gate.turn_away(Outcome.REJECTED, refusal.reason)

@@ -27,15 +27,21 @@ _TOKEN_ID_BYTES = 4
 _LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
 ReplyEvent = Progress | Delta | Finished
+Observe = Callable[[Effect], None]
 
 _log = logging.getLogger(__name__)
+
+
+def _unobserved(_effect: Effect) -> None:
+    """Where nobody else wants to know."""
 
 
 class Mailbox:
     """The outbox of one sequence's RPC."""
 
-    def __init__(self, id: int, limits: Limits) -> None:
+    def __init__(self, id: int, limits: Limits, observe: Observe = _unobserved) -> None:
         self.id = id
+        self._observe = observe
         self._limits = limits
         self._progress: Progress | None = None
         self._texts: list[str] = []
@@ -56,6 +62,7 @@ class Mailbox:
 
     def put(self, effect: Effect) -> None:
         """Take in an effect; where too much waits then, the RPC ends with SLOW_READER."""
+        self._observe(effect)
         if self._end is not None:
             return
         match effect:
@@ -158,10 +165,13 @@ class Mailboxes:
     def __len__(self) -> int:
         return len(self._open)
 
-    def open(self, id: int) -> Mailbox:
-        """A mailbox for a sequence that has none yet; whoever opens it closes it, once."""
+    def open(self, id: int, observe: Observe = _unobserved) -> Mailbox:
+        """A mailbox for a sequence that has none yet; whoever opens it closes it, once.
+
+        observe: is told of every effect, read or not.
+        """
         assert id not in self._open, id
-        mailbox = self._open[id] = Mailbox(id, self._limits)
+        mailbox = self._open[id] = Mailbox(id, self._limits, observe)
         return mailbox
 
     def close(self, mailbox: Mailbox) -> None:

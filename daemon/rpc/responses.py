@@ -16,8 +16,8 @@ _FINISH_REASONS = {
 }
 
 
-def response_of(event: ReplyEvent) -> pb.GenerateResponse:
-    """One event, one message."""
+def response_of(event: ReplyEvent, waited_s: float = 0.0) -> pb.GenerateResponse:
+    """One event, one message. waited_s: before the scheduler had the request."""
     match event:
         case Progress():
             return pb.GenerateResponse(
@@ -34,7 +34,7 @@ def response_of(event: ReplyEvent) -> pb.GenerateResponse:
                 finish=pb.Finish(
                     reason=_FINISH_REASONS[event.reason],
                     stop_sequence=event.stop_sequence,
-                    usage=_usage(event.usage),
+                    usage=_usage(event.usage, waited_s),
                 )
             )
 
@@ -62,7 +62,7 @@ def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:
     )
 
 
-def _usage(usage: Usage) -> pb.Usage:
+def _usage(usage: Usage, waited_s: float) -> pb.Usage:
     return pb.Usage(
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -71,7 +71,7 @@ def _usage(usage: Usage) -> pb.Usage:
         rounds=usage.rounds,
         draft_tokens=usage.draft_tokens,
         accepted_tokens=usage.accepted_tokens,
-        queue_seconds=usage.queue_seconds,
+        queue_seconds=waited_s + usage.queue_seconds,
         prefill_seconds=usage.prefill_seconds,
         decode_seconds=usage.decode_seconds,
     )

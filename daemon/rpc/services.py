@@ -1,9 +1,12 @@
-"""The gRPC server with every service on it, and the options that it runs under.
+"""The gRPC servers, one for each address, and the options that they run under.
 
-A method without a behaviour is in the contract and not built yet: it answers UNIMPLEMENTED.
+- All have every service, behind a guard that knows who comes by its address.
+- A method without a behaviour is in the contract and not built yet: it answers UNIMPLEMENTED.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -16,6 +19,7 @@ from sapwood.daemon.rpc.cache_service import CacheService
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
+from sapwood.daemon.rpc.guard import Guard
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.reflection import reflection_handlers
 from sapwood.scheduler.limits import Limits
@@ -34,12 +38,11 @@ def built_services() -> list[str]:
     return [service.full_name for service in BUILT]
 
 
-def make_server(gate: Gate, health: Health, *, reflection: bool, listeners: int) -> grpc.aio.Server:
-    """Not started, and listening nowhere yet. listeners: how many addresses it will have."""
+def make_handlers(
+    gate: Gate, health: Health, *, reflection: bool
+) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Of all services, for any number of servers: their bounds are of all of these together."""
     limits = gate.limits
-    server = grpc.aio.server(
-        options=server_options(limits, listeners), maximum_concurrent_rpcs=limits.transport_rpcs_max
-    )
     ours = Entrance(limits, limits.rpcs_max, gate.count_refused)
     others = Entrance(limits, limits.watches_max)  # answered even where ours are at their bound
     services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour], Entrance], ...] = (
@@ -52,6 +55,18 @@ def make_server(gate: Gate, health: Health, *, reflection: bool, listeners: int)
     if reflection:
         names = [service.full_name for service, *_ in services]
         handlers += reflection_handlers(names, others)
+    return tuple(handlers)
+
+
+def make_server(
+    handlers: Sequence[grpc.GenericRpcHandler], guard: Guard, limits: Limits, listeners: int
+) -> grpc.aio.Server:
+    """For one address of so many. Not started, and listening nowhere yet."""
+    server = grpc.aio.server(
+        interceptors=(guard,),
+        options=server_options(limits, listeners),
+        maximum_concurrent_rpcs=limits.transport_rpcs_max,
+    )
     server.add_generic_rpc_handlers(tuple(handlers))
     return server
 

@@ -1,7 +1,7 @@
 """Where the daemon listens, and who may reach it there.
 
-- A unix socket is 0600, made in a folder that nobody else may enter; TCP is loopback only, because
-  neither TLS nor tokens are built: a wider address is refused, never served in the clear.
+- A unix socket is 0600, made in a folder that nobody else may enter. A TCP address that is not
+  loopback is what a network reaches: nothing is served there in the clear, or to everybody.
 - A socket file that nobody answers on is stale and removed; one that answers is never stolen.
 - gRPC removes whatever socket stands at the path that it binds, before it binds and when it closes,
   without a look at whose it is. So it binds beside, under a name that nobody else uses, and
@@ -19,6 +19,7 @@ import socket
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from sapwood.client.address import DEFAULT_TCP, default_socket, parse
@@ -27,36 +28,58 @@ from sapwood.client.address import TcpAddress as TcpAddress
 from sapwood.client.address import UnixAddress as UnixAddress
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.own_files import Identity, identity_of, remove_own
+from sapwood.daemon.settings.principals import LOCAL, REST, is_name
+
+_PRINCIPAL = ",principal="
 
 
-def parse_address(text: str) -> Address:
-    """`unix:PATH` or a loopback `HOST:PORT`; raises UsageError for anything else."""
-    try:
-        address = parse(text)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    return _on_loopback(address) if isinstance(address, TcpAddress) else address
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where to listen. principal: whom a socket is for; None: nothing is said."""
+
+    address: Address
+    principal: str | None = None
+
+
+def parse_listening(text: str) -> Listening:
+    """`unix:PATH`, `unix:PATH,principal=NAME` or `HOST:PORT`. Raises UsageError."""
+    plain, found, name = text.rpartition(_PRINCIPAL)
+    address = _parsed(plain if found else text)
+    if not found:
+        return Listening(address)
+    if isinstance(address, TcpAddress):
+        raise UsageError(f"{text!r}: only a unix socket stands for a principal")
+    if not is_name(name) or name in (LOCAL, REST):
+        raise UsageError(f"{text!r}: nobody can be called {name!r}")
+    return Listening(address, name)
 
 
 def parse_tcp(text: str) -> TcpAddress:
     """A loopback `HOST:PORT`; raises UsageError for anything else."""
-    with suppress(ValueError):
-        address = parse(text)
-        if isinstance(address, TcpAddress):
-            return _on_loopback(address)
-    raise UsageError(f"{text!r} is not HOST:PORT")
-
-
-def _on_loopback(address: TcpAddress) -> TcpAddress:
-    if not _is_loopback(address.host):
-        raise UsageError(
-            f"'{address}' is not a loopback address; serving the network needs TLS and tokens, "
-            "which are not built yet"
-        )
+    address = parse_any_tcp(text)
+    if not is_loopback(address.host):
+        raise UsageError(f"'{address}' is not a loopback address")
     return address
 
 
-def _is_loopback(host: str) -> bool:
+def parse_any_tcp(text: str) -> TcpAddress:
+    """Any `HOST:PORT`; raises UsageError for anything else."""
+    with suppress(ValueError):
+        address = parse(text)
+        if isinstance(address, TcpAddress):
+            return address
+    raise UsageError(f"{text!r} is not HOST:PORT")
+
+
+def _parsed(text: str) -> Address:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect there. A name but localhost may be anything."""
     if host == "localhost":
         return True
     try:
@@ -65,9 +88,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def default_listeners(environ: Mapping[str, str]) -> tuple[Address, ...]:
+def default_listeners(environ: Mapping[str, str]) -> tuple[Listening, ...]:
     """Where clients look if nobody says: the socket, then loopback."""
-    return (parse_address(f"unix:{default_socket(environ)}"), parse_tcp(DEFAULT_TCP))
+    socket_address = _parsed(f"unix:{default_socket(environ)}")
+    return (Listening(socket_address), Listening(parse_tcp(DEFAULT_TCP)))
 
 
 def prepare_socket(address: UnixAddress) -> None:

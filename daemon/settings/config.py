@@ -12,7 +12,7 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,16 @@ from typing import Any
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.settings.addresses import (
     Address,
+    Listening,
     TcpAddress,
+    UnixAddress,
     default_listeners,
-    parse_address,
-    parse_tcp,
+    is_loopback,
+    parse_any_tcp,
+    parse_listening,
 )
+from sapwood.daemon.settings.principals import PrincipalSettings, parse_principals
+from sapwood.daemon.settings.tls import TlsFiles
 from sapwood.daemon.sizes import parse_size
 from sapwood.scheduler.limits import Limits
 
@@ -42,7 +47,11 @@ class Config:
     draft: str | None  # a directory, hub id or "none"; None: the bundle's own
     draft_depth: int | None  # None: the scheduler decides round by round
     listen: tuple[Address, ...]
+    socket_principals: Mapping[Address, str]  # of sockets that stand for one, and not for local
     metrics: TcpAddress
+    tls: TlsFiles | None
+    tokens: Path | None
+    principals: Mapping[str, PrincipalSettings]
     memory_bytes: int | None  # None: derived from the device
     wire_memory: bool  # whether the device keeps it resident
     numerics: str
@@ -62,7 +71,46 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
     settings |= given
     parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
-    return Config(memory_bytes=parsed.pop("memory"), **parsed)
+    listenings: tuple[Listening, ...] = parsed.pop("listen")
+    config = Config(
+        memory_bytes=parsed.pop("memory"),
+        listen=tuple(each.address for each in listenings),
+        socket_principals={e.address: e.principal for e in listenings if e.principal is not None},
+        tls=_tls(*(parsed.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca"))),
+        **parsed,
+    )
+    for name, address in (
+        *(("listen", each) for each in config.listen),
+        ("metrics", config.metrics),
+    ):
+        _require_safe(name, address, config)
+    return config
+
+
+def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
+    if cert is not None and key is not None:
+        return TlsFiles(cert, key, client_ca)
+    given = {"tls-cert": cert, "tls-key": key, "tls-client-ca": client_ca}
+    if any(path is not None for path in given.values()):
+        missing = [name for name in ("tls-cert", "tls-key") if given[name] is None]
+        raise UsageError(f"TLS needs {_flags(missing)} too")
+    return None
+
+
+def _require_safe(name: str, address: Address, config: Config) -> None:
+    """Raises UsageError for an address that a network reaches, with all that it lacks."""
+    if isinstance(address, UnixAddress) or is_loopback(address.host):
+        return
+    missing = [] if config.tls is not None else [_flags(["tls-cert", "tls-key"])]
+    if config.tokens is None and (config.tls is None or config.tls.client_ca is None):
+        missing.append("--tokens or --tls-client-ca")
+    if missing:
+        told = f"'{address}' is not a loopback address"
+        raise UsageError(f"{name}: {told}: serving it needs {', and '.join(missing)}")
+
+
+def _flags(names: Sequence[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -105,21 +153,22 @@ def _draft_depth(value: Any) -> int | None:
     return int(digits)
 
 
-def _listen(value: Any) -> tuple[Address, ...]:
+def _listen(value: Any) -> tuple[Listening, ...]:
     if value is None:
         return default_listeners(os.environ)
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise UsageError(f"{value!r} is not a list of addresses")
-    addresses = tuple(parse_address(text) for text in texts)
+    listenings = tuple(parse_listening(text) for text in texts)
+    addresses = [listening.address for listening in listenings]
     taken = [a for a in addresses if not (isinstance(a, TcpAddress) and a.port == 0)]
     if len(set(taken)) < len(taken):
         raise UsageError("an address is given twice")
-    return addresses
+    return listenings
 
 
 def _metrics(value: Any) -> TcpAddress:
-    return parse_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
+    return parse_any_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
 
 
 def _numerics(value: Any) -> str:
@@ -169,6 +218,11 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "draft_depth": _draft_depth,
     "listen": _listen,
     "metrics": _metrics,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tls_client_ca": _path,
+    "tokens": _path,
+    "principals": parse_principals,
     "memory": parse_size,
     "wire_memory": partial(_flag, False),
     "numerics": _numerics,

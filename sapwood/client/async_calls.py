@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 
 from sapwood.client.channel import options
+from sapwood.client.credentials import CallCredentials, Metadata
 from sapwood.client.errors import Cancelled
 from sapwood.client.lanes import Lanes
 from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -28,6 +29,7 @@ class AsyncLane(NamedTuple):
     channel: grpc.aio.Channel
     generation: GenerationServiceAsyncStub
     cache: CacheServiceAsyncStub
+    metadata: Metadata  # of every call
 
 
 class AsyncPauses:
@@ -48,13 +50,17 @@ class AsyncPauses:
         self._closed.set()
 
 
-def open_async_lane(target: str, number: int) -> AsyncLane:
+def open_async_lane(target: str, credentials: CallCredentials, number: int) -> AsyncLane:
     """Its channel connects at the first call."""
-    channel = grpc.aio.insecure_channel(target, options(number))
+    if credentials.channel is None:
+        channel = grpc.aio.insecure_channel(target, options(number))
+    else:
+        channel = grpc.aio.secure_channel(target, credentials.channel, options(number))
     return AsyncLane(
         channel,
         generation_pb2_grpc.GenerationServiceStub(channel),
         cache_pb2_grpc.CacheServiceStub(channel),
+        credentials.metadata,
     )
 
 
@@ -64,7 +70,7 @@ def start_async_generate(
     """One attempt."""
     lane, leave = lanes.take()
     try:
-        call = lane.generation.Generate(request, timeout=timeout_s)
+        call = lane.generation.Generate(request, timeout=timeout_s, metadata=lane.metadata)
     except BaseException:
         leave()
         raise

@@ -34,6 +34,7 @@ from sapwood.client.async_calls import (
 from sapwood.client.attempts import Attempts
 from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK
 from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
+from sapwood.client.credentials import CallCredentials, ConnectOptions
 from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
 from sapwood.client.lanes import Lanes
 from sapwood.client.reply import ReplyBuilder
@@ -179,12 +180,14 @@ class AsyncClient:
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
+    options: a token, TLS, metadata (sapwood.client.credentials).
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         found = address.resolve(target, os.environ)
+        credentials = CallCredentials(found, os.environ, **options)
         self.address = str(found)
-        self._lanes = Lanes(partial(open_async_lane, found.target))
+        self._lanes = Lanes(partial(open_async_lane, found.target, credentials))
         self._pauses = AsyncPauses()
         self._streams: weakref.WeakSet[AsyncStream] = weakref.WeakSet()
         self._closed = False
@@ -240,7 +243,8 @@ class AsyncClient:
         while True:
             try:
                 with self._calling(), self._lanes.lane() as lane:
-                    return await method(lane)(request, timeout=timeout_s_of(attempts))
+                    timeout_s = timeout_s_of(attempts)
+                    return await method(lane)(request, timeout=timeout_s, metadata=lane.metadata)
             except SapwoodError as refusal:
                 if (wait_s := pause_s(attempts, refusal)) is None:
                     raise
@@ -300,7 +304,7 @@ class AsyncClient:
             left_s = timeout_s_of(attempts)
             try:
                 with self._calling(), self._lanes.lane() as lane:
-                    call = lane.cache.DescribeTree(request, timeout=left_s)
+                    call = lane.cache.DescribeTree(request, timeout=left_s, metadata=lane.metadata)
                     try:
                         async for response in call:
                             begun = True

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import grpc
 
 from sapwood.client.channel import options
+from sapwood.client.credentials import CallCredentials, Metadata
 from sapwood.client.errors import Cancelled
 from sapwood.client.lanes import Lanes
 from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc
@@ -28,6 +29,7 @@ class SyncLane(NamedTuple):
     channel: grpc.Channel
     generation: generation_pb2_grpc.GenerationServiceStub
     cache: cache_pb2_grpc.CacheServiceStub
+    metadata: Metadata  # of every call
 
 
 class SyncPauses:
@@ -54,13 +56,17 @@ class SyncPauses:
         self.wake()
 
 
-def open_sync_lane(target: str, number: int) -> SyncLane:
+def open_sync_lane(target: str, credentials: CallCredentials, number: int) -> SyncLane:
     """Its channel connects at the first call."""
-    channel = grpc.insecure_channel(target, options(number))
+    if credentials.channel is None:
+        channel = grpc.insecure_channel(target, options(number))
+    else:
+        channel = grpc.secure_channel(target, credentials.channel, options(number))
     return SyncLane(
         channel,
         generation_pb2_grpc.GenerationServiceStub(channel),
         cache_pb2_grpc.CacheServiceStub(channel),
+        credentials.metadata,
     )
 
 
@@ -70,7 +76,7 @@ def start_sync_generate(
     """One attempt."""
     lane, leave = lanes.take()
     try:
-        call = lane.generation.Generate(request, timeout=timeout_s)
+        call = lane.generation.Generate(request, timeout=timeout_s, metadata=lane.metadata)
     except BaseException:
         leave()
         raise

@@ -21,6 +21,7 @@ from sapwood.client import address, wire
 from sapwood.client.attempts import Attempts
 from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK
 from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
+from sapwood.client.credentials import CallCredentials, ConnectOptions
 from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
 from sapwood.client.lanes import Lanes
 from sapwood.client.reply import ReplyBuilder
@@ -136,12 +137,14 @@ class Client:
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
+    options: a token, TLS, metadata (sapwood.client.credentials).
     """
 
-    def __init__(self, target: str | None = None) -> None:
+    def __init__(self, target: str | None = None, **options: Unpack[ConnectOptions]) -> None:
         found = address.resolve(target, os.environ)
+        credentials = CallCredentials(found, os.environ, **options)
         self.address = str(found)
-        self._lanes = Lanes(partial(open_sync_lane, found.target))
+        self._lanes = Lanes(partial(open_sync_lane, found.target, credentials))
         self._pauses = SyncPauses()
         self._closed = False
 
@@ -185,7 +188,8 @@ class Client:
         while True:
             try:
                 with self._calling(), self._lanes.lane() as lane:
-                    return method(lane)(request, timeout=timeout_s_of(attempts))
+                    timeout_s = timeout_s_of(attempts)
+                    return method(lane)(request, timeout=timeout_s, metadata=lane.metadata)
             except SapwoodError as refusal:
                 if (wait_s := pause_s(attempts, refusal)) is None:
                     raise
@@ -239,7 +243,9 @@ class Client:
             left_s = timeout_s_of(attempts)
             try:
                 with self._calling(), self._lanes.lane() as lane:
-                    for response in lane.cache.DescribeTree(request, timeout=left_s):
+                    for response in lane.cache.DescribeTree(
+                        request, timeout=left_s, metadata=lane.metadata
+                    ):
                         begun = True
                         yield wire.tree_node(response.node)
                     return

@@ -17,6 +17,7 @@ from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.rpc.principals import Directory
 from sapwood.model.prompt.errors import GivenUp, PromptAbandoned, PromptTooLong, never
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.limits import Limits
@@ -34,6 +35,7 @@ LONG_TEXT, LONG_TEXT_BYTES = 299, 16 * 1024  # one token that is a message of it
 TOKEN_BYTES = [b""] * FIRST_BYTE + [bytes([b]) for b in range(256)] + [b"?"] * 40
 TOKEN_BYTES.append(b"x" * LONG_TEXT_BYTES)
 BUDGET = 1 << 30
+SOMEBODY = Directory({}).named("somebody")
 
 FACTS = ModelFacts(
     window_tokens=WINDOW,

@@ -134,7 +134,7 @@ def test_chat_shows_thinking_apart_and_does_not_send_it_back(
     sent: list[Conversation] = []
 
     class Talker:
-        def __init__(self, *_args: Any) -> None: ...
+        def __init__(self, *_args: Any, **_options: Any) -> None: ...
         def __enter__(self) -> Talker:
             return self
 
@@ -226,7 +226,7 @@ def test_bad_usage_is_2(argv: list[str]) -> None:
     ("argv", "says"),
     [
         (["serve", "--numerics", "strict"], "numerics: strict is not built yet"),
-        (["serve", "--listen", "0.0.0.0:1"], "TLS and tokens"),
+        (["serve", "--listen", "0.0.0.0:1"], "needs --tls-cert and --tls-key, and --tokens or"),
         (["serve", "--memory", "lots"], "not a size"),
         (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),
         (["generate", "x", "--top-logprobs", "2"], "--top-logprobs needs --json"),

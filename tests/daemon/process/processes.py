@@ -44,11 +44,18 @@ def started(folder: Path, step: str, **options: Any) -> Iterator[subprocess.Pope
 
 @contextmanager
 def serving(
-    folder: Path, step: str, *, popen: dict[str, Any] | None = None, **limits: float
+    folder: Path,
+    step: str,
+    *,
+    popen: dict[str, Any] | None = None,
+    settings: dict[str, str] | None = None,
+    **limits: float,
 ) -> Iterator[tuple[subprocess.Popen[str], Any]]:
-    """A process that serves, and what its ready file says."""
+    """A process that serves, and what its ready file says. settings: of its configuration."""
     (folder / "c.toml").write_text(
-        "[limits]\n" + "\n".join(f"{k} = {v}" for k, v in limits.items())
+        "".join(f"{name} = {text!r}\n" for name, text in (settings or {}).items())
+        + "[limits]\n"
+        + "\n".join(f"{k} = {v}" for k, v in limits.items())
     )
     with started(folder, step, **(popen or {})) as process:
         yield process, json.loads(appeared(folder / "ready.json", process).read_text())

@@ -171,16 +171,16 @@ async def test_d1_whatever_hangs_the_process_has_half_a_second_to_end(hangs: str
     async with grpc.aio.insecure_channel(str(daemon.grpc_addresses[0])) as channel:
         call = generate(channel, prompt_of(5))
         await until(lambda: device.begun == 1)
-        stop = daemon._server.stop
+        stop = daemon._servers.stop
         if hangs == "server":
             device.ungate()
-            daemon._server.stop = lambda _: anyio.sleep_forever()  # type: ignore[method-assign, assignment]
+            daemon._servers.stop = lambda _: anyio.sleep_forever()  # type: ignore[method-assign, assignment]
         began = anyio.current_time()
         daemon.drain()
         assert await daemon.stop() == 0
         assert anyio.current_time() - began < limits.drain_s_max + 1.5
         call.cancel()
-        await stop(None)
+        await stop(0.0)
     assert daemon.engine_alive == (hangs == "device")
     device.ungate()
 
@@ -228,7 +228,8 @@ async def test_d1_a_server_that_does_not_close_in_time_is_left_alone(
             patched.setattr("sapwood.daemon.process.server.LEAVE_S", 0.05)
             patched.setattr(Server, "stop", hang)
             assert await run.daemon.stop() == 0
-        await stop(cast("Server", run.daemon._server), 0.0)
+        for server in run.daemon._servers._servers:
+            await stop(cast("Server", server), 0.0)
 
 
 async def test_d2_the_device_is_closed_on_its_own_thread_which_ends() -> None:

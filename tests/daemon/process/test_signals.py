@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sapwood import Client
+from sapwood import Client, Unauthenticated
 from tests.daemon.process.processes import (
     ROOT,
     WAIT_S_MAX,
@@ -27,7 +27,9 @@ from tests.daemon.process.processes import (
     serving,
     started,
     wait_draining,
+    wait_for,
 )
+from tests.daemon.tenants import Tokens
 
 ASKING = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
 
@@ -154,6 +156,30 @@ def test_a_hang_up_without_a_terminal_is_a_line_in_the_log(folder: Path) -> None
         assert len(client.generate([5, 6, 7], max_tokens=9).collect().token_ids) == 9
         process.send_signal(signal.SIGTERM)
         assert ended(process, folder)[::2] == (0, "")
+
+
+def test_a_hang_up_without_a_terminal_reads_tokens_again(folder: Path, tmp_path: Path) -> None:
+    """At once, and not where the daemon would look by itself."""
+    tokens = Tokens(tmp_path)
+    with serving(folder, "0", settings={"tokens": str(tokens.path)}, reload_s=1000) as (
+        process,
+        ready,
+    ):
+        token = tokens.new("alice")
+        with Client(ready["grpc"][1], token=token) as client:
+            with pytest.raises(Unauthenticated):
+                client.get_model()
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: known(client))
+        process.send_signal(signal.SIGTERM)
+        assert ended(process, folder)[::2] == (0, "")
+
+
+def known(client: Client) -> bool:
+    try:
+        return bool(client.get_model())
+    except Unauthenticated:
+        return False
 
 
 def test_a_hang_up_while_loading_without_a_terminal_changes_nothing(folder: Path) -> None:

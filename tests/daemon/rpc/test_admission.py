@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.rpc.admission import Admission
+from sapwood.daemon.rpc.principals import root_key
 from sapwood.daemon.rpc.rules import (
     GENERATE_RULES,
     PROMPT_RULES,
@@ -27,7 +28,7 @@ from sapwood.scheduler.sampling import Sampling, SamplingDefaults
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2
 from tests.daemon.conftest import prompt_of
-from tests.daemon.fakes import CONTEXT, FACTS, VOCABULARY, ByteTokenizer
+from tests.daemon.fakes import CONTEXT, FACTS, SOMEBODY, VOCABULARY, ByteTokenizer
 
 LIMITS = Limits()
 BOUNDS = Bounds(LIMITS, FACTS)
@@ -49,7 +50,7 @@ async def admitted(
 ) -> Request:
     door = admission(depth=depth, defaults=defaults)
     try:
-        return await door.admit(request, 12.5)
+        return await door.admit(request, 12.5, SOMEBODY)
     finally:
         door.close()
 
@@ -77,7 +78,7 @@ async def test_a_request_carries_what_was_asked_for() -> None:
     )
     assert await admitted(request) == Request(
         id=1,
-        root=b"key",
+        root=root_key(b"key", SOMEBODY.salt),
         prompt=(5, 6),
         max_tokens=7,
         sampling=Sampling(
@@ -174,7 +175,8 @@ async def test_two_workers_tokenise_and_a_cancelled_caller_frees_no_third() -> N
     tokenizer = ByteTokenizer()
     tokenizer.gate.clear()
     door = admission(tokenizer)
-    calls = [asyncio.ensure_future(door.admit(pb.GenerateRequest(text="x"), 0)) for _ in range(9)]
+    request = pb.GenerateRequest(text="x")
+    calls = [asyncio.ensure_future(door.admit(request, 0, SOMEBODY)) for _ in range(9)]
     await asyncio.sleep(0.05)
     calls[0].cancel()
     await asyncio.sleep(0.05)
@@ -228,7 +230,7 @@ async def _with_media(
     card = ModelCard("m", "f", b"", FACTS, GREEDY, ByteTokenizer(), media_token_ids=media)
     door = Admission(card, LIMITS)
     try:
-        return await door.admit(request_, 0)
+        return await door.admit(request_, 0, SOMEBODY)
     finally:
         door.close()
 
@@ -240,7 +242,7 @@ async def test_only_what_will_be_generated_from_must_fit_the_context() -> None:
     text = "x" * (3 * CONTEXT)
     assert len(await door.tokenize(pb.TokenizeRequest(text=text))) == 3 * CONTEXT + 1
     with pytest.raises(Refused, match=f"at least {3 * CONTEXT} tokens.* at most {CONTEXT} fit"):
-        await door.admit(pb.GenerateRequest(text=text), 0)
+        await door.admit(pb.GenerateRequest(text=text), 0, SOMEBODY)
     door.close()
 
 
@@ -320,7 +322,7 @@ async def test_messages_are_unsupported_where_the_model_has_no_template_for_them
     else:
         for coming in (
             door.tokenize(pb.TokenizeRequest(messages=asked)),
-            door.admit(pb.GenerateRequest(messages=asked), 0),
+            door.admit(pb.GenerateRequest(messages=asked), 0, SOMEBODY),
         ):
             with pytest.raises(Refused) as caught:
                 await coming

@@ -34,7 +34,7 @@ from tests.daemon.conftest import (
     stats,
     until,
 )
-from tests.daemon.fakes import FACTS, ByteTokenizer, FakeDevice
+from tests.daemon.fakes import FACTS, SOMEBODY, ByteTokenizer, FakeDevice
 from tests.daemon.process.test_lifecycle import SERVING, health_of
 
 pytestmark = pytest.mark.anyio
@@ -182,7 +182,7 @@ async def _held(door: Admission, tokenizer: ByteTokenizer, *requests: Any) -> li
         if isinstance(request, pb.TokenizeRequest):
             await door.tokenize(request)
         else:
-            await door.admit(request, 0)
+            await door.admit(request, 0, SOMEBODY)
 
     tasks = [asyncio.ensure_future(ask(request)) for request in requests]
     await until(lambda: bool(tokenizer.threads))
@@ -199,7 +199,7 @@ async def test_whoever_counts_tokens_holds_up_nobody_who_generates() -> None:
         await door.tokenize(pb.TokenizeRequest(text="b"))
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
-    admitting = asyncio.ensure_future(door.admit(pb.GenerateRequest(text="c"), 0))
+    admitting = asyncio.ensure_future(door.admit(pb.GenerateRequest(text="c"), 0, SOMEBODY))
     await until(lambda: any(name.startswith("tokenise") for name in tokenizer.threads))
     tokenizer.gate.set()
     await asyncio.gather(*tasks, admitting)
@@ -213,12 +213,12 @@ async def test_texts_that_wait_have_a_bounded_number_of_bytes() -> None:
     door = _door(tokenizer, Limits(tokenise_bytes_max=1000))
     tasks = await _held(door, tokenizer, *[pb.GenerateRequest(text="a" * 400)] * 2)
     with pytest.raises(Refused) as caught:
-        await door.admit(pb.GenerateRequest(text="a" * 400), 0)
+        await door.admit(pb.GenerateRequest(text="a" * 400), 0, SOMEBODY)
     assert caught.value.reason is Reason.QUEUE_FULL
     assert caught.value.retry_after_s
     tokenizer.gate.set()
     await asyncio.gather(*tasks)
-    assert await door.admit(pb.GenerateRequest(text="a" * 400), 0)
+    assert await door.admit(pb.GenerateRequest(text="a" * 400), 0, SOMEBODY)
     door.close()
 
 

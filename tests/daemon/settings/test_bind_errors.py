@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sapwood.daemon.errors import StartError
-from sapwood.daemon.process import server
+from sapwood.daemon.process import servers
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.settings.addresses import Address, TcpAddress, UnixAddress
 from sapwood.daemon.settings.bind_errors import require_bindable
@@ -109,7 +109,7 @@ async def test_what_keeps_grpc_off_after_the_look_is_named_or_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[Address] = []
-    monkeypatch.setattr(server, "require_bindable", lambda address, _: looks.append(address))
+    monkeypatch.setattr(servers, "require_bindable", lambda address, _: looks.append(address))
     assert await refusal(listen=(ELSEWHERE,)) == (
         f"cannot listen on {ELSEWHERE}: what kept it off is gone, so try again"
     )

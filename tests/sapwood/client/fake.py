@@ -82,10 +82,12 @@ class FakeDaemon(
         self.busy = 0  # how many calls are still refused, each with
         self.retry_after_s = 0.05
         self.peers: set[str] = set()
+        self.shown: list[dict[str, str]] = []  # the metadata of calls
 
     def _answer(self, context: grpc.ServicerContext) -> None:
         """Notes who asks, or refuses."""
         self.peers.add(context.peer())
+        self.shown.append({key: str(value) for key, value in context.invocation_metadata()})
         if self.busy:
             self.busy -= 1
             info = error_details_pb2.ErrorInfo(domain="sapwood", reason="QUEUE_FULL")

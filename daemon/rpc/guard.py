@@ -1,0 +1,145 @@
+"""Who may call what: an interceptor before every method of a server.
+
+- Nothing is open but health. Users may generate, tokenise and ask what is served; what is not
+  listed here as theirs, a service that is added tomorrow included, is for operators.
+- One guard for each address: it knows whom a call is from that proves nothing, and whether
+  connections come with certificates.
+- Who is unknown is refused before the request is parsed.
+- Refusals carry no reason beside their status, and say nothing of what was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import grpc
+
+from sapwood.daemon.rpc.call import Context
+from sapwood.daemon.rpc.callers import Callers
+from sapwood.daemon.rpc.principals import Identified
+from sapwood.daemon.rpc.refusals import status_of
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason, Refused
+
+_OPEN = {"grpc.health.v1.Health"}
+_FOR_USERS = {
+    "sapwood.v1.GenerationService",
+    "sapwood.v1.SessionService",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+}
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Behaviour = Callable[[Any, Context], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an address says of who comes there.
+
+    name: whose a call is that proves nothing; None: nobody's. certificates: every connection has
+    proved one.
+    """
+
+    name: str | None
+    certificates: bool = False
+
+
+class Guard(grpc.aio.ServerInterceptor):
+    """Of one address."""
+
+    def __init__(self, callers: Callers, entry: Entry, limits: Limits) -> None:
+        self._callers = callers
+        self._entry = entry
+        self._limits = limits
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """The method's own handler for who may call it, else one that refuses."""
+        handler = await continuation(handler_call_details)
+        service = handler_call_details.method.strip("/").partition("/")[0]
+        if handler is None or service in _OPEN:
+            return handler
+        try:
+            who = self._shown(handler_call_details.invocation_metadata)
+        except Refused as refusal:
+            return self._refusing(handler, refusal)
+        return self._entered(handler, service, who)
+
+    def _shown(self, metadata: Any) -> Identified | None:
+        """Whose a call with this metadata is; None where the certificate tells. Raises Refused."""
+        directory, entry = self._callers.directory, self._entry
+        shown = [value for key, value in metadata or () if key == "authorization"]
+        if directory.uses_tokens and shown:
+            return directory.by_token(shown)
+        if entry.certificates:
+            return None
+        if entry.name is None:
+            return directory.by_token(())
+        return Identified(directory.named(entry.name))
+
+    def _certified(self, context: Context) -> Identified:
+        told = context.auth_context()
+        uris, dns_names = ([_text(name) for name in told.get(key, ())] for key in _NAMES)
+        return self._callers.directory.by_certificate(uris, dns_names)
+
+    def _entered(self, handler: Handler, service: str, who: Identified | None) -> Handler:
+        def enter(context: Context) -> None:
+            found = who or self._certified(context)
+            if service not in _FOR_USERS and not found.principal.is_operator:
+                raise Refused(Reason.PERMISSION_DENIED, "this is for operators")
+            self._callers.enter(found)
+
+        async def called(request: Any, context: Context) -> Any:
+            try:
+                enter(context)
+            except Refused as refusal:
+                status = status_of(refusal.with_traceback(None), self._limits)
+            else:
+                working = behaviour(request, context)
+                del request  # what ends the call may keep this frame, and is not to keep that
+                return await working
+            del request
+            await context.abort_with_status(status)
+
+        make, behaviour = _parts(handler)
+        return make(
+            called,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _refusing(self, handler: Handler, refusal: Refused) -> Handler:
+        status = status_of(refusal, self._limits)
+
+        async def refuse(_request: Any, context: Context) -> None:
+            await context.abort_with_status(status)
+
+        return _parts(handler)[0](refuse)
+
+
+# As gRPC's core calls them in the context of a connection.
+_NAMES = ("peer_uri", "peer_dns")
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _parts(handler: Handler) -> tuple[Callable[..., Handler], _Behaviour]:
+    """What makes a handler of the same kind, and what it calls."""
+    match handler.request_streaming, handler.response_streaming:
+        case False, False:
+            found = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        case False, True:
+            found = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        case True, False:
+            found = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+        case _:
+            found = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+    return cast("tuple[Callable[..., Handler], _Behaviour]", found)
