@@ -65,7 +65,9 @@ async def status_of(
     return grpc.StatusCode.OK
 
 
-async def test_health_alone_is_open_and_all_else_is_of_users_or_operators(tokens: Tokens) -> None:
+async def test_r8_health_alone_is_open_and_the_rest_is_users_or_operators(
+    tokens: Tokens,
+) -> None:
     user, operator = tokens.new("alice"), tokens.new("root", Role.OPERATOR)
     async with running(settings=with_tokens(tokens)) as run:
         for method in METHODS:
@@ -142,7 +144,7 @@ async def refusal(run: Running, metadata: Shown) -> grpc.aio.AioRpcError:
     return caught.value
 
 
-async def test_what_is_no_token_is_unauthenticated_and_said_nowhere(
+async def test_r7_what_is_no_token_is_unauthenticated_and_said_nowhere(
     tokens: Tokens, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -196,7 +198,7 @@ async def test_an_unknown_method_says_nothing_to_anybody(tokens: Tokens) -> None
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_strangers_bytes_are_not_parsed(tokens: Tokens) -> None:
+async def test_r8_a_strangers_bytes_are_not_parsed(tokens: Tokens) -> None:
     """Else they would be BAD_REQUEST."""
     async with running(settings=with_tokens(tokens)) as run:
         with pytest.raises(grpc.aio.AioRpcError) as caught:

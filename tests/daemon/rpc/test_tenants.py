@@ -24,7 +24,7 @@ async def found(run: Running, metadata: Shown, **fields: Any) -> tuple[int, int]
     return events[0].prefill.cached_tokens, events[-1].finish.usage.cached_tokens
 
 
-async def test_the_same_prompt_of_two_principals_finds_nothing(folder: Path) -> None:
+async def test_r9_the_same_prompt_of_two_principals_finds_nothing(folder: Path) -> None:
     tokens = Tokens(folder)
     alice, bob = shown(tokens.new("alice")), shown(tokens.new("bob"))
     again = shown(tokens.new("alice"))
@@ -37,7 +37,7 @@ async def test_the_same_prompt_of_two_principals_finds_nothing(folder: Path) -> 
         assert await found(run, bob) == (warm, warm)
 
 
-async def test_who_waits_for_a_prefix_waits_for_none_of_anothers(folder: Path) -> None:
+async def test_r9_who_waits_for_a_prefix_waits_for_none_of_anothers(folder: Path) -> None:
     """Two cold requests of one principal share one prefill; those of two do not."""
     tokens = Tokens(folder)
     names = ("alice", "bob", "alice")

@@ -6,10 +6,14 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sapwood.daemon.errors import StartError, UsageError
+from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.settings.principals import Role
-from sapwood.daemon.settings.tokens import TOKENS_BYTES_MAX, new_token, read_tokens
+from sapwood.daemon.settings.tokens import TOKENS_BYTES_MAX, TokenTable, new_token, read_tokens
+from sapwood.scheduler.reasons import Reason, Refused
 
 
 def made(path: Path, name: str = "alice", role: Role = Role.USER) -> str:
@@ -140,3 +144,20 @@ def test_no_line_is_added_to_a_file_of_something_else(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="line 1"):
         made(path)
     assert path.read_text() == "precious\n"
+
+
+@given(st.text() | st.from_regex(r"sapwood_[0-9a-f]{16}_[A-Za-z0-9_-]{43}", fullmatch=True))
+def test_whatever_is_shown_is_a_token_or_none(shown: str) -> None:
+    """R4, and nobody gets in by chance."""
+    table = TokenTable({})
+    assert table.find(shown) is None
+    with pytest.raises(Refused) as caught:
+        Directory({}, _Read(table)).by_token([f"Bearer {shown}"])  # type: ignore[arg-type]
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+
+
+class _Read:
+    """As files that were followed."""
+
+    def __init__(self, value: TokenTable) -> None:
+        self.value = value
