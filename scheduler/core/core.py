@@ -21,6 +21,7 @@ from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.captures import lose_slots, store_captures
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.planner import PlannedStep, Planner
@@ -46,9 +47,8 @@ from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.policy.shares import retry_after_s
-from sapwood.scheduler.policy.step_cost import StepShape
 from sapwood.scheduler.reasons import Reason
-from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Stats
 
 _SHUTTING_DOWN = "the daemon is shutting down"
@@ -85,6 +85,7 @@ class Core:
         self._effects: list[Effect] = []
         self._planned: PlannedStep | None = None
         self._steps = 0
+        self._lost = 0  # of the newest steps
         self._draining = False
 
     # What the engine asks.
@@ -137,12 +138,10 @@ class Core:
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what the device answered to `plan`. Takes the result's payloads."""
-        planned = self._planned
-        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
-        self._planned = None
-        # Promises end before anything is inserted, or the ledger would count a capture twice; that
-        # is in here, so slices come after it.
-        self._store_captures(planned, result)
+        planned = self._take_planned(plan)
+        self._lost = 0
+        # Ends all promises, so slices come after it.
+        store_captures(planned, result, self._roster, self._memory)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
@@ -151,12 +150,24 @@ class Core:
         for sequence, piece, prefilled in slices:
             self._commit_slice(sequence, piece, prefilled, now)
 
+    def lose(self, plan: StepPlan, now: float) -> None:
+        """The device had no memory for `plan` and dropped all slots: who lives is parked.
+
+        Raises DeviceExhausted where limits.lost_steps_max have been lost in a row.
+        """
+        planned = self._take_planned(plan)
+        self._lost += 1
+        if self._lost > self._limits.lost_steps_max:
+            raise DeviceExhausted(f"{self._lost} steps in a row")
+        self._meters.count_restored(planned.found_tokens)
+        parked = lose_slots(planned, self._roster, self._memory, now)
+        self._meters.parks += planned.parked + parked
+
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
-        memory = self._memory
-        return self._meters.publish(
-            self._steps, self._roster.counts, self._tree, memory.bytes, memory.buffers
-        )
+        memory, roster = self._memory, self._roster
+        held = memory.bytes, memory.segments_bytes(roster.live.values()), memory.buffers
+        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
 
     def check(self) -> None:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
@@ -251,31 +262,18 @@ class Core:
 
     # Results.
 
-    def _store_captures(self, planned: PlannedStep, result: StepResult) -> None:
-        """What ended sequences left; whoever asks for it next finds it in the next plan."""
-        step = planned.plan.number
-        self._memory.end_promises()
-        for sequence, payload in zip(planned.captured, result.captured, strict=True):
-            if payload is not None:
-                self._memory.insert(sequence, payload, step, turn_end=True)
-            self._memory.forget(sequence, step)
-        self._roster.storing.clear()
+    def _take_planned(self, plan: StepPlan) -> PlannedStep:
+        planned = self._planned
+        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
+        self._planned = None
+        return planned
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
-        plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
         self._meters.count_restored(planned.found_tokens)
         self._meters.parks += planned.parked
-        self._meters.count_step(plan, self._depth.parked_rows)
-        shape = StepShape(
-            rows=len(depths),
-            drafted=sum(depths),
-            iterations=max(depths, default=0),
-            context_tokens=sum(row.start for row in plan.decodes),
-            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
-            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
-        )
-        self._depth.observe_step(shape, seconds)
+        self._meters.count_step(planned.plan, self._depth.parked_rows)
+        self._depth.observe_step(planned.shape, seconds)
 
     def _commit_round(
         self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float
