@@ -91,7 +91,7 @@ def listener_of(port: int, front: Issued, timeout: dict[str, str]) -> dict[str, 
 
 def cluster_of(port: int, ca: Path, client: Issued) -> dict[str, Any]:
     http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    explicit = {"explicit_http_config": {"http2_protocol_options": {}}}
+    explicit: dict[str, Any] = {"explicit_http_config": {"http2_protocol_options": {}}}
     common = {
         **certificate_of(client),
         "alpn_protocols": ["h2"],
