@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sapwood.cache.prefix.describe import NodeView
 from sapwood.daemon.engine.card import ModelCard
-from sapwood.scheduler.events import Command, Effect
+from sapwood.scheduler.events import Command, Effect, PinView
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.stats import Stats
@@ -43,6 +43,12 @@ class StepCore(Protocol):
 
     def stats(self) -> Stats:
         """The counts of this moment; cheap enough for every step."""
+
+    def pins(self, now: float) -> tuple[PinView, ...]:
+        """What is pinned, oldest first."""
+
+    def readers(self) -> Mapping[int, int]:
+        """By the id of a tree's node: how many slots read its full K/V where it lies."""
 
     def check(self) -> None:
         """Assert the invariants. O(sequences + tree), so only when idle."""
@@ -93,9 +99,14 @@ class Loaded:
         """The counts between two steps: for Engine.ask."""
         return self.core.stats()
 
+    def view_pins(self, now: float) -> tuple[PinView, ...]:
+        """What is pinned, oldest first: for Engine.ask. `now`: of the engine's clock."""
+        return self.core.pins(now)
+
     def view_tree(self) -> TreeView:
         """Every node, without its tokens: for Engine.ask. O(nodes)."""
-        return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
+        nodes = tuple(self.describe_tree())
+        return TreeView(self.core.stats().steps, nodes, dict(self.core.readers()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +115,4 @@ class TreeView:
 
     step: int
     nodes: tuple[NodeView, ...]
+    readers: Mapping[int, int]  # by id, of those that have any
