@@ -1,6 +1,7 @@
 """The prefix tree as a terminal sees it.
 
-- A line per node: its token range, what it weighs, who holds it and when it was last used.
+- A line per node, cut where it is too long: its token range, what it weighs and where, who holds
+  and reads it, whether it is pinned and when it was last used.
 - Children are drawn in order of their weight below, heaviest first; what is past `rows_max` is
   counted, never silently left out.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from rich.text import Text
 from rich.tree import Tree
 
-from sapwood import TreeNode
+from sapwood import Tier, TreeNode
 from sapwood.daemon.sizes import format_bytes
 
 ROWS_MAX = 500
@@ -57,9 +58,15 @@ def _label(node: TreeNode) -> Text:
         (f"[{node.start}, {node.end})", "cyan"),
         f"  {node.end - node.start} tokens  {format_bytes(_bytes(node))}",
         (f"  {node.hit_count} hits  {node.age_steps} steps old", "dim"),
+        no_wrap=True,
+        overflow="ellipsis",
     )
+    if on_disk := sum(size for (tier, _), size in node.stored.items() if tier is Tier.DISK):
+        label.append(f"  {format_bytes(on_disk)} of it on disk", "dim")
     if node.leases:
         label.append(f"  leased x{node.leases}", "green")
+    if node.readers:
+        label.append(f"  read by {node.readers}", "green")
     if node.pinned:
         label.append("  pinned", "yellow")
     return label

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes, and times, as people write and read them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ _UNITS = {"": 1, "b": 1} | {
     for power, prefix in enumerate("kmgt", start=1)
 }
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)", re.ASCII)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def parse_size(value: Any) -> int | None:
@@ -51,3 +53,14 @@ def format_in(unit: str, count: float, rounded: Callable[[float], int] = round) 
     if size == 1:
         return f"{rounded(count)} {unit}"
     return f"{rounded(10 * count / size) / 10:.1f} {unit}"
+
+
+def parse_time(text: str) -> float:
+    """Seconds of `90`, `1.5h`, `30m` or `7d`. Raises ValueError."""
+    match = _TIME.fullmatch(text)
+    if match is None:
+        raise ValueError
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+parse_time.__name__ = "time like 90, 30m, 12h or 7d"  # argparse puts it into its message

@@ -2,7 +2,8 @@
 
 - Commands arrive through the inbox in order; effects leave once per step.
 - A sequence id is drawn by the daemon and is unique for the process; clients never choose it.
-- Exactly one Finished or Failed per sequence, and nothing of that sequence after it.
+- Exactly one Finished, Pinned or Failed per sequence, and nothing of that sequence after it.
+- Unpin and Clear are answered once each, under the id that they came with.
 """
 
 from __future__ import annotations
@@ -13,6 +14,14 @@ from sapwood.scheduler.outcomes import CancelReason, FinishReason
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class PinTerms:
+    """Of a request that is to keep its prompt in the tree: it draws nothing."""
+
+    name: str  # drawn by the daemon, unguessable
+    ttl_s: float | None = None  # from when it is made; None: until it is unpinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +41,7 @@ class Request:
     cache_bypass: bool = False
     store_reply: bool = True
     deadline: float | None = None  # in the engine's clock
+    pin: PinTerms | None = None  # max_tokens is 1 then, and counts for nothing
 
     @property
     def tokens_max(self) -> int:
@@ -62,7 +72,26 @@ class Drain:
     """Refuse what is queued and what comes (DRAINING); let what runs finish; then be finished."""
 
 
-Command = Submit | Cancel | Drain
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Give a pin up. Answered by Unpinned."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clear:
+    """Drop what the tree holds, but for pins; answered by Cleared.
+
+    tokens: only what begins with them, under whatever root. None of them: everything.
+    """
+
+    id: int
+    tokens: tuple[int, ...] = ()
+
+
+Command = Submit | Cancel | Drain | Unpin | Clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +108,20 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PinView:
+    """A pin as it is. number: in the order in which they were made.
+
+    size: bytes that it keeps, other pins' share in them too. expires_at: in the engine's clock.
+    """
+
+    name: str
+    number: int
+    tokens: int
+    size: int
+    expires_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,4 +178,31 @@ class Failed:
     retry_after_s: float | None = None
 
 
-Effect = Progress | Delta | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The prompt is kept from now on."""
+
+    id: int
+    pin: PinView
+
+
+@dataclass(frozen=True, slots=True)
+class Unpinned:
+    """found: whether there was such a pin."""
+
+    id: int
+    found: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What went: nodes of the tree, their bytes; held_bytes go when those end who hold them."""
+
+    id: int
+    nodes: int
+    freed_bytes: int
+    held_bytes: int
+
+
+Answered = Pinned | Unpinned | Cleared
+Effect = Progress | Delta | Finished | Failed | Answered

@@ -46,6 +46,11 @@ class Limits:
     overtaken_max: int = 8
     parks_max: int = 4  # of one sequence, that is in the way of older ones' memory
     reply_tokens_guess: int = 128  # of a reply, before any has ended
+    pins_max: int = 64
+    pins_share_max: float = 0.5  # of the budget beside the weights, of all that pins keep
+    pin_s_max: float = 10 * 366 * 86400.0  # of a ttl
+    pins_page_default: int = 100
+    pins_page_max: int = 1000
     admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512

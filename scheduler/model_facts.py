@@ -75,6 +75,11 @@ class ModelFacts:
         sliding = sliding_tokens * self.sliding_bytes_per_token
         return buffer_bytes(full, self.page_bytes) + buffer_bytes(sliding, self.page_bytes)
 
+    def restored_bytes(self, tokens: int, base: int) -> int:
+        """What a slot copies of a prefix, of full layers what lies behind its first `base`."""
+        full = (tokens - base) * self.full_bytes_per_token
+        return full + min(tokens, self.window_tokens) * self.sliding_bytes_per_token
+
     def draw_bytes_per_row(self, sampling: Sampling) -> int:
         """What a draw takes beside the logits that all rows have."""
         if sampling.whole:

@@ -24,7 +24,8 @@ class NodeView:
     full_bytes: int
     sliding_bytes: int
     sliding_start: int
-    leases: int
+    leases: int  # of sequences
+    pinned: bool
     age: int  # step of the last use
     hits: int
     marked: bool  # its end is worth a window: a turn ended or paths parted there
@@ -42,7 +43,8 @@ def view(node: Node, tokens: bool) -> NodeView:
         full_bytes=weight.full,
         sliding_bytes=weight.sliding,
         sliding_start=node.stored.sliding_start if node.parent else 0,
-        leases=node.leases,
+        leases=node.leases - node.pins,
+        pinned=node.pins > 0,
         age=node.age,
         hits=node.hits,
         marked=node.marked,
@@ -67,11 +69,17 @@ def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:
         totals.leased_bytes,
         totals.buffers,
         totals.leased_buffers,
+        totals.pinned_bytes,
+        totals.pinned_buffers,
+        totals.kept_bytes,
+        totals.kept_buffers,
     )
     assert counted == weigh(*nodes), f"counted {counted}, stored {weigh(*nodes)}"
     assert totals.nodes == len(nodes), f"counted {totals.nodes} nodes of {len(nodes)}"
     assert all(totals.listed[node.listed_at] is node for node in nodes), "a node is not listed"
     depth = max((node.end for node in nodes), default=0)
+    doomed = sum(node.doomed for node in nodes)
+    assert totals.doomed == doomed, f"counted {totals.doomed} doomed nodes of {doomed}"
     assert totals.deepest == depth, f"depth {totals.deepest} of {depth}"
 
 
@@ -81,18 +89,26 @@ def _check_edge(node: Node) -> None:
     assert 0 < len(node.edge) == node.end - node.start, f"T1: {node} of {len(node.edge)} tokens"
     assert parent.children.get(node.edge[0]) is node, f"T1: {parent} does not lead to {node}"
     held = f"[{payload.start}, {payload.end}) with sliding from {payload.sliding_start}"
+    whole = not node.windows or payload.sliding_start == payload.start
+    assert whole, f"T6: {held} in {node}, which is pinned"
     assert (payload.start, payload.end) == (node.start, node.end), f"T9: {held} in {node}"
     assert payload.start <= payload.sliding_start <= payload.end, f"T9: {held} in {node}"
 
 
 def _check_leases(order: list[Node]) -> None:
-    """T5: a node counts the leases that land in it or below it."""
+    """T5: a node counts the leases that land in it or below it, and the pins among them."""
     below = dict.fromkeys(order, 0)
+    pins = dict.fromkeys(order, 0)
     for node in reversed(order):
         for lease in node.landed:
             inside = node.start < lease.end <= node.end or (node.parent is None and lease.end == 0)
             assert lease.live and lease.node is node and inside, f"T5: {lease} landed in {node}"
         below[node] += len(node.landed)
+        pins[node] += sum(lease.pinned for lease in node.landed)
         assert node.leases == below[node], f"T5: {node} counts {node.leases} of {below[node]}"
+        pinned = pins[node] if node.parent else 0
+        assert node.pins == pinned, f"T5: {node} counts {node.pins} pins of {pinned}"
+        assert not (node.pins and node.doomed), f"T5: {node} is pinned, and cleared"
         if node.parent:
             below[node.parent] += below[node]
+            pins[node.parent] += pins[node]

@@ -5,9 +5,9 @@
 - Sliding K/V that no kept end reads is slack: it goes first, that of the oldest node first.
 - Then what is worth least (worth.py): leaves, and the windows of marked nodes. A leaf whose end
   cannot be restored helps nobody and goes before all others.
-- Last, and only as far as asked, the windows that live leases stand on, but for those that are
-  due to be restored. Full K/V of a leased node never goes, and no node with children goes: there
-  are no orphans.
+- Last, and only as far as asked, the windows that live leases stand on, but for those of pins and
+  those that are due to be restored. Full K/V of a leased node never goes, and no node with children
+  goes: there are no orphans.
 - In a tree of up to EXACT_NODES all of it holds to the letter. In a larger one a pass looks at a
   few nodes for each one that goes, and takes the first of these and of the best it saw before: its
   cost is that of what it frees, however many nodes there are. (So Redis approximates LRU.)
@@ -22,7 +22,8 @@ from heapq import heappop, heappush, nsmallest
 from itertools import islice
 
 from sapwood.cache.prefix.ghosts import Ghosts
-from sapwood.cache.prefix.node import EvictionCause, Node, Room, Totals, weigh
+from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
+from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals, weigh
 from sapwood.cache.prefix.radix import detach, trail
 from sapwood.cache.prefix.restore import longest_restorable, restorable
 from sapwood.cache.prefix.worth import ReuseRates
@@ -68,14 +69,11 @@ class Eviction:
         """Drop leaves until at most `nodes` are left, or all that are left are leased."""
         self._take_first(lambda: self._totals.nodes <= nodes, windows=False)
 
-    def clear(self) -> int:
-        """Drop all that nobody leases; returns the bytes freed."""
-        before = self._totals.bytes
-        # An end below another one's lies further on: children go first.
-        for node in sorted(self._totals.listed, key=lambda node: -node.end):
-            if not node.leases:
-                self._drop(node, "cleared")
-        return before - self._totals.bytes
+    def drop(self, leaf: Node, cause: EvictionCause) -> None:
+        """Drop a leaf that nobody leases."""
+        self._ghosts.remember(leaf)
+        detach(leaf, self._totals)
+        self._totals.evictions[cause] += 1
 
     def _goal(self, wanted: int, evictable: int) -> int:
         """Nothing of what is not short."""
@@ -201,11 +199,15 @@ class Eviction:
         return end_matters and restorable(node, node.end, self._window)
 
     def _first_end(self, node: Node) -> int | None:
-        """The first kept end within the node's edge."""
-        ends = [lease.end for lease in node.landed if restorable(node, lease.end, self._window)]
+        """The first kept end within the node's edge; of a lease with a margin that much before."""
+        landed = node.landed
+        ends = [each.end - each.margin for each in landed if self._stands(node, each)]
         if self._is_kept(node):
             ends.append(node.end)
         return min(ends, default=None)
+
+    def _stands(self, node: Node, lease: Lease) -> bool:
+        return restorable(node, lease.end, self._window)
 
     def _need(self, node: Node) -> int:
         """Where the sliding K/V begins that kept ends at or below `node` read.
@@ -213,13 +215,17 @@ class Eviction:
         Before the edge means all of it, at the edge's end or past it nothing. An end that lies
         further on reads less of this edge; one past a window reads nothing.
         """
+        if node.windows:
+            return node.start  # of what pins keep, the margin too
         least, window = node.end, self._window
         below = [node]
+        margins = self._totals.margins
+        reach = window + (PIN_MARGIN_TOKENS if margins else 0)
         while below and least > node.stored.sliding_start:
             other = below.pop()
             if (end := self._first_end(other)) is not None:
                 least = min(least, end - window)
-            elif other.end < node.end + window:
+            if (end is None or margins) and other.end < node.end + reach:
                 below.extend(other.children.values())
         return least
 
@@ -235,7 +241,7 @@ class Eviction:
         else:
             parent = node.above
             self._give_up(node)
-            self._drop(node, "evicted" if windows else "crowded")
+            self.drop(node, "evicted" if windows else "crowded")
             if windows:
                 self._settle(parent, node.end)
             if parent.parent is not None:
@@ -250,11 +256,6 @@ class Eviction:
             before = before.parent
         before.given_up += 1 + node.given_up
         node.given_up = 0
-
-    def _drop(self, leaf: Node, cause: EvictionCause) -> None:
-        self._ghosts.remember(leaf)
-        detach(leaf, self._totals)
-        self._totals.evictions[cause] += 1
 
     def _settle(self, node: Node, end: int) -> None:
         """A kept end is gone that lay at `end`: thin what only that end had read."""
@@ -276,7 +277,8 @@ class Eviction:
             return
         leases = (lease for node in self._totals.listed for lease in node.landed)
         due = {above for lease in leases if lease.due for above in trail(lease.node)}
-        leased = [node for node in self._totals.listed if node.leases and node not in due]
+        listed = self._totals.listed
+        leased = [n for n in listed if n.leases and not n.windows and n not in due]
         for node in sorted(leased, key=_oldest_first):
             if enough():
                 return

@@ -35,6 +35,9 @@ class Node:
     marked: bool = False  # a turn ended or paths parted at `end`: worth a window of sliding K/V
     hits: int = 0
     leases: int = 0  # live leases whose path contains this node
+    pins: int = 0  # those of them that are pins
+    windows: int = 0  # pins that keep the sliding K/V of this node, all of it
+    doomed: bool = False  # cleared: it goes with its last lease
     landed: set[Lease] = field(default_factory=set)  # those whose end lies in (start, end]
     children: dict[int, Node] = field(default_factory=dict)
     listed_at: int = -1  # its place in Totals.listed
@@ -71,13 +74,21 @@ class Room(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """Bytes and buffers of some nodes; what is leased is the full K/V that a lease protects."""
+    """Bytes and buffers of some nodes.
+
+    What is leased is the full K/V that a lease protects, what is pinned that of pins' paths, what
+    is kept the sliding K/V of pins.
+    """
 
     full: int = 0
     sliding: int = 0
     leased: int = 0
     buffers: int = 0
     leased_buffers: int = 0
+    pinned: int = 0
+    pinned_buffers: int = 0
+    kept: int = 0
+    kept_buffers: int = 0
 
 
 def weigh(*nodes: Node) -> Weight:
@@ -85,8 +96,19 @@ def weigh(*nodes: Node) -> Weight:
     full = [node.stored.full_bytes for node in nodes]
     sliding = [node.stored.sliding_bytes for node in nodes]
     leased = [node.stored.full_bytes for node in nodes if node.leases]
-    buffers = sum(map(bool, full)) + sum(map(bool, sliding))
-    return Weight(sum(full), sum(sliding), sum(leased), buffers, sum(map(bool, leased)))
+    pinned = [node.stored.full_bytes for node in nodes if node.pins]
+    kept = [node.stored.sliding_bytes for node in nodes if node.windows]
+    return Weight(
+        sum(full),
+        sum(sliding),
+        sum(leased),
+        sum(map(bool, full)) + sum(map(bool, sliding)),
+        sum(map(bool, leased)),
+        sum(pinned),
+        sum(map(bool, pinned)),
+        sum(kept),
+        sum(map(bool, kept)),
+    )
 
 
 @dataclass(slots=True)
@@ -104,8 +126,14 @@ class Totals:
     leased_bytes: int = 0
     buffers: int = 0
     leased_buffers: int = 0
+    pinned_bytes: int = 0
+    pinned_buffers: int = 0
+    kept_bytes: int = 0
+    kept_buffers: int = 0
     splits: int = 0
     merges: int = 0
+    doomed: int = 0  # nodes that are
+    margins: int = 0  # leases that have one
     renewals: int = 0  # payloads that another took the place of
     evictions: dict[EvictionCause, int] = field(
         default_factory=lambda: dict.fromkeys(EVICTION_CAUSES, 0)
@@ -120,6 +148,7 @@ class Totals:
     def add(self, node: Node) -> None:
         """A new node."""
         node.listed_at = len(self.listed)
+        self.doomed += node.doomed
         self.listed.append(node)
         heappush(self.ends, (-node.end, node.id, node))
         if len(self.ends) > 2 * len(self.listed) + ENDS_SPARE:
@@ -132,6 +161,7 @@ class Totals:
         if last is not node:
             self.listed[node.listed_at] = last
             last.listed_at = node.listed_at
+        self.doomed -= node.doomed
         node.listed_at = -1
 
     @property
@@ -158,6 +188,10 @@ class Totals:
         self.leased_bytes += now.leased - was.leased
         self.buffers += now.buffers - was.buffers
         self.leased_buffers += now.leased_buffers - was.leased_buffers
+        self.pinned_bytes += now.pinned - was.pinned
+        self.pinned_buffers += now.pinned_buffers - was.pinned_buffers
+        self.kept_bytes += now.kept - was.kept
+        self.kept_buffers += now.kept_buffers - was.kept_buffers
         return now.full + now.sliding - was.full - was.sliding
 
 
@@ -172,6 +206,10 @@ class Lease:
     used: bool = False  # whether anything was restored from it or stored along it
     turn_ends: int = 0  # that were stored along it: the prompt's, the reply's
     hit_end: int = 0  # where the lease ended when a prompt was served from it
+    margin: int = 0  # of one that becomes a pin: who goes on so far before its end is provided for
+    pinned: bool = False  # held for nobody, until it is unpinned
+    kept_start: int = 0  # of a pin: it keeps the sliding K/V from here on
+    doomed: bool = False  # what it held was cleared: that and what it stores goes with it
 
     def __repr__(self) -> str:
         return f"{'live' if self.live else 'released'} lease of [0, {self.end}) in {self.node}"

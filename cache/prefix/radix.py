@@ -126,6 +126,7 @@ def split(node: Node, at: int, totals: Totals) -> Node:
     node.parent, node.edge, node.start = upper, node.edge[length:], at
     upper.children[node.edge[0]] = node
     upper.leases, upper.hits = node.leases, node.hits
+    upper.pins, upper.windows, upper.doomed = node.pins, node.windows, node.doomed
     upper.used, upper.exposed = node.used, node.exposed
     for lease in [lease for lease in node.landed if lease.end <= at]:
         node.landed.remove(lease)
@@ -141,12 +142,16 @@ def split(node: Node, at: int, totals: Totals) -> Node:
 
 
 def joinable(parent: Node, child: Node) -> bool:
-    """Whether merging loses nothing: no restore point, no lease, no sliding K/V to a gap."""
+    """Whether merging loses nothing: no restore point, no sliding K/V to a gap.
+
+    And both are held alike: by the same leases and pins, to go with the same of them.
+    """
     above, below = parent.stored, child.stored
     return (
         len(parent.children) == 1
         and not parent.marked
-        and parent.leases == child.leases
+        and (parent.leases, parent.windows) == (child.leases, child.windows)
+        and parent.doomed == child.doomed
         and (below.sliding_start == below.start or above.sliding_start == above.end)
     )
 

@@ -6,21 +6,25 @@
 - match changes nothing. Using a path refreshes the age of its landing node only; ages are steps.
 - Payloads go in by extend and never come out; path() lends them until the tree's next change.
 - The tree counts its own bytes; the ledger's "snapshots" follows it, by adjust() after each change.
+- A pin is a lease that nobody lives on: what it keeps, no eviction takes and no clearing.
+- What is cleared goes at once, or with the last lease that lived on it then (clearing.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from sapwood.cache.prefix.clearing import Swept, bury, sweep
+from sapwood.cache.prefix.counts import TreeCounts
 from sapwood.cache.prefix.describe import NodeView, audit, view
 from sapwood.cache.prefix.eviction import Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
-from sapwood.cache.prefix.leases import advance, grant, revoke
-from sapwood.cache.prefix.node import EvictionCause, Lease, Node, Room, Totals
+from sapwood.cache.prefix.leases import advance, grant, keep_for_good, kept_tokens, revoke
+from sapwood.cache.prefix.node import Lease, Node, Room
 from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, preorder, split, trail
 from sapwood.cache.prefix.renewal import cut, renew
-from sapwood.cache.prefix.restore import longest_restorable
+from sapwood.cache.prefix.restore import longest_restorable, restorable
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.worth import ReuseRates
 
@@ -39,7 +43,7 @@ class Match:
     evicted: bool
 
 
-class Tree:
+class Tree(TreeCounts):
     """Prefix trees of stored K/V under one count of bytes. `now` is the step, never decreasing."""
 
     def __init__(self, window: int, nodes_max: int, merge_tokens_max: int = 4096) -> None:
@@ -49,11 +53,11 @@ class Tree:
         merge_tokens_max: edges of one path merge up to this length when its lease ends, or settles.
         """
         assert window >= 0 and nodes_max > 0, f"window {window}, nodes_max {nodes_max}"
+        super().__init__()
         self.window = window
         self._nodes_max = nodes_max
         self._merge_tokens_max = merge_tokens_max
         self._roots: dict[bytes, Node] = {}
-        self._totals = Totals()
         self._ghosts = Ghosts(nodes_max)
         self._rates = ReuseRates()
         self._eviction = Eviction(self._totals, self._ghosts, self._rates, window)
@@ -76,11 +80,13 @@ class Tree:
         evicted = matched == node.end and self._ghosts.at(node, tokens)
         return Match(longest_restorable(node, cap, self.window), matched, evicted)
 
-    def lease(self, root: bytes, tokens: Sequence[int], end: int, now: int) -> Lease:
+    def lease(
+        self, root: bytes, tokens: Sequence[int], end: int, now: int, margin: int = 0
+    ) -> Lease:
         """Hold the path that covers [0, end), which the tree must have; end 0: just the root.
 
         `end` may lie inside an edge. In need, evict thins even the window that a lease stands on,
-        unless keep() says that it is due to be restored.
+        unless keep() says that it is due to be restored. margin: of a lease that becomes a pin.
         """
         self._tick(now)
         top = self._roots.get(root)
@@ -91,7 +97,7 @@ class Tree:
         assert matched == end, f"cannot lease [0, {end}): only [0, {matched}) is here"
         node.age = now
         node.marked = node.marked or end == node.end
-        return grant(node, end, self._totals)
+        return grant(node, end, self._totals, margin)
 
     def keep(self, lease: Lease) -> None:
         """A prompt is about to be served from what the lease covers: until hit() or release() no
@@ -117,23 +123,9 @@ class Tree:
         return tuple(node.stored for node in trail(lease.node))
 
     def edges(self, lease: Lease) -> list[tuple[int, int]]:
-        """(end, live leases) of every edge of the path, root to leaf, the last up to lease.end."""
-        return [(min(node.end, lease.end), node.leases) for node in trail(lease.node)]
-
-    def read_bytes(self, ends: Iterable[tuple[Lease, int]]) -> int:
-        """Full K/V of the edges that hold any of [0, end) of a leased path, each edge once."""
-        held = {
-            node.id: node.stored.full_bytes
-            for lease, end in ends
-            for node in trail(lease.node)
-            if node.start < end
-        }
-        return sum(held.values())
-
-    @property
-    def reshaped(self) -> int:
-        """Counts every time that full K/V came to lie in other payloads than before."""
-        return self._totals.splits + self._totals.merges + self._totals.renewals
+        """(end, sequences on it) of every edge of the path, root to leaf, up to lease.end."""
+        path = trail(lease.node)
+        return [(min(node.end, lease.end), node.leases - node.pins) for node in path]
 
     def release(self, lease: Lease, now: int) -> None:
         """End the lease. What it computed stays; its path's small edges merge.
@@ -150,11 +142,64 @@ class Tree:
             self._rates.tick()
             self._rates.touch(node)
         revoke(lease, self._totals)
+        node = bury(lease, self._totals, self._eviction)
         chain = trail(node)
         top = chain[0].above if chain else node
         compact(chain, self._merge_tokens_max, self._totals)
         self._forget_if_empty(top)
         self._make_room()
+
+    # Pins, and what operators take away.
+
+    def pin(self, root: bytes, tokens: Sequence[int], now: int) -> Lease | None:
+        """Keep [0, len(tokens)) until release(), to be gone on from at its end or shortly before.
+
+        All of its full K/V, and the sliding K/V of its last window and the margin before that.
+        None, with nothing changed, where some of it is not here. Cuts two edges at most.
+        """
+        top, end = self._roots.get(root), len(tokens)
+        kept = kept_tokens(end, self.window)
+        if top is None:
+            return None
+        node, matched = descend(top, tokens, 0, end)
+        if matched < end or not restorable(node, end, kept):
+            return None
+        if end < node.end:
+            node = split(node, end, self._totals)
+        first = end - kept
+        upper = climb(node, first)
+        if upper.start < first < upper.end:
+            split(upper, first, self._totals)
+        lease = self.lease(root, tokens, end, now)
+        keep_for_good(lease, first, self._totals)
+        self._make_room()
+        return lease
+
+    def unpinned_tokens(self, root: bytes, tokens: Sequence[int]) -> tuple[int, int]:
+        """How many tokens a pin of a prompt would keep that none keeps yet: of full layers, of
+        sliding ones."""
+        full, top = len(tokens), self._roots.get(root)
+        sliding = kept_tokens(full, self.window)
+        first = full - sliding
+        node, matched = (None, 0) if top is None else descend(top, tokens, 0, full)
+        for each in trail(node) if node is not None else ():
+            end = min(each.end, matched)
+            full -= (end - each.start) * bool(each.pins)
+            sliding -= max(0, end - max(each.start, first)) * bool(each.windows)
+        return full, sliding
+
+    def clear(self, tokens: Sequence[int] = (), running: Iterable[Lease] = ()) -> Swept:
+        """Drop what begins with `tokens` and nobody holds, under whatever root; pins stay.
+
+        What sequences hold of it goes when they end. The edge in which `tokens` end goes whole, and
+        those above it that lead nowhere else. running: leases of sequences whose tokens begin so,
+        which may have stored less.
+        """
+        ends = [descend(top, tokens, 0, len(tokens)) for top in self._roots.values()]
+        tops = [node for node, matched in ends if matched == len(tokens)]
+        swept = sweep(tops, running, self._totals, self._eviction)
+        self._forget_empty_roots()
+        return swept
 
     # Growing and shrinking.
 
@@ -186,6 +231,8 @@ class Tree:
             if matched < node.end:
                 node = split(node, matched, self._totals)
             leaf = attach(node, pack(tokens[matched:end]), fresh, now, self._totals)
+            leaf.doomed = lease.doomed
+            self._totals.doomed += leaf.doomed
             self._rates.begin(leaf)
         if known is not None:
             renew(node, known, self._totals)
@@ -213,86 +260,30 @@ class Tree:
         self._forget_empty_roots()
         return freed
 
-    def drop(self) -> int:
-        """Close all that nobody leases; returns the bytes freed."""
-        freed = self._eviction.clear()
-        self._forget_empty_roots()
-        return freed
-
-    # What it holds: read by metrics, the ledger's owner and operators.
-
-    @property
-    def nodes(self) -> int:
-        """How many there are, roots left out."""
-        return self._totals.nodes
-
-    @property
-    def depth_tokens(self) -> int:
-        """The end of the longest path."""
-        return self._totals.deepest
-
-    @property
-    def full_bytes(self) -> int:
-        """Bytes of full K/V in all nodes."""
-        return self._totals.full_bytes
-
-    @property
-    def sliding_bytes(self) -> int:
-        """Bytes of sliding K/V in all nodes."""
-        return self._totals.sliding_bytes
-
-    @property
-    def bytes(self) -> int:
-        """All stored K/V: what the ledger calls snapshots."""
-        return self._totals.bytes
-
-    @property
-    def leased_bytes(self) -> int:
-        """Full K/V of leased nodes: all that evict cannot free."""
-        return self._totals.leased_bytes
-
     def evictable(self) -> Room:
         """All that evict can free in need: windows that live leases stand on count.
 
-        But for those that are due to be restored.
+        But for those of pins, and those that are due to be restored.
         """
         due, totals = self._due_room(), self._totals
         return Room(
-            totals.bytes - totals.leased_bytes - due.bytes,
-            totals.buffers - totals.leased_buffers - due.buffers,
+            totals.bytes - totals.leased_bytes - totals.kept_bytes - due.bytes,
+            totals.buffers - totals.leased_buffers - totals.kept_buffers - due.buffers,
         )
 
-    @property
-    def buffers(self) -> int:
-        """The device's buffers that all nodes together are."""
-        return self._totals.buffers
+    def cuts_max(self, lease: Lease, tokens: Sequence[int], payload: Payload) -> tuple[int, int]:
+        """How often extend() may cut what is stored, or `payload`, in two; and what pins keep.
 
-    def cuts_max(self, lease: Lease, tokens: Sequence[int], payload: Payload) -> int:
-        """How often extend() may cut what is stored, or `payload`, in two. Changes nothing.
-
-        A cut makes a buffer, and begins a page, of either kind of layer.
+        A cut makes a buffer, and begins a page, of either kind of layer. Changes nothing.
         """
         # Where it leaves what is known, where it parts from it, at a turn's end.
-        start, cuts = payload.start, 3
+        start, cuts, pinned = payload.start, 3, 0
         node, _ = descend(climb(lease.node, start), tokens, start, payload.end)
         while node.end > start:
-            node, cuts = node.above, cuts + 3  # a renewal's own, and those around it
-        return cuts
-
-    @property
-    def splits(self) -> int:
-        """Edges cut in two, ever."""
-        return self._totals.splits
-
-    @property
-    def merges(self) -> int:
-        """Pairs of edges joined to one, ever."""
-        return self._totals.merges
-
-    @property
-    def evictions(self) -> Mapping[EvictionCause, int]:
-        """Nodes that were thinned, or dropped as evicted (bytes), crowded (nodes) or cleared."""
-        return dict(self._totals.evictions)
+            cuts += 3  # a renewal's own, and those around it
+            pinned += 3 * bool(node.pins)
+            node = node.above
+        return cuts, pinned
 
     def describe(self, *, tokens: bool = False) -> Iterator[NodeView]:
         """Every node, parents first; token ids only where asked for. Read it in one go."""
@@ -311,7 +302,10 @@ class Tree:
     def _due_room(self) -> Room:
         """Sliding K/V of paths that are due."""
         held = {
-            node.id: node.stored.sliding_bytes for lease in self._due for node in trail(lease.node)
+            node.id: node.stored.sliding_bytes
+            for lease in self._due
+            for node in trail(lease.node)
+            if not node.windows
         }
         return Room(sum(held.values()), sum(map(bool, held.values())))
 

@@ -29,7 +29,6 @@ from sapwood import (
 )
 from sapwood.client.credentials import read_token
 from sapwood.daemon.errors import UsageError
-from sapwood.daemon.render import draw_tree
 from sapwood.daemon.sizes import format_bytes
 
 PROMPT_CHARS_MAX = 4 * 1024 * 1024
@@ -60,7 +59,7 @@ def generate(arguments: argparse.Namespace) -> int:
         text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
     if arguments.top_logprobs and not arguments.json:
         raise UsageError("--top-logprobs needs --json")
-    prompt = text if arguments.raw else _conversation(arguments, [Message("user", text)])
+    prompt = text if arguments.raw else conversation(arguments, [Message("user", text)])
     options = sampling_options(arguments)
     options["top_logprobs"] = arguments.top_logprobs
     with (
@@ -90,7 +89,8 @@ def _as_json(reply: Reply) -> dict[str, object]:
     }
 
 
-def _conversation(arguments: argparse.Namespace, messages: list[Message]) -> Conversation:
+def conversation(arguments: argparse.Namespace, messages: list[Message]) -> Conversation:
+    """What is said, behind the system message of the flags."""
     system = [Message("system", arguments.system)] if arguments.system else []
     return Conversation([*system, *messages], thinking=arguments.thinking)
 
@@ -122,7 +122,7 @@ def chat(arguments: argparse.Namespace) -> int:
         console.print(f"{model.name}. /quit leaves, Ctrl-C stops a reply.", style="dim")
         for line in _lines(console):
             history.append(Message("user", line))
-            prompt = _conversation(arguments, history)
+            prompt = conversation(arguments, history)
             history.append(Message("assistant", _reply(client, prompt, options, console)))
     return 0
 
@@ -208,14 +208,7 @@ def _print_shared(cache: CacheStats) -> None:
     print(
         f"tree       {cache.nodes} nodes, {cache.depth_tokens} tokens deep, "
         f"{format_bytes(sum(cache.stored.values()))}, {cache.splits} splits, "
-        f"{cache.merges} merges, {cache.evictions} evictions"
+        f"{cache.merges} merges, {cache.evictions} evictions, "
+        f"{format_bytes(cache.pinned_bytes)} pinned"
     )
     print(f"prefixes   {cache.hit_tokens} of {looked_up} prompt tokens cached ({share:.0%})")
-
-
-def tree(arguments: argparse.Namespace) -> int:
-    """Draw the prefix tree."""
-    with connect(arguments) as client:
-        nodes = list(client.describe_tree())
-    Console().print(draw_tree(nodes))
-    return 0

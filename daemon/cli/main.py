@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
+from sapwood.daemon.cli import operator_commands as operators
 from sapwood.daemon.cli import tokens
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_serve
 from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
+from sapwood.daemon.sizes import parse_time
 
 if TYPE_CHECKING:
     from sapwood.daemon.engine.loaded import Loaded
@@ -112,7 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_chat(_add_client(add("chat", "talk to the model"), commands.chat))
     _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
     _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
-    _add_client(add("tree", "draw the prefix tree"), commands.tree)
+    _add_tree(_add_client(add("tree", "draw the prefix tree"), operators.tree))
+    _add_pin(_add_client(add("pin", "compute a prefix and keep it"), operators.pin))
+    _add_json(_add_client(add("pins", "list what is pinned"), operators.pins))
+    _add_unpin(_add_client(add("unpin", "let a pinned prefix go"), operators.unpin))
+    _add_prefix(_add_client(add("evict", "take out what begins with a prefix"), operators.evict))
+    _add_client(add("clear", "take everything out of the prefix tree"), operators.clear)
     _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
     _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
@@ -244,6 +251,16 @@ def _unsigned(bits: int) -> Callable[[str], int]:
     return parse
 
 
+def _interval(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 86400.0:
+        raise ValueError
+    return value
+
+
+_interval.__name__ = "number from 0.1 to 86400"  # argparse puts it into its message
+
+
 def _seconds(text: str) -> float | None:
     """As the client takes a timeout, so that one without end is one here, and NaN is none."""
     from sapwood.client import fields
@@ -292,3 +309,39 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     _add_sampling(parser)
     _add_turns(parser)
+
+
+def _add_tree(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser)
+    parser.add_argument(
+        "--watch",
+        type=_interval,
+        nargs="?",
+        const=2.0,
+        metavar="SECONDS",
+        help="again and again, every 2 seconds unless you say",
+    )
+
+
+def _add_pin(parser: argparse.ArgumentParser) -> None:
+    _add_prefix(parser)
+    _add_json(parser)
+    help = "how long to keep it, such as 90, 30m, 12h or 7d (default: until it is unpinned)"
+    parser.add_argument("--ttl", type=parse_time, metavar="TIME", help=help)
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS")
+
+
+def _add_unpin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("pins", nargs="+", metavar="PIN", help="its id, as `pins` lists it")
+
+
+def _add_prefix(parser: argparse.ArgumentParser) -> None:
+    _add_turns(parser)
+    add = parser.add_argument
+    help = "text (default: standard input, or with --system nothing more)"
+    add("prompt", nargs="?", metavar="PROMPT", help=help)
+    add("--raw", action="store_true", help="the text as it is, not as a user's turn")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print it as JSON")

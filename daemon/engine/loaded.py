@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sapwood.cache.prefix.describe import NodeView
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
-from sapwood.scheduler.events import Command, Effect
+from sapwood.scheduler.events import Command, Effect, PinView
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.stats import Stats
@@ -47,6 +47,12 @@ class StepCore(Protocol):
 
     def stats(self) -> Stats:
         """The counts of this moment; cheap enough for every step."""
+
+    def pins(self, now: float) -> tuple[PinView, ...]:
+        """What is pinned, oldest first."""
+
+    def readers(self) -> Mapping[int, int]:
+        """By the id of a tree's node: how many slots read its full K/V where it lies."""
 
     def check(self) -> None:
         """Assert the invariants. O(sequences + tree), so only when idle."""
@@ -108,9 +114,14 @@ class Loaded:
         account = stats.memory
         return memory_use(stats, *self.follow(account.workspace, account.free), self.other_bytes)
 
+    def view_pins(self, now: float) -> tuple[PinView, ...]:
+        """What is pinned, oldest first: for Engine.ask. `now`: of the engine's clock."""
+        return self.core.pins(now)
+
     def view_tree(self) -> TreeView:
         """Every node, without its tokens: for Engine.ask. O(nodes)."""
-        return TreeView(self.core.stats().steps, tuple(self.describe_tree()))
+        nodes = tuple(self.describe_tree())
+        return TreeView(self.core.stats().steps, nodes, dict(self.core.readers()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +130,4 @@ class TreeView:
 
     step: int
     nodes: tuple[NodeView, ...]
+    readers: Mapping[int, int]  # by id, of those that have any

@@ -15,14 +15,26 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.daemon.engine.loaded import StepCore
 from sapwood.scheduler.control_tokens import ControlTokens
-from sapwood.scheduler.events import Cancel, Command, Delta, Effect, Finished, Request, Submit
+from sapwood.scheduler.events import (
+    Cancel,
+    Clear,
+    Command,
+    Delta,
+    Drain,
+    Effect,
+    Finished,
+    PinView,
+    Request,
+    Submit,
+    Unpin,
+)
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import FinishReason
@@ -117,12 +129,17 @@ class RecordedCore:
 
     def handle(self, command: Command, now: float) -> None:
         """As StepCore says."""
-        if isinstance(command, Submit):
-            self._write(now=now, submit=_request(self._disguise.request(command.request)))
-        elif isinstance(command, Cancel):
-            self._write(now=now, cancel=[command.id, command.reason.name])
-        else:
-            self._write(now=now, drain=True)
+        match command:
+            case Submit(request):
+                self._write(now=now, submit=_request(self._disguise.request(request)))
+            case Cancel(id, reason):
+                self._write(now=now, cancel=[id, reason.name])
+            case Unpin(id, name):
+                self._write(now=now, unpin=[id, name])
+            case Clear(id, tokens):
+                self._write(now=now, clear=[id, self._disguise.ids(tokens)])
+            case Drain():  # pragma: no branch (there is no sixth)
+                self._write(now=now, drain=True)
         self._core.handle(command, now)
 
     def plan(self, now: float) -> StepPlan | None:
@@ -171,6 +188,14 @@ class RecordedCore:
     def stats(self) -> Stats:
         """As StepCore says."""
         return self._core.stats()
+
+    def pins(self, now: float) -> tuple[PinView, ...]:
+        """As StepCore says."""
+        return self._core.pins(now)
+
+    def readers(self) -> Mapping[int, int]:
+        """As StepCore says."""
+        return self._core.readers()
 
     def check(self) -> None:
         """As StepCore says."""

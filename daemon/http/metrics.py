@@ -150,11 +150,16 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     yield _gauge(
         "tree_leased_bytes", "Full-attention K/V of nodes in use.", stats.tree_leased_bytes
     )
-    yield _counter(
-        "tree_evictions", "Nodes evicted, thinned or cleared.", "cause", stats.tree_evictions
-    )
+    yield _gauge("tree_pinned_bytes", "K/V that pins keep.", stats.tree_pinned_bytes)
+    causes: dict[str, int] = {cause: n for cause, n in stats.tree_evictions.items()}
+    causes["expired"] = 0  # what expires is no longer kept, and not gone
+    yield _counter("tree_evictions", "Nodes evicted, thinned or cleared.", "cause", causes)
     yield _total("tree_splits", "Edges split where a prompt left them.", stats.tree_splits)
     yield _total("tree_merges", "Nodes merged with their only child.", stats.tree_merges)
+    paged_in = {"device": stats.page_in_bytes, "disk": 0}
+    yield _counter("page_in_bytes", "Stored K/V that slots copied.", "tier", paged_in)
+    paged_out = {"device": stats.page_out_bytes, "disk": 0}
+    yield _counter("page_out_bytes", "K/V that the tree took.", "tier", paged_out)
 
 
 def _memory(published: Published) -> Iterator[Metric]:

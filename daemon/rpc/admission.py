@@ -1,4 +1,4 @@
-"""The only door: a GenerateRequest becomes a scheduler Request, or is Refused.
+"""The only door: what a client sends becomes a scheduler Request, or is Refused.
 
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
 - Tokenising runs in `tokenise_workers` threads, off the event loop; Tokenize and Detokenize have
@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Sequence
 
 from sapwood.daemon.engine.card import ModelCard
@@ -21,6 +22,7 @@ from sapwood.daemon.rpc.rules import (
     GENERATE_RULES,
     KNOWN,
     NO_MEDIA,
+    PIN_RULES,
     PROMPT_RULES,
     TOO_LONG,
     Bounds,
@@ -30,13 +32,16 @@ from sapwood.daemon.rpc.rules import (
 )
 from sapwood.daemon.rpc.workers import Workers
 from sapwood.model.prompt.errors import GivenUp, PromptTooLong
-from sapwood.scheduler.events import Request
+from sapwood.scheduler.events import Clear, PinTerms, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
+from sapwood.scheduler.sampling import Sampling
+from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
-from sapwood.v1 import prompt_pb2
 
 _ID_BYTES = 4
+
+Prefix = cache_pb2.PinPrefixRequest | cache_pb2.EvictPrefixRequest
 
 
 class Admission:
@@ -67,7 +72,7 @@ class Admission:
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
         prompt = await self._prompt(request)
         return Request(
-            id=next(self._ids),
+            id=self.draw_id(),
             root=root_key(self._card.fingerprint, principal.salt),
             prompt=prompt,
             max_tokens=self._capped_tokens(request, len(prompt)),
@@ -81,6 +86,34 @@ class Admission:
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
         )
+
+    async def admit_pin(
+        self, request: cache_pb2.PinPrefixRequest, deadline: float, principal: Principal
+    ) -> Request:
+        """As `admit`, of a prompt that is kept and not answered.
+
+        It serves whoever has the principal's part of the tree: the principal, and its pool.
+        """
+        check(request, PIN_RULES, self._bounds)
+        given = request.HasField("ttl")
+        ttl_s = request.ttl.seconds + request.ttl.nanos / 1e9 if given else None
+        return Request(
+            id=self.draw_id(),
+            root=root_key(self._card.fingerprint, principal.salt),
+            prompt=await self._prompt(request),
+            max_tokens=1,
+            sampling=Sampling(),
+            deadline=deadline,
+            pin=PinTerms(secrets.token_hex(8), ttl_s),
+        )
+
+    async def prefix_to_clear(self, request: cache_pb2.EvictPrefixRequest) -> Clear:
+        """Raises Refused, for what Generate would refuse of a prompt too."""
+        return Clear(self.draw_id(), await self._prompt(request))
+
+    def draw_id(self) -> int:
+        """Of a command, which nothing else of this process has."""
+        return next(self._ids)
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
         """The ids that Generate would see, up to `codec_tokens_max` of them. Raises Refused."""
@@ -106,7 +139,7 @@ class Admission:
 
         return await self._codec.run(decode, _ID_BYTES * len(token_ids))
 
-    async def _prompt(self, request: pb.GenerateRequest) -> tuple[int, ...]:
+    async def _prompt(self, request: pb.GenerateRequest | Prefix) -> tuple[int, ...]:
         field: str = request.WhichOneof("prompt") or "prompt"
         tokens_max = self._card.facts.context_tokens_max
         if field == "token_ids":
@@ -121,7 +154,9 @@ class Admission:
         check(PromptTokens(field, ids, told), PROMPT_RULES, self._bounds)
         return ids
 
-    async def _encoded_to_generate(self, request: pb.GenerateRequest, tokens_max: int) -> list[int]:
+    async def _encoded_to_generate(
+        self, request: pb.GenerateRequest | Prefix, tokens_max: int
+    ) -> list[int]:
         try:
             return await self._encoded(request, self._workers, tokens_max)
         except PromptTooLong as error:
@@ -130,7 +165,7 @@ class Admission:
 
     async def _encoded(
         self,
-        request: pb.GenerateRequest | pb.TokenizeRequest,
+        request: pb.GenerateRequest | pb.TokenizeRequest | Prefix,
         workers: Workers,
         tokens_max: int,
     ) -> list[int]:

@@ -1,30 +1,61 @@
-"""CacheService for operators: what the tree holds and what memory is used for.
+"""CacheService for operators: what the tree holds, what is pinned in it, and what is taken out.
 
-- Both are asked of the engine thread between two steps: what a reply stored is in the answer to
-  whoever has read its finish, and the two answers agree with each other. Roots are not nodes.
+- What is read is asked of the engine thread between two steps: what a reply stored is in the answer
+  to whoever has read its finish, and the answers agree with each other. Roots are not nodes.
+- What changes something goes to the core as a command and is answered through a mailbox, so that a
+  drain or a fault of the engine ends it as it ends a reply.
+- A pin whose caller leaves before it is told of it is given up.
 - Token text is never sent: there is no caller yet who could be authorised to see it.
 """
 
 from __future__ import annotations
 
+import time
+from functools import partial
+from typing import TypeVar
+
+from google.protobuf import timestamp_pb2
+
 from sapwood.cache.prefix.describe import NodeView
-from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.engine.loaded import Loaded, TreeView
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.rules import unsupported
+from sapwood.scheduler.events import (
+    Answered,
+    Cancel,
+    Clear,
+    Cleared,
+    Pinned,
+    PinView,
+    Submit,
+    Unpin,
+    Unpinned,
+)
+from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import cache_pb2 as pb
+
+_A = TypeVar("_A", bound=Answered)
 
 
 class CacheService:
-    """Looks into the prefix tree that all requests share."""
+    """Looks into and steers the prefix tree that all requests share."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def behaviours(self) -> dict[str, Behaviour]:
-        """By method; those of the contract that are missing answer UNIMPLEMENTED."""
-        return {"GetCacheStats": self._get_cache_stats, "DescribeTree": self._describe_tree}
+        """By method: all of the contract."""
+        return {
+            "GetCacheStats": self._get_cache_stats,
+            "DescribeTree": self._describe_tree,
+            "PinPrefix": self._pin_prefix,
+            "ListPins": self._list_pins,
+            "UnpinPrefix": self._unpin_prefix,
+            "EvictPrefix": self._evict_prefix,
+            "ClearCache": self._clear_cache,
+        }
 
     async def _get_cache_stats(
         self, _request: pb.GetCacheStatsRequest, _call: Call
@@ -36,6 +67,7 @@ class CacheService:
             depth_tokens=stats.tree_depth_tokens,
             stored=_stored(stats.tree_full_bytes, stats.tree_sliding_bytes),
             leased_bytes=stats.tree_leased_bytes,
+            pinned_bytes=stats.tree_pinned_bytes,
             splits=stats.tree_splits,
             merges=stats.tree_merges,
             evictions=sum(stats.tree_evictions.values()),
@@ -62,11 +94,84 @@ class CacheService:
         roots = {node.id for node in view.nodes if node.parent is None}
         for node in view.nodes:
             if node.parent is not None:
-                message = pb.DescribeTreeResponse(node=_node(node, roots, view.step))
+                message = pb.DescribeTreeResponse(node=_node(node, roots, view))
                 await call.write_in_time(message, self._gate.limits.write_s_max)
 
+    async def _pin_prefix(self, request: pb.PinPrefixRequest, call: Call) -> pb.PinPrefixResponse:
+        self._gate.enter()
+        admission = self._gate.admission
+        deadline = self._gate.deadline(call)
+        admitted = await admission.admit_pin(request, deadline, call.principal)
+        self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
+        assert admitted.pin is not None, "admit_pin made a request without a pin"
+        undone = Cancel(admitted.id), Unpin(admission.draw_id(), admitted.pin.name)
+        answer = await self._ordered(Submit(admitted), admitted.id, Pinned, undone)
+        return pb.PinPrefixResponse(pin=_pin(answer.pin))
 
-def _node(node: NodeView, roots: set[int], step: int) -> pb.TreeNode:
+    async def _list_pins(self, request: pb.ListPinsRequest, _call: Call) -> pb.ListPinsResponse:
+        self._gate.enter()
+        limits = self._gate.limits
+        size = min(request.page_size or limits.pins_page_default, limits.pins_page_max)
+        after = _pins_before(request.page_token)
+        pins = await self._gate.ask(partial(Loaded.view_pins, now=time.monotonic()))
+        rest = [pin for pin in pins if pin.number > after]
+        page = rest[:size]
+        token = str(page[-1].number) if len(rest) > len(page) else ""
+        return pb.ListPinsResponse(pins=map(_pin, page), next_page_token=token)
+
+    async def _unpin_prefix(
+        self, request: pb.UnpinPrefixRequest, _call: Call
+    ) -> pb.UnpinPrefixResponse:
+        self._gate.enter()
+        id = self._gate.admission.draw_id()
+        answer = await self._ordered(Unpin(id, request.pin_id), id, Unpinned)
+        if not answer.found:
+            raise Refused(Reason.PIN_NOT_FOUND, "there is no such pin", field="pin_id")
+        return pb.UnpinPrefixResponse()
+
+    async def _evict_prefix(
+        self, request: pb.EvictPrefixRequest, _call: Call
+    ) -> pb.EvictPrefixResponse:
+        self._gate.enter()
+        order = await self._gate.admission.prefix_to_clear(request)
+        self._gate.enter()
+        answer = await self._ordered(order, order.id, Cleared)
+        return pb.EvictPrefixResponse(
+            nodes=answer.nodes, freed_bytes=answer.freed_bytes, held_bytes=answer.held_bytes
+        )
+
+    async def _clear_cache(
+        self, _request: pb.ClearCacheRequest, _call: Call
+    ) -> pb.ClearCacheResponse:
+        self._gate.enter()
+        id = self._gate.admission.draw_id()
+        answer = await self._ordered(Clear(id), id, Cleared)
+        return pb.ClearCacheResponse(
+            nodes=answer.nodes, freed_bytes=answer.freed_bytes, held_bytes=answer.held_bytes
+        )
+
+    async def _ordered(
+        self,
+        command: Submit | Unpin | Clear,
+        id: int,
+        kind: type[_A],
+        undone: tuple[Cancel | Unpin, ...] = (),
+    ) -> _A:
+        """The core's answer to a command. undone: sent where the caller leaves before it."""
+        mailbox = self._gate.mailboxes.open(id)
+        self._gate.engine.send(command)
+        try:
+            answer = await mailbox.answer()
+        finally:
+            self._gate.mailboxes.close(mailbox)
+            if not mailbox.settled:
+                for order in undone:
+                    self._gate.engine.send(order)
+        assert isinstance(answer, kind), f"{type(answer).__name__} to {type(command).__name__}"
+        return answer
+
+
+def _node(node: NodeView, roots: set[int], view: TreeView) -> pb.TreeNode:
     return pb.TreeNode(
         id=node.id,
         parent_id=None if node.parent in roots else node.parent,
@@ -74,8 +179,10 @@ def _node(node: NodeView, roots: set[int], step: int) -> pb.TreeNode:
         end=node.end,
         stored=_stored(node.full_bytes, node.sliding_bytes),
         leases=node.leases,
-        age_steps=max(0, step - node.age),
+        age_steps=max(0, view.step - node.age),
+        pinned=node.pinned,
         hit_count=node.hits,
+        readers=view.readers.get(node.id, 0),
     )
 
 
@@ -84,3 +191,22 @@ def _stored(full_bytes: int, sliding_bytes: int) -> list[pb.StoredBytes]:
         pb.StoredBytes(tier=pb.TIER_DEVICE, layer=pb.LAYER_KIND_FULL, bytes=full_bytes),
         pb.StoredBytes(tier=pb.TIER_DEVICE, layer=pb.LAYER_KIND_SLIDING, bytes=sliding_bytes),
     ]
+
+
+def _pin(pin: PinView) -> pb.Pin:
+    """In milliseconds: what is left by the engine's clock, from now on by everybody's."""
+    ends = None
+    if pin.expires_at is not None:
+        ends = timestamp_pb2.Timestamp()
+        ends.FromMilliseconds(round(1000 * (time.time() + pin.expires_at - time.monotonic())))
+    return pb.Pin(id=pin.name, tokens=pin.tokens, expire_time=ends, bytes=pin.size)
+
+
+def _pins_before(token: str) -> int:
+    """The number of the last pin of the page before; 0 for none. Raises Refused."""
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdigit() and len(token) < 19):
+        problem = "page_token is not one of a page before"
+        raise Refused(Reason.BAD_REQUEST, problem, field="page_token")
+    return int(token)

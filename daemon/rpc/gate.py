@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -16,6 +17,7 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.engine import Engine, EngineEnded
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.rpc.admission import Admission
+from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.mailbox import Mailboxes
 from sapwood.daemon.rpc.quotas import Accounts
 from sapwood.daemon.rpc.refusals import engine_failed, model_loading
@@ -92,6 +94,12 @@ class Gate:
             return await asyncio.wrap_future(self.engine.ask(work))
         except EngineEnded:
             raise engine_failed() from None
+
+    def deadline(self, call: Call) -> float:
+        """In the engine's clock; a client without a deadline gets `request_s_max`."""
+        remaining = call.time_remaining()
+        most = self.limits.request_s_max
+        return time.monotonic() + (most if remaining is None else min(remaining, most))
 
     def enter(self) -> None:
         """Every RPC of ours calls this first. Raises Refused unless the daemon serves."""

@@ -40,7 +40,7 @@ class GenerationService:
         }
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
-        deadline = self._deadline(call)
+        deadline = self._gate.deadline(call)
         with self._gate.accounts.stake(call.principal) as stake:
             admitted = await self._admit(request, deadline, call.principal, stake)
             await self._reply(admitted, deadline, stake, call)
@@ -112,12 +112,6 @@ class GenerationService:
             numerics=pb.NUMERICS_FAST,
             device=card.device,
         )
-
-    def _deadline(self, call: Call) -> float:
-        """In the engine's clock; a client without a deadline gets `request_s_max`."""
-        remaining = call.time_remaining()
-        most = self._gate.limits.request_s_max
-        return time.monotonic() + (most if remaining is None else min(remaining, most))
 
     def _why_gone(self, deadline: float) -> CancelReason:
         """A client whose deadline passes cancels at about that time, by its own clock."""

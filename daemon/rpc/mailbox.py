@@ -6,6 +6,7 @@
   either the RPC alone ends with SLOW_READER. gRPC's own flow control starts megabytes later.
 - A fault in one mailbox ends its RPC and nobody else's.
 - Exactly one end: Finished, or the Refused that `pump` raises. What is put after it is dropped.
+- An RPC without a stream waits for its one answer, or that Refused.
 - The engine never waits for a client.
 """
 
@@ -18,7 +19,15 @@ import anyio
 
 from sapwood.daemon.faults import described
 from sapwood.daemon.rpc.refusals import internal, refusal_of, slow_reader
-from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, ToolCall
+from sapwood.scheduler.events import (
+    Answered,
+    Delta,
+    Effect,
+    Failed,
+    Finished,
+    Progress,
+    ToolCall,
+)
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Refused
 from sapwood.scheduler.result import TokenLogprobs
@@ -50,7 +59,7 @@ class Mailbox:
         self._calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprobs] = []
         self._bytes = 0
-        self._end: Finished | Refused | None = None
+        self._end: Finished | Answered | Refused | None = None
         self._settled = False
         self._arrived = anyio.Event()
         self._write: anyio.CancelScope | None = None
@@ -70,11 +79,11 @@ class Mailbox:
                 self._progress = effect
             case Delta():
                 self._append(effect)
-            case Finished():
-                self._end = effect
-                self._settled = True
             case Failed():
                 self._end = refusal_of(effect)
+                self._settled = True
+            case _:
+                self._end = effect
                 self._settled = True
         self._arrived.set()
 
@@ -88,6 +97,16 @@ class Mailbox:
         self._arrived.set()
         if self._write is not None:
             self._write.cancel()
+
+    async def answer(self) -> Answered:
+        """What a command without a stream is answered; raises the Refused in its place."""
+        while self._end is None:
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+        if isinstance(self._end, Refused):
+            raise self._end
+        assert not isinstance(self._end, Finished), "an answer to a prompt"
+        return self._end
 
     async def pump(self, write: Callable[[ReplyEvent], Awaitable[None]]) -> None:
         """Write every event up to Finished; raises the Refused that ended the sequence instead."""
@@ -109,9 +128,9 @@ class Mailbox:
             return progress
         if self._has_delta:
             return self._coalesced()
-        assert self._end is not None
         if isinstance(self._end, Refused):
             raise self._end
+        assert isinstance(self._end, Finished), "a stream of a command that has none"
         return self._end
 
     @property

@@ -16,10 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from google.protobuf import duration_pb2
+
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
+from sapwood.v1 import cache_pb2
 from sapwood.v1 import generation_pb2 as pb
 
 _M = TypeVar("_M")
@@ -160,6 +163,21 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         "max_tokens must be at least 1",
     ),
 )
+
+
+PIN_RULES: tuple[Rule[cache_pb2.PinPrefixRequest], ...] = (
+    Rule(
+        "ttl",
+        Reason.BAD_REQUEST,
+        lambda r, b: not r.HasField("ttl") or _is_lasting(r.ttl, b.limits.pin_s_max),
+        "ttl must be more than 0 and less than {limits.pin_s_max:.0f} seconds",
+    ),
+)
+
+
+def _is_lasting(ttl: duration_pb2.Duration, s_max: float) -> bool:
+    """More than nothing; of the fractions that a Duration may have, which go one way."""
+    return 0 <= ttl.nanos < 10**9 and 0 <= ttl.seconds < s_max and bool(ttl.seconds or ttl.nanos)
 
 
 def _sampling(field: str, holds: Callable[[Sampling, Bounds], bool], rule: str) -> Rule[Sampling]:

@@ -37,6 +37,7 @@ from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
 from sapwood.client.credentials import CallCredentials, ConnectOptions
 from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
 from sapwood.client.lanes import Lanes
+from sapwood.client.operators import AsyncOperatorCalls
 from sapwood.client.reply import ReplyBuilder
 from sapwood.client.values import (
     CacheStats,
@@ -176,7 +177,7 @@ class AsyncStream:
         self.cancel()
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperatorCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).

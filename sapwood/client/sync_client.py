@@ -24,6 +24,7 @@ from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
 from sapwood.client.credentials import CallCredentials, ConnectOptions
 from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
 from sapwood.client.lanes import Lanes
+from sapwood.client.operators import OperatorCalls
 from sapwood.client.reply import ReplyBuilder
 from sapwood.client.sync_calls import (
     SyncGenerateCall,
@@ -133,7 +134,7 @@ class Stream:
         self.cancel()
 
 
-class Client:
+class Client(OperatorCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).

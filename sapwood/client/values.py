@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, SupportsIndex, TypedDict
 
@@ -250,6 +251,7 @@ class CacheStats:
     hit_tokens: int
     miss_tokens: int
     memory: Memory
+    pinned_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,3 +269,23 @@ class TreeNode:
     hit_count: int
     token_ids: tuple[int, ...]
     text: str | None
+    readers: int = 0  # requests that read it where it lies, instead of a copy of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A prefix that is kept. bytes: what several pins keep is in each of them."""
+
+    id: str
+    tokens: int
+    bytes: int
+    expire_time: datetime | None  # in UTC; None: it stays until it is unpinned
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What an eviction took. held_bytes: what running requests hold, which goes when they end."""
+
+    nodes: int
+    freed_bytes: int
+    held_bytes: int

@@ -11,7 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from datetime import UTC
 from typing import Any, TypeVar
+
+from google.protobuf import duration_pb2
 
 from sapwood.client.fields import (
     add_integers,
@@ -33,12 +36,14 @@ from sapwood.client.values import (
     Event,
     Finish,
     FinishReason,
+    Freed,
     GenerateOptions,
     LayerKind,
     Memory,
     Message,
     Messages,
     Model,
+    Pin,
     Prefill,
     Prompt,
     StoredBytes,
@@ -103,6 +108,26 @@ def detokenize_request(token_ids: TokenIds) -> generation_pb2.DetokenizeRequest:
 def describe_tree_request(include_tokens: bool) -> cache_pb2.DescribeTreeRequest:
     """Raises TypeError for what is no bool."""
     return set_fields(cache_pb2.DescribeTreeRequest(), {"include_tokens": include_tokens})
+
+
+def pin_prefix_request(prompt: Prompt, ttl: float | None) -> cache_pb2.PinPrefixRequest:
+    """As generate_request, and for a ttl that is no time; one that is past is sent."""
+    request = cache_pb2.PinPrefixRequest(**_prompt(prompt))
+    if (ttl_s := seconds(ttl, "ttl")) is not None:
+        lasts = duration_pb2.Duration()
+        lasts.FromNanoseconds(round(max(ttl_s, -1.0) * 1e9))
+        request.ttl.CopyFrom(lasts)
+    return request
+
+
+def evict_prefix_request(prompt: Prompt) -> cache_pb2.EvictPrefixRequest:
+    """As generate_request."""
+    return cache_pb2.EvictPrefixRequest(**_prompt(prompt))
+
+
+def unpin_prefix_request(pin_id: str) -> cache_pb2.UnpinPrefixRequest:
+    """Raises TypeError for what is no text."""
+    return set_fields(cache_pb2.UnpinPrefixRequest(), {"pin_id": pin_id})
 
 
 def deadline_s(timeout: float | None) -> float | None:
@@ -222,6 +247,18 @@ def tree_node(node: cache_pb2.TreeNode) -> TreeNode:
     values["token_ids"] = tuple(node.token_ids)
     values["text"] = node.text if node.HasField("text") else None
     return TreeNode(**values)
+
+
+def pinned_prefix(message: cache_pb2.Pin) -> Pin:
+    """Times are UTC's."""
+    values = _fields(message, Pin)
+    ends = message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None
+    return Pin(**values | {"expire_time": ends})
+
+
+def freed(response: cache_pb2.EvictPrefixResponse | cache_pb2.ClearCacheResponse) -> Freed:
+    """Both say the same."""
+    return Freed(**_fields(response, Freed))
 
 
 def _stored(entries: Iterable[cache_pb2.StoredBytes]) -> StoredBytes:

@@ -189,12 +189,13 @@ class GetCacheStatsResponse(_message.Message):
     HIT_TOKENS_FIELD_NUMBER: _builtins.int
     MISS_TOKENS_FIELD_NUMBER: _builtins.int
     MEMORY_FIELD_NUMBER: _builtins.int
+    PINNED_BYTES_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
     """Nodes, roots not counted."""
     depth_tokens: _builtins.int
     """Tokens of the longest path."""
     leased_bytes: _builtins.int
-    """Bytes of K/V, full attention only, of nodes that running requests lease."""
+    """Bytes of K/V, full attention only, of nodes that running requests or pins lease."""
     splits: _builtins.int
     """Nodes split because a prompt left an edge in its middle."""
     merges: _builtins.int
@@ -205,6 +206,8 @@ class GetCacheStatsResponse(_message.Message):
     """Prompt tokens that were found in the tree."""
     miss_tokens: _builtins.int
     """Prompt tokens that were not, and had to be computed."""
+    pinned_bytes: _builtins.int
+    """Bytes of K/V that pins keep."""
     @_builtins.property
     def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBytes]:
         """Bytes by tier and kind of layer. Pairs that hold nothing may be missing."""
@@ -226,10 +229,11 @@ class GetCacheStatsResponse(_message.Message):
         hit_tokens: _builtins.int = ...,
         miss_tokens: _builtins.int = ...,
         memory: Global___Memory | None = ...,
+        pinned_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["memory", b"memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth_tokens", b"depth_tokens", "evictions", b"evictions", "hit_tokens", b"hit_tokens", "leased_bytes", b"leased_bytes", "memory", b"memory", "merges", b"merges", "miss_tokens", b"miss_tokens", "nodes", b"nodes", "splits", b"splits", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth_tokens", b"depth_tokens", "evictions", b"evictions", "hit_tokens", b"hit_tokens", "leased_bytes", b"leased_bytes", "memory", b"memory", "merges", b"merges", "miss_tokens", b"miss_tokens", "nodes", b"nodes", "pinned_bytes", b"pinned_bytes", "splits", b"splits", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,6 +302,7 @@ class TreeNode(_message.Message):
     HIT_COUNT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    READERS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Unique within one answer and stable while the node lives."""
     parent_id: _builtins.int
@@ -316,6 +321,8 @@ class TreeNode(_message.Message):
     """Prompts that found it."""
     text: _builtins.str
     """Their text. Only if include_tokens was set."""
+    readers: _builtins.int
+    """Running requests that read its full-attention K/V where it lies, instead of a copy."""
     @_builtins.property
     def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredBytes]:
         """Bytes by tier and kind of layer. Pairs that hold nothing may be missing."""
@@ -338,10 +345,11 @@ class TreeNode(_message.Message):
         hit_count: _builtins.int = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         text: _builtins.str | None = ...,
+        readers: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "_text", b"_text", "parent_id", b"parent_id", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "_text", b"_text", "age_steps", b"age_steps", "end", b"end", "hit_count", b"hit_count", "id", b"id", "leases", b"leases", "parent_id", b"parent_id", "pinned", b"pinned", "start", b"start", "stored", b"stored", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "_text", b"_text", "age_steps", b"age_steps", "end", b"end", "hit_count", b"hit_count", "id", b"id", "leases", b"leases", "parent_id", b"parent_id", "pinned", b"pinned", "readers", b"readers", "start", b"start", "stored", b"stored", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
     _WhichOneofArgType__parent_id: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
@@ -356,7 +364,12 @@ Global___TreeNode: _TypeAlias = TreeNode  # noqa: Y015
 
 @_typing.final
 class PinPrefixRequest(_message.Message):
-    """Computes a prefix if need be and keeps it."""
+    """Computes a prefix if need be and keeps it: prompts that begin with it need not compute it, even
+    where their tokens part from it up to 32 tokens before its end. It takes a place in the queue and
+    a slot as a request does, and draws nothing. At most 64 prefixes are pinned at once, else
+    CLIENT_QUOTA; OUT_OF_MEMORY where all that pins keep would be more than half of the memory
+    beside the weights, or would leave too little for a request that was let in.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -376,7 +389,9 @@ class PinPrefixRequest(_message.Message):
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long to keep it, more than zero. Unset: until it is unpinned."""
+        """How long to keep it once it is made, more than zero and at most ten years. Unset: until it is
+        unpinned.
+        """
 
     def __init__(
         self,
@@ -429,10 +444,13 @@ class Pin(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Drawn by the daemon."""
     tokens: _builtins.int
     """Length of the prefix."""
+    bytes: _builtins.int
+    """K/V that it keeps. What several pins keep is in each of them."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends. Unset: never."""
@@ -443,10 +461,11 @@ class Pin(_message.Message):
         id: _builtins.str = ...,
         tokens: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "id", b"id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "expire_time", b"expire_time", "id", b"id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,7 +480,7 @@ class ListPinsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Pins to return at most. 0: the daemon's default; larger than 1000 counts as 1000."""
+    """Pins to return at most. 0: 100; larger than 1000 counts as 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -514,7 +533,7 @@ class UnpinPrefixRequest(_message.Message):
 
     PIN_ID_FIELD_NUMBER: _builtins.int
     pin_id: _builtins.str
-    """Which one, else PIN_NOT_FOUND."""
+    """`id` of a pin, else PIN_NOT_FOUND."""
     def __init__(
         self,
         *,
@@ -547,7 +566,7 @@ Global___UnpinPrefixResponse: _TypeAlias = UnpinPrefixResponse  # noqa: Y015
 
 @_typing.final
 class EvictPrefixRequest(_message.Message):
-    """Evicts what the tree holds below a prefix."""
+    """Evicts all that begins with a prefix; the edge in which it ends goes whole."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,19 +608,23 @@ class EvictPrefixResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
-    """Times that a node was evicted, thinned to its full-attention K/V, or cleared."""
+    """Nodes that went."""
     freed_bytes: _builtins.int
     """Bytes freed."""
+    held_bytes: _builtins.int
+    """Bytes that running requests hold. They go when these end, unless later ones use them too."""
     def __init__(
         self,
         *,
         nodes: _builtins.int = ...,
         freed_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "held_bytes", b"held_bytes", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -609,7 +632,7 @@ Global___EvictPrefixResponse: _TypeAlias = EvictPrefixResponse  # noqa: Y015
 
 @_typing.final
 class ClearCacheRequest(_message.Message):
-    """Evicts everything that nobody holds."""
+    """Evicts everything but what is pinned."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -632,19 +655,23 @@ class ClearCacheResponse(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     FREED_BYTES_FIELD_NUMBER: _builtins.int
+    HELD_BYTES_FIELD_NUMBER: _builtins.int
     nodes: _builtins.int
-    """Times that a node was evicted, thinned to its full-attention K/V, or cleared."""
+    """Nodes that went."""
     freed_bytes: _builtins.int
     """Bytes freed."""
+    held_bytes: _builtins.int
+    """Bytes that running requests hold. They go when these end, unless later ones use them too."""
     def __init__(
         self,
         *,
         nodes: _builtins.int = ...,
         freed_bytes: _builtins.int = ...,
+        held_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "nodes", b"nodes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed_bytes", b"freed_bytes", "held_bytes", b"held_bytes", "nodes", b"nodes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

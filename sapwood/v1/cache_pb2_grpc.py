@@ -112,14 +112,15 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EvictPrefix(self, request, context):
-        """Evicts what the tree holds below a prefix, except what is leased or pinned.
+        """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
+        goes when they end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClearCache(self, request, context):
-        """Evicts everything that is neither leased nor pinned.
+        """Evicts everything but what is pinned. What running requests hold goes when they end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,9 +44,11 @@ class CacheServiceStub:
     UnpinPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.UnpinPrefixRequest, _cache_pb2.UnpinPrefixResponse]
     """Gives a pinned prefix back to ordinary eviction."""
     EvictPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.EvictPrefixRequest, _cache_pb2.EvictPrefixResponse]
-    """Evicts what the tree holds below a prefix, except what is leased or pinned."""
+    """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
+    goes when they end.
+    """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
-    """Evicts everything that is neither leased nor pinned."""
+    """Evicts everything but what is pinned. What running requests hold goes when they end."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
@@ -64,9 +66,11 @@ class CacheServiceAsyncStub(CacheServiceStub):
     UnpinPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.UnpinPrefixRequest, _cache_pb2.UnpinPrefixResponse]  # type: ignore[assignment]
     """Gives a pinned prefix back to ordinary eviction."""
     EvictPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.EvictPrefixRequest, _cache_pb2.EvictPrefixResponse]  # type: ignore[assignment]
-    """Evicts what the tree holds below a prefix, except what is leased or pinned."""
+    """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
+    goes when they end.
+    """
     ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
-    """Evicts everything that is neither leased nor pinned."""
+    """Evicts everything but what is pinned. What running requests hold goes when they end."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into and steers the prefix tree that all requests share."""
@@ -117,7 +121,9 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.EvictPrefixRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.EvictPrefixResponse, _abc.Awaitable[_cache_pb2.EvictPrefixResponse]]:
-        """Evicts what the tree holds below a prefix, except what is leased or pinned."""
+        """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
+        goes when they end.
+        """
 
     @_abc_1.abstractmethod
     def ClearCache(
@@ -125,6 +131,6 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _cache_pb2.ClearCacheRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.ClearCacheResponse, _abc.Awaitable[_cache_pb2.ClearCacheResponse]]:
-        """Evicts everything that is neither leased nor pinned."""
+        """Evicts everything but what is pinned. What running requests hold goes when they end."""
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

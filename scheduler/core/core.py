@@ -6,7 +6,7 @@
     core.commit(plan, result, now)      # only where there was a plan
 
 - Sequences, the queue and pending effects have this one writer; tree and ledger move in
-  DeviceMemory.
+  DeviceMemory. What they are, and what may be asked of them: state.py.
 - plan() is a function of the commands, results and times that came before, nothing else (L8).
 - A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
   with the next plan, which first captures what the tree lacks of it (R2).
@@ -20,41 +20,40 @@ from __future__ import annotations
 from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.captures import lose_slots, store_captures
-from sapwood.scheduler.core.memory import DeviceMemory
-from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.planner import PlannedStep, Planner
-from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
-from sapwood.scheduler.core.waiting import Waiting
+from sapwood.scheduler.core.state import CoreState
 from sapwood.scheduler.events import (
     Cancel,
+    Clear,
     Command,
     Delta,
     Drain,
-    Effect,
     Failed,
     Finished,
+    Pinned,
     Progress,
     Request,
     Submit,
+    Unpin,
+    Unpinned,
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
-from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
-from sapwood.scheduler.stats import Stats
 
 _SHUTTING_DOWN = "the daemon is shutting down"
 
 
-class Core:
+class Core(CoreState):
     """Decides who computes what in each step. Single-threaded, deterministic, without I/O."""
 
     def __init__(
@@ -75,64 +74,39 @@ class Core:
         depth_max = limits.draft_depth_max if facts.has_drafter else 0
         self._depth = depth or DepthPolicy(depth_max)
         assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
-        self._facts, self._limits, self._token_bytes = facts, limits, token_bytes
-        self._tree = tree
-        self._reply_length = ReplyLength(limits.reply_tokens_guess)
-        self._memory = DeviceMemory(facts, limits, tree, ledger, self._reply_length)
-        self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
+        super().__init__(facts, limits, tree, ledger, depth_max)
+        self._token_bytes = token_bytes
         self._planner = Planner(limits, self._roster, self._memory, self._depth)
-        self._meters = Meters(depth_max)
-        self._effects: list[Effect] = []
         self._planned: PlannedStep | None = None
-        self._steps = 0
         self._lost = 0  # of the newest steps
-        self._draining = False
-
-    # What the engine asks.
-
-    @property
-    def has_work(self) -> bool:
-        """Whether the loop must go on without waiting for a command."""
-        return bool(self._roster or self._effects)
-
-    @property
-    def finished(self) -> bool:
-        """After Drain, when every sequence has ended, left its slot, and told so."""
-        return self._draining and not self.has_work
-
-    @property
-    def spare_bytes(self) -> int:
-        """What nothing lies in between two steps: reserved for a step, or by nobody."""
-        account = self._memory.bytes
-        return account.workspace + account.free
-
-    def take_effects(self) -> tuple[Effect, ...]:
-        """What happened since the last call, in order; each effect is handed out once."""
-        effects = tuple(self._effects)
-        self._effects.clear()
-        return effects
 
     def handle(self, command: Command, now: float) -> None:
         """Take in one command, between a commit and the next plan."""
         assert self._planned is None, f"{type(command).__name__} while step {self._steps} runs"
+        self._memory.pins.expire(self._steps, now)
         match command:
             case Submit(request):
                 self._submit(request, now)
             case Cancel(id, reason):
                 self._cancel(id, reason, now)
-            case Drain():  # pragma: no branch (there is no fourth)
+            case Unpin(id, name):
+                self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._steps)))
+            case Clear():
+                self._effects.append(self._memory.clear(command, self._roster.holders))
+            case Drain():  # pragma: no branch (there is no sixth)
                 self._drain(now)
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing for the device."""
         assert self._planned is None, f"step {self._steps} is not committed"
+        self._memory.pins.expire(self._steps, now)
         self._expire(now)
         self._planned = self._planner.plan(self._steps + 1, now)
         if self._planned is None:
             return None
         self._steps += 1
         for sequence in self._planned.admitted:
-            if not sequence.parks:
+            if not sequence.parks and sequence.request.pin is None:
                 self._meters.request_queue.observe(now - sequence.submitted_at)
         return self._planned.plan
 
@@ -141,7 +115,7 @@ class Core:
         planned = self._take_planned(plan)
         self._lost = 0
         # Ends all promises, so slices come after it.
-        store_captures(planned, result, self._roster, self._memory)
+        store_captures(planned, result, self._roster, self._memory, self._store)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
@@ -163,26 +137,6 @@ class Core:
         parked = lose_slots(planned, self._roster, self._memory, now)
         self._meters.parks += planned.parked + parked
 
-    def stats(self) -> Stats:
-        """All counts of this moment; cheap enough for every step."""
-        memory, roster = self._memory, self._roster
-        held = memory.bytes, memory.segments_bytes(roster.live.values()), memory.buffers
-        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
-
-    def check(self) -> None:
-        """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
-        self._roster.check()
-        self._memory.check(len(self._roster.live) + len(self._roster.leaving))
-
-    def close(self) -> None:
-        """After the last step of a finished core: what it stored is freed, all of it (M3)."""
-        assert self.finished, "a core that still has work"
-        self._memory.close()
-
-    def stories(self) -> list[str]:
-        """What every sequence that is not gone yet went through, without any of its text."""
-        return self._roster.stories()
-
     # Commands.
 
     def _submit(self, request: Request, now: float) -> None:
@@ -190,13 +144,15 @@ class Core:
         if self._roster.find(request.id) is not None:
             return
         if self._draining:
-            self._refuse(request.id, Reason.DRAINING, _SHUTTING_DOWN)
+            self._refuse(request, Reason.DRAINING, _SHUTTING_DOWN)
         elif not self._memory.servable(request):
             message = "prompt and max_tokens need more memory than there is"
-            self._refuse(request.id, Reason.OUT_OF_MEMORY, message)
+            self._refuse(request, Reason.OUT_OF_MEMORY, message)
         elif waiting.full:
             message = f"{len(waiting)} requests are waiting already"
-            self._refuse(request.id, Reason.QUEUE_FULL, message, self._retry_after())
+            self._refuse(request, Reason.QUEUE_FULL, message, self._retry_after())
+        elif request.pin and (why := self._memory.pins.refusal(request, self._accepted)):
+            self._refuse(request, *why)
         else:
             waiting.add(self._new_sequence(request, now))
 
@@ -211,10 +167,11 @@ class Core:
         return sequence
 
     def _refuse(
-        self, id: int, reason: Reason, message: str, retry_after_s: float | None = None
+        self, request: Request, reason: Reason, message: str, retry_after_s: float | None = None
     ) -> None:
-        self._meters.count_end(Outcome.REJECTED, reason)
-        self._effects.append(Failed(id, reason, message, retry_after_s))
+        if request.pin is None:
+            self._meters.count_end(Outcome.REJECTED, reason)
+        self._effects.append(Failed(request.id, reason, message, retry_after_s))
 
     def _cancel(self, id: int, why: CancelReason, now: float) -> None:
         """A late or duplicate cancel finds nobody and is a no-op."""
@@ -249,7 +206,9 @@ class Core:
         retry_after_s: float | None = None,
     ) -> None:
         self._roster.end(sequence, now, outcome)
-        self._meters.count_end(outcome, reason)
+        self._memory.pins.give_up(sequence.id)
+        if sequence.request.pin is None:
+            self._meters.count_end(outcome, reason)
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
     def _retry_after(self) -> float:
@@ -268,9 +227,17 @@ class Core:
         self._planned = None
         return planned
 
+    def _store(self, sequence: Sequence, payload: Payload, *, turn_end: bool = True) -> bool:
+        size = payload.full_bytes + payload.sliding_bytes
+        stored = self._memory.insert(sequence, payload, self._steps, turn_end)
+        self._meters.page_out_bytes += size if stored else 0
+        return stored
+
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
         self._meters.count_restored(planned.found_tokens)
+        restored = [self._facts.restored_bytes(a.target, a.base) for a in planned.plan.admits]
+        self._meters.page_in_bytes += sum(restored)
         self._meters.parks += planned.parked
         self._meters.count_step(planned.plan, self._depth.parked_rows)
         self._depth.observe_step(planned.shape, seconds)
@@ -293,15 +260,16 @@ class Core:
         first = piece.draws and not sequence.emitted
         assert (token is not None) == first, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
-        sequence.storing = payload is not None and self._memory.insert(
-            sequence, payload, self._steps, turn_end=piece.draws
-        )
+        whole = piece.end == len(sequence.prefix)
+        sequence.storing = payload is not None and self._store(sequence, payload, turn_end=whole)
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
         if token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:
             sequence.move(SequenceState.DECODE, now, "as far as it was")
+        elif sequence.request.pin and (whole or not sequence.storing):
+            self._pin(sequence, now)
 
     def _count_slice(self, sequence: Sequence, end: int) -> None:
         """Of what was computed for the second time nobody is told."""
@@ -311,6 +279,18 @@ class Core:
             sequence.processed = end
             told = Progress(sequence.id, sequence.cached, end, sequence.prompt_tokens)
             self._effects.append(told)
+
+    def _pin(self, sequence: Sequence, now: float) -> None:
+        """All of its prompt was read, and nothing is drawn; or it cannot be kept any more."""
+        pins, request = self._memory.pins, sequence.request
+        pin = pins.make(request, sequence.lease, self._accepted, self._steps, now)
+        if pin is None:
+            message, retry_after_s = "memory is too short to keep it now", self._retry_after()
+            why = Outcome.FAILED, Reason.OUT_OF_MEMORY, message, retry_after_s
+            self._fail(sequence, now, *why)
+        else:
+            self._roster.end(sequence, now, "pinned")
+            self._effects.append(Pinned(sequence.id, pin))
 
     def _begin_reply(
         self, sequence: Sequence, token: int, logprobs: tuple[TokenLogprobs, ...], now: float

@@ -15,15 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
 from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
 from sapwood.scheduler.core.demand import Demand, round_rows, slots_bytes
+from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
-from sapwood.scheduler.events import Request
+from sapwood.scheduler.events import Clear, Cleared, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reference import long_tokens, read_once_tokens
@@ -53,6 +55,7 @@ class DeviceMemory:
         assert facts.live_buffers <= self._buffers.free, "L5: one slot has too many buffers"
         self._slots = SlotRooms(facts, limits, ledger, self._buffers)
         self._stored = SnapshotRoom(facts, tree, ledger, self._buffers)
+        self.pins = Pins(facts, limits, tree, self._stored, ledger, self._buffers)
 
     @property
     def bytes(self) -> LedgerView:
@@ -64,14 +67,10 @@ class DeviceMemory:
         """The account of the device's buffers, whether it bounds them or not."""
         return self._buffers.view()
 
-    def segments_bytes(self, sequences: Iterable[Sequence]) -> int:
-        """Full K/V of the edges that slots of these hold by reference, each edge once."""
-        return self._tree.read_bytes((s.lease, s.base) for s in sequences if s.lease and s.base)
-
     def servable(self, request: Request) -> bool:
-        """L5: whether it would fit were it alone."""
+        """L5: whether it would fit beside the pins were it alone."""
         wanted = slots_bytes(self._facts, self._limits, [Demand.of(request, self._facts)])
-        return wanted <= self._ledger.budget_bytes - self._ledger.weights_bytes
+        return wanted <= self.pins.bytes_beside
 
     def match(self, sequence: Sequence) -> Match:
         """What the tree has of the prompt; asked again only after the tree changed."""
@@ -79,7 +78,9 @@ class DeviceMemory:
         if request.cache_bypass:
             sequence.match = NOTHING
         elif sequence.match is None or sequence.match_version != self._stored.version:
-            sequence.match = self._tree.match(request.root, sequence.packed)
+            # A pin's own K/V reaches as far back as what it is to keep.
+            limit = len(request.prompt) - 1 - PIN_MARGIN_TOKENS if request.pin else None
+            sequence.match = self._tree.match(request.root, sequence.packed, limit)
             sequence.match_version = self._stored.version
         return sequence.match
 
@@ -179,9 +180,7 @@ class DeviceMemory:
         if lease is None or lease.end < sequence.evaluated:
             return False
         another = self._facts.live_bytes(sequence.demand.row_tokens)
-        if lease.end <= sequence.base or another <= self._ledger.free:
-            return False
-        if self._long(sequence) < lease.end:
+        if another <= self._ledger.free or not sequence.base < lease.end <= self._long(sequence):
             return False
         was = sequence.demand
         self._refer(sequence, lease.end)
@@ -251,16 +250,20 @@ class DeviceMemory:
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""
         if sequence.lease is not None:
-            self._tree.release(sequence.lease, step)
-            self._stored.follow()
+            self._stored.release(sequence.lease, step)
             sequence.lease = None
 
-    def close(self) -> None:
-        """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
+    def clear(self, order: Clear, holders: Iterable[Sequence]) -> Cleared:
+        """Drop what the order says. holders: all sequences that may have a lease."""
+        running = (s.lease for s in holders if s.lease is not None and s.begins_as(order))
+        return Cleared(order.id, *self._stored.clear(order, running))
+
+    def close(self, step: int) -> None:
+        """The engine ends, nobody lives: drop pins and tree, and every byte must be back (M3)."""
         taken = len(self._slots)
         assert not taken and not self._stored.promising, f"{taken} slots are taken"
-        self._tree.drop()
-        self._stored.follow()
+        self.pins.close(step)
+        self._stored.clear(Clear(0), ())
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()
         self._buffers.check_empty()
@@ -273,6 +276,7 @@ class DeviceMemory:
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
         self._slots.check()
         self._stored.check()
+        self.pins.check()
 
     def _missing(self, sequence: Sequence) -> Room:
         """What the sequence's slot takes beyond what is held."""
@@ -323,7 +327,8 @@ class DeviceMemory:
         self._refer(sequence, 0)
         if request.cache_bypass:
             return
-        sequence.lease = self._tree.lease(request.root, sequence.packed, end, step)
+        margin = PIN_MARGIN_TOKENS if request.pin else 0
+        sequence.lease = self._tree.lease(request.root, sequence.packed, end, step, margin)
         self._refer(sequence, self._shared(sequence))
         if end:
             self._tree.keep(sequence.lease)

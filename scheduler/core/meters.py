@@ -57,6 +57,8 @@ class Meters:
         self.accepted_tokens = [0] * depth_max
         self.parked_rows = 0
         self.parks = 0
+        self.page_in_bytes = 0
+        self.page_out_bytes = 0
 
     def count_end(self, outcome: Outcome, reason: Reason | None = None) -> None:
         """One request ended; with `reason` where it has one, which counts where it is rejected."""
@@ -135,9 +137,12 @@ class Meters:
             tree_full_bytes=tree.full_bytes,
             tree_sliding_bytes=tree.sliding_bytes,
             tree_leased_bytes=tree.leased_bytes,
+            tree_pinned_bytes=tree.pinned.bytes,
             tree_evictions=tree.evictions,
             tree_splits=tree.splits,
             tree_merges=tree.merges,
+            page_in_bytes=self.page_in_bytes,
+            page_out_bytes=self.page_out_bytes,
             memory=memory,
             segments_bytes=segments_bytes,
             buffers=buffers,

@@ -279,7 +279,7 @@ class Planner:
         start, end = sequence.evaluated, sequence.evaluated + share
         tokens = sequence.prefix[start:end]
         sequence.served_step = step
-        draws = end == len(sequence.prefix)
+        draws = end == len(sequence.prefix) and sequence.request.pin is None
         return PrefillSlice(sequence.slot, start, tokens, draws, sequence.storing, sequence.emitted)
 
 

@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from heapq import heappop, heappush
 
+from sapwood.cache.prefix.radix import trail
 from sapwood.scheduler.core.meters import SequenceCounts
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.waiting import Waiting
@@ -41,6 +43,22 @@ class Roster:
         """How many are where; who leaves is nowhere."""
         parked = self.waiting.parked
         return SequenceCounts(len(self.live), len(self.waiting) - parked, parked)
+
+    @property
+    def holders(self) -> tuple[Sequence, ...]:
+        """All that may have a lease."""
+        return (*self.live.values(), *self.leaving, *self.storing)
+
+    @property
+    def readers(self) -> Mapping[int, int]:
+        """By the id of a tree's node: how many slots hold full K/V of it by reference."""
+        return Counter(
+            node.id
+            for sequence in (*self.live.values(), *self.leaving)
+            if sequence.lease is not None
+            for node in trail(sequence.lease.node)
+            if node.start < sequence.base
+        )
 
     def find(self, id: int) -> Sequence | None:
         """None for a sequence that is DONE or never was."""

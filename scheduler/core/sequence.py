@@ -27,7 +27,7 @@ from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
 from sapwood.scheduler.core.demand import Demand
 from sapwood.scheduler.core.meters import COLD, DIVERGED, EVICTED, THINNED
-from sapwood.scheduler.events import Request, Usage
+from sapwood.scheduler.events import Clear, Request, Usage
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import Drafting
 from sapwood.scheduler.reply.reply import GeneratedReply
@@ -203,6 +203,11 @@ class Sequence:
         self.packed = pack(self.prefix)
         self.match = self.refused_room = None
         self.common = {}
+
+    def begins_as(self, order: Clear) -> bool:
+        """Whether its tokens so far begin as what is to be cleared."""
+        count = len(order.tokens)
+        return self.packed_path(count)[:count] == pack(order.tokens)
 
     def packed_path(self, end: int) -> array[int]:
         """Its tokens from 0 on, up to `end` at least."""

@@ -13,11 +13,14 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Sequence
 
+from sapwood.cache.prefix.clearing import Swept
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.events import Clear
 from sapwood.scheduler.model_facts import ModelFacts
 
 KINDS_STORED = 2  # full layers and sliding ones: as many buffers has an edge at most
@@ -31,11 +34,12 @@ class SnapshotRoom:
         self._bytes, self._buffers = bytes_, buffers
         self._promised = Room(0)
         self.version = 0  # of what the tree can match
+        self.pins_max = Room(0)  # what pins may keep, as it is charged; whoever makes them sets it
 
     @property
     def leased_bytes(self) -> int:
-        """What no eviction gives back: full K/V that somebody holds, and what is promised."""
-        return self._tree.leased_bytes + self._promised.bytes
+        """What no eviction gives back: what somebody holds or a pin keeps, and what is promised."""
+        return self._tree.leased_bytes + self._tree.kept_bytes + self._promised.bytes
 
     @property
     def promising(self) -> bool:
@@ -96,10 +100,13 @@ class SnapshotRoom:
     ) -> bool:
         """Store a capture along a lease. Takes `payload`; its promise has ended.
 
-        False where what storing it may cut finds no room: then it is dropped.
+        False where what storing it may cut finds no room, or takes pins beyond their bound: then it
+        is dropped.
         """
         assert not self.promising, "the ledger would count this capture twice"
-        if not self.make(self._stored_room(lease, tokens, payload), step):
+        cuts, of_pins = self._tree.cuts_max(lease, tokens, payload)
+        fits = not of_pins or self.keeps_bound(of_pins)
+        if not (fits and self.make(self._stored_room(payload, cuts), step)):
             payload.close()
             return False
         self._tree.extend(lease, tokens, payload, step, turn_end=turn_end)
@@ -108,6 +115,26 @@ class SnapshotRoom:
         self.follow()
         self.version += 1  # even where what was evicted for it weighs the same
         return True
+
+    def release(self, lease: Lease, step: int) -> None:
+        """End a lease or a pin. What it covers stays."""
+        self._tree.release(lease, step)
+        self.follow()
+
+    def pin(self, lease: Lease, root: bytes, tokens: Sequence[int], step: int) -> Lease | None:
+        """Keep `tokens`, stored along a live lease. None where some went or room is short."""
+        self._tree.keep(lease)  # what makes room takes nothing of it
+        if not self.make(self.cuts(2), step):
+            return None
+        kept = self._tree.pin(root, tokens, step)
+        self.follow()
+        return kept
+
+    def clear(self, order: Clear, running: Iterable[Lease]) -> Swept:
+        """Tree.clear."""
+        swept = self._tree.clear(order.tokens, running)
+        self.follow()
+        return swept
 
     def follow(self) -> None:
         """The tree may have changed: the ledgers hold what it holds, and matches are old."""
@@ -127,16 +154,30 @@ class SnapshotRoom:
         total = (self._charged(stored) + promised.bytes, stored.buffers + promised.buffers)
         assert held == total, f"M1: {held} held, {stored} + {promised}"
 
+    def cuts(self, cuts: int) -> Room:
+        """What so many cuts of edges take at most, as it is charged."""
+        pieces = cuts * KINDS_STORED
+        return self.charged(Room(pieces * (self._facts.page_bytes - 1), pieces))
+
+    def charged(self, room: Room) -> Room:
+        """The same, with what MLX may hand out beyond it."""
+        return Room(self._charged(room), room.buffers)
+
+    def keeps_bound(self, cuts: int = 0) -> bool:
+        """Whether what pins keep stays within pins_max, were it cut so often."""
+        kept, more, bound = self.charged(self._tree.pinned), self.cuts(cuts), self.pins_max
+        if kept.bytes + more.bytes > bound.bytes:
+            return False
+        return not self._facts.buffers_max or kept.buffers + more.buffers <= bound.buffers
+
     def _charged(self, room: Room) -> int:
         """Bytes of the ledger for so many bytes in so many buffers."""
         return room.bytes + room.buffers * self._facts.reuse_bytes
 
-    def _stored_room(self, lease: Lease, tokens: array[int], payload: Payload) -> Room:
+    def _stored_room(self, payload: Payload, cuts: int) -> Room:
         """What storing `payload` takes at most, with all that is cut for it."""
-        stored = payload.full_bytes + payload.sliding_bytes
-        facts = self._facts
+        stored = Room(payload.full_bytes + payload.sliding_bytes, KINDS_STORED)
+        facts, cut = self._facts, self.cuts(cuts)
         if facts.page_bytes == 1 and not facts.buffers_max and not facts.reuse_bytes:
-            return Room(stored)  # a cut takes nothing then
-        pieces = self._tree.cuts_max(lease, tokens, payload) * KINDS_STORED
-        room = Room(stored + pieces * (facts.page_bytes - 1), pieces + KINDS_STORED)
-        return Room(self._charged(room), room.buffers)
+            return Room(stored.bytes)  # a cut takes nothing then
+        return Room(self._charged(stored) + cut.bytes, stored.buffers + cut.buffers)

@@ -297,7 +297,7 @@ def test_smgs_reply_without_an_end_is_an_error() -> None:
 
 def test_who_does_not_serve_yet_is_not_ready() -> None:
     """Our client would ask again a second later, and that second would be our start's."""
-    loading = FakeDaemon(lambda *_: iter(()))  # type: ignore[abstract]
+    loading = FakeDaemon(lambda *_: iter(()))
     with serving_fake(loading, "localhost:0") as address:
         loading.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         with pytest.raises(BenchError, match="not serving yet"):

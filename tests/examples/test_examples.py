@@ -123,8 +123,7 @@ def calls_once(
 
 
 def test_a_tool_call_there_and_back() -> None:
-    # What is not played is abstract to the stubs only.
-    daemon = FakeDaemon(calls_once)  # type: ignore[abstract]
+    daemon = FakeDaemon(calls_once)
     with serving_fake(daemon, "127.0.0.1:0") as address:
         told = output(address, "tool_call.py", "Do I need a coat in Paris?")
     result = "8 degrees and rain in Paris"

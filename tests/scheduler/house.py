@@ -14,15 +14,21 @@ from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.events import (
     Cancel,
+    Clear,
+    Cleared,
     Command,
     Delta,
     Drain,
     Effect,
     Failed,
     Finished,
+    Pinned,
+    PinTerms,
     Progress,
     Request,
     Submit,
+    Unpin,
+    Unpinned,
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
@@ -48,7 +54,7 @@ class Stream:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     progress: list[Progress] = field(default_factory=list)
-    end: Finished | Failed | None = None
+    end: Finished | Failed | Pinned | None = None
     deltas_by_step: dict[int, int] = field(default_factory=dict)
 
     def take(self, effect: Effect, step: int) -> None:
@@ -66,7 +72,11 @@ class Stream:
             told = toy_logprobs(effect.token_ids, self.request.top_logprobs)
             assert effect.logprobs == told, "each id's own, in its own delta"
             assert len(self.tokens) <= self.request.max_tokens, "S3"
+        elif isinstance(effect, Pinned):
+            self._check_pin(effect)
+            self.end = effect
         else:
+            assert not isinstance(effect, Unpinned | Cleared), f"{effect} to a stream"
             self.end = effect
             self._check_end()
 
@@ -79,6 +89,13 @@ class Stream:
             assert effect.processed > self.progress[-1].processed
         self.progress.append(effect)
 
+    def _check_pin(self, effect: Pinned) -> None:
+        """R1: it is told of once all of it was read, and nothing was drawn."""
+        request, pin = self.request, effect.pin
+        assert request.pin is not None and pin.name == request.pin.name, f"{effect}"
+        assert pin.tokens == len(request.prompt) == self.progress[-1].processed, f"{effect}"
+        assert not self.tokens and pin.size > 0, f"{effect}"
+
     def _check_end(self) -> None:
         """S4 and the usage equations; a reply cut short is a beginning of the reference."""
         expected = expected_reply(self.request)
@@ -86,7 +103,7 @@ class Stream:
             assert tuple(self.tokens) == expected.tokens[: len(self.tokens)]
             assert expected.text.startswith(self.text)
             return
-        assert self.end is not None
+        assert isinstance(self.end, Finished)
         assert tuple(self.tokens) == expected.tokens
         assert self.text == expected.text
         assert (self.end.reason, self.end.stop_sequence) == (
@@ -133,6 +150,7 @@ class House:
         self.plans: list[StepPlan] = []
         self.lost_steps = 0
         self.stimuli: list[tuple[str, float, object]] = []
+        self.answers: list[Unpinned | Cleared] = []
         self._ids = itertools.count(1)
 
     def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, **options: object) -> Stream:
@@ -147,6 +165,31 @@ class House:
         stream = self.streams[request.id] = Stream(request)
         self.handle(Submit(request))
         return stream
+
+    def pin(self, prompt: tuple[int, ...], ttl_s: float | None = None, **options: object) -> Stream:
+        """Named after the stream's request."""
+        name = f"pin {len(self.streams)}"
+        return self.submit(prompt, 1, pin=PinTerms(name, ttl_s), **options)
+
+    def unpin(self, stream: Stream) -> bool:
+        """Whether it was pinned still."""
+        assert stream.request.pin is not None
+        self.handle(Unpin(next(self._ids), stream.request.pin.name))
+        answer = self._answered()
+        assert isinstance(answer, Unpinned)
+        return answer.found
+
+    def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
+        """What begins with `tokens`."""
+        self.handle(Clear(next(self._ids), tokens))
+        answer = self._answered()
+        assert isinstance(answer, Cleared)
+        return answer
+
+    def _answered(self) -> Unpinned | Cleared:
+        """What the command before this was told."""
+        self.deliver()
+        return self.answers[-1]
 
     def cancel(self, stream: Stream, reason: CancelReason = CancelReason.CANCELLED) -> None:
         self.handle(Cancel(stream.request.id, reason))
@@ -218,7 +261,10 @@ class House:
         """Hand what happened to the streams."""
         effects = self.core.take_effects()
         for effect in effects:
-            self.streams[effect.id].take(effect, len(self.plans))
+            if isinstance(effect, Unpinned | Cleared):
+                self.answers.append(effect)
+            else:
+                self.streams[effect.id].take(effect, len(self.plans))
         return effects
 
 

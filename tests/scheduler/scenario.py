@@ -12,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from sapwood.scheduler.events import Delta, Effect, Failed, Progress
+from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
 from tests.scheduler.house import ROOMY, House, Stream, prompt
@@ -142,6 +142,7 @@ def _tell(effect: Effect) -> str:
         return f"{list(effect.token_ids)} {effect.text!r}"
     if isinstance(effect, Failed):
         return effect.reason.name
+    assert isinstance(effect, Finished), f"scenarios have no operators: {effect}"
     return f"{effect.reason} {effect.stop_sequence!r} cached {effect.usage.cached_tokens}"
 
 

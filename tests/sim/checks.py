@@ -232,6 +232,7 @@ class WatchedTree(Tree):
     def evict(self, bytes_wanted: int, now: int, buffers_wanted: int = 0) -> int:
         before, possible = self.bytes, self.evictable().bytes
         leased, buffers, spare = self.leased_bytes, self.buffers, self.evictable().buffers
+        kept = self.kept_bytes
         freed = super().evict(bytes_wanted, now, buffers_wanted)
         if bytes_wanted <= possible and buffers_wanted <= spare:
             gone = buffers - self.buffers
@@ -241,6 +242,7 @@ class WatchedTree(Tree):
         assert before - self.bytes == freed, f"T6: {freed} freed, {before - self.bytes} are gone"
         assert freed >= bytes_wanted or (freed == 0 and bytes_wanted > possible), f"T6: {freed}"
         assert self.leased_bytes == leased, "T6: a leased node lost full K/V"
+        assert self.kept_bytes == kept, "T13: a pin lost sliding K/V"
         return freed
 
 

@@ -6,6 +6,8 @@ rare ones meet undiluted.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from tests.sim.story import (
@@ -15,11 +17,14 @@ from tests.sim.story import (
     Break,
     Config,
     GiveUp,
+    Keep,
+    LetGo,
     Part,
     Pause,
     Scenario,
     Slow,
     Stop,
+    Wipe,
 )
 
 STOPS = ((), ("b the",), ("\u00e9", "ab"), ("aba", "ba", " the a"), ("\U0001f600",))
@@ -32,7 +37,40 @@ BUFFERS_MAX = 12, 40, 499_000 // 2  # so few that a tree is bound by them, and M
 def scenario(seed: int) -> Scenario:
     """The scenario of a seed, the same on every machine."""
     random = Random(f"sapwood {seed}")
-    return Scenario(_config(random), tuple(_Traffic(random).actions()))
+    config, asked = _config(random), _Traffic(random).actions()
+    # Of their own randomness: what clients do in a seed is the same with operators and without.
+    operators = Random(f"sapwood operators {seed}")
+    config = replace(config, pins_max=operators.choice((1, 3, 64)))
+    config = replace(config, pins_share_max=operators.choice((0.2, 0.5, 1.0)))
+    actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
+    return Scenario(config, tuple(actions))
+
+
+def _operated(random: Random, asked: list[Action]) -> Iterator[Action]:
+    """What operators do. Their streams' names are below those of clients."""
+    pins, unpins, wipes = (random.choice((0.0, 0.0, chance)) for chance in (0.1, 0.05, 0.05))
+    turns = [action.name for action in asked if isinstance(action, Ask)]
+    kept: list[int] = []
+    for at in range(TICKS):
+        if random.random() < pins:
+            kept.append(-1 - len(kept))
+            parts = _prefix(random, turns)
+            ttl_s = random.choice((None, None, 0.05, 1.0))
+            yield Keep(at, kept[-1], parts, random.choice((0, 0, 0, 1)), ttl_s)
+            if random.random() < 0.1:
+                yield GiveUp(at + random.randint(0, 3), kept[-1])
+        if random.random() < unpins and kept:
+            yield LetGo(at, random.choice(kept))
+        if random.random() < wipes:
+            yield Wipe(at, random.choice(((), _prefix(random, turns))))
+
+
+def _prefix(random: Random, turns: list[int]) -> tuple[Part, ...]:
+    """What prompts begin with, or some turn so far, or a part of either."""
+    if turns and random.random() < 0.4:
+        return (("turn", random.choice(turns), random.choice((-1, random.randint(1, 80)))),)
+    long = random.random() < 0.2
+    return (("pool", random.randrange(3), random.randint(1, 300 if long else 60)),)
 
 
 def _config(random: Random) -> Config:

@@ -20,7 +20,8 @@ from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, bare
 from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree, least_share
 from tests.sim.device import SimDevice
-from tests.sim.story import Ask, Config
+from tests.sim.operators import OperatorChecks
+from tests.sim.story import Ask, Config, Keep
 
 LIVE_BUFFERS = 4  # of a slot
 
@@ -40,6 +41,8 @@ def limits_of(config: Config) -> Limits:
         parks_max=config.parks_max,
         reply_tokens_guess=config.reply_tokens_guess,
         tree_nodes_max=config.tree_nodes_max,
+        pins_max=config.pins_max,
+        pins_share_max=config.pins_share_max,
     )
 
 
@@ -74,19 +77,43 @@ class Life(House):
         self._left: dict[tuple[bytes, tuple[int, ...]], tuple[int, int]] = {}
         self._rows = RowChecks(self.core, self.tree, limits)
         self._trees = TreeChecks(self.tree, limits)
+        room = config.budget_bytes - facts.weights_bytes
+        self._operators = OperatorChecks(self.core, self.tree, limits, room)
 
     def ask(self, prompt: tuple[int, ...], ask: Ask) -> Stream:
-        """Send a request. What can never fit is to be refused at once (L5)."""
+        """Send a request. What can never fit beside the pins is to be refused at once (L5)."""
+        room = self.core._memory.pins.bytes_beside
+        self._operators.came()
         stream = self.submit(prompt, ask.max_tokens, **_options(ask, self))
         sequence = self.core._roster.find(stream.request.id)
         if sequence is not None:
             self.sequences.append(sequence)
         if self.draining:
             assert sequence is None, "D1: somebody came in behind the drain"
-        room = self.config.budget_bytes - self.facts.weights_bytes
         if not self.draining and self._alone_bytes(stream.request) > room:
             self._too_large.add(stream.request.id)
         return stream
+
+    def keep(self, prompt: tuple[int, ...], action: Keep) -> Stream:
+        """Ask for a pin."""
+        self._operators.came()
+        stream = self.pin(prompt, action.ttl_s, root=b"root %d" % action.root)
+        sequence = self.core._roster.find(stream.request.id)
+        if sequence is not None:
+            self.sequences.append(sequence)
+        return stream
+
+    def let_go(self, stream: Stream) -> None:
+        """Unpin what the stream has pinned."""
+        self._operators.unpinned(stream, self.unpin(stream), self.now)
+
+    def wipe(self, tokens: tuple[int, ...]) -> None:
+        """Clear what begins so."""
+        before, nodes = self.tree.bytes, self.tree.nodes
+        cleared = self.clear(tokens)
+        gone = nodes - self.tree.nodes, before - self.tree.bytes
+        assert (cleared.nodes, cleared.freed_bytes) == gone, f"T14: {cleared} told, {gone} went"
+        self._operators.cleared(tokens)
 
     def give_up(self, stream: Stream, why: CancelReason) -> None:
         """Cancel, and remember what a prompt that was being read has stored already (T12)."""
@@ -113,13 +140,15 @@ class Life(House):
         for admit in plan.admits if plan else ():
             request = self._rows.rows[admit.slot].request
             stored, evicted = self._left.get((request.root, request.prompt), (0, -1))
-            if evicted == self._evicted() and not request.cache_bypass:
+            if evicted == self._evicted() and not request.cache_bypass and not request.pin:
                 resumed = min(stored, len(request.prompt) - 1)
                 assert admit.target >= resumed, f"T12: {resumed} were stored, not {admit.target}"
 
     def committed(self, plan: StepPlan) -> None:
         """Called by step()."""
         self._rows.committed(plan)
+        self.deliver()
+        self._operators.look(self.streams, self.now)
         if self.config.buffers_max:
             slots = len(self.device.slots)
             buffers = self.device.tracker.buffers + slots * LIVE_BUFFERS + 2
@@ -138,12 +167,15 @@ class Life(House):
 
     def finish(self) -> None:
         """M3, T7, R1 at the end of a life that nothing broke, and L5 for all of it."""
+        assert self.step() is None, "at work still"
+        self._operators.check_idle_pins(self.now)
         self.close()
         if self.config.quality == 0.0:
             self._rows.check_parked()
         for stream in self.streams.values():
             large = getattr(stream.end, "reason", None) is Reason.OUT_OF_MEMORY
-            assert large == (stream.request.id in self._too_large), f"L5: {stream.end}"
+            expected = stream.request.id in self._too_large
+            assert large == expected or stream.request.pin, f"L5: {stream.end}"
 
     def die(self) -> None:
         """An allocation failed: what the tree was, it is (M2); every stream ends once (R1)."""

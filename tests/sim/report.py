@@ -28,6 +28,7 @@ EDGES = (
     ("DECODE", "PARKED", "the device had no memory"),
     ("PARKED", "PREFILL", "resumed"),
     ("PREFILL", "DECODE", "as far as it was"),
+    ("PREFILL", "DONE", "pinned"),
     *(("PARKED", "DONE", why) for why in ENDS),
     *(("QUEUED", "DONE", why) for why in (*ENDS, "rejected")),
     *(("PREFILL", "DONE", why) for why in ENDS),
@@ -35,9 +36,9 @@ EDGES = (
 )
 RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
-    "allocation", "cancelled", "crowded", "deadline_exceeded", "drain", "draining", "evicted",
-    "internal", "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
-    "slow_reader", "thinned",
+    "allocation", "cancelled", "cleared", "client_quota", "crowded", "deadline_exceeded", "drain",
+    "draining", "evicted", "internal", "lost step", "out_of_memory", "parked", "parked depth",
+    "queue_full", "slow device", "slow_reader", "thinned", "unpinned",
 )  # fmt: skip
 
 

@@ -34,6 +34,8 @@ class Config:
     parks_max: int = 4
     reply_tokens_guess: int = 4
     tree_nodes_max: int = 1000
+    pins_max: int = 64
+    pins_share_max: float = 0.5
     mailbox_bytes_max: int = 400
     window: int = 8
     full_bytes: int = 3
@@ -86,6 +88,30 @@ class Again(Action):
 
 
 @dataclass(frozen=True, slots=True)
+class Keep(Action):
+    """An operator pins a prefix; `name` is the stream's, and what the pin goes by."""
+
+    name: int
+    parts: tuple[Part, ...]
+    root: int = 0
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo(Action):
+    """An operator unpins what stream `name` has pinned."""
+
+    name: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wipe(Action):
+    """An operator clears what begins with these tokens; all where there are none."""
+
+    parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp(Action):
     """The shell ends a stream. `why`: the name of a CancelReason."""
 
@@ -126,7 +152,8 @@ class Stop(Action):
 
 
 KINDS: dict[str, type[Action]] = {
-    kind.__name__: kind for kind in (Ask, Again, GiveUp, Pause, Slow, Break, Stop)
+    kind.__name__: kind
+    for kind in (Ask, Again, Keep, LetGo, Wipe, GiveUp, Pause, Slow, Break, Stop)
 }
 
 

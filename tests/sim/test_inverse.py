@@ -143,10 +143,31 @@ def no_parking(patch: pytest.MonkeyPatch) -> None:
 def no_room_for_cuts(patch: pytest.MonkeyPatch) -> None:
     """A capture is inserted as if nothing were cut for it."""
 
-    def stored(_: object, __: object, ___: object, payload: Payload) -> Room:
+    def stored(_: object, payload: Payload, __: int) -> Room:
         return Room(payload.full_bytes + payload.sliding_bytes)
 
     patch.setattr(f"{CORE}.snapshot_room.SnapshotRoom._stored_room", stored)
+
+
+def no_care_for_pins(patch: pytest.MonkeyPatch) -> None:
+    """What pins keep may be thinned like any other; nor does the tree's audit look."""
+    patch.setattr(f"{CACHE}.leases._count_pin", lambda *_: None)
+    patch.setattr(f"{CACHE}.describe._check_leases", lambda _: None)
+    patch.setattr(f"{CORE}.pins.Pins.check", lambda _: None)
+
+
+def no_bound_of_pins(patch: pytest.MonkeyPatch) -> None:
+    """Pins may keep all that there is."""
+    patch.setattr(f"{CORE}.pins.Pins._leaves_room", lambda *_: True)
+
+
+def no_end_of_pins(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.pins.Pins.expire", lambda *_: None)
+
+
+def no_burying(patch: pytest.MonkeyPatch) -> None:
+    """What was cleared while somebody held it stays behind him."""
+    patch.setattr(f"{CACHE}.tree.bury", lambda lease, *_: lease.node)
 
 
 def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
@@ -181,6 +202,10 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
         (no_room_for_cuts, "OutOfMemory"),
         (no_bound_of_buffers, "M1: [0-9]+ buffers"),
         (no_end_of_lost_slots, "slots reserved"),
+        (no_care_for_pins, "T13"),
+        (no_bound_of_pins, "T13|L5|L7"),
+        (no_end_of_pins, "T13"),
+        (no_burying, "T14"),
     ],
 )
 def test_without_a_safeguard_it_fails(

@@ -13,7 +13,21 @@ from tests.sim.draw import scenario
 from tests.sim.play import HERE, Seen, Violation, play
 from tests.sim.report import EDGES, RARE_EDGES, play_seed
 from tests.sim.shrink import shrink
-from tests.sim.story import Action, Again, Ask, Break, Config, GiveUp, Pause, Scenario, Slow, Stop
+from tests.sim.story import (
+    Action,
+    Again,
+    Ask,
+    Break,
+    Config,
+    GiveUp,
+    Keep,
+    LetGo,
+    Pause,
+    Scenario,
+    Slow,
+    Stop,
+    Wipe,
+)
 
 CPU_S = 60.0
 SEEDS_MIN = 100  # were a machine ever so slow
@@ -36,7 +50,7 @@ def many(first: int, seeds: int, cpu_s: float) -> Seen:
 def test_a_minute_of_seeds() -> None:
     """All that `checks`, `world` and the fake device assert, and the transitions are taken.
 
-    T1 to T12, S1, S3 to S8, L1 to L3, L5 to L8, M1 to M3, R1 and R2.
+    T1 to T14, S1, S3 to S8, L1 to L3, L5 to L8, M1 to M3, R1 and R2.
     """
     assert set(EDGES) - RARE_EDGES <= set(many(0, 10**6, CPU_S).edges)
 
@@ -91,6 +105,7 @@ def test_a_scenario_survives_as_text() -> None:
     """All kinds of actions, and every setting of every seed."""
     kinds: tuple[Action, ...] = (
         Ask(0, 1, (("pool", 1, 5), ("turn", 9, -1)), stop=("é", "\n"), seed=4, deadline_s=0.5),
+        Keep(0, -1, (("pool", 1, 5),), ttl_s=2.0), LetGo(1, -1), Wipe(1, (("turn", 1, 3),)),
         Again(1, 2, 1), GiveUp(2, 1, "FAULT"), Pause(3, 1, 4), Slow(4, 2, 3.0), Break(5, 1),
         Stop(6),
     )  # fmt: skip

@@ -22,7 +22,21 @@ from tests.fakes import OutOfDeviceMemory
 from tests.scheduler.fake_device import mix
 from tests.scheduler.house import Stream
 from tests.sim.life import Life
-from tests.sim.story import Action, Again, Ask, Break, GiveUp, Pause, Scenario, Slow, Stop
+from tests.sim.story import (
+    Action,
+    Again,
+    Ask,
+    Break,
+    GiveUp,
+    Keep,
+    LetGo,
+    Part,
+    Pause,
+    Scenario,
+    Slow,
+    Stop,
+    Wipe,
+)
 
 PROMPT_TOKENS_MAX = 600
 IDLE_S = 0.01
@@ -71,6 +85,18 @@ class World:
             case Again(_, name, of):
                 if of in self._asks:
                     self._ask(replace(self._asks[of], name=name))
+            case Keep():
+                if prompt := self._prompt(action.parts):
+                    self.streams[action.name] = self.life.keep(prompt, action)
+            case LetGo(_, name):
+                stream = self.streams.get(name)
+                if stream is not None and self._is_of_this_life(stream):
+                    self._fault("unpinned")
+                    self.life.let_go(stream)
+            case Wipe():
+                prefix = self._prompt(action.parts)
+                if prefix or not action.parts:
+                    self.life.wipe(prefix)
             case GiveUp(_, name, why):
                 if name in self.streams:
                     self._give_up(name, CancelReason[why])
@@ -87,14 +113,14 @@ class World:
                 self.life.drain()
 
     def _ask(self, ask: Ask) -> None:
-        prompt = self._prompt(ask)
+        prompt = self._prompt(ask.parts)
         if prompt:
             self._asks[ask.name] = ask
             self.streams[ask.name] = self.life.ask(prompt, ask)
 
-    def _prompt(self, ask: Ask) -> tuple[int, ...]:
+    def _prompt(self, parts: tuple[Part, ...]) -> tuple[int, ...]:
         tokens: tuple[int, ...] = ()
-        for kind, which, count in ask.parts:
+        for kind, which, count in parts:
             if kind == "pool":
                 tokens += pool(which, count)
             elif which in self.streams:
@@ -130,8 +156,11 @@ class World:
 
     def _give_up(self, name: int, why: CancelReason) -> None:
         stream = self.streams[name]
-        if self.life.streams.get(stream.request.id) is stream:  # not one of an earlier life
+        if self._is_of_this_life(stream):
             self.life.give_up(stream, why)
+
+    def _is_of_this_life(self, stream: Stream) -> bool:
+        return self.life.streams.get(stream.request.id) is stream
 
     @contextmanager
     def _alive(self) -> Iterator[None]:

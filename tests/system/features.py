@@ -88,6 +88,11 @@ def ask_everything(client: Client, conversations: Sequence[Conversation]) -> Non
     client.get_model()
     client.cache_stats()
     assert list(client.describe_tree())
+    pin = client.pin_prefix(PROMPT, ttl=60)
+    assert client.list_pins() == [pin]
+    client.unpin_prefix(pin.id)
+    assert client.evict_prefix(PROMPT).nodes
+    client.clear_cache()
     assert client.is_serving()
 
 
@@ -127,7 +132,7 @@ def ask_beside(channel: grpc.Channel) -> None:
             reflection_pb2.ServerReflectionRequest(file_by_filename="nothing"),
         ]
         assert len(list(ask(request.SerializeToString() for request in requests))) == len(requests)
-    for method in ("SessionService/GetSession", "CacheService/ClearCache", "Nobody/Nothing"):
+    for method in ("SessionService/GetSession", "Nobody/Nothing"):
         with pytest.raises(grpc.RpcError) as caught:
             _called(channel, f"/sapwood.v1.{method}", health_pb2.HealthCheckRequest())
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED, method

@@ -21,14 +21,17 @@ from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.events import (
     Cancel,
+    Cleared,
     Delta,
     Drain,
     Effect,
     Failed,
     Finished,
+    Pinned,
     Progress,
     Request,
     Submit,
+    Unpinned,
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason
@@ -64,7 +67,7 @@ class Stream:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     progress: list[Progress] = field(default_factory=list)
-    end: Finished | Failed | None = None
+    end: Finished | Failed | Pinned | None = None
 
     @property
     def cached(self) -> int:
@@ -90,6 +93,7 @@ class Stream:
                 assert len(effect.logprobs) == asked * len(effect.token_ids), "one for each id"
                 self.text += effect.text
             case _:
+                assert not isinstance(effect, Unpinned | Cleared), f"{effect} to a stream"
                 self.end = effect
 
 

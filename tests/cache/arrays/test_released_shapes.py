@@ -80,7 +80,7 @@ def test_m1_the_ledger_is_what_the_pages_are(family: Family, tokens: int) -> Non
     assert len(asked) == tree.buffers == 2 * tree.nodes
     tree.release(lease, 2)  # which joins them
     assert tree.nodes == 1 and tree.bytes <= pages
-    tree.drop()
+    tree.clear()
 
 
 @EVERY

@@ -78,7 +78,7 @@ def test_what_a_pass_remembers_may_change_or_go_before_the_next() -> None:
     tree.check()
     for lease in leases:
         tree.release(lease, 600)
-    assert tree.drop() and not tree.nodes
+    assert tree.clear().freed_bytes and not tree.nodes
     say(tree, tracker, 700)
     assert tree.evict(1, 700) > 0
 

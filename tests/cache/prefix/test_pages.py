@@ -61,7 +61,7 @@ class Grove:
         start = self.random.randint(0, min(lease.end, len(tokens) - 1))
         end = self.random.randint(start + 1, len(tokens))
         payload = self.tracker.log(tokens, start, end, self.random.choice((start, end)))
-        cuts = self.tree.cuts_max(lease, tokens, payload)
+        cuts, _ = self.tree.cuts_max(lease, tokens, payload)
         weight = payload.full_bytes + payload.sliding_bytes
         held, buffers, splits = self.tree.bytes, self.tree.buffers, self.tree.splits
         turn_end = self.random.random() < 0.5

@@ -173,7 +173,7 @@ def test_a_lease_of_nothing_holds_the_root_until_it_ends() -> None:
     (root,) = garden.tree.describe(tokens=True)
     assert (root.parent, root.start, root.end, root.leases, root.hits) == (None, 0, 0, 1, 0)
     assert (root.tokens, root.full_bytes, root.sliding_bytes) == ((), 0, 0)
-    garden.tree.drop()
+    garden.tree.clear()
     assert len(list(garden.tree.describe())) == 1
     garden.tree.release(lease, garden.step())
     assert list(garden.tree.describe()) == []

@@ -241,14 +241,15 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(by_drop=st.booleans())
     def empty(self, by_drop: bool) -> None:
-        """Exactly evictable() can go by eviction; drop takes only what nobody leases."""
+        """Exactly evictable() can go by eviction; a clearing takes only what nobody holds."""
         leased, evictable = self.tree.leased_bytes, self.tree.evictable().bytes
+        kept = leased + self.tree.kept_bytes
         if by_drop:
-            assert self.lost_by(self.tree.drop) <= evictable
-            assert all(view.leases for view in self.tree.describe())
+            assert self.lost_by(lambda: self.tree.clear().freed_bytes) <= evictable
+            assert all(view.leases or view.pinned for view in self.tree.describe() if view.end)
         elif evictable:
             freed = self.lost_by(lambda: self.tree.evict(evictable, self.step()))
-            assert (freed, self.tree.bytes, self.tree.full_bytes) == (evictable, leased, leased)
+            assert (freed, self.tree.bytes, self.tree.full_bytes) == (evictable, kept, leased)
 
     def lost_by(self, action: Callable[[], int]) -> int:
         freed = action()
@@ -301,14 +302,14 @@ class TreeMachine(RuleBasedStateMachine):
 
     @invariant()
     def crowd(self) -> None:
-        unleased = [view for _, _, view in self.nodes() if not view.leases]
+        unleased = [v for _, _, v in self.nodes() if not v.leases and not v.pinned]
         assert self.tree.nodes <= self.nodes_max or not unleased
 
     def teardown(self) -> None:
         """M3: no leases and a dropped tree is the empty tree."""
         for sequence in self.live:
             self.tree.release(sequence.lease, self.step())
-        self.tree.drop()
+        self.tree.clear()
         assert list(self.tree.describe()) == []
         assert (self.tree.nodes, self.tree.bytes, self.tracker.live) == (0, 0, set())
 

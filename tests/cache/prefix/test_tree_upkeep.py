@@ -134,19 +134,19 @@ def test_leased_nodes_may_be_more_but_not_after_their_release() -> None:
     assert garden.draw() == "A\n  B"
 
 
-def test_drop_closes_all_that_nobody_leases() -> None:
+def test_a_clearing_closes_all_that_nobody_leases() -> None:
     garden = Garden()
     garden.say("abcdef")
     garden.say("xyz")
     lease = garden.lease("abc", 3)
     garden.extend(lease, "abcq")
     held = garden.tree.bytes
-    assert garden.tree.drop() == 6 * BYTES
+    assert garden.tree.clear().freed_bytes == 6 * BYTES
     assert garden.tree.bytes == held - 6 * BYTES
     assert garden.draw() == "ABC*+1\n  Q+1"
     assert garden.tree.evictions == {"thinned": 0, "evicted": 0, "crowded": 0, "cleared": 2}
     garden.tree.release(lease, garden.step())
-    garden.tree.drop()
+    garden.tree.clear()
     assert (garden.tree.nodes, garden.tree.bytes, garden.tree.depth_tokens) == (0, 0, 0)
     assert not garden.tracker.live
 

@@ -5,47 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
-import anyio
 import pytest
 from rich.console import Console
 
 from sapwood import Conversation, Delta, Message
 from sapwood.daemon.cli.main import main
 from sapwood.daemon.log import log_to_stderr
-from sapwood.daemon.process.server import Daemon
-from sapwood.scheduler.limits import Limits
 from tests.chat import turns
-from tests.daemon.conftest import config_for
-from tests.daemon.fakes import ByteTokenizer, FakeDevice, make_loader, reply_to
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """A daemon in a thread of its own, as the commands block."""
-    addresses: list[str] = []
-    started, stop = threading.Event(), threading.Event()
-
-    async def serve() -> None:
-        daemon = Daemon(config_for(), make_loader(FakeDevice(), Limits()))
-        await daemon.start()
-        await daemon.wait_loaded()
-        addresses.extend(map(str, daemon.grpc_addresses))
-        started.set()
-        await anyio.to_thread.run_sync(stop.wait)
-        await daemon.stop()
-
-    thread = threading.Thread(target=anyio.run, args=(serve,))
-    thread.start()
-    started.wait()
-    yield addresses[0]
-    stop.set()
-    thread.join()
+from tests.daemon.fakes import ByteTokenizer, reply_to
 
 
 def reply_text(prompt: list[int], count: int) -> str:

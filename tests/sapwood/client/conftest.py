@@ -47,8 +47,7 @@ def connect(request: pytest.FixtureRequest) -> Connect:
 
 @pytest.fixture
 def daemon() -> FakeDaemon:
-    # What is not played is abstract to the stubs only: it answers UNIMPLEMENTED.
-    return FakeDaemon(whole_reply)  # type: ignore[abstract]
+    return FakeDaemon(whole_reply)
 
 
 @pytest.fixture

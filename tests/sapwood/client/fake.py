@@ -79,6 +79,7 @@ class FakeDaemon(
         self.health = HealthServicer()
         self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
+        self.pins: list[cache_pb2.Pin] = []
         self.busy = 0  # how many calls are still refused, each with
         self.retry_after_s = 0.05
         self.peers: set[str] = set()
@@ -157,6 +158,43 @@ class FakeDaemon(
         self._answer(context)
         for node in self.nodes:
             yield cache_pb2.DescribeTreeResponse(node=node)
+
+    def PinPrefix(
+        self, request: cache_pb2.PinPrefixRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.PinPrefixResponse:
+        self.requests.append(request)
+        self._answer(context)
+        return cache_pb2.PinPrefixResponse(pin=self.pins[-1])
+
+    def ListPins(
+        self, request: cache_pb2.ListPinsRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.ListPinsResponse:
+        """A pin a page."""
+        self.requests.append(request)
+        self._answer(context)
+        at = int(request.page_token or 0)
+        token = str(at + 1) if at + 1 < len(self.pins) else ""
+        return cache_pb2.ListPinsResponse(pins=self.pins[at : at + 1], next_page_token=token)
+
+    def UnpinPrefix(
+        self, request: cache_pb2.UnpinPrefixRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.UnpinPrefixResponse:
+        self.requests.append(request)
+        self._answer(context)
+        return cache_pb2.UnpinPrefixResponse()
+
+    def EvictPrefix(
+        self, request: cache_pb2.EvictPrefixRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.EvictPrefixResponse:
+        self.requests.append(request)
+        self._answer(context)
+        return cache_pb2.EvictPrefixResponse(nodes=1, freed_bytes=2, held_bytes=3)
+
+    def ClearCache(
+        self, request: cache_pb2.ClearCacheRequest, context: grpc.ServicerContext
+    ) -> cache_pb2.ClearCacheResponse:
+        self._answer(context)
+        return cache_pb2.ClearCacheResponse(nodes=4, freed_bytes=5)
 
 
 @contextmanager

@@ -27,6 +27,11 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "get_model": lambda client: client.get_model(),
     "cache_stats": lambda client: client.cache_stats(),
     "describe_tree": lambda client: client.describe_tree(),
+    "pin_prefix": lambda client: client.pin_prefix("hello"),
+    "list_pins": lambda client: client.list_pins(),
+    "unpin_prefix": lambda client: client.unpin_prefix("a"),
+    "evict_prefix": lambda client: client.evict_prefix("hello"),
+    "clear_cache": lambda client: client.clear_cache(),
     "is_serving": lambda client: client.is_serving(),
 }
 
@@ -42,7 +47,7 @@ async def finished(result: Any) -> None:
 
 @pytest.mark.parametrize("kind", [sapwood.Client, sapwood.AsyncClient])
 def test_every_call_is_listed(kind: type) -> None:
-    methods = {name for name in vars(kind) if not name.startswith("_")}
+    methods = {name for name in dir(kind) if not name.startswith("_")}
     assert methods - {"close"} == CALLS.keys()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sapwood.cache.prefix.ledger import Ledger
-from sapwood.scheduler.events import Failed, Finished
+from sapwood.scheduler.events import Failed, Finished, Pinned
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.fakes import FULL_BYTES, SLIDING_BYTES
@@ -90,7 +90,7 @@ def test_a_slot_reserves_what_its_own_sampler_takes() -> None:
             house.close()
 
 
-def _run(house: House, sampling: Sampling) -> Finished | Failed | None:
+def _run(house: House, sampling: Sampling) -> Finished | Failed | Pinned | None:
     stream = house.submit(prompt(20), 12, sampling=sampling)
     house.run()
     return stream.end

@@ -1,0 +1,181 @@
+"""Prefixes that are kept until somebody unpins them or their time is over.
+
+- A pin is computed by a sequence that draws nothing: it waits, is read in slices, may be parked and
+  cancelled like any other. When all of its prompt is stored the pin takes it over.
+- What pins keep is bounded (`pins_max` of SnapshotRoom): by a share of what lies beside weights,
+  and so that whoever was let in still fits, were they alone (L5). Who comes is measured by that.
+- What pins keep grows when a prompt parts from it in the middle of an edge: a cut begins a page and
+  a buffer. Each pin brings room for some cuts; what would cut beyond that is not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sapwood.cache.prefix.leases import pin_bytes
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.node import Lease, Room
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.demand import Demand, slots_bytes
+from sapwood.scheduler.core.snapshot_room import SnapshotRoom
+from sapwood.scheduler.events import PinTerms, PinView, Request
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.reasons import Reason
+
+CUTS_SPARE = 16  # of what one pin keeps
+
+
+class PinRefusal(NamedTuple):
+    """Why a prefix is not pinned."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Pin:
+    number: int
+    lease: Lease
+    expires_at: float | None
+
+
+class Pins:
+    """The pins of one tree. Single-threaded, like all of the core."""
+
+    def __init__(
+        self,
+        facts: ModelFacts,
+        limits: Limits,
+        tree: Tree,
+        stored: SnapshotRoom,
+        bytes_: Ledger,
+        buffers: Ledger,
+    ) -> None:
+        self._facts, self._limits, self._tree, self._stored = facts, limits, tree, stored
+        self._bytes = bytes_.budget_bytes - bytes_.weights_bytes
+        self._buffers = buffers.budget_bytes - buffers.weights_bytes - facts.live_buffers
+        self._pins: dict[str, _Pin] = {}
+        self._coming: dict[int, Room] = {}  # by sequence: what its pin will keep at most
+        self._made = 0
+
+    @property
+    def bytes_beside(self) -> int:
+        """What a request may count on, were it alone, whatever becomes of pins under way."""
+        return self._bytes - _sum(self._stored.pins_max, *self._coming.values()).bytes
+
+    def views(self, now: float) -> tuple[PinView, ...]:
+        """Those whose time is not over, oldest first."""
+        return tuple(_view(name, pin) for name, pin in self._pins.items() if not _over(pin, now))
+
+    def refusal(self, request: Request, accepted: Iterable[Request]) -> PinRefusal | None:
+        """Why the request cannot have its pin; None where room is held for it from now on.
+
+        accepted: all requests that were let in.
+        """
+        if len(self._pins) + len(self._coming) >= self._limits.pins_max:
+            message = f"at most {self._limits.pins_max} prefixes are pinned at once"
+            return PinRefusal(Reason.CLIENT_QUOTA, message)
+        wanted = self._estimate(request)
+        kept = _sum(self._stored.pins_max, wanted, *self._coming.values())
+        if not self._leaves_room(kept, (*accepted, request)):
+            message = "the prefix would take more memory than there is for pins"
+            return PinRefusal(Reason.OUT_OF_MEMORY, message)
+        self._coming[request.id] = wanted
+        return None
+
+    def give_up(self, id: int) -> None:
+        """The sequence ended before its pin was made, or had none."""
+        self._coming.pop(id, None)
+
+    def make(
+        self,
+        request: Request,
+        lease: Lease | None,
+        accepted: Iterable[Request],
+        step: int,
+        now: float,
+    ) -> PinView | None:
+        """Keep a prompt that is stored along `lease`. None where it is not, or memory is short."""
+        terms = request.pin
+        assert terms is not None and terms.name not in self._pins, f"request {request.id}"
+        self.give_up(request.id)
+        kept = None
+        if lease is not None and lease.end >= len(request.prompt):
+            kept = self._stored.pin(lease, request.root, request.prompt, step)
+        if kept is None:
+            return None
+        bound = self._bound(len(self._pins) + 1)
+        others = [other for other in accepted if other is not request]
+        if not self._leaves_room(_sum(bound, *self._coming.values()), others):
+            self._stored.release(kept, step)
+            return None
+        self._stored.pins_max = bound
+        return self._add(terms, kept, now)
+
+    def unpin(self, name: str, step: int) -> bool:
+        """Give a pin back to ordinary eviction. False where there is none of that name."""
+        pin = self._pins.pop(name, None)
+        if pin is None:
+            return False
+        self._stored.release(pin.lease, step)
+        bound = self._bound(len(self._pins))
+        self._stored.pins_max = Room(*map(min, zip(self._stored.pins_max, bound, strict=True)))
+        return True
+
+    def expire(self, step: int, now: float) -> None:
+        """Unpin all whose time is over."""
+        for name in [name for name, pin in self._pins.items() if _over(pin, now)]:
+            self.unpin(name, step)
+
+    def close(self, step: int) -> None:
+        """Unpin all."""
+        for name in list(self._pins):
+            self.unpin(name, step)
+
+    def check(self) -> None:
+        """L5, M1: what pins keep stays within what is held for them."""
+        kept = self._tree.pinned
+        assert self._stored.keeps_bound(), f"M1: {kept} of {self._stored.pins_max}"
+        assert bool(self._pins) == bool(kept.buffers), f"{kept} kept by {len(self._pins)} pins"
+
+    def _add(self, terms: PinTerms, lease: Lease, now: float) -> PinView:
+        self._made += 1
+        expires_at = None if terms.ttl_s is None else now + terms.ttl_s
+        pin = self._pins[terms.name] = _Pin(self._made, lease, expires_at)
+        return _view(terms.name, pin)
+
+    def _estimate(self, request: Request) -> Room:
+        """What its pin adds to what is kept: all that no other pin keeps of it."""
+        fresh = self._tree.unpinned_tokens(request.root, request.prompt)
+        wanted = self._stored.wanted(*fresh)
+        return _sum(wanted, self._stored.cuts(CUTS_SPARE))
+
+    def _bound(self, pins: int) -> Room:
+        """Of what so many pins keep, as the tree is now and after some cuts."""
+        if not pins:
+            return Room(0)
+        return _sum(self._stored.charged(self._tree.pinned), self._stored.cuts(CUTS_SPARE * pins))
+
+    def _leaves_room(self, kept: Room, accepted: Iterable[Request]) -> bool:
+        share = self._limits.pins_share_max
+        if kept.bytes > share * self._bytes or kept.buffers > share * self._buffers:
+            return False
+        facts, limits = self._facts, self._limits
+        beside = self._bytes - kept.bytes
+        demands = {Demand.of(request, facts) for request in accepted}
+        return all(slots_bytes(facts, limits, [demand]) <= beside for demand in demands)
+
+
+def _over(pin: _Pin, now: float) -> bool:
+    return pin.expires_at is not None and pin.expires_at <= now
+
+
+def _view(name: str, pin: _Pin) -> PinView:
+    return PinView(name, pin.number, pin.lease.end, pin_bytes(pin.lease), pin.expires_at)
+
+
+def _sum(*rooms: Room) -> Room:
+    return Room(sum(room.bytes for room in rooms), sum(room.buffers for room in rooms))

@@ -1,0 +1,94 @@
+"""What the core holds, and what may be asked of it between two steps.
+
+- Nothing that is asked here changes anything but `take_effects`, which hands out, and `close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.memory import DeviceMemory
+from sapwood.scheduler.core.meters import Meters
+from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.core.waiting import Waiting
+from sapwood.scheduler.events import Effect, PinView, Request
+from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.model_facts import ModelFacts
+from sapwood.scheduler.policy.reply_length import ReplyLength
+from sapwood.scheduler.stats import Stats
+
+
+class CoreState:
+    """Sequences, memory, counts and effects of one core, which alone writes to them."""
+
+    def __init__(
+        self, facts: ModelFacts, limits: Limits, tree: Tree, ledger: Ledger, depth_max: int
+    ) -> None:
+        """The core owns tree and ledger from here on."""
+        self._facts, self._limits = facts, limits
+        self._tree = tree
+        self._reply_length = ReplyLength(limits.reply_tokens_guess)
+        self._memory = DeviceMemory(facts, limits, tree, ledger, self._reply_length)
+        self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
+        self._meters = Meters(depth_max)
+        self._effects: list[Effect] = []
+        self._steps = 0
+        self._draining = False
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the loop must go on without waiting for a command."""
+        return bool(self._roster or self._effects)
+
+    @property
+    def finished(self) -> bool:
+        """After Drain, when every sequence has ended, left its slot, and told so."""
+        return self._draining and not self.has_work
+
+    @property
+    def spare_bytes(self) -> int:
+        """What nothing lies in between two steps: reserved for a step, or by nobody."""
+        account = self._memory.bytes
+        return account.workspace + account.free
+
+    def take_effects(self) -> tuple[Effect, ...]:
+        """What happened since the last call, in order; each effect is handed out once."""
+        effects = tuple(self._effects)
+        self._effects.clear()
+        return effects
+
+    def stats(self) -> Stats:
+        """All counts of this moment; cheap enough for every step."""
+        memory, roster = self._memory, self._roster
+        holders = ((s.lease, s.base) for s in roster.live.values() if s.lease and s.base)
+        held = memory.bytes, self._tree.read_bytes(holders), memory.buffers
+        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
+
+    def pins(self, now: float) -> tuple[PinView, ...]:
+        """What is pinned, oldest first."""
+        return self._memory.pins.views(now)
+
+    def readers(self) -> Mapping[int, int]:
+        """By the id of a tree's node: how many slots read its full K/V where it lies."""
+        return self._roster.readers
+
+    def check(self) -> None:
+        """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
+        self._roster.check()
+        self._memory.check(len(self._roster.live) + len(self._roster.leaving))
+
+    def close(self) -> None:
+        """After the last step of a finished core: what it stored is freed, all of it (M3)."""
+        assert self.finished, "a core that still has work"
+        self._memory.close(self._steps)
+
+    def stories(self) -> list[str]:
+        """What every sequence that is not gone yet went through, without any of its text."""
+        return self._roster.stories()
+
+    @property
+    def _accepted(self) -> list[Request]:
+        """All that were let in and have not ended."""
+        return [s.request for s in (*self._roster.waiting, *self._roster.live.values())]
