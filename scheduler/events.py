@@ -32,6 +32,7 @@ class Request:
     cache_bypass: bool = False
     store_reply: bool = True
     deadline: float | None = None  # in the engine's clock
+    constraint: object | None = None  # what the reply is held to: the device's, opaque here
 
     @property
     def tokens_max(self) -> int:

@@ -50,6 +50,7 @@ class Config:
     ready_file: Path | None
     reflection: bool
     record: Path | None  # of what reaches the core, without text
+    takes_lark: bool  # whether clients may send grammars
     limits: Limits
 
 
@@ -62,7 +63,8 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
     settings |= given
     parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
-    return Config(memory_bytes=parsed.pop("memory"), **parsed)
+    grammar = parsed.pop("grammar")
+    return Config(memory_bytes=parsed.pop("memory"), takes_lark=grammar == "lark", **parsed)
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -136,6 +138,12 @@ def _dtype(value: Any) -> str:
     return value or "auto"
 
 
+def _grammar(value: Any) -> str | None:
+    if value not in (None, "lark"):
+        raise UsageError(f"{value!r} is not a kind of grammar: lark")
+    return _text(value)
+
+
 def _path(value: Any) -> Path | None:
     text = _text(value)
     return None if text is None else Path(text).expanduser().absolute()
@@ -176,5 +184,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "ready_file": _path,
     "reflection": partial(_flag, True),
     "record": _path,
+    "grammar": _grammar,
     "limits": _limits,
 }

@@ -46,7 +46,6 @@ from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.policy.shares import retry_after_s
-from sapwood.scheduler.policy.step_cost import StepShape
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Stats
@@ -241,6 +240,10 @@ class Core:
         self._meters.count_end(outcome, reason)
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
+    def _break(self, sequence: Sequence, now: float, why: str) -> None:
+        """Its constraint cannot be kept: what this step drew for it counts nowhere."""
+        self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, why)
+
     def _retry_after(self) -> float:
         """From what requests take with a slot: their wait is what is reckoned here."""
         meters, limits = self._meters, self._limits
@@ -263,24 +266,18 @@ class Core:
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
-        plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
         self._meters.count_restored(planned.found_tokens)
         self._meters.parks += planned.parked
-        self._meters.count_step(plan, self._depth.parked_rows)
-        shape = StepShape(
-            rows=len(depths),
-            drafted=sum(depths),
-            iterations=max(depths, default=0),
-            context_tokens=sum(row.start for row in plan.decodes),
-            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
-            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
-        )
-        self._depth.observe_step(shape, seconds)
+        self._meters.count_step(planned.plan, self._depth.parked_rows)
+        self._depth.observe_step(planned.shape, seconds)
 
     def _commit_round(
         self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float
     ) -> None:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
+        if decoded.failure:
+            self._break(sequence, now, decoded.failure)
+            return
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
         sequence.evaluated += emitted
@@ -300,7 +297,9 @@ class Core:
         )
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
-        if token is not None:
+        if prefilled.failure:
+            self._break(sequence, now, prefilled.failure)
+        elif token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:
             sequence.move(SequenceState.DECODE, now, "as far as it was")

@@ -31,6 +31,7 @@ from sapwood.scheduler.plan import (
 )
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares
+from sapwood.scheduler.policy.step_cost import StepShape
 
 Left = tuple[Sequence, int]  # a sequence whose slot the plan releases, and which it was
 
@@ -51,6 +52,19 @@ class PlannedStep:
     admitted: tuple[Sequence, ...]
     decoding: tuple[Sequence, ...]
     prefilling: tuple[Sequence, ...]
+
+    @property
+    def shape(self) -> StepShape:
+        """What its cost follows from."""
+        plan, depths = self.plan, [row.depth for row in self.plan.decodes]
+        return StepShape(
+            rows=len(depths),
+            drafted=sum(depths),
+            iterations=max(depths, default=0),
+            context_tokens=sum(row.start for row in plan.decodes),
+            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
+            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
+        )
 
 
 class Planner:
@@ -236,6 +250,7 @@ class Planner:
                     sequence.base,
                     sequence.demand.tokens,
                     tuple(sequence.reply.tokens),
+                    request.constraint,
                 )
             )
         return tuple(admits), found
