@@ -28,7 +28,7 @@ from sapwood.daemon.sizes import format_in, unit_of
 from sapwood.model import device
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
-from sapwood.model.constraints.constraint import ConstraintCompiler
+from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
@@ -150,8 +150,13 @@ def _constraints(config: Config, pair: Pair) -> ConstraintCompiler:
         tokenizer.control_tokens,
         tokenizer.encode_plain,
     )
-    build_s_max, bytes_max = limits.constraint_build_s_max, limits.constraint_build_bytes_max
-    return ConstraintCompiler(vocabulary, build_s_max, bytes_max, takes_lark=config.takes_lark)
+    return ConstraintCompiler(
+        vocabulary,
+        limits.constraint_build_s_max,
+        limits.constraint_build_bytes_max,
+        limits.mask_s_max,
+        takes_lark=config.takes_lark,
+    )
 
 
 def _last_part(value: str) -> str:

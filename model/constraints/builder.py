@@ -67,12 +67,20 @@ def _bound_memory(bytes_max: int) -> None:
 
 
 def _watch(bytes_max: int) -> None:
-    unit, daemon = 1 if sys.platform == "darwin" else 1024, os.getppid()
-    while os.getppid() == daemon:
-        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit > bytes_max:
-            break
+    daemon, bound = os.getppid(), bytes_max
+    if sys.platform != "linux":  # where a peak may be that of who started the process
+        bound += _resident_bytes()
+    while os.getppid() == daemon and _resident_bytes() <= bound:
         time.sleep(_LOOK_S)
     os._exit(_OVER_MEMORY)
+
+
+def _resident_bytes() -> int:
+    """What the process has in memory; elsewhere than on Linux the most that it had."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 
 from sapwood.model import runner as runner_module
 from sapwood.model.checkpoint.files import ModelRefused
-from sapwood.model.constraints.constraint import ConstraintCompiler
+from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.pair import Pair, load_pair
 from sapwood.model.runner import Runner
 from sapwood.model.sampling import acceptance
@@ -131,8 +131,8 @@ def test_logits_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_row_that_is_held_is_among_them(seen: tuple[list[StepPlan], list[DrawRows]]) -> None:
     """With a draft and without, alone and beside a free one: masks are unpacked in steps too."""
     pair = loaded("e2b-tiny")
-    constraint = ConstraintCompiler(vocabulary_of(pair), 5.0, 1 << 28, takes_lark=False).anything()
-    warm_up(pair, 1, constraint)
+    compiler = ConstraintCompiler(vocabulary_of(pair), 5.0, 1 << 28, 5.0, takes_lark=False)
+    warm_up(pair, 1, compiler.anything())
     shapes = {(rows.constrained, rows.depth) for rows in seen[1] if any(rows.constrained)}
     assert {((True,), (1,)), ((True,), (0,))} <= shapes
     assert any(held.count(False) for held, _ in shapes)

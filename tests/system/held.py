@@ -10,7 +10,8 @@ import numpy as np
 from llguidance import LLMatcher
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-from sapwood.model.constraints.constraint import Constraint, ConstraintCompiler, _grammar_of
+from sapwood.model.constraints.compiler import ConstraintCompiler, _grammar_of
+from sapwood.model.constraints.constraint import Constraint
 from sapwood.model.constraints.spec import ConstraintKind, ConstraintSpec
 from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pair import Pair
@@ -36,7 +37,7 @@ def vocabulary_of(loaded: Pair) -> Vocabulary:
 
 @cache
 def compiler(name: str) -> ConstraintCompiler:
-    return ConstraintCompiler(vocabulary(name), 10.0, 512 << 20, takes_lark=True)
+    return ConstraintCompiler(vocabulary(name), 10.0, 512 << 20, 5.0, takes_lark=True)
 
 
 def held(name: str, text: str, kind: ConstraintKind = "json_schema") -> Constraint:

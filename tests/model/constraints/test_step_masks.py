@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from llguidance import LLExecutor
 
-from sapwood.model.constraints import step_masks
+from sapwood.model.constraints import mask_worker
 from sapwood.model.constraints.guide import Guide, MaskRows, Walk
 from sapwood.model.constraints.step_masks import StepMasks
 from tests.model.constraints.test_guide import ORDER, TEXT
@@ -35,7 +35,7 @@ def hold_up(
     monkeypatch: pytest.MonkeyPatch, who: Guide, how: BaseException | threading.Event
 ) -> list[int]:
     """The library hangs, or breaks down, wherever this guide's matcher is asked; how often."""
-    fill, asked = step_masks._fill, [0]
+    fill, asked = mask_worker._fill, [0]
 
     def held(executor: LLExecutor, masks: MaskRows, walks: Sequence[Walk]) -> None:
         if any(walk.matcher is who._matcher for walk in walks):
@@ -45,7 +45,7 @@ def hold_up(
             how.wait(30)
         fill(executor, masks, walks)
 
-    monkeypatch.setattr(step_masks, "_fill", held)
+    monkeypatch.setattr(mask_worker, "_fill", held)
     return asked
 
 

@@ -7,7 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from sapwood.model.constraints.constraint import Constraint, ConstraintCompiler
+from sapwood.model.constraints.compiler import ConstraintCompiler
+from sapwood.model.constraints.constraint import Constraint
 from sapwood.model.constraints.guide import Guide
 from sapwood.model.constraints.spec import ConstraintSpec
 from sapwood.model.constraints.step_masks import StepMasks
@@ -42,12 +43,12 @@ def vocabulary() -> Vocabulary:
 @cache
 def compiler() -> ConstraintCompiler:
     """Its builders end with the process of the tests."""
-    return ConstraintCompiler(vocabulary(), 5.0, 256 << 20, takes_lark=True)
+    return ConstraintCompiler(vocabulary(), 5.0, 256 << 20, 5.0, takes_lark=True)
 
 
 def built(spec: ConstraintSpec) -> Constraint:
     """Without a trial in another process."""
-    from sapwood.model.constraints.constraint import _grammar_of
+    from sapwood.model.constraints.compiler import _grammar_of
 
     return compiler()._built(_grammar_of(spec, vocabulary()), spec)
 
