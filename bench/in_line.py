@@ -28,12 +28,16 @@ _now = time.perf_counter
 
 @dataclass(frozen=True, slots=True)
 class InLineStep:
-    """One step, and the seconds of its calls. emit: the core's counters and effects."""
+    """One step, and the seconds of its calls. emit: the core's counters and effects.
+
+    run: of the runner, which waits for the device.
+    """
 
     plan: StepPlan
     plan_s: float
     emit_s: float
     commit_s: float
+    run_s: float = 0.0
 
     @property
     def host_s(self) -> float:
@@ -115,5 +119,6 @@ def served_in_line(
             ran = _now()
             core.commit(plan, result, ran)
             runner.make_copies(core.spare_bytes)
-            told(InLineStep(plan, planned - began, emitted - planned, _now() - ran))
+            seconds = planned - began, emitted - planned, _now() - ran, ran - emitted
+            told(InLineStep(plan, *seconds))
     raise AssertionError(f"still at work after {_STEPS_MAX} steps")

@@ -12,6 +12,7 @@ SERVE_PACKAGES = (
     "grpc_reflection",
     "huggingface_hub",
     "jinja2",
+    "llguidance",
     "mlx",
     "mlx_lm",
     "numpy",

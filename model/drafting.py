@@ -30,7 +30,7 @@ from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.proposals import DraftDistribution, draft
 from sapwood.model.sampling.suppression import Suppression
-from sapwood.scheduler.plan import DecodeRow
+from sapwood.scheduler.plan import DecodeRow, PrefillSlice
 
 DraftPosition = Literal["bonus", "last"]
 
@@ -127,3 +127,24 @@ class Drafter:
         positions = np.array([d.start - self.back for d in decodes], np.int32)
         turns = self.assistant.turns(mx.array(positions), self.target.kernels)
         return (lambda kind, queries: histories[kind].attend(queries)), turns
+
+
+def packed_tokens(
+    decodes: Sequence[DecodeRow], prefills: Sequence[PrefillSlice], drafts: Drafts | None
+) -> mx.array:
+    """[T] token ids: bonus and drafts of every decode row, then the prompt slices."""
+    host: list[int] = []
+    at: list[npt.NDArray[np.int32]] = []
+    for row, d in enumerate(decodes):
+        host += [d.token, *[0] * d.depth]
+        if drafts is not None:
+            at += [np.array([-1], np.int32), drafts.at[row, : d.depth]]
+    for p in prefills:
+        host += p.tokens
+    known = np.array(host, np.int32)
+    if drafts is None:
+        return mx.array(known)
+    drafted = np.concatenate(at)
+    index = np.arange(known.size, dtype=np.int32)
+    index[: drafted.size] = np.where(drafted < 0, index[: drafted.size], known.size + drafted)
+    return mx.concatenate([mx.array(known), drafts.tokens])[mx.array(index)]

@@ -36,6 +36,8 @@ from sapwood.scheduler.model_facts import ModelFacts
 # and where it weighs all of them (sorted, scaled, filtered, with two words of noise). Measured;
 # tests/model/sampling/test_draw_bytes.py holds both.
 WIDE_DRAW_BYTES, WHOLE_DRAW_BYTES = 16, 72
+# And beside it where a row is held to a constraint: its masked logits in float32, and the bits.
+MASKED_DRAW_BYTES = 8
 # What a GPU's sort takes for each token beside what it is given: values and indices, twice.
 SORT_BYTES = 16
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
@@ -201,6 +203,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         drawn_bytes_per_row=text.vocabulary * late_draw,
         wide_bytes_per_row=text.vocabulary * (WIDE_DRAW_BYTES + late_draw),
         whole_bytes_per_row=text.vocabulary * (WHOLE_DRAW_BYTES + late_draw),
+        masked_bytes_per_row=text.vocabulary * (MASKED_DRAW_BYTES + late * 4),
         # Scores and their softmax, one layer at a time.
         score_bytes_per_key=kernels.score_arrays * text.heads * item_bytes,
         slice_score_bytes=kernels.score_arrays * kernels.slice_scores_max * item_bytes,

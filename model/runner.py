@@ -1,7 +1,10 @@
 """Executes step plans on the device: one lazy graph and one host sync per step.
 
 - Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
-- What penalties count advances in wait, by committed tokens: drafts are counted on the device.
+- What penalties count and where a constraint has led advances in wait, by committed tokens: drafts
+  are counted on the device, and walked without moving (constraints/guide).
+- Where a row is held to a constraint the host reads the drafts while the target computes them, and
+  gives the verification its masks. Nothing else reads anything before wait.
 - submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
   forward -> verify, started without waiting (hand_over says in which parts). wait: the one sync,
   every number held against its range, then commit, an integer per slot.
@@ -18,7 +21,6 @@ from typing import cast
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 from sapwood.cache.arrays.batch import Batch, Span
 from sapwood.cache.arrays.full import FullStore
@@ -31,34 +33,21 @@ from sapwood.cache.arrays.speculation import (
 )
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.model import device
-from sapwood.model.drafting import Drafter, DraftPosition, Drafts
+from sapwood.model.constraints.step_masks import StepMasks
+from sapwood.model.drafting import Drafter, DraftPosition, Drafts, packed_tokens
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.hand_over import ForwardParts, HandOver
 from sapwood.model.lost_step import attempted
 from sapwood.model.pair import Pair
 from sapwood.model.plain_forward import below_maximum
+from sapwood.model.sampler import Sampler
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
-from sapwood.model.sampling.penalties import Tally
-from sapwood.model.step_values import read_rows
+from sapwood.model.sampling.masking import packed_masks
+from sapwood.model.step_values import read_drafts, read_rows
 from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
-from sapwood.scheduler.sampling import Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """How one slot's tokens are drawn and reported. tally: of rows with bias or penalties."""
-
-    sampling: Sampling
-    tally: Tally | None
-    top_logprobs: int
-
-    def push(self, tokens: tuple[int, ...]) -> None:
-        """Tokens that were committed."""
-        if self.tally is not None:
-            self.tally.push(tokens)
 
 
 @dataclass(slots=True)
@@ -83,8 +72,14 @@ class Runner:
     """The device's side of the engine loop."""
 
     def __init__(
-        self, pair: Pair, slots_max: int, depth_max: int, draft_position: DraftPosition = "bonus"
+        self,
+        pair: Pair,
+        slots_max: int,
+        depth_max: int,
+        draft_position: DraftPosition = "bonus",
+        mask_s_max: float = 1.0,
     ) -> None:
+        """mask_s_max: how long a step waits for the masks of constraints."""
         config = pair.target_config
         self.target = PackedGemma4(pair.target, config.placeholders, pair.kernels)
         self.vocabulary = config.text.vocabulary
@@ -105,6 +100,7 @@ class Runner:
             )
         self.frontier = mx.zeros((slots_max, pair.target.args.hidden_size), self.dtype)
         self._samplers: dict[int, Sampler] = {}
+        self._masks = StepMasks(self.vocabulary, mask_s_max)
         self._hand_over = HandOver(device.layers_per_part())
 
     @property
@@ -164,17 +160,18 @@ class Runner:
         decoded: dict[int, Decoded] = {}
         for d in ticket.decodes:
             tokens, logprobs = next(drawn)
-            decoded[d.slot] = Decoded(tokens, d.depth, logprobs)
+            failure = self._samplers[d.slot].push(tokens)
+            decoded[d.slot] = Decoded(tokens, d.depth, logprobs, failure)
             transaction.commit(d.slot, len(tokens))
-            self._samplers[d.slot].push(tokens)
         prefilled = []
         for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True):
             tokens, logprobs = next(drawn) if p.draws else ((), ())
             if p.index:
                 tokens, logprobs = (), ()
-            prefilled.append(Prefilled(tokens[0] if tokens else None, payload, logprobs))
+            failure = self._samplers[p.slot].push(tokens)
+            token = tokens[0] if tokens else None
+            prefilled.append(Prefilled(token, payload, logprobs, failure))
             transaction.commit(p.slot, len(p.tokens))
-            self._samplers[p.slot].push(tokens)
         return StepResult(
             tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
@@ -215,17 +212,14 @@ class Runner:
         """Drop every array, on the thread that made them."""
         self.caches.release_all()
         self._samplers.clear()
+        self._masks.close()
         self.frontier = mx.array(())
         mx.clear_cache()
 
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)
         self.caches.restore(admit.slot, path, admit.target, admit.base, admit.room)
-        sampling, tally = admit.sampling, None
-        if sampling.adjusted:
-            tally = Tally(sampling, admit.prompt, self.vocabulary)
-            tally.push(admit.reply)
-        self._samplers[admit.slot] = Sampler(sampling, tally, admit.top_logprobs)
+        self._samplers[admit.slot] = Sampler.of(admit, self.vocabulary)
 
     def _forward(
         self, plan: StepPlan, decodes: tuple[DecodeRow, ...], captured: tuple[Payload | None, ...]
@@ -239,10 +233,14 @@ class Runner:
         drafts = self._drafts(decodes, rows)
         drafted = None if drafts is None else drafts.tokens
         parts = ForwardParts(self._hand_over, drafted, self.target.first_donor)
-        tokens = _packed_tokens(decodes, plan.prefills, drafts)
+        tokens = packed_tokens(decodes, plan.prefills, drafts)
         layers, transaction = begin_speculation(self.caches, batch)
         forward = self.target.forward(tokens, batch, layers, parts.built)
-        drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward)
+        masks = None
+        if rows is not None and rows.constrained:
+            parts.rest((forward.hidden,))  # the device goes on while the host walks
+            masks = self._step_masks(decodes, plan.prefills, rows, drafts)
+        drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward, masks)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
         first = () if drawn is None else (drawn,)
@@ -263,12 +261,41 @@ class Runner:
         slots = [d.slot for d in decodes] + [p.slot for p in firsts]
         samplers = [self._samplers[slot] for slot in slots]
         tallies = tuple(sampler.tally for sampler in samplers)
+        held = [sampler.guide is not None for sampler in samplers]
         return DrawRows(
             tuple(sampler.sampling for sampler in samplers),
             tuple([d.depth for d in decodes] + [0] * len(firsts)),
             tuple([d.index for d in decodes] + [p.index for p in firsts]),
             tallies if any(tallies) else (),
+            self._constrained(held, firsts) if any(held) else (),
         )
+
+    def _constrained(
+        self, held: Sequence[bool], firsts: Sequence[PrefillSlice]
+    ) -> tuple[bool, ...]:
+        """What is drawn behind a reply that was parked counts nowhere: it has no mask."""
+        counts = [True] * (len(held) - len(firsts)) + [not p.index for p in firsts]
+        masked = tuple(h and c for h, c in zip(held, counts, strict=True))
+        return masked if any(masked) else ()
+
+    def _step_masks(
+        self,
+        decodes: Sequence[DecodeRow],
+        prefills: Sequence[PrefillSlice],
+        rows: DrawRows,
+        drafts: Drafts | None,
+    ) -> mx.array:
+        """uint8 [places of constrained rows, bytes], of rows in order. Raises DeviceFault."""
+        slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
+        table = None if drafts is None else read_drafts(drafts, self.vocabulary)
+        guides, paths = [], []
+        for row, slot in enumerate(slots):
+            if rows.constrained[row]:
+                guide, depth = self._samplers[slot].guide, rows.depth[row]
+                assert guide is not None
+                guides.append(guide)
+                paths.append(table[row, :depth].tolist() if table is not None and depth else [])
+        return packed_masks(self._masks.of(guides, paths))
 
     def _drafts(self, decodes: Sequence[DecodeRow], rows: DrawRows | None) -> Drafts | None:
         if not any(d.depth for d in decodes):
@@ -285,6 +312,7 @@ class Runner:
         rows: DrawRows | None,
         drafts: Drafts | None,
         forward: Forward,
+        masks: mx.array | None,
     ) -> tuple[mx.array | None, LogprobsReport | None]:
         """Accept, draw, report, and move the frontier to each row's last committed position."""
         if rows is None:
@@ -294,33 +322,12 @@ class Runner:
         )
         logits = self.target.logits(forward.hidden)
         allowed = self.suppression.of_target(logits, rows.firsts)
-        drawn = verify(allowed, rows, table, distributions)
+        drawn = verify(allowed, rows, table, distributions, masks)
         slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
         newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
         return drawn, logprobs_report(logits, rows, drawn, asked)
-
-
-def _packed_tokens(
-    decodes: Sequence[DecodeRow], prefills: Sequence[PrefillSlice], drafts: Drafts | None
-) -> mx.array:
-    """[T] token ids: bonus and drafts of every decode row, then the prompt slices."""
-    host: list[int] = []
-    at: list[npt.NDArray[np.int32]] = []
-    for row, d in enumerate(decodes):
-        host += [d.token, *[0] * d.depth]
-        if drafts is not None:
-            at += [np.array([-1], np.int32), drafts.at[row, : d.depth]]
-    for p in prefills:
-        host += p.tokens
-    known = np.array(host, np.int32)
-    if drafts is None:
-        return mx.array(known)
-    drafted = np.concatenate(at)
-    index = np.arange(known.size, dtype=np.int32)
-    index[: drafted.size] = np.where(drafted < 0, index[: drafted.size], known.size + drafted)
-    return mx.concatenate([mx.array(known), drafts.tokens])[mx.array(index)]
 
 
 def _payloads(

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
+from sapwood.model.drafting import Drafts
 from sapwood.model.sampling.logprobs import LogprobsReport
 from sapwood.scheduler.result import TokenLogprobs
 
@@ -45,6 +47,16 @@ def read_rows(
         _require_ids([id for place in logprobs for id, _ in place.alternatives], vocabulary)
         rows.append((tuple(ids[:count]), logprobs))
     return rows
+
+
+def read_drafts(drafts: Drafts, vocabulary: int) -> npt.NDArray[np.int32]:
+    """[B, deepest] ids, anything past a row's own depth. Waits for the drafter.
+
+    Raises DeviceFault.
+    """
+    table: npt.NDArray[np.int32] = np.array(drafts.tokens)[drafts.at]
+    _require_ids(table, vocabulary)
+    return table
 
 
 def _require_ids(ids: Sequence[int] | np.ndarray, vocabulary: int) -> None:

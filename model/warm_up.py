@@ -44,15 +44,18 @@ _READING = (
 )
 
 
-def warm_up(pair: Pair, depth: int) -> None:
-    """Run it, with rounds of `depth` drafts, 0 or 1. Raises ModelRefused."""
+def warm_up(pair: Pair, depth: int, constraint: object | None = None) -> None:
+    """Run it, with rounds of `depth` drafts, 0 or 1. Raises ModelRefused.
+
+    constraint: what the row that is restored is held to.
+    """
     config = pair.target_config
     small = replace(config.text, window=min(config.text.window, _WINDOW_TOKENS))
     pair = replace(pair, target_config=replace(config, text=small))
     depth = depth if pair.assistant is not None else 0
     try:
         with closing(Runner(pair, len(_DECODING) + len(_READING), depth)) as runner:
-            _run(runner, depth)
+            _run(runner, depth, constraint)
     except (RuntimeError, ValueError, DeviceFault) as error:
         raise ModelRefused(
             f"a step with rows of every kind does not run in {pair.dtype_name} on this device: "
@@ -60,7 +63,7 @@ def warm_up(pair: Pair, depth: int) -> None:
         ) from None
 
 
-def _run(runner: Runner, depth: int) -> None:
+def _run(runner: Runner, depth: int, constraint: object | None) -> None:
     first = StepPlan(
         1,
         admits=tuple(_admit(slot, sampling) for slot, sampling in enumerate(_DECODING)),
@@ -70,7 +73,7 @@ def _run(runner: Runner, depth: int) -> None:
     stored = begun[0].payload
     assert stored is not None, "a slice was to be captured"
     with closing(stored):
-        result = runner.wait(runner.submit(_mixed(begun, stored, depth)))
+        result = runner.wait(runner.submit(_mixed(begun, stored, depth, constraint)))
         number, ends = _go_on(runner, result, depth)
     told = [row.logprobs for row in result.decoded] + [row.logprobs for row in result.prefilled]
     if not all(isfinite(place.logprob) for row in told for place in row):
@@ -99,14 +102,16 @@ def _go_on(runner: Runner, mixed: StepResult, depth: int) -> tuple[int, dict[int
     return number, ends
 
 
-def _mixed(begun: Sequence[Prefilled], stored: Payload, depth: int) -> StepPlan:
+def _mixed(
+    begun: Sequence[Prefilled], stored: Payload, depth: int, constraint: object | None
+) -> StepPlan:
     """The step itself; begun: what the rows that decode have drawn."""
     at = len(_PROMPT)
     restored, *cold = range(len(_DECODING), len(_DECODING) + len(_READING))
     return StepPlan(
         2,
         admits=(
-            _admit(restored, _READING[0], stored),
+            _admit(restored, _READING[0], stored, constraint),
             *(_admit(slot, kind) for slot, kind in zip(cold, _READING[1:], strict=True)),
         ),
         decodes=tuple(
@@ -116,11 +121,14 @@ def _mixed(begun: Sequence[Prefilled], stored: Payload, depth: int) -> StepPlan:
     )
 
 
-def _admit(slot: int, sampling: Sampling, stored: Payload | None = None) -> Admit:
+def _admit(
+    slot: int, sampling: Sampling, stored: Payload | None = None, constraint: object | None = None
+) -> Admit:
     path = () if stored is None else (stored,)
     target = 0 if stored is None else stored.end
     tokens_max, base = 4 * len(_PROMPT), target // 2
-    return Admit(slot, target, path, sampling, tokens_max, _PROMPT, top_logprobs=1, base=base)
+    admit = Admit(slot, target, path, sampling, tokens_max, _PROMPT, top_logprobs=1, base=base)
+    return replace(admit, constraint=constraint)
 
 
 def _slice(slot: int, start: int, capture: bool = False) -> PrefillSlice:

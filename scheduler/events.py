@@ -42,6 +42,7 @@ class Request:
     store_reply: bool = True
     deadline: float | None = None  # in the engine's clock
     pin: PinTerms | None = None  # max_tokens is 1 then, and counts for nothing
+    constraint: object | None = None  # what the reply is held to: the device's, opaque here
 
     @property
     def tokens_max(self) -> int:

@@ -37,6 +37,7 @@ class Admit:
     base: full layers hold [0, base) by reference, base <= target, and copy the rest.
     room: tokens that the slot has room for until a Grow; 0: what each step takes.
     reply: what was drawn already, of a sequence that was parked; its newest token is in no cache.
+    constraint: as in Request.
     """
 
     slot: int
@@ -49,6 +50,7 @@ class Admit:
     base: int = 0
     room: int = 0
     reply: tuple[int, ...] = ()
+    constraint: object | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 - Answers come in plan order, one per DecodeRow, PrefillSlice and Capture.
 - Payloads are fresh, evaluated, and owned by the receiver.
+- A `failure` ends its sequence and nobody else's: what it drew counts nowhere.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Decoded:
     tokens: tuple[int, ...]
     drafted: int
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, where the sequence asked
+    failure: str = ""  # why its constraint cannot be kept any further; for its client
 
     @property
     def accepted(self) -> int:
@@ -51,6 +53,7 @@ class Prefilled:
     token: int | None  # the first drawn token, where the slice drew one
     payload: Payload | None  # owned by the receiver
     logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the sequence asked
+    failure: str = ""  # as in Decoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,11 @@ EDGES: Mapping[str, set[str]] = {
     "scheduler/core": {"cache/prefix", "scheduler", "scheduler/policy", "scheduler/reply"},
     "model/checkpoint": set(),
     "model/prompt": {"model/checkpoint", "scheduler/control_tokens", "scheduler/sampling"},
+    "model/constraints": {"scheduler/control_tokens"},
     "model/sampling": {"scheduler/result", "scheduler/sampling"},
     "model": {
         *("cache", "cache/arrays", "cache/prefix/snapshot"),
-        *("model/checkpoint", "model/prompt", "model/sampling"),
+        *("model/checkpoint", "model/constraints", "model/prompt", "model/sampling"),
         *("scheduler/model_facts", "scheduler/plan", "scheduler/result", "scheduler/sampling"),
     },
     "model/convert": {"model", "model/checkpoint", "model/prompt"},
@@ -42,11 +43,12 @@ EDGES: Mapping[str, set[str]] = {
     "daemon": {"sapwood"},
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
     "daemon/engine": {
-        *("cache/prefix/describe", "cache/prefix/snapshot", "daemon", "model/prompt/errors"),
-        "scheduler",
+        *("cache/prefix/describe", "cache/prefix/snapshot", "daemon"),
+        *("model/constraints/spec", "model/prompt/errors", "scheduler"),
     },
     "daemon/rpc": {
-        *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
+        *("cache/prefix/describe", "daemon", "daemon/engine"),
+        *("model/constraints/spec", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
         *(f"daemon/settings/{file}" for file in ("followed", "principals", "tokens")),
     },
@@ -56,7 +58,8 @@ EDGES: Mapping[str, set[str]] = {
     },
     "daemon/process": {
         *("cache/prefix", "daemon", "daemon/engine", "daemon/http", "daemon/rpc"),
-        *("daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
+        *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
+        "model/prompt/errors",
         *("scheduler", "scheduler/core"),
     },
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
@@ -79,6 +82,7 @@ PURE = {
 
 SHELL = {"anyio", "asyncio", "grpc", "prometheus_client", "starlette", "uvicorn"}
 ARRAYS = {"mlx", "mlx_lm", "numpy"}
+GRAMMARS = {"llguidance"}
 # All that a pure room may import of Python's own, and what it may not call.
 PURE_LIBRARIES = {
     *("__future__", "array", "bisect", "codecs", "collections", "dataclasses", "enum"),
@@ -228,6 +232,8 @@ def test_libraries_stay_in_their_rooms() -> None:
         banned = set() if name.split("/")[0] in ("daemon", "sapwood") else SHELL
         if not name.startswith(("cache/arrays", "model/")):
             banned = banned | ARRAYS
+        if room_of(name) != "model/constraints":
+            banned = banned | GRAMMARS
         assert libraries(PATHS[name]) & banned == set(), name
 
 

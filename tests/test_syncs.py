@@ -37,7 +37,12 @@ ALLOWED = {
     ),
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
-    "model/step_values": {"read_rows": WAIT, "_require_ids": HOST},
+    "model/runner": {"_step_masks": HOST},
+    "model/step_values": {
+        "read_drafts": "of constrained rows: the target is at work meanwhile",
+        "read_rows": WAIT,
+        "_require_ids": HOST,
+    },
     "model/sampling/acceptance": {"_judge": HOST, "_committed": HOST},
     "model/sampling/distribution": {
         **dict.fromkeys(("starts", "owners", "firsts", "gumbel", "coins"), HOST),

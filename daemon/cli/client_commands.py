@@ -32,6 +32,7 @@ from sapwood.daemon.errors import UsageError
 from sapwood.daemon.sizes import format_bytes
 
 PROMPT_CHARS_MAX = 4 * 1024 * 1024
+SCHEMA_CHARS_MAX = 1024 * 1024
 
 
 def connect(arguments: argparse.Namespace) -> Client:
@@ -62,6 +63,9 @@ def generate(arguments: argparse.Namespace) -> int:
     prompt = text if arguments.raw else conversation(arguments, [Message("user", text)])
     options = sampling_options(arguments)
     options["top_logprobs"] = arguments.top_logprobs
+    if arguments.schema is not None:
+        options["json_schema"] = _schema(arguments.schema)
+    options["regex"] = arguments.regex
     with (
         connect(arguments) as client,
         client.generate(prompt, timeout=arguments.timeout, **options) as stream,
@@ -74,6 +78,15 @@ def generate(arguments: argparse.Namespace) -> int:
                 print(event.text, end="", flush=True)
         print()
     return 0
+
+
+def _schema(path: str) -> str:
+    """Raises UsageError; what the text says is the daemon's to judge."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(SCHEMA_CHARS_MAX)
+    except OSError as error:
+        raise UsageError(f"--schema {path}: {error.strerror}") from None
 
 
 def _as_json(reply: Reply) -> dict[str, object]:

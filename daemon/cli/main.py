@@ -171,6 +171,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="serve gRPC server reflection (default: yes)",
     )
     add("--record", metavar="FILE", help="write what is planned, without text, to play it again")
+    add("--grammar", metavar="lark", help="take Lark grammars of clients (default: none)")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -301,6 +302,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
     add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="print one JSON object with text, ids and usage")
+    held = parser.add_mutually_exclusive_group()
+    held.add_argument("--schema", metavar="FILE", help="a JSON schema that the reply follows")
+    held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
     help = "with --json: each token's log probability and N alternatives"
     add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
     add("--timeout", type=_seconds, metavar="SECONDS")

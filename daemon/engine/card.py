@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sapwood.model.constraints.spec import ConstraintSpec
 from sapwood.model.prompt.errors import GivenUp, never
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.sampling import SamplingDefaults
@@ -52,6 +53,18 @@ class ServedTokenizer(Protocol):
         """Special tokens have no text; bytes that form no character become U+FFFD."""
 
 
+class ServedConstraints(Protocol):
+    """What builds the constraints of replies to the loaded model; thread-safe."""
+
+    takes_lark: bool  # whether it builds grammars of clients
+
+    def compile(self, spec: ConstraintSpec) -> object:
+        """What Request.constraint takes. Raises ConstraintRefused; never holds the GIL for long."""
+
+    def close(self) -> None:
+        """Nothing more is asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """The loaded model, as GetModel tells of it. `fingerprint` is part of the tree's root keys."""
@@ -62,6 +75,7 @@ class ModelCard:
     facts: ModelFacts
     defaults: SamplingDefaults
     tokenizer: ServedTokenizer
+    constraints: ServedConstraints | None = None
     drafter: str = ""
     quantization: str = ""
     device: str = "cpu"

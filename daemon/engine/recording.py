@@ -3,9 +3,9 @@
 - One JSON value a line: a head, then commands, plans and commits in the engine's order, with its
   times. `json` writes a float so that it is read back as the same.
 - No text and no secret: ids go through a permutation that is drawn here and never written; seeds
-  are left out; a root is the number of its first use. Where a reply ends otherwise than by its
-  length, its last token stands as END, which is past the vocabulary: what text decided is a fact of
-  the recording, and who plays it needs no text.
+  are left out, and so is what a constraint says; a root is the number of its first use. Where a
+  reply ends otherwise than by its length, its last token stands as END, which is past the
+  vocabulary: what text decided is a fact of the recording, and who plays it needs no text.
 - Bounded by `bytes_max`. A file that cannot be written to any more ends the recording, with one
   line in the log, and nothing else.
 """
@@ -43,7 +43,9 @@ from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
 from sapwood.scheduler.stats import Stats
 
-FORMAT = 2
+FORMAT = 3
+
+HELD = "held"  # stands for any constraint: to the core all are alike
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Disguise:
             stop=(),
             stop_token_ids=frozenset(),
             ignore_eos=False,
+            constraint=None if request.constraint is None else HELD,
         )
 
     def facts(self, facts: ModelFacts) -> ModelFacts:
@@ -161,9 +164,9 @@ class RecordedCore:
         tokens = iter(self._ended(result, effects))
         self._write(
             now=now,
-            decoded=[[next(tokens), each.drafted] for each in result.decoded],
+            decoded=[[next(tokens), each.drafted, each.failure] for each in result.decoded],
             prefilled=[
-                [None if each.token is None else next(tokens)[0], payload]
+                [None if each.token is None else next(tokens)[0], payload, each.failure]
                 for each, payload in zip(result.prefilled, prefilled, strict=True)
             ],
             captured=captured,
@@ -214,18 +217,18 @@ class RecordedCore:
     def _ended(self, result: StepResult, effects: Sequence[Effect]) -> list[list[int]]:
         """Each drawing row's tokens, in plan order, with END where the reply ended.
 
-        A commit makes one Delta for each such row, in that order.
+        A commit makes one Delta for each such row that did not fail, in that order.
         """
-        drawn = [each.tokens for each in result.decoded]
-        drawn += [(each.token,) for each in result.prefilled if each.token is not None]
+        drawn = [(each.tokens, each.failure) for each in result.decoded]
+        drawn += [((p.token,), p.failure) for p in result.prefilled if p.token is not None]
         ends = {
             e.id for e in effects if isinstance(e, Finished) and e.reason != FinishReason.LENGTH
         }
-        deltas = [effect for effect in effects if isinstance(effect, Delta)]
+        deltas = iter([effect for effect in effects if isinstance(effect, Delta)])
         told = []
-        for tokens, delta in zip(drawn, deltas, strict=True):
+        for tokens, failure in drawn:
             row = list(self._disguise.ids(tokens))
-            if delta.id in ends:
+            if not failure and (delta := next(deltas)).id in ends:
                 row[len(delta.token_ids) - 1] = self._disguise.end
             told.append(row)
         return told

@@ -29,6 +29,8 @@ from sapwood.daemon.sizes import format_in, unit_of
 from sapwood.model import device
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
+from sapwood.model.constraints.compiler import ConstraintCompiler
+from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
 from sapwood.model.warm_up import warm_up
@@ -60,7 +62,9 @@ def _load(config: Config) -> Loaded:
     drafter = "" if draft_dir is None else draft_dir.path.name
     loaded = put_together(config, pair, drafter, process_bytes)
     # Behind the budget, which is known to hold a request by now.
-    warm_up(pair, min(1, config.limits.draft_depth_max))
+    constraints = loaded.card.constraints
+    assert isinstance(constraints, ConstraintCompiler), "the daemon serves constraints"
+    warm_up(pair, min(1, config.limits.draft_depth_max), constraints.anything())
     return loaded
 
 
@@ -104,7 +108,7 @@ def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 
         _wire(ledger.budget_bytes)
     tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
     core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes)
-    runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
+    runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
     follow = partial(device.follow, cache_bytes=kept)
     return Loaded(card, core, runner, tree.describe, device.leave_thread, follow, other)
@@ -138,10 +142,29 @@ def _card(config: Config, pair: Pair, facts: ModelFacts, drafter: str) -> ModelC
         facts=facts,
         defaults=pair.tokenizer.defaults,
         tokenizer=pair.tokenizer,
+        constraints=_constraints(config, pair),
         drafter=_last_part(drafter) if drafter else "",
         quantization=pair.quantization,
         device=device.name(),
         media_token_ids=pair.target_config.media_token_ids,
+    )
+
+
+def _constraints(config: Config, pair: Pair) -> ConstraintCompiler:
+    tokenizer, limits = pair.tokenizer, config.limits
+    vocabulary = Vocabulary(
+        tokenizer.token_bytes,
+        tokenizer.control_ids,
+        tokenizer.eos_token_ids,
+        tokenizer.control_tokens,
+        tokenizer.encode_plain,
+    )
+    return ConstraintCompiler(
+        vocabulary,
+        limits.constraint_build_s_max,
+        limits.constraint_build_bytes_max,
+        limits.mask_s_max,
+        takes_lark=config.takes_lark,
     )
 
 

@@ -3,6 +3,7 @@
 - Counts and scalars are checked before anything is allocated or computed in proportion to them.
 - Tokenising runs in `tokenise_workers` threads, off the event loop; Tokenize and Detokenize have
   threads and limits of their own, so that whoever counts tokens holds up nobody who generates.
+- Constraints are built in threads of their own too, behind the same kind of bounds.
 - What is too long is refused before it is tokenised, or where its tokens become too many.
 - Messages never give placeholders of images and sound: only the text part is loaded. In text and
   ids they are tokens, which the model computes as its pad token.
@@ -16,6 +17,7 @@ import secrets
 from collections.abc import Sequence
 
 from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.rpc.constraints import TOOL_CHOICE, constraint_spec, without_calls
 from sapwood.daemon.rpc.conversation import conversation_of
 from sapwood.daemon.rpc.principals import Principal, root_key
 from sapwood.daemon.rpc.rules import (
@@ -31,6 +33,7 @@ from sapwood.daemon.rpc.rules import (
     sampler_of,
 )
 from sapwood.daemon.rpc.workers import Workers
+from sapwood.model.constraints.spec import ConstraintRefused, ConstraintSpec
 from sapwood.model.prompt.errors import GivenUp, PromptTooLong
 from sapwood.scheduler.events import Clear, PinTerms, Request
 from sapwood.scheduler.limits import Limits
@@ -63,6 +66,13 @@ class Admission:
         self._codec = Workers(
             "codec", limits.codec_workers, limits.codec_calls_max, limits.codec_bytes_max
         )
+        self._builders = Workers(
+            "constraints",
+            limits.constraint_workers,
+            limits.constraint_calls_max,
+            limits.constraint_calls_max * limits.constraint_bytes_max,
+            "constraints wait to be built",
+        )
 
     async def admit(
         self, request: pb.GenerateRequest, deadline: float, principal: Principal
@@ -70,7 +80,10 @@ class Admission:
         """`deadline` is in the engine's clock. Raises Refused."""
         check(request, GENERATE_RULES, self._bounds)
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
+        sampling = without_calls(request, sampling, self._card.facts.control_tokens)
+        spec = self._spec(request)
         prompt = await self._prompt(request)
+        constraint = None if spec is None else await self._constraint(request, spec)
         return Request(
             id=self.draw_id(),
             root=root_key(self._card.fingerprint, principal.salt),
@@ -85,6 +98,7 @@ class Admission:
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
+            constraint=constraint,
         )
 
     async def admit_pin(
@@ -114,6 +128,19 @@ class Admission:
     def draw_id(self) -> int:
         """Of a command, which nothing else of this process has."""
         return next(self._ids)
+
+    def _spec(self, request: pb.GenerateRequest) -> ConstraintSpec | None:
+        card = self._card
+        return constraint_spec(request, card.facts.control_tokens, card.constraints, self._limits)
+
+    async def _constraint(self, request: pb.GenerateRequest, spec: ConstraintSpec) -> object:
+        """Builds it. Raises Refused."""
+        served, field = self._card.constraints, request.WhichOneof("constraint") or TOOL_CHOICE
+        assert served is not None, "a spec without anybody to build it"
+        try:
+            return await self._builders.run(lambda _: served.compile(spec), spec.chars)
+        except ConstraintRefused as error:
+            raise Refused(Reason.BAD_CONSTRAINT, str(error), field=field) from None
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:
         """The ids that Generate would see, up to `codec_tokens_max` of them. Raises Refused."""
@@ -205,6 +232,9 @@ class Admission:
         """Take no more work; what the workers have is finished, and not waited for."""
         self._workers.close()
         self._codec.close()
+        self._builders.close()
+        if self._card.constraints is not None:
+            self._card.constraints.close()
 
     def _capped_tokens(self, request: pb.GenerateRequest, prompt_tokens: int) -> int:
         room = self._card.facts.context_tokens_max - prompt_tokens

@@ -88,9 +88,6 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
     _not_yet("cache.mark", lambda r: r.cache.mark),
     _not_yet("priority", lambda r: r.priority != pb.PRIORITY_UNSPECIFIED),
     _not_yet("candidates", lambda r: r.candidates > 1),
-    _not_yet("json_schema", lambda r: r.WhichOneof("constraint") == "json_schema"),
-    _not_yet("regex", lambda r: r.WhichOneof("constraint") == "regex"),
-    _not_yet("grammar", lambda r: r.WhichOneof("constraint") == "grammar"),
     Rule(
         "stop",
         Reason.BAD_REQUEST,

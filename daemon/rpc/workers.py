@@ -25,7 +25,16 @@ _T = TypeVar("_T")
 class Workers:
     """A pool of its own for one kind of work. Called on the event loop."""
 
-    def __init__(self, name: str, threads: int, calls_max: int, bytes_max: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        calls_max: int,
+        bytes_max: int,
+        what: str = "texts wait to be tokenised",
+    ) -> None:
+        """what: of which there may be too many, as a refusal says it."""
+        self._problem = f"too many {what}"
         self._threads = ThreadPoolExecutor(threads, name)
         self._calls_max = calls_max
         self._bytes_max = bytes_max
@@ -55,8 +64,7 @@ class Workers:
     def _enter(self, request_bytes: int) -> None:
         with self._lock:
             if self._calls == self._calls_max or self._bytes + request_bytes > self._bytes_max:
-                problem = "too many texts wait to be tokenised"
-                raise Refused(Reason.QUEUE_FULL, problem, retry_after_s=RETRY_AFTER_S)
+                raise Refused(Reason.QUEUE_FULL, self._problem, retry_after_s=RETRY_AFTER_S)
             self._calls += 1
             self._bytes += request_bytes
 

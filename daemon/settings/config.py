@@ -59,6 +59,7 @@ class Config:
     ready_file: Path | None
     reflection: bool
     record: Path | None  # of what reaches the core, without text
+    takes_lark: bool  # whether clients may send grammars
     limits: Limits
 
 
@@ -77,6 +78,7 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         listen=tuple(each.address for each in listenings),
         socket_principals={e.address: e.principal for e in listenings if e.principal is not None},
         tls=_tls(*(parsed.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca"))),
+        takes_lark=parsed.pop("grammar") == "lark",
         **parsed,
     )
     for name, address in (
@@ -185,6 +187,12 @@ def _dtype(value: Any) -> str:
     return value or "auto"
 
 
+def _grammar(value: Any) -> str | None:
+    if value not in (None, "lark"):
+        raise UsageError(f"{value!r} is not a kind of grammar: lark")
+    return _text(value)
+
+
 def _path(value: Any) -> Path | None:
     text = _text(value)
     return None if text is None else Path(text).expanduser().absolute()
@@ -230,5 +238,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "ready_file": _path,
     "reflection": partial(_flag, True),
     "record": _path,
+    "grammar": _grammar,
     "limits": _limits,
 }

@@ -76,7 +76,7 @@ class Tokenizer:
         self._pieces = pieces
         self._templates = templates
         self._floor = floor
-        self._control_ids = dict(control_ids)
+        self.control_ids = dict(control_ids)
         self._finder = ControlFinder(control, control_ids)
         # Characters outside the vocabulary may give the unknown token: it controls nothing.
         self._forbidden = frozenset(control_ids.values()) - {unknown_id}
@@ -90,8 +90,12 @@ class Tokenizer:
     def control_tokens(self) -> ControlTokens:
         """The ids of Gemma's own control tokens, where this vocabulary has them."""
         return ControlTokens(
-            **{part: self._control_ids.get(text) for part, text in _CONTROL_TOKENS.items()}
+            **{part: self.control_ids.get(text) for part, text in _CONTROL_TOKENS.items()}
         )
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text without control tokens, and without BOS. Raises PromptRefused."""
+        return self._encode([text], [], None, never)
 
     def encode_text(
         self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
@@ -125,7 +129,7 @@ class Tokenizer:
         if template is None:
             raise PromptRefused("the model has no chat template")
         parts = template.render(messages, tools, thinking, given_up)
-        controls = [self._control_ids[token] for token in parts[1::2]]
+        controls = [self.control_ids[token] for token in parts[1::2]]
         return self._encode(parts[::2], controls, tokens_max, given_up)
 
     def check_templates(self, media_ids: Collection[int] = ()) -> None:
@@ -133,7 +137,7 @@ class Tokenizer:
         tokens from pieces: unseen here.
         """
         for where, parts in self._templates.tried_out():
-            media = [token for token in parts[1::2] if self._control_ids[token] in media_ids]
+            media = [token for token in parts[1::2] if self.control_ids[token] in media_ids]
             if media:
                 raise ModelRefused(f"{where}: writes {shown(media[0])} into a turn of mere text")
             for run in parts[::2]:

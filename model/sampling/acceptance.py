@@ -8,6 +8,9 @@
   decoding", 2024).
 - Unseeded rows: exact rejection sampling. Accept with min(1, p / q); on the first rejection draw
   from max(p - q, 0) renormalised; past a full run from p (Leviathan et al., 2023).
+- Constrained rows: the target's logits are masked at every place, the drafter's are not. A draft
+  that its mask rules out has no mass under p, so both rules reject it there, and no place behind
+  it counts, whatever its mask says.
 - Flat rows: row b's logits are [starts[b], starts[b] + depth + 1), one for each input token.
 """
 
@@ -29,6 +32,7 @@ from sapwood.model.sampling.distribution import (
     split_rows,
     take_rows,
 )
+from sapwood.model.sampling.masking import masked
 from sapwood.model.sampling.noise import NoiseStream
 from sapwood.model.sampling.proposals import DraftDistribution
 
@@ -38,12 +42,14 @@ def verify(
     rows: DrawRows,
     drafts: mx.array | None = None,
     drawn_from: Sequence[DraftDistribution | None] = (),
+    masks: mx.array | None = None,
 ) -> mx.array:
     """What each row commits: int32 [B, K + 2], K = the deepest draft of the step.
 
     logits: [N, V], N = sum(depth + 1): flat row i of a row predicts the token after its i-th input.
     drafts: int32 [B, K], anything beyond a row's own depth; may be None where K is 0.
     drawn_from[j] covers every unseeded row that drafted position j: what its draft was drawn from.
+    masks: uint8 [places of constrained rows, bytes], as `masked` takes them.
 
     Columns [0, n]: the accepted drafts, then the newly drawn token; after them anything.
     The last column: n, the number of accepted drafts, 0 <= n <= depth.
@@ -56,11 +62,17 @@ def verify(
         assert drafts.shape == (len(rows.depth), depth_max), drafts.shape
         proposed = _flat_drafts(drafts, rows)
     parts = []
-    members = split_rows((2 * rows.reaches + rows.adjusted)[rows.owners])
+    kinds = 2 * rows.reaches + rows.adjusted
+    if rows.constrained:
+        kinds = 2 * kinds + rows.held
+    members = split_rows(kinds[rows.owners])
     for flat in members:
         part, owner = take_rows(logits, flat), rows.owners[flat[0]]
         if rows.adjusted[owner]:
             part = _adjusted(part, rows, flat, drafts)
+        if rows.constrained and rows.held[owner]:
+            assert masks is not None, "a constrained row without masks"
+            part = masked(part, take_rows(masks, rows.mask_places[flat]))
         continued = None if proposed is None else take_rows(proposed, flat)
         parts.append(_judge(part, int(rows.reaches[owner]), rows, flat, continued, drawn_from))
     tokens = join_rows([drawn for drawn, _ in parts], members)

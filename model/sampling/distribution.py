@@ -86,13 +86,15 @@ class DrawRows:
     Row b has its sampler, its draft depth (0: draws one token, as after a prefill) and the 0-based
     reply index of the first token it draws. Its target logits are the flat rows
     [starts[b], starts[b] + depth[b] + 1). tallies: one for each row with bias or penalties, None
-    for the others; () where there are only others.
+    for the others; () where there are only others. constrained: whether a row has masks, () where
+    none has.
     """
 
     samplings: tuple[Sampling, ...]
     depth: tuple[int, ...]
     index: tuple[int, ...]
     tallies: tuple[Tally | None, ...] = ()
+    constrained: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.samplings) == len(self.depth) == len(self.index) > 0
@@ -145,6 +147,17 @@ class DrawRows:
     def adjusted(self) -> np.ndarray:
         """[B] bool: the rows with bias or penalties."""
         return np.array([s.adjusted for s in self.samplings])
+
+    @cached_property
+    def held(self) -> np.ndarray:
+        """[B] bool: the rows whose logits are masked, where some are."""
+        return np.array(self.constrained, np.bool_)
+
+    @cached_property
+    def mask_places(self) -> np.ndarray:
+        """[N]: which mask a flat row of a constrained row has, masks in the rows' order."""
+        places: np.ndarray = np.cumsum(self.held[self.owners]) - 1
+        return places
 
     @cached_property
     def penalties(self) -> Penalties:

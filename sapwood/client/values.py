@@ -89,6 +89,12 @@ class GenerateOptions(TypedDict, total=False):
     stop_token_ids: TokenIds | None
     ignore_eos: bool | None
     draft_tokens: int | None  # pins the depth of speculation; 0 turns it off
+    # What the reply must belong to, one of these.
+    json_schema: str | Mapping[str, Any] | None
+    regex: str | None
+    grammar: str | None  # Lark, where the daemon takes it
+    # "auto", "none" or "required", or the one tool that the reply calls.
+    tool_choice: str | Tool | None
     cache: CacheOptions | None
 
 

@@ -65,6 +65,12 @@ _REASONS = {
     generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     generation_pb2.FINISH_REASON_STOP_SEQUENCE: FinishReason.STOP_SEQUENCE,
 }
+_CONSTRAINTS = frozenset({"json_schema", "regex", "grammar"})
+_TOOL_CHOICES = {
+    "auto": prompt_pb2.TOOL_CHOICE_MODE_AUTO,
+    "none": prompt_pb2.TOOL_CHOICE_MODE_NONE,
+    "required": prompt_pb2.TOOL_CHOICE_MODE_REQUIRED,
+}
 _NUMERICS = {generation_pb2.NUMERICS_FAST: "fast", generation_pb2.NUMERICS_STRICT: "strict"}
 _TIERS = {cache_pb2.TIER_DEVICE: Tier.DEVICE, cache_pb2.TIER_DISK: Tier.DISK}
 _LAYERS = {
@@ -81,13 +87,28 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
     cache = given(values.pop("cache", CacheOptions()), CacheOptions, "cache", "a CacheOptions")
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
+    if len(constraints := sorted(values.keys() & _CONSTRAINTS)) > 1:
+        raise TypeError(f"generate() takes one of {', '.join(constraints)}")
+    if isinstance(values.get("json_schema"), Mapping):
+        values["json_schema"] = json_object(values["json_schema"], "json_schema")
+    choice = values.pop("tool_choice", None)
     sampling = {name: values.pop(name) for name in list(values) if name in _SAMPLING}
     request = generation_pb2.GenerateRequest(
         **_prompt(prompt),
         sampling=set_fields(generation_pb2.Sampling(), sampling),
         cache=set_fields(generation_pb2.CacheOptions(), _fields(cache, CacheOptions), "cache."),
+        tool_choice=None if choice is None else _tool_choice(choice),
     )
     return set_fields(request, values)
+
+
+def _tool_choice(choice: Any) -> prompt_pb2.ToolChoice:
+    if isinstance(choice, Tool):
+        return prompt_pb2.ToolChoice(name=text(choice.name, "tool_choice.name"))
+    mode = _TOOL_CHOICES.get(given(choice, str, "tool_choice", "a string or a Tool"))
+    if mode is None:
+        raise ValueError("tool_choice must be 'auto', 'none', 'required' or a Tool")
+    return prompt_pb2.ToolChoice(mode=mode)
 
 
 def tokenize_request(

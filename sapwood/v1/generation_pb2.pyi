@@ -140,6 +140,7 @@ class GenerateRequest(_message.Message):
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Gets BOS if it is missing and may contain control tokens."""
     session: _builtins.str
@@ -162,11 +163,17 @@ class GenerateRequest(_message.Message):
     candidates: _builtins.int
     """Replies to one prompt, which is evaluated once. 0 and 1 are one reply."""
     json_schema: _builtins.str
-    """A JSON schema, as JSON."""
+    """A JSON schema, as JSON. The reply is compact JSON without white space, properties in the order
+    of the schema. Keywords that are not kept are refused by name.
+    """
     regex: _builtins.str
-    """A regular expression that the whole reply matches."""
+    """A regular expression that the whole reply matches, in the syntax of Rust's regex crate, without
+    word boundaries. \\d and \\w are ASCII.
+    """
     grammar: _builtins.str
-    """A context-free grammar."""
+    """A context-free grammar in llguidance's dialect of Lark. UNSUPPORTED unless the daemon runs with
+    --grammar lark.
+    """
     @_builtins.property
     def token_ids(self) -> _prompt_pb2.TokenIds:
         """Taken verbatim."""
@@ -193,6 +200,12 @@ class GenerateRequest(_message.Message):
     def cache(self) -> Global___CacheOptions:
         """What this request may take from and leave in the prefix tree."""
 
+    @_builtins.property
+    def tool_choice(self) -> _prompt_pb2.ToolChoice:
+        """Whether the model calls functions of `messages.tools`. Unset: as it likes, and as it writes them.
+        Not beside a constraint, unless it is TOOL_CHOICE_MODE_NONE.
+        """
+
     def __init__(
         self,
         *,
@@ -213,10 +226,11 @@ class GenerateRequest(_message.Message):
         json_schema: _builtins.str = ...,
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
+        tool_choice: _prompt_pb2.ToolChoice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_tokens: _TypeAlias = _typing.Literal["draft_tokens"]  # noqa: Y015
     _WhichOneofArgType__draft_tokens: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens"]  # noqa: Y015

@@ -211,6 +211,10 @@ class Core(CoreState):
             self._meters.count_end(outcome, reason)
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
+    def _break(self, sequence: Sequence, now: float, why: str) -> None:
+        """Its constraint cannot be kept: what this step drew for it counts nowhere."""
+        self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, why)
+
     def _retry_after(self) -> float:
         """From what requests take with a slot: their wait is what is reckoned here."""
         meters, limits = self._meters, self._limits
@@ -246,6 +250,9 @@ class Core(CoreState):
         self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float
     ) -> None:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
+        if decoded.failure:
+            self._break(sequence, now, decoded.failure)
+            return
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
         sequence.evaluated += emitted
@@ -264,7 +271,9 @@ class Core(CoreState):
         sequence.storing = payload is not None and self._store(sequence, payload, turn_end=whole)
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
-        if token is not None:
+        if prefilled.failure:
+            self._break(sequence, now, prefilled.failure)
+        elif token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:
             sequence.move(SequenceState.DECODE, now, "as far as it was")

@@ -30,7 +30,12 @@ class Demand(NamedTuple):
     @classmethod
     def of(cls, request: Request, facts: ModelFacts) -> Demand:
         """All that a request may grow to, with the bytes that its sampler takes for each row."""
-        return cls(request.tokens_max, facts.draw_bytes_per_row(request.sampling))
+        return cls(request.tokens_max, drawn_bytes(request, facts))
+
+
+def drawn_bytes(request: Request, facts: ModelFacts) -> int:
+    """What a request's draw takes for each row, beside the logits."""
+    return facts.draw_bytes_per_row(request.sampling, request.constraint is not None)
 
 
 # A prompt of one token, a reply of one, greedy: no request asks for less.

@@ -20,7 +20,7 @@ from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
-from sapwood.scheduler.core.demand import Demand, round_rows, slots_bytes
+from sapwood.scheduler.core.demand import Demand, drawn_bytes, round_rows, slots_bytes
 from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
@@ -312,7 +312,7 @@ class DeviceMemory:
         row = self._facts.row_tokens(self._tokens(sequence) - base)
         prompt_tokens, tokens_max = sequence.prompt_tokens, sequence.tokens_max
         reply = self._reply_length.expected(sequence.emitted, tokens_max - prompt_tokens)
-        draw = self._facts.draw_bytes_per_row(sequence.request.sampling)
+        draw = drawn_bytes(sequence.request, self._facts)
         return Demand(min(base + row, tokens_max), draw, base, prompt_tokens + reply)
 
     @property

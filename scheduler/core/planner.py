@@ -250,6 +250,7 @@ class Planner:
                     sequence.base,
                     sequence.demand.tokens,
                     tuple(sequence.reply.tokens),
+                    request.constraint,
                 )
             )
         return tuple(admits), found

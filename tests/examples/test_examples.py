@@ -102,6 +102,11 @@ def test_errors_deadlines_and_cancelling(address: str) -> None:
     assert late.startswith("the deadline passed") and cancelled == "cancelled"
 
 
+def test_a_reply_that_is_data(address: str) -> None:
+    told = output(address, "structured.py")
+    assert re.fullmatch(r"name: .*\nlength_km: \d+\nsea: (\w| )+\n", told)
+
+
 def test_a_model_without_tools_is_said(address: str) -> None:
     done = run(address, "tool_call.py")
     assert (done.returncode, done.stdout) == (1, "")

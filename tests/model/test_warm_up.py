@@ -12,6 +12,7 @@ import pytest
 
 from sapwood.model import runner as runner_module
 from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.pair import Pair, load_pair
 from sapwood.model.runner import Runner
 from sapwood.model.sampling import acceptance
@@ -19,6 +20,7 @@ from sapwood.model.sampling.distribution import NUCLEUS, RANKED, WHOLE, DrawRows
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.plan import StepPlan
 from tests.model.reference import FAMILIES, checkpoint
+from tests.system.held import vocabulary_of
 
 
 def loaded(name: str) -> Pair:
@@ -124,3 +126,13 @@ def test_logits_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch)
     pair.target.model.norm.weight = pair.target.model.norm.weight * mx.nan
     with pytest.raises(ModelRefused, match="a log-probability that is no number"):
         warm_up(pair, 1)
+
+
+def test_a_row_that_is_held_is_among_them(seen: tuple[list[StepPlan], list[DrawRows]]) -> None:
+    """With a draft and without, alone and beside a free one: masks are unpacked in steps too."""
+    pair = loaded("e2b-tiny")
+    compiler = ConstraintCompiler(vocabulary_of(pair), 5.0, 1 << 28, 5.0, takes_lark=False)
+    warm_up(pair, 1, compiler.anything())
+    shapes = {(rows.constrained, rows.depth) for rows in seen[1] if any(rows.constrained)}
+    assert {((True,), (1,)), ((True,), (0,))} <= shapes
+    assert any(held.count(False) for held, _ in shapes)

@@ -149,12 +149,14 @@ def _result(core: Core, plan: StepPlan, line: dict[str, Any]) -> StepResult:
     """Log-probabilities are due where a request asked for them; nothing is planned by them."""
     asked = {s.slot: bool(s.request.top_logprobs) for s in core._roster.live.values()}
     decoded = [
-        Decoded(tuple(tokens), drafted, _logprobs(len(tokens) * asked[row.slot]))
-        for row, (tokens, drafted) in zip(plan.decodes, line["decoded"], strict=True)
+        Decoded(tuple(tokens), drafted, _logprobs(len(tokens) * asked[row.slot]), failure)
+        for row, (tokens, drafted, failure) in zip(plan.decodes, line["decoded"], strict=True)
     ]
     prefilled = [
-        Prefilled(token, _span(payload), _logprobs((token is not None) * asked[piece.slot]))
-        for piece, (token, payload) in zip(plan.prefills, line["prefilled"], strict=True)
+        Prefilled(
+            token, _span(payload), _logprobs((token is not None) * asked[piece.slot]), failure
+        )
+        for piece, (token, payload, failure) in zip(plan.prefills, line["prefilled"], strict=True)
     ]
     captured = tuple(_span(payload) for payload in line["captured"])
     return StepResult(tuple(decoded), tuple(prefilled), captured)

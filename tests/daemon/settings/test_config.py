@@ -122,3 +122,10 @@ def test_a_bad_file_is_refused(content: bytes, says: str, tmp_path: Path) -> Non
 
 def test_port_0_may_be_asked_for_twice() -> None:
     assert len(load_config({"listen": ["127.0.0.1:0", "127.0.0.1:0"]}).listen) == 2
+
+
+def test_grammars_are_taken_where_they_are_asked_for() -> None:
+    assert not load_config({}).takes_lark
+    assert load_config({"grammar": "lark"}).takes_lark
+    with pytest.raises(UsageError, match="grammar: 'gbnf' is not a kind of grammar: lark"):
+        load_config({"grammar": "gbnf"})

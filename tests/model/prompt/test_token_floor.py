@@ -59,7 +59,7 @@ def test_nor_fewer_than_the_floor_of_what_is_not_cut_yet(place: str, pieces: lis
 @pytest.mark.parametrize("place", _PLACES)
 def test_control_tokens_may_be_longer_than_any_other(place: str) -> None:
     tokenizer, _ = _both(place)
-    for token in tokenizer._control_ids:
+    for token in tokenizer.control_ids:
         ids = tokenizer.encode_text(token * 1000)
         assert len(ids) <= 1001
         assert tokenizer._floor.of_uncut(token * 1000) <= len(ids), token

@@ -126,10 +126,12 @@ def generate(
     drafter: Drafter | None,
     count: int,
     first: int | Sequence[int] = 0,
+    allowed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """The first `count` tokens of every row, [B, count], and accepted / drafted.
 
     depth(row, tokens so far) is a row's draft depth in its next round. `first` is the prompt.
+    allowed: bool [V, V], the tokens that may follow each, as a constraint's masks say it.
     """
     total = len(samplings)
     prompts = np.broadcast_to(first, total).tolist()
@@ -146,12 +148,14 @@ def generate(
             tuple(depth(int(b), int(length[b])) if drafter else 0 for b in live),
             tuple(length[live].tolist()),
             tuple(tallies[b] for b in live) if any(tallies) else (),
+            () if allowed is None else (True,) * len(live),
         )
         drafts, distributions = (
             (None, []) if drafter is None else propose_all(rows, last[live], drafter)
         )
         logits = target_logits(table, rows, last[live], drafts)
-        result = np.array(verify(logits, rows, drafts, distributions))
+        masks = None if allowed is None else path_masks(allowed, rows, last[live], drafts)
+        result = np.array(verify(logits, rows, drafts, distributions, masks))
         kept = result[:, -1]
         assert ((kept >= 0) & (kept <= np.array(rows.depth))).all()
         for column in range(result.shape[1] - 1):
@@ -164,6 +168,20 @@ def generate(
         length[live] += kept + 1
         accepted, drafted = accepted + kept.sum(), drafted + sum(rows.depth)
     return reply, accepted / max(drafted, 1)
+
+
+def path_masks(
+    allowed: np.ndarray, rows: DrawRows, last: np.ndarray, drafts: mx.array | None
+) -> mx.array:
+    """The masks of each row's path; behind a draft that may not be, everything."""
+    inputs = last[:, None]
+    if drafts is not None:
+        inputs = np.concatenate([inputs, np.maximum(np.array(drafts), 0)], axis=1)
+    follows = allowed[inputs[:, :-1], inputs[:, 1:]]
+    right = np.cumprod(np.pad(follows, ((0, 0), (1, 0)), constant_values=True), axis=1) > 0
+    places = rows.owners, rows.offsets
+    kept = allowed[inputs[places]] | ~right[places][:, None]
+    return mx.array(np.packbits(kept, axis=1, bitorder="little"))
 
 
 def joint_distribution(table: np.ndarray, sampling: Sampling, first: int) -> np.ndarray:
@@ -195,15 +213,30 @@ def p_value(tokens: np.ndarray, joint: np.ndarray) -> float:
 
 
 def joint_p_value(
-    table: np.ndarray, samplings: Sequence[Sampling], drafter: Drafter, depth: int, first: int
+    table: np.ndarray,
+    samplings: Sequence[Sampling],
+    drafter: Drafter,
+    depth: int,
+    first: int,
+    allowed: np.ndarray | None = None,
 ) -> float:
     """Replies of three tokens to requests that differ in their noise, against one distribution.
 
     Drawn in parts that fit a small machine's memory.
     """
     parts = [
-        generate(table, samplings[at : at + 20_000], lambda row, length: depth, drafter, 3, first)
+        generate(
+            table,
+            samplings[at : at + 20_000],
+            lambda row, length: depth,
+            drafter,
+            3,
+            first,
+            allowed,
+        )
         for at in range(0, len(samplings), 20_000)
     ]
+    if allowed is not None:
+        table = np.where(allowed, table, -np.inf)
     joint = joint_distribution(table, samplings[0], first)
     return p_value(np.concatenate([tokens for tokens, _ in parts]), joint)

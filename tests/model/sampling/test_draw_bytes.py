@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.pair import WHOLE_DRAW_BYTES, WIDE_DRAW_BYTES
+from sapwood.model.pair import MASKED_DRAW_BYTES, WHOLE_DRAW_BYTES, WIDE_DRAW_BYTES
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.penalties import Tally
@@ -43,10 +43,13 @@ BANS = {
 }
 
 
-def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype, bans: SuppressedTokens) -> float:
+def _bytes_per_token(
+    sampling: Sampling, dtype: mx.Dtype, bans: SuppressedTokens, held: bool = False
+) -> float:
     """The peak of one verification, above its logits, which a report may still need."""
     tally = Tally(sampling, range(0, 4000, 2), VOCABULARY) if sampling.adjusted else None
-    rows = DrawRows((sampling,), (DEPTH,), (0,), (tally,))
+    rows = DrawRows((sampling,), (DEPTH,), (0,), (tally,), (held,))
+    masks = mx.full((DEPTH + 1, VOCABULARY // 8), 0x5A, mx.uint8)
     logits = mx.random.normal((DEPTH + 1, VOCABULARY), key=mx.random.key(1)).astype(dtype)
     drafts = mx.zeros((1, DEPTH), mx.int32)
     distribution = DraftDistribution(
@@ -55,9 +58,11 @@ def _bytes_per_token(sampling: Sampling, dtype: mx.Dtype, bans: SuppressedTokens
     suppression = Suppression(bans, VOCABULARY)
     mx.eval(logits, drafts, distribution.ids, distribution.log_probs)
     before = mx.get_active_memory()
+    if held:
+        mx.eval(masks)  # made for the step
     mx.reset_peak_memory()
     allowed = suppression.of_target(logits, rows.firsts)
-    mx.eval(verify(allowed, rows, drafts, [distribution] * DEPTH))
+    mx.eval(verify(allowed, rows, drafts, [distribution] * DEPTH, masks if held else None))
     return (mx.get_peak_memory() - before) / ((DEPTH + 1) * VOCABULARY)
 
 
@@ -72,3 +77,14 @@ def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype, ba
         assert WHOLE_DRAW_BYTES / 3 < taken <= WHOLE_DRAW_BYTES
     else:
         assert taken <= (WIDE_DRAW_BYTES if sampling.wide else 0)
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_m1_masks_take_no_more_than_is_reserved_beside_it(name: str, dtype: mx.Dtype) -> None:
+    sampling, none = SAMPLINGS[name], BANS["none"]
+    free = _bytes_per_token(sampling, dtype, none)
+    more = _bytes_per_token(sampling, dtype, none, held=True) - free
+    assert more <= MASKED_DRAW_BYTES
+    if sampling.greedy and not sampling.adjusted:  # others have their peak behind the masks
+        assert more > MASKED_DRAW_BYTES / 3

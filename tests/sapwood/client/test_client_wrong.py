@@ -77,6 +77,13 @@ OPTIONS: Mapping[str, Wrong] = {
     "ignore_eos": FLAG,
     "draft_tokens": INTEGER,
     "cache": [(it, TypeError, " must be a CacheOptions") for it in (False, {}, {"bypass": True})],
+    "json_schema": [*TEXT, ({"type": object}, TypeError, " holds what JSON cannot say")],
+    "regex": TEXT,
+    "grammar": TEXT,
+    "tool_choice": [
+        (7, TypeError, " must be a string or a Tool"),
+        ("any", ValueError, " must be 'auto', 'none', 'required' or a Tool"),
+    ],
 }
 MESSAGE: Mapping[str, Wrong] = {
     "role": [*TEXT, (None, TypeError, " must be a string, not None")],
@@ -124,6 +131,22 @@ def ask(prompt: Any, **options: Any) -> Any:
 def test_an_option(option: str, value: Any, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=f"^{option}{words}"):
         ask("hello", **{option: value})
+
+
+def test_two_constraints() -> None:
+    with pytest.raises(TypeError, match=r"^generate\(\) takes one of json_schema, regex"):
+        ask("hello", json_schema={}, regex="a")
+
+
+def test_constraints_and_choices_as_they_are_sent() -> None:
+    assert ask("hello", json_schema={"type": "null"}).json_schema == '{"type": "null"}'
+    assert ask("hello", json_schema="true").json_schema == "true"
+    assert ask("hello", regex="a+").WhichOneof("constraint") == "regex"
+    for choice in (None, "auto", "none", "required", sapwood.Tool("f")):
+        sent = ask("hello", tool_choice=choice)
+        assert sent.HasField("tool_choice") == (choice is not None)
+    assert sent.tool_choice.name == "f"
+    assert ask("hello", tool_choice="required").tool_choice.mode == 3
 
 
 def test_a_key_of_logit_bias() -> None:

@@ -1,0 +1,43 @@
+"""How one slot's tokens are drawn and reported, and what of it moves with what is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from sapwood.model.constraints.constraint import Constraint
+from sapwood.model.constraints.guide import Guide
+from sapwood.model.sampling.penalties import Tally
+from sapwood.scheduler.plan import Admit
+from sapwood.scheduler.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """tally: of rows with bias or penalties. guide: of rows that are held to a constraint."""
+
+    sampling: Sampling
+    tally: Tally | None
+    top_logprobs: int
+    guide: Guide | None = None
+
+    @classmethod
+    def of(cls, admit: Admit, vocabulary: int) -> Sampler:
+        """Of a sequence that is admitted, with what it said before it was parked."""
+        sampling, tally, guide = admit.sampling, None, None
+        if sampling.adjusted:
+            tally = Tally(sampling, admit.prompt, vocabulary)
+            tally.push(admit.reply)
+        if admit.constraint is not None:
+            guide = Guide(cast("Constraint", admit.constraint), admit.prompt, admit.reply)
+        return cls(sampling, tally, admit.top_logprobs, guide)
+
+    def push(self, tokens: Sequence[int]) -> str:
+        """Tokens that were committed. Why the reply cannot go on, "" where it can."""
+        if self.tally is not None:
+            self.tally.push(tokens)
+        if self.guide is None:
+            return ""
+        self.guide.push(tokens)
+        return self.guide.failure
