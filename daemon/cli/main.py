@@ -40,13 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except UnicodeError:  # of arguments and standard input alone: what a daemon sends is UTF-8
         return _fail(UsageError("the text is not UTF-8"), 2)
-    except (SapwoodError, StartError) as error:
-        return _fail(error, 1)
     except KeyboardInterrupt as interrupt:  # with a text where the command has more to say
         return _fail(str(interrupt) or "interrupted", entry.INTERRUPTED)
     except BrokenPipeError:  # the reader left, as `head` does
         return 1
-    except OSError as error:
+    except (SapwoodError, StartError, OSError) as error:
         return _fail(error, 1)
 
 

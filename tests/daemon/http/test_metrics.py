@@ -91,8 +91,7 @@ async def get(run: Running, request: bytes) -> tuple[int, str, str]:
 
 async def scrape(run: Running) -> str:
     status, head, body = await get(run, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert status == 200
-    assert "text/plain" in head
+    assert status == 200 and "text/plain" in head
     return body
 
 
