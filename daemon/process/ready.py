@@ -17,13 +17,14 @@ from pathlib import Path
 
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.own_files import Identity, identity_of, remove_own
-from sapwood.daemon.settings.addresses import Address, TcpAddress
+from sapwood.daemon.settings.addresses import Address, TcpAddress, is_loopback
 
 
 def ready_line(listeners: Sequence[Address], metrics: TcpAddress) -> str:
     """For stdout: every gRPC listener in flag order, and the metrics' URL."""
     joined = " ".join(str(address) for address in listeners)
-    return f"sapwood ready: grpc {joined} metrics http://{metrics}/metrics"
+    scheme = "http" if is_loopback(metrics.host) else "https"
+    return f"sapwood ready: grpc {joined} metrics {scheme}://{metrics}/metrics"
 
 
 def print_ready(line: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from sapwood.daemon.http.door import ScrapeDoor
 from sapwood.daemon.http.endpoint import ScrapeEndpoint
+from sapwood.daemon.process.ready import ready_line
 from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.daemon.settings.followed import Followed
@@ -148,3 +149,16 @@ async def test_loopback_metrics_stay_in_the_clear_beside_tls(folder: Path) -> No
     async with running(settings=settings | {"metrics": "0.0.0.0:0"}) as run:
         address = TcpAddress("127.0.0.1", run.metrics.port)
         assert (await asked(address, ca, asking("/metrics")))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1/metrics"),
+        ("localhost", "http://localhost:1/metrics"),
+        ("0.0.0.0", "https://0.0.0.0:1/metrics"),
+        ("::", "https://[::]:1/metrics"),
+    ],
+)
+def test_the_ready_line_says_how_metrics_are_asked_for(host: str, url: str) -> None:
+    assert ready_line([], TcpAddress(host, 1)).endswith(f"metrics {url}")
