@@ -66,14 +66,14 @@ def bury(lease: Lease, totals: Totals, out: Eviction) -> Node:
 
 
 def _take(node: Node, totals: Totals, out: Eviction) -> Swept:
-    if node.parent is None or node.pins or node.doomed:
+    if node.parent is None or node.pins:
         return Swept()
     stored = node.stored.full_bytes + node.stored.sliding_bytes
     if not node.leases:
         out.drop(node, "cleared")
         return Swept(1, stored)
+    totals.doomed += not node.doomed
     node.doomed = True
-    totals.doomed += 1
     return Swept(held_bytes=stored)
 
 

@@ -82,7 +82,9 @@ class Life(House):
 
     def ask(self, prompt: tuple[int, ...], ask: Ask) -> Stream:
         """Send a request. What can never fit beside the pins is to be refused at once (L5)."""
-        room = self.core._memory.pins.bytes_beside
+        pins = self.core._memory.pins
+        pins.expire(self.core._steps, self.now)  # as the command does, before it is judged
+        room = pins.bytes_beside
         self._operators.came()
         stream = self.submit(prompt, ask.max_tokens, **_options(ask, self))
         sequence = self.core._roster.find(stream.request.id)
@@ -109,10 +111,12 @@ class Life(House):
 
     def wipe(self, tokens: tuple[int, ...]) -> None:
         """Clear what begins so."""
-        before, nodes = self.tree.bytes, self.tree.nodes
-        cleared = self.clear(tokens)
-        gone = nodes - self.tree.nodes, before - self.tree.bytes
-        assert (cleared.nodes, cleared.freed_bytes) == gone, f"T14: {cleared} told, {gone} went"
+        held, before = self.tree.bytes, self.tree.evictions["cleared"]
+        told = self.clear(tokens)
+        # What expired with it may have merged.
+        gone = self.tree.evictions["cleared"] - before
+        assert told.nodes == gone, f"T14: {told}, {gone} went"
+        assert told.freed_bytes <= held - self.tree.bytes, f"T14: {told}"
         self._operators.cleared(tokens)
 
     def give_up(self, stream: Stream, why: CancelReason) -> None:

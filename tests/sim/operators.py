@@ -39,7 +39,7 @@ class OperatorChecks:
         self._share = limits.pins_share_max * room_bytes
         self._pins: dict[str, Promise] = {}
         self._told: set[int] = set()
-        self._wiped = False  # and nobody has come since
+        self._wiped = False  # all of it, while nothing was pinned, and nobody has come since
 
     def came(self) -> None:
         """Somebody asks for something."""
@@ -54,7 +54,8 @@ class OperatorChecks:
 
     def cleared(self, tokens: tuple[int, ...]) -> None:
         """Right after it: what is left is held."""
-        self._wiped = not tokens and not self._core._roster.waiting
+        waiting, pinned = self._core._roster.waiting, self._tree.pinned.buffers
+        self._wiped = not (tokens or waiting or pinned)
         paths: dict[int | None, tuple[int, ...]] = {}
         for node in self._tree.describe(tokens=True):
             paths[node.id] = paths.get(node.parent, ()) + (node.tokens or ())

@@ -11,6 +11,7 @@ import pytest
 
 from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.own_files import create_private
+from sapwood.scheduler.events import Cleared, Pinned, Unpinned
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.house import House, prompt
@@ -23,7 +24,13 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "record"
 
 
-def recorded(path: Path, limits: Limits, requests: int = 40, out: BinaryIO | None = None) -> House:
+def recorded(
+    path: Path,
+    limits: Limits,
+    requests: int = 40,
+    out: BinaryIO | None = None,
+    operated: bool = False,
+) -> House:
     """A house under all kinds of load whose core is recorded to `path`, to its very end."""
     house = House(limits=limits, budget_bytes=1750, quality=0.6)
     file = out or create_private(path)
@@ -41,6 +48,11 @@ def recorded(path: Path, limits: Limits, requests: int = 40, out: BinaryIO | Non
             root=b"salt %d" % (number % 2),
             deadline=house.now + 0.1 if number % 7 == 0 else None,
         )
+        if operated and number % 9 == 0:
+            pin = house.pin(prompt(20, number % 3), 0.5 if number % 2 else None)
+        if operated and number % 13 == 12:
+            house.clear(prompt(5, number % 3))
+            house.unpin(pin)
         if number % 5 == 0:
             house.cancel(house.streams[random.randint(1, len(house.streams))])
         for _ in range(random.randint(0, 12)):
@@ -61,6 +73,16 @@ def test_every_plan_is_the_same(file: Path) -> None:
     assert len(reasons) > 5, reasons
     stats = house.core.stats()
     assert stats.tree_evictions["evicted"] and stats.parks
+    with file.open() as lines:
+        assert replay(lines) == len(house.plans) > 100
+
+
+def test_what_operators_did_is_done_again(file: Path) -> None:
+    """L8: pins that are made, unpinned and over while nobody looked; clearings."""
+    house = recorded(file, LIMITS, operated=True)
+    assert any(isinstance(stream.end, Pinned) for stream in house.streams.values())
+    assert {type(answer) for answer in house.answers} == {Cleared, Unpinned}
+    assert house.core.stats().tree_evictions["cleared"]
     with file.open() as lines:
         assert replay(lines) == len(house.plans) > 100
 

@@ -202,3 +202,15 @@ def test_t14_edges_that_lead_nowhere_else_go_along() -> None:
     assert garden.tree.nodes == 4
     assert garden.tree.clear(ids("abcdefgh")).nodes == 3
     assert garden.draw() == "AB*"
+
+
+def test_t14_what_a_cut_has_left_of_a_cleared_edge_goes_with_the_next_clearing() -> None:
+    garden = Garden(WINDOW)
+    garden.say("abcdef")
+    old = garden.lease("abcx", 3)
+    garden.tree.clear()
+    garden.extend(old, "abcx")
+    assert "DEF" in garden.draw(), "he who held the edge still lives"
+    assert garden.tree.clear().nodes == 1
+    garden.tree.release(old, garden.step())
+    assert garden.tree.nodes == 0

@@ -79,7 +79,7 @@ class FakeDaemon(
         self.health = HealthServicer()
         self.nodes: Iterable[cache_pb2.TreeNode] = ()
         self.stats = cache_pb2.GetCacheStatsResponse()
-        self.pins: list[cache_pb2.Pin] = []
+        self.pins = [cache_pb2.Pin()]
         self.busy = 0  # how many calls are still refused, each with
         self.retry_after_s = 0.05
         self.peers: set[str] = set()
