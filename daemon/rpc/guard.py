@@ -4,7 +4,8 @@
   listed here as theirs, a service that is added tomorrow included, is for operators.
 - One guard for each address: it knows whom a call is from that proves nothing, and whether
   connections come with certificates.
-- Who is unknown is refused before the request is parsed.
+- Who is unknown, or may not, is refused before the request is parsed, but for what a certificate
+  says: gRPC tells it with the request.
 - Refusals carry no reason beside their status, and say nothing of what was sent.
 """
 
@@ -67,6 +68,8 @@ class Guard(grpc.aio.ServerInterceptor):
             return handler
         try:
             who = self._shown(handler_call_details.invocation_metadata)
+            if who is not None:
+                _require(service, who)
         except Refused as refusal:
             return self._refusing(handler, refusal)
         return self._entered(handler, service, who)
@@ -90,9 +93,10 @@ class Guard(grpc.aio.ServerInterceptor):
 
     def _entered(self, handler: Handler, service: str, who: Identified | None) -> Handler:
         def enter(context: Context) -> None:
-            found = who or self._certified(context)
-            if service not in _FOR_USERS and not found.principal.is_operator:
-                raise Refused(Reason.PERMISSION_DENIED, "this is for operators")
+            found = who
+            if found is None:
+                found = self._certified(context)
+                _require(service, found)
             self._callers.enter(found)
 
         async def called(request: Any, context: Context) -> Any:
@@ -121,6 +125,11 @@ class Guard(grpc.aio.ServerInterceptor):
             await context.abort_with_status(status)
 
         return _parts(handler)[0](refuse)
+
+
+def _require(service: str, who: Identified) -> None:
+    if service not in _FOR_USERS and not who.principal.is_operator:
+        raise Refused(Reason.PERMISSION_DENIED, "this is for operators")
 
 
 # As gRPC's core calls them in the context of a connection.

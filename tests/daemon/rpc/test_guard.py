@@ -204,3 +204,15 @@ async def test_r8_a_strangers_bytes_are_not_parsed(tokens: Tokens) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await raw(run, "Tokenize")(b"\xff\xff\xff")
         assert reason_of(caught.value) == ("UNAUTHENTICATED", "")
+
+
+async def test_r8_what_is_for_operators_is_not_parsed_for_users(tokens: Tokens) -> None:
+    user, operator = tokens.new("alice"), tokens.new("root", Role.OPERATOR)
+    async with running(settings=with_tokens(tokens)) as run:
+        told = []
+        for token in (user, operator):
+            call: Any = run.channel.unary_unary("/sapwood.v1.CacheService/GetCacheStats")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"\xff\xff\xff", metadata=shown(token))
+            told.append(caught.value.code())
+    assert told == [grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INVALID_ARGUMENT]

@@ -36,8 +36,14 @@ def hold_up(
 ) -> list[int]:
     """The library hangs, or breaks down, wherever this guide's matcher is asked; how often."""
     fill, asked = mask_worker._fill, [0]
+    handed_over: list[object] = []
+    how_often = [0]
 
     def held(executor: LLExecutor, masks: MaskRows, walks: Sequence[Walk]) -> None:
+        # One that a thread was left with is nobody else's any more.
+        assert not any(walk.matcher is other for walk in walks for other in handed_over)
+        handed_over.extend(walk.matcher for walk in walks if how_often[0] == 0)
+        how_often[0] += 1
         if any(walk.matcher is who._matcher for walk in walks):
             asked[0] += 1
             if isinstance(how, BaseException):

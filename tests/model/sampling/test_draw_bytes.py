@@ -80,7 +80,7 @@ def test_m1_a_draw_takes_no_more_than_is_reserved(name: str, dtype: mx.Dtype, ba
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=str)
-@pytest.mark.parametrize("name", SAMPLINGS)
+@pytest.mark.parametrize("name", ["greedy", "top_k", "penalties", "all"])
 def test_m1_masks_take_no_more_than_is_reserved_beside_it(name: str, dtype: mx.Dtype) -> None:
     sampling, none = SAMPLINGS[name], BANS["none"]
     free = _bytes_per_token(sampling, dtype, none)
