@@ -29,13 +29,18 @@ from sapwood.daemon.rpc.rules import (
 )
 from sapwood.daemon.rpc.workers import Workers
 from sapwood.model.prompt.errors import GivenUp, PromptTooLong
-from sapwood.scheduler.events import Request
+from sapwood.scheduler.events import Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2
 
 _ID_BYTES = 4
+_PRIORITIES = {
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
 
 
 class Admission:
@@ -58,8 +63,10 @@ class Admission:
             "codec", limits.codec_workers, limits.codec_calls_max, limits.codec_bytes_max
         )
 
-    async def admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
-        """`deadline` is in the engine's clock. Raises Refused."""
+    async def admit(
+        self, request: pb.GenerateRequest, deadline: float, principal: str = ""
+    ) -> Request:
+        """`deadline` is in the engine's clock, `principal` whose it is. Raises Refused."""
         check(request, GENERATE_RULES, self._bounds)
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
         prompt = await self._prompt(request)
@@ -77,6 +84,9 @@ class Admission:
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
+            principal=principal,
+            priority=_PRIORITIES[request.priority],
+            early=request.deadline_policy == pb.DEADLINE_POLICY_EARLY,
         )
 
     async def tokenize(self, request: pb.TokenizeRequest) -> list[int]:

@@ -33,6 +33,11 @@ class Call:
         """Seconds until the client's deadline; None without one."""
         return self._context.time_remaining()
 
+    @property
+    def peer(self) -> str:
+        """Who calls, as gRPC writes it: a kind of address, and the address."""
+        return self._context.peer()
+
     async def write(self, message: Message) -> None:
         """Returns once gRPC has taken the message, which flow control may delay without end."""
         if self._headers is None:

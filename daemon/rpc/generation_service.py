@@ -15,6 +15,7 @@ from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
+from sapwood.daemon.rpc.peers import principal_of
 from sapwood.daemon.rpc.responses import response_of
 from sapwood.scheduler.events import Cancel, Request, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
@@ -39,7 +40,7 @@ class GenerationService:
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
         deadline = self._deadline(call)
-        admitted = await self._admit(request, deadline)
+        admitted = await self._admit(request, deadline, principal_of(call.peer))
         mailbox = self._gate.mailboxes.open(admitted.id)
         self._gate.engine.send(Submit(admitted))
 
@@ -56,10 +57,10 @@ class GenerationService:
         finally:
             self._leave(mailbox, why or self._why_gone(deadline))
 
-    async def _admit(self, request: pb.GenerateRequest, deadline: float) -> Request:
+    async def _admit(self, request: pb.GenerateRequest, deadline: float, principal: str) -> Request:
         try:
             self._gate.enter()
-            admitted = await self._gate.admission.admit(request, deadline)
+            admitted = await self._gate.admission.admit(request, deadline, principal)
             self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
         except Refused as refusal:
             self._gate.turn_away(Outcome.REJECTED, refusal.reason)

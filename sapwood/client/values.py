@@ -89,6 +89,8 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool | None
     draft_tokens: int | None  # pins the depth of speculation; 0 turns it off
     cache: CacheOptions | None
+    priority: str | None  # "interactive", "normal" or "batch", beside what else one asks for
+    deadline_policy: str | None  # "early": refuse at once what cannot begin in time; or "try"
 
 
 @dataclass(frozen=True, slots=True)

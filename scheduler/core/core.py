@@ -21,6 +21,8 @@ from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
+from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.planner import PlannedStep, Planner
@@ -41,17 +43,12 @@ from sapwood.scheduler.events import (
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
-from sapwood.scheduler.outcomes import CancelReason, Outcome
+from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.reply_length import ReplyLength
-from sapwood.scheduler.policy.shares import retry_after_s
-from sapwood.scheduler.policy.step_cost import StepShape
-from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Stats
-
-_SHUTTING_DOWN = "the daemon is shutting down"
 
 
 class Core:
@@ -80,8 +77,10 @@ class Core:
         self._reply_length = ReplyLength(limits.reply_tokens_guess)
         self._memory = DeviceMemory(facts, limits, tree, ledger, self._reply_length)
         self._roster = Roster(limits.slots_max, Waiting(limits, self._memory))
-        self._planner = Planner(limits, self._roster, self._memory, self._depth)
+        self._fairness = Fairness(limits, self._roster)
+        self._planner = Planner(limits, self._roster, self._memory, self._depth, self._fairness)
         self._meters = Meters(depth_max)
+        self._door = Door(limits, self._roster, self._memory, self._meters, self._fairness)
         self._effects: list[Effect] = []
         self._planned: PlannedStep | None = None
         self._steps = 0
@@ -125,7 +124,8 @@ class Core:
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing for the device."""
         assert self._planned is None, f"step {self._steps} is not committed"
-        self._expire(now)
+        for sequence, verdict in self._door.expired(now):
+            self._fail(sequence, now, verdict)
         self._planned = self._planner.plan(self._steps + 1, now)
         if self._planned is None:
             return None
@@ -175,19 +175,17 @@ class Core:
     # Commands.
 
     def _submit(self, request: Request, now: float) -> None:
-        waiting = self._roster.waiting
         if self._roster.find(request.id) is not None:
             return
-        if self._draining:
-            self._refuse(request.id, Reason.DRAINING, _SHUTTING_DOWN)
-        elif not self._memory.servable(request):
-            message = "prompt and max_tokens need more memory than there is"
-            self._refuse(request.id, Reason.OUT_OF_MEMORY, message)
-        elif waiting.full:
-            message = f"{len(waiting)} requests are waiting already"
-            self._refuse(request.id, Reason.QUEUE_FULL, message, self._retry_after())
-        else:
-            waiting.add(self._new_sequence(request, now))
+        sequence = self._new_sequence(request, now)
+        refusal = SHUTTING_DOWN if self._draining else self._door.refusal(sequence, now)
+        if refusal is not None:
+            self._meters.count_end(refusal.outcome, refusal.reason)
+            self._tell_end(request.id, refusal)
+            return
+        for displaced, verdict in self._door.displaced(request):
+            self._fail(displaced, now, verdict)
+        self._roster.waiting.add(sequence)
 
     def _new_sequence(self, request: Request, now: float) -> Sequence:
         assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
@@ -199,55 +197,25 @@ class Core:
             sequence.expires_at = min(sequence.expires_at, request.deadline)
         return sequence
 
-    def _refuse(
-        self, id: int, reason: Reason, message: str, retry_after_s: float | None = None
-    ) -> None:
-        self._meters.count_end(Outcome.REJECTED, reason)
-        self._effects.append(Failed(id, reason, message, retry_after_s))
-
     def _cancel(self, id: int, why: CancelReason, now: float) -> None:
         """A late or duplicate cancel finds nobody and is a no-op."""
         sequence = self._roster.find(id)
         if sequence is not None:
-            self._fail(sequence, now, why.outcome, why.reason, why.message)
+            self._fail(sequence, now, Verdict(why.outcome, why.reason, why.message))
 
     def _drain(self, now: float) -> None:
         self._draining = True
         for sequence in self._roster.waiting.queued:
-            self._fail(sequence, now, Outcome.REJECTED, Reason.DRAINING, _SHUTTING_DOWN)
+            self._fail(sequence, now, SHUTTING_DOWN)
 
-    def _expire(self, now: float) -> None:
-        everybody = (*self._roster.waiting, *self._roster.live.values())
-        for sequence in [s for s in everybody if now >= s.expires_at]:
-            message = "the request's time is over"
-            self._fail(sequence, now, Outcome.DEADLINE, Reason.DEADLINE_EXCEEDED, message)
-        queued = self._roster.waiting.queued
-        for sequence in [s for s in queued if now >= s.queue_expires_at]:
-            message = f"no place was free for {self._limits.queue_s_max:g} s"
-            self._fail(
-                sequence, now, Outcome.REJECTED, Reason.QUEUE_FULL, message, self._retry_after()
-            )
+    def _fail(self, sequence: Sequence, now: float, verdict: Verdict) -> None:
+        self._roster.end(sequence, now, verdict.outcome)
+        self._meters.count_end(verdict.outcome, verdict.reason)
+        self._tell_end(sequence.id, verdict)
 
-    def _fail(
-        self,
-        sequence: Sequence,
-        now: float,
-        outcome: Outcome,
-        reason: Reason,
-        message: str,
-        retry_after_s: float | None = None,
-    ) -> None:
-        self._roster.end(sequence, now, outcome)
-        self._meters.count_end(outcome, reason)
-        self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
-
-    def _retry_after(self) -> float:
-        """From what requests take with a slot: their wait is what is reckoned here."""
-        meters, limits = self._meters, self._limits
-        duration = meters.request_prefill.view().mean + meters.request_decode.view().mean
-        return retry_after_s(
-            len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
-        )
+    def _tell_end(self, id: int, verdict: Verdict) -> None:
+        told = Failed(id, verdict.reason, verdict.message, verdict.retry_after_s)
+        self._effects.append(told)
 
     # Results.
 
@@ -263,19 +231,11 @@ class Core:
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
-        plan, depths = planned.plan, [row.depth for row in planned.plan.decodes]
         self._meters.count_restored(planned.found_tokens)
         self._meters.parks += planned.parked
-        self._meters.count_step(plan, self._depth.parked_rows)
-        shape = StepShape(
-            rows=len(depths),
-            drafted=sum(depths),
-            iterations=max(depths, default=0),
-            context_tokens=sum(row.start for row in plan.decodes),
-            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
-            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
-        )
-        self._depth.observe_step(shape, seconds)
+        self._meters.count_step(planned.plan, self._depth.parked_rows)
+        self._depth.observe_step(planned.shape, seconds)
+        self._fairness.charge(planned.plan, planned.decoding, planned.prefilling, seconds)
 
     def _commit_round(
         self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float

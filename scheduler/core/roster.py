@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from heapq import heappop, heappush
 
+from sapwood.scheduler.core.line import Line
 from sapwood.scheduler.core.meters import SequenceCounts
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.waiting import Waiting
@@ -32,9 +33,9 @@ class Roster:
         return bool(self.live or len(self.waiting) or self.leaving or self.storing)
 
     @property
-    def has_free_slot(self) -> bool:
-        """Whether another sequence may be given a slot; those that leave still have theirs."""
-        return bool(self._free_slots)
+    def free_slots(self) -> int:
+        """How many may be given to sequences; those that leave still have theirs."""
+        return len(self._free_slots)
 
     @property
     def counts(self) -> SequenceCounts:
@@ -49,6 +50,11 @@ class Roster:
     def in_state(self, state: SequenceState) -> tuple[Sequence, ...]:
         """Those in PREFILL or DECODE, in order of admission."""
         return tuple(sequence for sequence in self.live.values() if sequence.state is state)
+
+    def candidates(self, lines: Iterable[Line]) -> Iterator[Sequence]:
+        """Who of these lines may have a slot next, as Waiting.candidates says."""
+        oldest = min((sequence.rank for sequence in self.live.values()), default=None)
+        return self.waiting.candidates(lines, self.in_state(SequenceState.PREFILL), oldest)
 
     def give_slot(self, sequence: Sequence, now: float, step: int) -> None:
         """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
@@ -71,12 +77,15 @@ class Roster:
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
 
-    def park(self, sequence: Sequence, now: float) -> None:
-        """A plan takes the sequence's slot away, and releases it; it waits in its rank."""
+    def park(self, sequence: Sequence, now: float, why: str, *, forced: bool) -> None:
+        """A plan takes the sequence's slot away, and releases it; it waits in its rank.
+
+        forced: as in Sequence.park.
+        """
         del self.live[sequence.id]
-        sequence.move(SequenceState.PARKED, now, "memory is short")
+        sequence.move(SequenceState.PARKED, now, why)
         heappush(self._free_slots, sequence.slot)
-        sequence.park()
+        sequence.park(forced)
         self.waiting.put_back(sequence)
 
     def leave(self, captured: Iterable[Sequence]) -> None:

@@ -6,6 +6,7 @@ rare ones meet undiluted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from tests.sim.story import (
@@ -32,7 +33,29 @@ BUFFERS_MAX = 12, 40, 499_000 // 2  # so few that a tree is bound by them, and M
 def scenario(seed: int) -> Scenario:
     """The scenario of a seed, the same on every machine."""
     random = Random(f"sapwood {seed}")
-    return Scenario(_config(random), tuple(_Traffic(random).actions()))
+    config, actions = _config(random), _Traffic(random).actions()
+    return _shared(Random(f"principals {seed}"), config, actions)
+
+
+def _shared(random: Random, config: Config, actions: list[Action]) -> Scenario:
+    """Whose each request is, of how many principals, and how urgent."""
+    weights = [random.choice((1.0, 1.0, 3.0)) for _ in range(random.choice((1, 2, 2, 3, 9)))]
+    urgent, early = random.choice((0.0, 0.0, 0.3)), random.choice((0.0, 0.5))
+    asks = []
+    for action in actions:
+        if isinstance(action, Ask):
+            # The first has most of them: whoever comes beside it has to get its share.
+            which = min(int(random.expovariate(0.8)), len(weights) - 1)
+            priority = random.choice((0, 2)) if random.random() < urgent else 1
+            weight = weights[which]
+            action = replace(action, principal=which, weight=weight, priority=priority)
+            if action.deadline_s is not None:
+                action = replace(action, early=random.random() < early)
+        asks.append(action)
+    config = replace(
+        config, passed_max=random.choice((1, 4)), yield_steps_min=random.choice((4, 16))
+    )
+    return Scenario(config, tuple(asks))
 
 
 def _config(random: Random) -> Config:

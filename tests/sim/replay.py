@@ -20,7 +20,7 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
 from sapwood.daemon.engine.recording import FORMAT, written
 from sapwood.scheduler.core.core import Core
-from sapwood.scheduler.events import Cancel, Command, Drain, Request, Submit
+from sapwood.scheduler.events import Cancel, Command, Drain, Priority, Request, Submit
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason
@@ -120,6 +120,7 @@ def _command(line: dict[str, Any]) -> Command:
         bias = tuple((id, value) for id, value in told["sampling"]["logit_bias"])
         sampling = Sampling(**told["sampling"] | {"logit_bias": bias})
         changed = {"root": told["root"].encode(), "prompt": tuple(told["prompt"])}
+        changed["priority"] = Priority(told.get("priority", Priority.NORMAL))
         return Submit(Request(**told | changed | {"sampling": sampling}))
     if "cancel" in line:
         id, why = line["cancel"]

@@ -24,6 +24,8 @@ EDGES = (
     ("PREFILL", "DECODE", "first token"),
     ("PREFILL", "PARKED", "memory is short"),
     ("DECODE", "PARKED", "memory is short"),
+    ("PREFILL", "PARKED", "yields"),
+    ("DECODE", "PARKED", "yields"),
     ("PARKED", "PREFILL", "resumed"),
     ("PREFILL", "DECODE", "as far as it was"),
     *(("PARKED", "DONE", why) for why in ENDS),

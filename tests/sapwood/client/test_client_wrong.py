@@ -77,6 +77,14 @@ OPTIONS: Mapping[str, Wrong] = {
     "ignore_eos": FLAG,
     "draft_tokens": INTEGER,
     "cache": [(it, TypeError, " must be a CacheOptions") for it in (False, {}, {"bypass": True})],
+    "priority": [
+        (2, TypeError, " must be a string, not int"),
+        ("urgent", ValueError, " must be one of interactive, normal, batch"),
+    ],
+    "deadline_policy": [
+        (True, TypeError, " must be a string, not bool"),
+        ("late", ValueError, " must be one of try, early"),
+    ],
 }
 MESSAGE: Mapping[str, Wrong] = {
     "role": [*TEXT, (None, TypeError, " must be a string, not None")],
