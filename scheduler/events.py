@@ -9,11 +9,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from sapwood.scheduler.outcomes import CancelReason, FinishReason
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
+
+
+class Priority(IntEnum):
+    """How urgent a request is beside its principal's others, the most urgent first."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2  # nobody waits for it: its row goes where another of them wants one
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,10 @@ class Request:
     deadline: float | None = None  # in the engine's clock
     pin: PinTerms | None = None  # max_tokens is 1 then, and counts for nothing
     constraint: object | None = None  # what the reply is held to: the device's, opaque here
+    principal: str = ""  # with whose requests it shares what is scarce
+    weight: float = 1.0  # of the principal beside others, above 0
+    priority: Priority = Priority.NORMAL
+    early: bool = False  # end it as soon as its first token cannot come before the deadline
 
     @property
     def tokens_max(self) -> int:

@@ -44,7 +44,12 @@ class Limits:
     queued_max: int = 256
     queue_s_max: float = 60.0
     overtaken_max: int = 8
-    parks_max: int = 4  # of one sequence, that is in the way of older ones' memory
+    passed_max: int = 8  # turns of more urgent lines, until it is a line's own
+    yield_steps_min: int = 16  # in decode, before a row goes for a part of somebody's share
+    accounts_max: int = 256  # of principals that have nothing to do now
+    parks_max: int = (
+        4  # of one sequence, that is in the way of older ones' memory or others' shares
+    )
     reply_tokens_guess: int = 128  # of a reply, before any has ended
     pins_max: int = 64
     pins_share_max: float = 0.5  # of the budget beside the weights, of all that pins keep

@@ -3,9 +3,9 @@
 - One JSON value a line: a head, then commands, plans and commits in the engine's order, with its
   times. `json` writes a float so that it is read back as the same.
 - No text and no secret: ids go through a permutation that is drawn here and never written; seeds
-  are left out, and so is what a constraint says; a root is the number of its first use. Where a
-  reply ends otherwise than by its length, its last token stands as END, which is past the
-  vocabulary: what text decided is a fact of the recording, and who plays it needs no text.
+  are left out, and so is what a constraint says; a root and a principal are the numbers of their
+  first use. Where a reply ends otherwise than by its length, its last token stands as END, which is
+  past the vocabulary: what text decided is a fact of the recording, and who plays it needs no text.
 - Bounded by `bytes_max`. A file that cannot be written to any more ends the recording, with one
   line in the log, and nothing else.
 """
@@ -51,12 +51,13 @@ _log = logging.getLogger(__name__)
 
 
 class Disguise:
-    """A permutation of the vocabulary and the numbers of roots, known to nobody else."""
+    """A permutation of the vocabulary, numbers of roots and principals: known to nobody else."""
 
     def __init__(self, vocabulary: int) -> None:
         self._ids = list(range(vocabulary))
         secrets.SystemRandom().shuffle(self._ids)
         self._roots: dict[bytes, int] = {}
+        self._principals: dict[str, int] = {}
         self.end = vocabulary
 
     def ids(self, tokens: Iterable[int]) -> tuple[int, ...]:
@@ -66,9 +67,11 @@ class Disguise:
     def request(self, request: Request) -> Request:
         """The same to the core, but for what ends its text."""
         root = self._roots.setdefault(request.root, len(self._roots))
+        principal = self._principals.setdefault(request.principal, len(self._principals))
         return replace(
             request,
             root=b"%d" % root,
+            principal=str(principal),
             prompt=self.ids(request.prompt),
             sampling=self._sampling(request.sampling),
             stop=(),

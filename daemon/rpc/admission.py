@@ -35,7 +35,7 @@ from sapwood.daemon.rpc.rules import (
 from sapwood.daemon.rpc.workers import Workers
 from sapwood.model.constraints.spec import ConstraintRefused, ConstraintSpec
 from sapwood.model.prompt.errors import GivenUp, PromptTooLong
-from sapwood.scheduler.events import Clear, PinTerms, Request
+from sapwood.scheduler.events import Clear, PinTerms, Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling
@@ -43,6 +43,11 @@ from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
 
 _ID_BYTES = 4
+_PRIORITIES = {
+    pb.PRIORITY_INTERACTIVE: Priority.INTERACTIVE,
+    pb.PRIORITY_UNSPECIFIED: Priority.NORMAL,
+    pb.PRIORITY_BATCH: Priority.BATCH,
+}
 
 Prefix = cache_pb2.PinPrefixRequest | cache_pb2.EvictPrefixRequest
 
@@ -99,6 +104,10 @@ class Admission:
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),
             deadline=deadline,
             constraint=constraint,
+            principal=principal.name,
+            weight=principal.weight,
+            priority=_PRIORITIES[request.priority],
+            early=request.deadline_policy == pb.DEADLINE_POLICY_EARLY,
         )
 
     async def admit_pin(

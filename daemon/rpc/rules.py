@@ -84,9 +84,14 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         lambda r, _: r.priority in pb.Priority.values(),
         "there is no such priority",
     ),
+    Rule(
+        "deadline_policy",
+        Reason.BAD_REQUEST,
+        lambda r, _: r.deadline_policy in pb.DeadlinePolicy.values(),
+        "there is no such deadline_policy",
+    ),
     _not_yet("session", lambda r: bool(r.session)),
     _not_yet("cache.mark", lambda r: r.cache.mark),
-    _not_yet("priority", lambda r: r.priority != pb.PRIORITY_UNSPECIFIED),
     _not_yet("candidates", lambda r: r.candidates > 1),
     Rule(
         "stop",

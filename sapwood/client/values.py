@@ -96,6 +96,8 @@ class GenerateOptions(TypedDict, total=False):
     # "auto", "none" or "required", or the one tool that the reply calls.
     tool_choice: str | Tool | None
     cache: CacheOptions | None
+    priority: str | None  # "interactive", "normal" or "batch", beside what else one asks for
+    deadline_policy: str | None  # "early": refuse at once what cannot begin in time; or "try"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,17 @@ _TOOL_CHOICES = {
     "none": prompt_pb2.TOOL_CHOICE_MODE_NONE,
     "required": prompt_pb2.TOOL_CHOICE_MODE_REQUIRED,
 }
+_NAMED: Mapping[str, Mapping[str, int]] = {
+    "priority": {
+        "interactive": generation_pb2.PRIORITY_INTERACTIVE,
+        "normal": generation_pb2.PRIORITY_UNSPECIFIED,
+        "batch": generation_pb2.PRIORITY_BATCH,
+    },
+    "deadline_policy": {
+        "try": generation_pb2.DEADLINE_POLICY_UNSPECIFIED,
+        "early": generation_pb2.DEADLINE_POLICY_EARLY,
+    },
+}
 _NUMERICS = {generation_pb2.NUMERICS_FAST: "fast", generation_pb2.NUMERICS_STRICT: "strict"}
 _TIERS = {cache_pb2.TIER_DEVICE: Tier.DEVICE, cache_pb2.TIER_DISK: Tier.DISK}
 _LAYERS = {
@@ -85,6 +96,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
         raise TypeError(f"generate() has no option {sorted(unknown)[0]!r}")
     values: dict[str, Any] = {name: it for name, it in options.items() if it is not None}
     cache = given(values.pop("cache", CacheOptions()), CacheOptions, "cache", "a CacheOptions")
+    named: dict[str, Any] = {name: _named(name, values.pop(name, None)) for name in _NAMED}
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
     if len(constraints := sorted(values.keys() & _CONSTRAINTS)) > 1:
@@ -95,6 +107,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
     sampling = {name: values.pop(name) for name in list(values) if name in _SAMPLING}
     request = generation_pb2.GenerateRequest(
         **_prompt(prompt),
+        **named,
         sampling=set_fields(generation_pb2.Sampling(), sampling),
         cache=set_fields(generation_pb2.CacheOptions(), _fields(cache, CacheOptions), "cache."),
         tool_choice=None if choice is None else _tool_choice(choice),
@@ -154,6 +167,16 @@ def unpin_prefix_request(pin_id: str) -> cache_pb2.UnpinPrefixRequest:
 def deadline_s(timeout: float | None) -> float | None:
     """What gRPC takes for a timeout."""
     return seconds(timeout, "timeout")
+
+
+def _named(field: str, name: Any) -> int | None:
+    if name is None:
+        return None
+    names = _NAMED[field]
+    found = names.get(text(name, field))
+    if found is None:
+        raise ValueError(f"{field} must be one of {', '.join(names)}")
+    return found
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:

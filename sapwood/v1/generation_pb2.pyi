@@ -52,18 +52,50 @@ class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.Val
     PRIORITY_INTERACTIVE: _Priority.ValueType  # 1
     """Somebody watches the reply appear."""
     PRIORITY_BATCH: _Priority.ValueType  # 2
-    """Nobody waits for it."""
+    """Nobody waits for it: where all slots are taken its own goes to what is more urgent, and it goes on
+    later.
+    """
 
 class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
-    """How urgent a request is against others that wait."""
+    """How urgent a request is beside others of the same principal: shares of the device are not bought
+    with it. What is less urgent has one turn in nine at least.
+    """
 
 PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
 """Normal."""
 PRIORITY_INTERACTIVE: Priority.ValueType  # 1
 """Somebody watches the reply appear."""
 PRIORITY_BATCH: Priority.ValueType  # 2
-"""Nobody waits for it."""
+"""Nobody waits for it: where all slots are taken its own goes to what is more urgent, and it goes on
+later.
+"""
 Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
+class _DeadlinePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeadlinePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeadlinePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEADLINE_POLICY_UNSPECIFIED: _DeadlinePolicy.ValueType  # 0
+    """It is tried, and ends with its deadline."""
+    DEADLINE_POLICY_EARLY: _DeadlinePolicy.ValueType  # 1
+    """It ends with DEADLINE_EXCEEDED, and no reason, as soon as that is seen: at once where by what
+    requests and prompts have taken it cannot begin in time, and later where its prompt cannot be
+    read in time.
+    """
+
+class DeadlinePolicy(_DeadlinePolicy, metaclass=_DeadlinePolicyEnumTypeWrapper):
+    """What becomes of a request whose first token cannot come before its deadline."""
+
+DEADLINE_POLICY_UNSPECIFIED: DeadlinePolicy.ValueType  # 0
+"""It is tried, and ends with its deadline."""
+DEADLINE_POLICY_EARLY: DeadlinePolicy.ValueType  # 1
+"""It ends with DEADLINE_EXCEEDED, and no reason, as soon as that is seen: at once where by what
+requests and prompts have taken it cannot begin in time, and later where its prompt cannot be
+read in time.
+"""
+Global___DeadlinePolicy: _TypeAlias = DeadlinePolicy  # noqa: Y015
 
 class _FinishReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -141,6 +173,7 @@ class GenerateRequest(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    DEADLINE_POLICY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Gets BOS if it is missing and may contain control tokens."""
     session: _builtins.str
@@ -157,7 +190,7 @@ class GenerateRequest(_message.Message):
     decides, round by round.
     """
     priority: Global___Priority.ValueType
-    """How urgent it is."""
+    """How urgent it is. One that is unknown is BAD_REQUEST."""
     top_logprobs: _builtins.int
     """Alternatives to report for each token, at most 20 (BAD_REQUEST). 0: no `logprobs` at all."""
     candidates: _builtins.int
@@ -174,6 +207,8 @@ class GenerateRequest(_message.Message):
     """A context-free grammar in llguidance's dialect of Lark. UNSUPPORTED unless the daemon runs with
     --grammar lark.
     """
+    deadline_policy: Global___DeadlinePolicy.ValueType
+    """What becomes of it where it cannot begin before its deadline."""
     @_builtins.property
     def token_ids(self) -> _prompt_pb2.TokenIds:
         """Taken verbatim."""
@@ -227,10 +262,11 @@ class GenerateRequest(_message.Message):
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
         tool_choice: _prompt_pb2.ToolChoice | None = ...,
+        deadline_policy: Global___DeadlinePolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_tokens: _TypeAlias = _typing.Literal["draft_tokens"]  # noqa: Y015
     _WhichOneofArgType__draft_tokens: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens"]  # noqa: Y015

@@ -42,7 +42,7 @@ def lose_slots(planned: PlannedStep, roster: Roster, memory: DeviceMemory, now: 
     memory.lose_slots(step)
     roster.storing.clear()
     for sequence in lost:
-        roster.park(sequence, now, "the device had no memory")
+        roster.park(sequence, now, "the device had no memory", forced=False)
     for sequence in dict.fromkeys((*planned.captured, *lost)):
         memory.forget(sequence, step)
     return len(lost)

@@ -23,6 +23,8 @@ from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.captures import lose_slots, store_captures
+from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
+from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.state import CoreState
@@ -46,11 +48,8 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
-from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
-
-_SHUTTING_DOWN = "the daemon is shutting down"
 
 
 class Core(CoreState):
@@ -76,7 +75,9 @@ class Core(CoreState):
         assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
         super().__init__(facts, limits, tree, ledger, depth_max)
         self._token_bytes = token_bytes
-        self._planner = Planner(limits, self._roster, self._memory, self._depth)
+        self._fairness = Fairness(limits, self._roster)
+        self._planner = Planner(limits, self._roster, self._memory, self._depth, self._fairness)
+        self._door = Door(limits, self._roster, self._memory, self._meters, self._fairness)
         self._planned: PlannedStep | None = None
         self._lost = 0  # of the newest steps
 
@@ -100,7 +101,8 @@ class Core(CoreState):
         """The next step, or None when there is nothing for the device."""
         assert self._planned is None, f"step {self._steps} is not committed"
         self._memory.pins.expire(self._steps, now)
-        self._expire(now)
+        for sequence, verdict in self._door.expired(now):
+            self._fail(sequence, now, verdict)
         self._planned = self._planner.plan(self._steps + 1, now)
         if self._planned is None:
             return None
@@ -140,21 +142,16 @@ class Core(CoreState):
     # Commands.
 
     def _submit(self, request: Request, now: float) -> None:
-        waiting = self._roster.waiting
         if self._roster.find(request.id) is not None:
             return
-        if self._draining:
-            self._refuse(request, Reason.DRAINING, _SHUTTING_DOWN)
-        elif not self._memory.servable(request):
-            message = "prompt and max_tokens need more memory than there is"
-            self._refuse(request, Reason.OUT_OF_MEMORY, message)
-        elif waiting.full:
-            message = f"{len(waiting)} requests are waiting already"
-            self._refuse(request, Reason.QUEUE_FULL, message, self._retry_after())
-        elif request.pin and (why := self._memory.pins.refusal(request, self._accepted)):
-            self._refuse(request, *why)
-        else:
-            waiting.add(self._new_sequence(request, now))
+        sequence = self._new_sequence(request, now)
+        refusal = SHUTTING_DOWN if self._draining else self._door.refusal(sequence, now)
+        if refusal is not None:
+            self._tell_end(request, refusal)
+            return
+        for displaced, verdict in self._door.displaced(request):
+            self._fail(displaced, now, verdict)
+        self._roster.waiting.add(sequence)
 
     def _new_sequence(self, request: Request, now: float) -> Sequence:
         assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
@@ -166,62 +163,31 @@ class Core(CoreState):
             sequence.expires_at = min(sequence.expires_at, request.deadline)
         return sequence
 
-    def _refuse(
-        self, request: Request, reason: Reason, message: str, retry_after_s: float | None = None
-    ) -> None:
-        if request.pin is None:
-            self._meters.count_end(Outcome.REJECTED, reason)
-        self._effects.append(Failed(request.id, reason, message, retry_after_s))
-
     def _cancel(self, id: int, why: CancelReason, now: float) -> None:
         """A late or duplicate cancel finds nobody and is a no-op."""
         sequence = self._roster.find(id)
         if sequence is not None:
-            self._fail(sequence, now, why.outcome, why.reason, why.message)
+            self._fail(sequence, now, Verdict(why.outcome, why.reason, why.message))
 
     def _drain(self, now: float) -> None:
         self._draining = True
         for sequence in self._roster.waiting.queued:
-            self._fail(sequence, now, Outcome.REJECTED, Reason.DRAINING, _SHUTTING_DOWN)
+            self._fail(sequence, now, SHUTTING_DOWN)
 
-    def _expire(self, now: float) -> None:
-        everybody = (*self._roster.waiting, *self._roster.live.values())
-        for sequence in [s for s in everybody if now >= s.expires_at]:
-            message = "the request's time is over"
-            self._fail(sequence, now, Outcome.DEADLINE, Reason.DEADLINE_EXCEEDED, message)
-        queued = self._roster.waiting.queued
-        for sequence in [s for s in queued if now >= s.queue_expires_at]:
-            message = f"no place was free for {self._limits.queue_s_max:g} s"
-            self._fail(
-                sequence, now, Outcome.REJECTED, Reason.QUEUE_FULL, message, self._retry_after()
-            )
-
-    def _fail(
-        self,
-        sequence: Sequence,
-        now: float,
-        outcome: Outcome,
-        reason: Reason,
-        message: str,
-        retry_after_s: float | None = None,
-    ) -> None:
-        self._roster.end(sequence, now, outcome)
+    def _fail(self, sequence: Sequence, now: float, verdict: Verdict) -> None:
+        self._roster.end(sequence, now, verdict.outcome)
         self._memory.pins.give_up(sequence.id)
-        if sequence.request.pin is None:
-            self._meters.count_end(outcome, reason)
-        self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
+        self._tell_end(sequence.request, verdict)
+
+    def _tell_end(self, request: Request, verdict: Verdict) -> None:
+        if request.pin is None:
+            self._meters.count_end(verdict.outcome, verdict.reason)
+        told = Failed(request.id, verdict.reason, verdict.message, verdict.retry_after_s)
+        self._effects.append(told)
 
     def _break(self, sequence: Sequence, now: float, why: str) -> None:
         """Its constraint cannot be kept: what this step drew for it counts nowhere."""
-        self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, why)
-
-    def _retry_after(self) -> float:
-        """From what requests take with a slot: their wait is what is reckoned here."""
-        meters, limits = self._meters, self._limits
-        duration = meters.request_prefill.view().mean + meters.request_decode.view().mean
-        return retry_after_s(
-            len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
-        )
+        self._fail(sequence, now, Verdict(Outcome.FAILED, Reason.BAD_CONSTRAINT, why))
 
     # Results.
 
@@ -245,6 +211,7 @@ class Core(CoreState):
         self._meters.parks += planned.parked
         self._meters.count_step(planned.plan, self._depth.parked_rows)
         self._depth.observe_step(planned.shape, seconds)
+        self._fairness.charge(planned.plan, planned.decoding, planned.prefilling, seconds)
 
     def _commit_round(
         self, sequence: Sequence, row: DecodeRow, decoded: Decoded, now: float
@@ -292,11 +259,11 @@ class Core(CoreState):
     def _pin(self, sequence: Sequence, now: float) -> None:
         """All of its prompt was read, and nothing is drawn; or it cannot be kept any more."""
         pins, request = self._memory.pins, sequence.request
-        pin = pins.make(request, sequence.lease, self._accepted, self._steps, now)
+        pin = pins.make(request, sequence.lease, self._roster.accepted, self._steps, now)
         if pin is None:
-            message, retry_after_s = "memory is too short to keep it now", self._retry_after()
-            why = Outcome.FAILED, Reason.OUT_OF_MEMORY, message, retry_after_s
-            self._fail(sequence, now, *why)
+            message, retry_s = "memory is too short to keep it now", self._door.retry_s
+            why = Verdict(Outcome.FAILED, Reason.OUT_OF_MEMORY, message, retry_s)
+            self._fail(sequence, now, why)
         else:
             self._roster.end(sequence, now, "pinned")
             self._effects.append(Pinned(sequence.id, pin))

@@ -302,7 +302,7 @@ class DeviceMemory:
 
     def _tokens(self, sequence: Sequence) -> int:
         """What a slot has to have room for: all that is read before it draws, and a round."""
-        if sequence.parks >= self._limits.parks_max:
+        if sequence.forced >= self._limits.parks_max:
             return sequence.tokens_max
         written = max(len(sequence.prefix), sequence.evaluated)
         return min(written + round_rows(self._facts, self._limits), sequence.tokens_max)

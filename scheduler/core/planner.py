@@ -1,6 +1,7 @@
 """Which captures, releases, moves, decode rows and prefill slices make up the next step.
 
 - Every DECODE sequence is in every step (L3); prefill fills the rest, and always its share (L2).
+- Where slots or memory are short one may be parked in a plan, for who has less than its share (L4).
 - Who decodes has room for its next round before anybody is admitted, the oldest first. Where there
   is none, the youngest is parked: never the oldest (L7), but where it is alone and what it refers
   to is in its own way.
@@ -15,6 +16,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapwood.scheduler.core.claims import Claims
+from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
@@ -41,7 +44,8 @@ class PlannedStep:
     """A plan on the device, and whose its parts are, in plan order.
 
     planned_at: seconds of the engine's clock, when the plan was begun. parked: how many are parked
-    by it. found_tokens: of prompts, that are restored and were not counted before.
+    by it, for want of memory or for others. found_tokens: of prompts, that are restored and were
+    not counted before.
     """
 
     plan: StepPlan
@@ -71,13 +75,20 @@ class Planner:
     """Writes the next plan; moves sequences into and out of slots as it does."""
 
     def __init__(
-        self, limits: Limits, roster: Roster, memory: DeviceMemory, depth: DepthPolicy
+        self,
+        limits: Limits,
+        roster: Roster,
+        memory: DeviceMemory,
+        depth: DepthPolicy,
+        fairness: Fairness,
     ) -> None:
         self._limits = limits
         self._roster = roster
         self._memory = memory
         self._depth = depth
         self._reshaped = 0  # of the tree, when all references were right
+        self._fairness = fairness
+        self._claims = Claims(limits, roster, fairness)
 
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
@@ -86,14 +97,17 @@ class Planner:
         leaving = [(sequence, sequence.slot) for sequence in roster.leaving]
         for sequence, _ in leaving:
             self._memory.free_slot(sequence)
+        self._fairness.begin()
         parked = self._grow(leaving, step, now)
-        releases = tuple(slot for _, slot in (*leaving, *parked))
+        victim = None if leaving or parked else self._claims.victim(step)
+        yielded = [] if victim is None else [self._give_up(victim, step, now)]
+        releases = tuple(slot for _, slot in (*leaving, *parked, *yielded))
         # Who was parked first: they come back for it.
-        captured, captures = self._capture([*parked, *leaving], step)
+        captured, captures = self._capture([*parked, *yielded, *leaving], step)
         roster.leave(captured)
         grows = self._grows()
         # Nobody comes in the place of who has just gone for want of memory.
-        admitted = () if parked else self._admit(step, now)
+        admitted = () if parked else self._admit(victim, step, now)
         decoding = roster.in_state(SequenceState.DECODE)
         prefilling = roster.in_state(SequenceState.PREFILL)
         decodes = self._decodes(decoding, prefilling)
@@ -125,7 +139,8 @@ class Planner:
             prefills=prefills,
         )
         served = tuple(sequence for sequence, _ in shares)
-        return PlannedStep(plan, now, len(parked), found, captured, admitted, decoding, served)
+        parks = len(parked) + len(yielded)
+        return PlannedStep(plan, now, parks, found, captured, admitted, decoding, served)
 
     def _grow(self, leaving: list[Left], step: int, now: float) -> list[Left]:
         """Room for the next round of all who decode; returns who was parked for it."""
@@ -140,14 +155,21 @@ class Planner:
         return parked
 
     def _least_claim(self) -> Sequence | None:
-        """The youngest of those that live, but for the oldest."""
+        """Of those that live, but for the oldest, the youngest of who has most."""
         _, *others = sorted(self._roster.live.values(), key=_rank)
-        return others[-1] if others else None
+        return self._fairness.furthest_over(others) if others else None
 
-    def _park(self, sequence: Sequence, now: float) -> Left:
+    def _give_up(self, victim: Sequence, step: int, now: float) -> Left:
+        """Its row goes to somebody else."""
+        had_long = step - victim.served_step >= self._limits.yield_steps_min
+        return self._park(victim, now, "yields", forced=not had_long)
+
+    def _park(
+        self, sequence: Sequence, now: float, why: str = "memory is short", *, forced: bool = True
+    ) -> Left:
         slot = sequence.slot
         self._memory.free_slot(sequence)
-        self._roster.park(sequence, now)
+        self._roster.park(sequence, now, why, forced=forced)
         return sequence, slot
 
     def _forget(self, left: list[Left], step: int) -> bool:
@@ -179,19 +201,17 @@ class Planner:
         grown = [self._roster.live[id] for id in self._memory.grown]
         return tuple(Grow(sequence.slot, sequence.demand.tokens) for sequence in grown)
 
-    def _admit(self, step: int, now: float) -> tuple[Sequence, ...]:
+    def _admit(self, victim: Sequence | None, step: int, now: float) -> tuple[Sequence, ...]:
+        """All that may come but who has just gone for another."""
         admitted = []
-        while self._roster.has_free_slot and (sequence := self._next(step)):
+        while self._roster.free_slots and (sequence := self._next(victim, step)):
             self._roster.give_slot(sequence, now, step)
             admitted.append(sequence)
         return tuple(admitted)
 
-    def _next(self, step: int) -> Sequence | None:
-        roster = self._roster
-        oldest = min((sequence.rank for sequence in roster.live.values()), default=None)
-        prefilling = roster.in_state(SequenceState.PREFILL)
-        for sequence in roster.waiting.candidates(prefilling, oldest):
-            if self._memory.reserve_slot(sequence, step):
+    def _next(self, victim: Sequence | None, step: int) -> Sequence | None:
+        for sequence in self._roster.candidates(self._fairness.order()):
+            if sequence is not victim and self._memory.reserve_slot(sequence, step):
                 return sequence
         return None
 
@@ -220,11 +240,16 @@ class Planner:
     ) -> list[tuple[Sequence, int]]:
         """Who has a slice in this step, and of how many tokens."""
         limits = self._limits
+        decode_tokens = sum(d.depth + 1 for d in decodes)
+        spare = self._fairness.spares(prefilling)
+        budget = prefill_budget(decode_tokens, limits.prefill_tokens_max, spare)
         shares = prefill_shares(
             [sequence.unread for sequence in prefilling],
             [sequence.served_step for sequence in prefilling],
-            prefill_budget(sum(d.depth + 1 for d in decodes), limits.prefill_tokens_max),
+            budget,
             limits.prefill_slices_max,
+            [sequence.request.principal for sequence in prefilling],
+            self._fairness.parts(prefilling, budget),
         )
         return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
 

@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
 
 from sapwood.cache.prefix.radix import trail
+from sapwood.scheduler.core.line import Line
 from sapwood.scheduler.core.meters import SequenceCounts
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.waiting import Waiting
+from sapwood.scheduler.events import Request
 
 
 class Roster:
@@ -34,9 +36,9 @@ class Roster:
         return bool(self.live or len(self.waiting) or self.leaving or self.storing)
 
     @property
-    def has_free_slot(self) -> bool:
-        """Whether another sequence may be given a slot; those that leave still have theirs."""
-        return bool(self._free_slots)
+    def free_slots(self) -> int:
+        """How many may be given to sequences; those that leave still have theirs."""
+        return len(self._free_slots)
 
     @property
     def counts(self) -> SequenceCounts:
@@ -60,6 +62,11 @@ class Roster:
             if node.start < sequence.base
         )
 
+    @property
+    def accepted(self) -> list[Request]:
+        """All that were let in and have not ended."""
+        return [sequence.request for sequence in (*self.waiting, *self.live.values())]
+
     def find(self, id: int) -> Sequence | None:
         """None for a sequence that is DONE or never was."""
         return self.live.get(id) or self.waiting.get(id)
@@ -67,6 +74,11 @@ class Roster:
     def in_state(self, state: SequenceState) -> tuple[Sequence, ...]:
         """Those in PREFILL or DECODE, in order of admission."""
         return tuple(sequence for sequence in self.live.values() if sequence.state is state)
+
+    def candidates(self, lines: Iterable[Line]) -> Iterator[Sequence]:
+        """Who of these lines may have a slot next, as Waiting.candidates says."""
+        oldest = min((sequence.rank for sequence in self.live.values()), default=None)
+        return self.waiting.candidates(lines, self.in_state(SequenceState.PREFILL), oldest)
 
     def give_slot(self, sequence: Sequence, now: float, step: int) -> None:
         """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
@@ -89,12 +101,15 @@ class Roster:
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
 
-    def park(self, sequence: Sequence, now: float, why: str = "memory is short") -> None:
-        """A plan takes the sequence's slot away, and releases it; it waits in its rank."""
+    def park(self, sequence: Sequence, now: float, why: str, *, forced: bool) -> None:
+        """A plan takes the sequence's slot away, and releases it; it waits in its rank.
+
+        forced: as in Sequence.park.
+        """
         del self.live[sequence.id]
         sequence.move(SequenceState.PARKED, now, why)
         heappush(self._free_slots, sequence.slot)
-        sequence.park()
+        sequence.park(forced)
         self.waiting.put_back(sequence)
 
     def leave(self, captured: Iterable[Sequence]) -> None:

@@ -73,6 +73,7 @@ class Sequence:
         "evaluated",
         "expires_at",
         "first_token_at",
+        "forced",
         "lease",
         "match",
         "match_version",
@@ -132,6 +133,7 @@ class Sequence:
         self.storing = False
         self.demand = Demand.of(request, facts)
         self.parks = 0
+        self.forced = 0  # of these, however short it had its row
         self.evaluated = 0
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
@@ -195,9 +197,13 @@ class Sequence:
         self.processed += found
         return found
 
-    def park(self) -> None:
-        """Its slot goes. What it had evaluated is what it has to hold again to go on."""
+    def park(self, forced: bool) -> None:
+        """Its slot goes. What it had evaluated is what it has to hold again to go on.
+
+        forced: not only because it has had the slot for long.
+        """
         self.parks += 1
+        self.forced += forced
         self.slot = -1
         self.prefix = (*self.request.prompt, *self.reply.tokens[:-1])
         self.packed = pack(self.prefix)

@@ -13,7 +13,7 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.waiting import Waiting
-from sapwood.scheduler.events import Effect, PinView, Request
+from sapwood.scheduler.events import Effect, PinView
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reply_length import ReplyLength
@@ -87,8 +87,3 @@ class CoreState:
     def stories(self) -> list[str]:
         """What every sequence that is not gone yet went through, without any of its text."""
         return self._roster.stories()
-
-    @property
-    def _accepted(self) -> list[Request]:
-        """All that were let in and have not ended."""
-        return [s.request for s in (*self._roster.waiting, *self._roster.live.values())]

@@ -101,7 +101,7 @@ class RowChecks:
         for sequence in parked:
             if sequence is not None:
                 assert not kept or min(ids) < sequence.id, f"L7: {sequence.tell()}"
-                assert sequence.parks <= self._limits.parks_max, f"L7: {sequence.tell()}"
+                assert sequence.forced <= self._limits.parks_max, f"L7: {sequence.tell()}"
 
     def _check_alone(self, new: Row, admit: Admit, step: int) -> None:
         """Of two with one prefix the second waits until the first has stored it."""

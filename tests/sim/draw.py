@@ -43,7 +43,7 @@ def scenario(seed: int) -> Scenario:
     config = replace(config, pins_max=operators.choice((1, 3, 64)))
     config = replace(config, pins_share_max=operators.choice((0.2, 0.5, 1.0)))
     actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
-    return Scenario(config, tuple(actions))
+    return _shared(Random(f"principals {seed}"), config, actions)
 
 
 def _operated(random: Random, asked: list[Action]) -> Iterator[Action]:
@@ -71,6 +71,27 @@ def _prefix(random: Random, turns: list[int]) -> tuple[Part, ...]:
         return (("turn", random.choice(turns), random.choice((-1, random.randint(1, 80)))),)
     long = random.random() < 0.2
     return (("pool", random.randrange(3), random.randint(1, 300 if long else 60)),)
+
+
+def _shared(random: Random, config: Config, actions: list[Action]) -> Scenario:
+    """Whose each request is, of how many principals, and how urgent."""
+    weights = [random.choice((1.0, 1.0, 3.0)) for _ in range(random.choice((1, 2, 2, 3, 9)))]
+    urgent, early = random.choice((0.0, 0.0, 0.3)), random.choice((0.0, 0.5))
+    asks = []
+    for action in actions:
+        if isinstance(action, Ask):
+            # The first has most of them: whoever comes beside it has to get its share.
+            which = min(int(random.expovariate(0.8)), len(weights) - 1)
+            priority = random.choice((0, 2)) if random.random() < urgent else 1
+            weight = weights[which]
+            action = replace(action, principal=which, weight=weight, priority=priority)
+            if action.deadline_s is not None:
+                action = replace(action, early=random.random() < early)
+        asks.append(action)
+    config = replace(
+        config, passed_max=random.choice((1, 4)), yield_steps_min=random.choice((4, 16))
+    )
+    return Scenario(config, tuple(asks))
 
 
 def _config(random: Random) -> Config:

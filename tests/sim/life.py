@@ -10,17 +10,18 @@ from dataclasses import replace
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.scheduler.core.sequence import Sequence
-from sapwood.scheduler.events import Drain, Failed, Request
+from sapwood.scheduler.events import Drain, Failed, Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import toy_facts
-from tests.scheduler.house import House, Stream, bare
+from tests.scheduler.house import ROOMY, House, Stream, bare
 from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree, least_share
 from tests.sim.device import SimDevice
 from tests.sim.operators import OperatorChecks
+from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
 
 LIVE_BUFFERS = 4  # of a slot
@@ -38,6 +39,8 @@ def limits_of(config: Config) -> Limits:
         referred_reads_min=config.share_tokens_min,
         referred_edge_tokens_min=config.share_tokens_min,
         overtaken_max=config.overtaken_max,
+        passed_max=config.passed_max,
+        yield_steps_min=config.yield_steps_min,
         parks_max=config.parks_max,
         reply_tokens_guess=config.reply_tokens_guess,
         tree_nodes_max=config.tree_nodes_max,
@@ -76,6 +79,8 @@ class Life(House):
         self._too_large: set[int] = set()
         self._left: dict[tuple[bytes, tuple[int, ...]], tuple[int, int]] = {}
         self._rows = RowChecks(self.core, self.tree, limits)
+        roomy = config.budget_bytes >= ROOMY and config.buffers_max in (0, 499_000 // 2)
+        self._shares = ShareChecks(self.core, limits) if roomy else None
         self._trees = TreeChecks(self.tree, limits)
         room = config.budget_bytes - facts.weights_bytes
         self._operators = OperatorChecks(self.core, self.tree, limits, room)
@@ -141,6 +146,8 @@ class Life(House):
     def planned(self, plan: StepPlan | None) -> None:
         """Called by step()."""
         self._rows.planned(plan)
+        if self._shares is not None:
+            self._shares.planned(plan)
         for admit in plan.admits if plan else ():
             request = self._rows.rows[admit.slot].request
             stored, evicted = self._left.get((request.root, request.prompt), (0, -1))
@@ -213,9 +220,11 @@ class Life(House):
 
         And read again as often as each may be parked.
         """
-        share, times = least_share(self.limits), self.limits.parks_max + 2
+        share, limits = least_share(self.limits), self.limits
         left = [stream.request for stream in self.streams.values() if stream.end is None]
-        return 4 + sum(times * (3 + r.tokens_max // share) + r.max_tokens for r in left)
+        times = [limits.parks_max + 2 + r.max_tokens // limits.yield_steps_min for r in left]
+        read = [n * (3 + r.tokens_max // share) for n, r in zip(times, left, strict=True)]
+        return 4 + sum(read) + sum(r.max_tokens for r in left)
 
     def _evicted(self) -> int:
         return sum(self.tree.evictions.values())
@@ -248,4 +257,8 @@ def _options(ask: Ask, life: Life) -> dict[str, object]:
         "cache_bypass": ask.bypass,
         "store_reply": ask.store_reply,
         "deadline": None if ask.deadline_s is None else life.now + ask.deadline_s,
+        "principal": f"principal {ask.principal}",
+        "weight": ask.weight,
+        "priority": Priority(ask.priority),
+        "early": ask.early,
     }

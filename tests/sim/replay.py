@@ -26,6 +26,7 @@ from sapwood.scheduler.events import (
     Command,
     Drain,
     PinTerms,
+    Priority,
     Request,
     Submit,
     Unpin,
@@ -133,6 +134,7 @@ def _command(line: dict[str, Any]) -> Command:
         sampling = Sampling(**told["sampling"] | {"logit_bias": bias})
         changed = {"root": told["root"].encode(), "prompt": tuple(told["prompt"])}
         changed["pin"] = told.get("pin") and PinTerms(**told["pin"])
+        changed["priority"] = Priority(told.get("priority", Priority.NORMAL))
         return Submit(Request(**told | changed | {"sampling": sampling}))
     if "cancel" in line:
         id, why = line["cancel"]

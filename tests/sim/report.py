@@ -26,6 +26,8 @@ EDGES = (
     ("DECODE", "PARKED", "memory is short"),
     ("PREFILL", "PARKED", "the device had no memory"),
     ("DECODE", "PARKED", "the device had no memory"),
+    ("PREFILL", "PARKED", "yields"),
+    ("DECODE", "PARKED", "yields"),
     ("PARKED", "PREFILL", "resumed"),
     ("PREFILL", "DECODE", "as far as it was"),
     ("PREFILL", "DONE", "pinned"),

@@ -31,6 +31,8 @@ class Config:
     prefill_slices_max: int = 4
     share_tokens_min: int = 8
     overtaken_max: int = 4
+    passed_max: int = 4
+    yield_steps_min: int = 8
     parks_max: int = 4
     reply_tokens_guess: int = 4
     tree_nodes_max: int = 1000
@@ -77,6 +79,10 @@ class Ask(Action):
     bypass: bool = False
     store_reply: bool = True
     deadline_s: float | None = None
+    principal: int = 0
+    weight: float = 1.0
+    priority: int = 1
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from tests.sim.draw import scenario
 from tests.sim.play import play
+from tests.sim.story import Ask, Config, Scenario
 
 SEEDS_MAX = 200
 CACHE, CORE = "sapwood.cache.prefix", "sapwood.scheduler.core"
@@ -76,9 +77,9 @@ def no_bound_of_parks(patch: pytest.MonkeyPatch) -> None:
     right = DeviceMemory._tokens
 
     def tokens(self: DeviceMemory, sequence: Sequence) -> int:
-        parks, sequence.parks = sequence.parks, 0
+        forced, sequence.forced = sequence.forced, 0
         found = right(self, sequence)
-        sequence.parks = parks
+        sequence.forced = forced
         return found
 
     patch.setattr(DeviceMemory, "_tokens", tokens)
@@ -128,7 +129,7 @@ def no_keeping_of_windows(patch: pytest.MonkeyPatch) -> None:
 
 def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
     """Decode rows may take all of a step."""
-    patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most: max(0, most - rows))
+    patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most, _=True: max(0, most - rows))
 
 
 def no_parking(patch: pytest.MonkeyPatch) -> None:
@@ -138,6 +139,25 @@ def no_parking(patch: pytest.MonkeyPatch) -> None:
         return [row.depth_max if row.pinned is None else row.pinned for row in rows]
 
     patch.setattr(DepthPolicy, "choose", choose)
+
+
+def no_fair_shares(patch: pytest.MonkeyPatch) -> None:
+    """Who opens more streams gets more."""
+
+    def by_streams(demands: list[float], _: list[float], room: float) -> list[float]:
+        return [demand * min(1.0, room / sum(demands)) for demand in demands]
+
+    patch.setattr(f"{CORE}.fairness.max_min", by_streams)
+
+
+def no_yielding(patch: pytest.MonkeyPatch) -> None:
+    """A slot is one's until its end."""
+    patch.setattr(f"{CORE}.fairness.Fairness.victim", lambda *_: None)
+
+
+def no_bound_of_passing(patch: pytest.MonkeyPatch) -> None:
+    """Who is less urgent goes when nobody else is there."""
+    patch.setattr(f"{CORE}.line.Line.gives_way_to", lambda *_: False)
 
 
 def no_room_for_cuts(patch: pytest.MonkeyPatch) -> None:
@@ -182,7 +202,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("off", "found"),
     [
-        (no_leases, "closed or taken already|KeyError|is in use"),
+        (no_leases, "closed or taken already|KeyError|is in use|counted Weight"),
         (no_queue_bound, "wait, [0-9]+ may"),
         (no_account_of_rows, "M1"),
         (no_account_of_holes, "M1: slots of"),
@@ -199,6 +219,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
         (no_keeping_of_windows, "T9"),
         (no_share_of_prefill, "L2|L3|L6"),
         (no_parking, "S8"),
+        (no_bound_of_passing, "L4"),
         (no_room_for_cuts, "OutOfMemory"),
         (no_bound_of_buffers, "M1: [0-9]+ buffers"),
         (no_end_of_lost_slots, "slots reserved"),
@@ -218,3 +239,21 @@ def test_without_a_safeguard_it_fails(
             assert re.search(found, violation.message), violation
             return
     raise AssertionError(f"{SEEDS_MAX} seeds and nothing was noticed")
+
+
+LONG: dict[str, Any] = {"max_tokens": 160, "ignore_eos": True, "depth": 0}
+MANY = [Ask(0, n, (("pool", n, 9),), **LONG) for n in range(20)]
+FEW = [Ask(12, 20 + n, (("pool", 20 + n, 9),), principal=1, **LONG) for n in range(3)]
+CONTENDED = Scenario(Config(slots_max=4, share_tokens_min=32), (*MANY, *FEW))
+
+
+@pytest.mark.parametrize("off", [no_fair_shares, no_yielding])
+def test_l4_without_fairness_who_comes_second_is_without_its_slots(
+    off: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long replies of one in all slots: seeds have few of them."""
+    _, violation = play(CONTENDED)
+    assert violation is None, violation
+    off(monkeypatch)
+    _, violation = play(CONTENDED)
+    assert violation is not None and "L4" in violation.message, violation

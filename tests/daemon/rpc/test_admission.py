@@ -21,7 +21,7 @@ from sapwood.daemon.rpc.rules import (
     PromptTokens,
     sampler_of,
 )
-from sapwood.scheduler.events import Request
+from sapwood.scheduler.events import Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
@@ -67,6 +67,8 @@ async def test_a_request_carries_what_was_asked_for() -> None:
         draft_tokens=3,
         cache={"bypass": True, "store_reply": False},
         top_logprobs=4,
+        priority=pb.PRIORITY_INTERACTIVE,
+        deadline_policy=pb.DEADLINE_POLICY_EARLY,
         sampling={
             "temperature": 0.5,
             "seed": 2**64 - 1,
@@ -98,6 +100,8 @@ async def test_a_request_carries_what_was_asked_for() -> None:
         cache_bypass=True,
         store_reply=False,
         deadline=12.5,
+        priority=Priority.INTERACTIVE,
+        early=True,
     )
 
 

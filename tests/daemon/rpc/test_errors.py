@@ -100,6 +100,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "long stop": (text_of(stop=["ä" * 33]), "BAD_REQUEST", "stop"),
     "65 stop ids": (text_of(stop_token_ids=[5] * 65), "BAD_REQUEST", "stop_token_ids"),
     "unknown priority": (text_of(priority=9), "BAD_REQUEST", "priority"),
+    "unknown deadline_policy": (text_of(deadline_policy=9), "BAD_REQUEST", "deadline_policy"),
     "negative temperature": (
         text_of(sampling={"temperature": -0.5}),
         "BAD_SAMPLING",
@@ -159,7 +160,6 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
 UNSUPPORTED: dict[str, pb.GenerateRequest] = {
     "session": text_of(session="a"),
     "cache.mark": text_of(cache={"mark": True}),
-    "priority": text_of(priority=pb.PRIORITY_BATCH),
     "candidates": text_of(candidates=2),
     "json_schema": text_of(json_schema="{}"),
     "regex": text_of(regex=""),
@@ -211,7 +211,11 @@ async def test_values_at_their_limits_are_served(run: Running) -> None:
         ),
         text_of(sampling={"logit_bias": {VOCABULARY - 1: 100, 0: -100}}, max_tokens=1),
         text_of(draft_tokens=8, top_logprobs=20, max_tokens=1),
-        text_of(candidates=1, priority=pb.PRIORITY_UNSPECIFIED, max_tokens=1),
+        *(
+            text_of(candidates=1, priority=urgency, max_tokens=1)
+            for urgency in pb.Priority.values()
+        ),
+        text_of(deadline_policy=pb.DEADLINE_POLICY_EARLY, max_tokens=1),
         text_of(cache={"bypass": True, "store_reply": False}, max_tokens=1),
         prompt_of(*[5] * (CONTEXT - 1), max_tokens=2**32 - 1),
     )

@@ -133,6 +133,8 @@ async def test_every_option_reaches_the_daemon(
             ignore_eos=True,
             draft_tokens=0,
             cache=sapwood.CacheOptions(bypass=True, store_reply=False, mark=True),
+            priority="batch",
+            deadline_policy="early",
             timeout=30,
         )
         await done(stream.collect())
@@ -157,6 +159,8 @@ async def test_every_option_reaches_the_daemon(
         ignore_eos=True,
         draft_tokens=0,
         cache=generation_pb2.CacheOptions(bypass=True, store_reply=False, mark=True),
+        priority=generation_pb2.PRIORITY_BATCH,
+        deadline_policy=generation_pb2.DEADLINE_POLICY_EARLY,
     )
 
 

@@ -84,6 +84,14 @@ OPTIONS: Mapping[str, Wrong] = {
         (7, TypeError, " must be a string or a Tool"),
         ("any", ValueError, " must be 'auto', 'none', 'required' or a Tool"),
     ],
+    "priority": [
+        (2, TypeError, " must be a string, not int"),
+        ("urgent", ValueError, " must be one of interactive, normal, batch"),
+    ],
+    "deadline_policy": [
+        (True, TypeError, " must be a string, not bool"),
+        ("late", ValueError, " must be one of try, early"),
+    ],
 }
 MESSAGE: Mapping[str, Wrong] = {
     "role": [*TEXT, (None, TypeError, " must be a string, not None")],

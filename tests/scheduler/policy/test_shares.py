@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares, retry_after_s
+from sapwood.scheduler.policy.shares import (
+    max_min,
+    prefill_budget,
+    prefill_shares,
+    retry_after_s,
+)
 
 
 @given(
@@ -61,3 +66,38 @@ def test_retry_after_grows_with_the_queue_and_has_bounds() -> None:
     assert retry_after_s(0, 32, 0.0, 60.0) == 1.0
     assert retry_after_s(63, 32, 5.0, 60.0) == 10.0
     assert retry_after_s(10_000, 32, 5.0, 60.0) == 60.0
+
+
+AMOUNTS = st.lists(
+    st.tuples(st.floats(0, 50), st.sampled_from((0.5, 1.0, 2.0, 4.0))), min_size=1, max_size=12
+)
+
+
+@given(AMOUNTS, st.floats(0.1, 64))
+def test_l4_shares_are_max_min(wanted: list[tuple[float, float]], capacity: float) -> None:
+    """Nobody gets more than it asks for, all is given, and who is short has by weight the most."""
+    demands, weights = [demand for demand, _ in wanted], [weight for _, weight in wanted]
+    shares = max_min(demands, weights, capacity)
+    assert sum(shares) == pytest.approx(min(capacity, sum(demands)))
+    most = max(share / weight for share, weight in zip(shares, weights, strict=True))
+    for share, demand, weight in zip(shares, demands, weights, strict=True):
+        assert share <= demand
+        if share < demand - 1e-6:
+            assert share / weight == pytest.approx(most)
+
+
+def test_l4_a_steps_slices_are_parted_among_owners() -> None:
+    """One long prompt and many short ones of another: half each; what one leaves is the other's."""
+    rests, served, owners = [4000, *[60] * 7], [1] * 8, ["a", *["b"] * 7]
+    shares = prefill_shares(rests, served, 400, 8, owners, {"b": 200, "a": 200})
+    assert (shares[0], sum(shares[1:])) == (200, 200)
+    shares = prefill_shares([4000, 60], [1, 1], 400, 8, ["a", "b"], {"a": 340, "b": 60})
+    assert shares == [340, 60]
+    shares = prefill_shares([50, 4000], [1, 1], 400, 8, ["a", "b"], {"a": 200, "b": 200})
+    assert shares == [50, 350]
+
+
+def test_l4_each_owner_has_a_slice_before_anybody_has_two() -> None:
+    rests, owners = [100, *[20] * 7], ["a", *["b"] * 7]
+    shares = prefill_shares(rests, [9, *[1] * 7], 400, 2, owners, {"a": 200, "b": 200})
+    assert shares[0] == 100
