@@ -3,9 +3,11 @@
 - A principal is entitled to as many slots as it has streams, or by weight as many as all who get
   fewer than they ask for: water-filling, so in fractions. Who has a whole slot less than that goes
   first; a fraction is decided by time.
-- `level` is the device time that those who wanted more have had, by weight. Who is behind it by
-  half of the dearest step of late gets the fraction of a row, from who has more than its own.
+- `level` is the device time that those who wanted more have had, by weight. Who is behind it by a
+  quarter of the dearest step of late gets the fraction of a row, from who has more than its own.
   Nobody is further from the level than the dearest step: what was before that is forgotten.
+- Equal slots are equal times only where rows cost alike: who stays behind has its share of slots
+  tilted up, slowly, and who stays ahead down.
 - Time is charged while somebody is short, and at no other: what nobody else wanted is free.
 - A slot that falls free is kept for a plan, beside others of the same turn, for who ended there and
   is entitled to it: its client learns of the end with that plan, and asks again before the next.
@@ -64,6 +66,7 @@ class Fairness:
         self._entitled = self._entitle(self._limits.slots_max) if len(streams) > 1 else {}
         if self._entitled and len(self._had) > len(streams) + self._limits.accounts_max:
             self._had = {name: had for name, had in self._had.items() if name in streams}
+            self._tilts = {name: tilt for name, tilt in self._tilts.items() if name in streams}
         for name in self._entitled:
             self._had.setdefault(name, self._level)
 

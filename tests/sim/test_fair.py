@@ -20,7 +20,7 @@ from tests.sim.share_checks import water
 JAIN_MIN = 0.98
 WINDOW_STEPS = 200
 LACKS_MAX = 1.25  # dearest steps; one is the aim, 0.96 was found
-EIGHT = Limits(slots_max=8)
+EIGHT = Limits(slots_max=8, queue_s_max=1e9)  # who waits for ever is to be seen
 STREAMS = {"a": 1, "b": 1, "c": 2, "d": 20}
 WEIGHTS = {"light": 1.0, "middle": 2.0, "heavy": 4.0}
 READING: dict[str, Any] = {"prompt_tokens": 300, "reply_tokens": 1}
@@ -83,8 +83,8 @@ def newcomer() -> None:
     came = len(crowd.taken)
     crowd.come(Client("one", 1, reply_tokens=8, again=False))
     crowd.run(40)
-    one = next(asked for asked in crowd.ended if asked.client.principal == "one")
-    assert one.first - came <= 5, f"L4: first token after {one.first - came} steps"
+    steps = [a.first - came for a in crowd.ended if a.client.principal == "one"]
+    assert steps and steps[0] <= 5, f"L4: first token after {steps} steps"
 
 
 FIGURES: list[Callable[[], None]] = [
@@ -101,7 +101,7 @@ def test_l4(figure: Callable[[], None]) -> None:
 def test_l4_unfair(figure: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """With fairness off each figure is missed: what it says is this code's doing."""
     off(monkeypatch)
-    with pytest.raises((AssertionError, StopIteration)):
+    with pytest.raises(AssertionError, match="L4"):
         figure()
 
 
