@@ -26,6 +26,7 @@ class PinMachine(TreeMachine):
         assert (found is not None) == (bool(tokens) and self.is_whole(root, tokens))
         if found is not None:
             self.pins.append((root, tokens, found))
+            self.lost_only_what_may_go()  # nothing, unless its cuts have crowded the tree
 
     @rule(data=st.data())
     def unpin(self, data: st.DataObject) -> None:

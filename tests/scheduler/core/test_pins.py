@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
+from sapwood.cache.prefix.node import Room
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.pins import CUTS_SPARE, Pins
 from sapwood.scheduler.events import Cleared, Finished, Pinned
@@ -273,4 +274,19 @@ def test_readers_are_those_who_read_it_where_it_lies() -> None:
     assert house.core.readers().keys() == held
     assert max(house.core.readers().values()) >= 2
     house.run()
+    house.close()
+
+
+def test_of_what_is_there_already_the_margin_is_computed_again() -> None:
+    """It was slack, and went: from a turn within it a pin would have to do without the rest."""
+    house = House(limits=LIMITS)
+    asked(house, *SYSTEM[:70])
+    house.core._memory._stored.make(Room(house.ledger.free + 1), len(house.plans))
+    assert house.tree.match(b"root", SYSTEM).tokens == 70
+    made = house.pin(SYSTEM)
+    house.run()
+    assert pinned(made)
+    assert made.progress[0].cached < 80 - PIN_MARGIN_TOKENS
+    early = SYSTEM[: 80 - PIN_MARGIN_TOKENS]
+    assert asked(house, *early, 45).usage.cached_tokens == len(early)
     house.close()
