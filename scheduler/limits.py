@@ -61,7 +61,7 @@ class Limits:
     constraint_workers: int = 2
     constraint_calls_max: int = 64
     constraint_build_s_max: float = 2.0
-    constraint_build_bytes_max: int = 512 * 1024 * 1024
+    constraint_build_bytes_max: int = 64 * 1024 * 1024
     deadline_slack_s: float = 0.1
 
     # The HTTP endpoint of metrics and health.
@@ -72,7 +72,7 @@ class Limits:
     # One step.
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
-    mask_s_max: float = 0.5  # for the masks of a step; whoever takes longer by itself ends
+    mask_s_max: float = 0.25  # for the masks of a step; whoever takes longer by itself ends
 
     # Tree and engine.
     tree_nodes_max: int = 20_000
