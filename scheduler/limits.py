@@ -76,7 +76,7 @@ class Limits:
     constraint_workers: int = 2
     constraint_calls_max: int = 64
     constraint_build_s_max: float = 2.0
-    constraint_build_bytes_max: int = 512 * 1024 * 1024
+    constraint_build_bytes_max: int = 64 * 1024 * 1024
     deadline_slack_s: float = 0.1
     reload_s: float = 1.0  # until files of tokens and certificates are looked at again
 
@@ -89,7 +89,7 @@ class Limits:
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
     lost_steps_max: int = 3  # one after another, for want of memory on the device
-    mask_s_max: float = 0.5  # for the masks of a step; whoever takes longer by itself ends
+    mask_s_max: float = 0.25  # for the masks of a step; whoever takes longer by itself ends
 
     # Tree and engine.
     tree_nodes_max: int | None = None  # None: follows memory, see nodes_max

@@ -22,9 +22,7 @@ from sapwood.model.constraints.matching import first_line
 from sapwood.model.constraints.spec import ConstraintRefused
 from sapwood.model.constraints.vocabulary import Vocabulary
 
-# What a process needs before it takes a grammar: Python, the library, its vocabulary.
 _START_S_MAX = 30.0
-_BASE_BYTES = 256 << 20
 _ANSWER_BYTES_MAX = 64 << 10
 
 
@@ -41,7 +39,7 @@ class BuildGuard:
             "size": vocabulary.size,
             "names": vocabulary.names,
             "ends": sorted(vocabulary.end_ids),
-            "bytes_max": _BASE_BYTES + build_bytes_max,
+            "bytes_max": build_bytes_max,
         }
         self._idle: queue.SimpleQueue[_Builder] = queue.SimpleQueue()
         self._lock = threading.Lock()

@@ -28,15 +28,14 @@ from sapwood.model.constraints.vocabulary import trie_of
 
 _OVER_MEMORY = 3  # what the process ends with where a build takes too much
 _LOOK_S = 0.01
-# Maps of code and threads' stacks, which nobody fills.
-_ADDRESSES_BYTES = 2 << 30
+_STACKS_BYTES = 256 << 20  # addresses that threads ask for and nobody fills
 
 
 def main() -> None:
     """Until the input ends."""
     told = json.loads(sys.stdin.readline())
-    _bound_memory(told["bytes_max"])
     trie = _trie(told)
+    _bound_memory(told["bytes_max"])
     for line in sys.stdin:
         matcher = LLMatcher(trie, json.loads(line)["grammar"], log_level=0, limits=LIMITS)
         problem = problem_of(matcher)
@@ -59,28 +58,33 @@ def _trie(told: dict[str, Any]) -> LLTokenizer:
 
 
 def _bound_memory(bytes_max: int) -> None:
-    """End the process where it has more than this."""
+    """End the process where it has so much more than now."""
     if sys.platform == "linux":
-        resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES_BYTES + bytes_max,) * 2)
+        most = _pages()[0] * resource.getpagesize() + bytes_max + _STACKS_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_watch, args=(bytes_max,), daemon=True).start()
+    threading.Thread(target=_watch, args=(_resident_bytes() + bytes_max,), daemon=True).start()
 
 
 def _watch(bytes_max: int) -> None:
-    daemon, bound = os.getppid(), bytes_max
-    if sys.platform != "linux":  # where a peak may be that of who started the process
-        bound += _resident_bytes()
-    while os.getppid() == daemon and _resident_bytes() <= bound:
+    daemon = os.getppid()
+    while os.getppid() == daemon and _resident_bytes() <= bytes_max:
         time.sleep(_LOOK_S)
     os._exit(_OVER_MEMORY)
 
 
 def _resident_bytes() -> int:
-    """What the process has in memory; elsewhere than on Linux the most that it had."""
+    """What the process has in memory; on macOS the most that it had, or who started it."""
     if sys.platform == "linux":
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+        return _pages()[1] * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _pages() -> tuple[int, int]:
+    """Of addresses and of memory, as Linux tells them."""
+    with open("/proc/self/statm") as file:
+        addresses, resident = file.read().split()[:2]
+    return int(addresses), int(resident)
 
 
 if __name__ == "__main__":

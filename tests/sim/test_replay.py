@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import BinaryIO
@@ -13,8 +14,11 @@ from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.own_files import create_private
 from sapwood.scheduler.events import Cleared, Pinned, Unpinned
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
-from tests.scheduler.house import House, prompt
+from tests.scheduler.core.test_constraints import Breaking
+from tests.scheduler.fake_device import toy_facts
+from tests.scheduler.house import House, failed, prompt
 from tests.sim.replay import Differs, replay
 
 
@@ -152,3 +156,26 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(
     assert [record.message for record in caplog.records] == [
         "the recording ends: No space left on device"
     ]
+
+
+def test_a_constraint_counts_and_what_it_says_is_left_out(file: Path) -> None:
+    """Its masks are reserved for when it is played, and where it broke its sequence ends again."""
+    facts = replace(toy_facts(), masked_bytes_per_row=40)
+    house = House(facts=facts, limits=LIMITS, budget_bytes=2600)
+    device = house.device = Breaking(facts, LIMITS, 0.7)
+    core = RecordedCore(house.core, facts, LIMITS, create_private(file))
+    house.core = core  # type: ignore[assignment]
+    streams = [
+        house.submit(prompt(12, n), 10, constraint="secret" if n else None, ignore_eos=True)
+        for n in range(5)
+    ]
+    device.breaks, device.whose = 3, streams[2].request.prompt
+    house.run()
+    house.close()
+    assert failed(streams[2]).reason is Reason.BAD_CONSTRAINT
+    text = file.read_text()
+    assert replay(text.splitlines(keepends=True)) == len(house.plans)
+    assert "secret" not in text
+    # Played without them it is another run: more fits at once.
+    with pytest.raises(Differs):
+        replay(text.replace('"constraint":"held"', '"constraint":null').splitlines(keepends=True))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from llguidance import LLMatcher
 
-from sapwood.model.constraints import build_guard, mask_worker
+from sapwood.model.constraints import mask_worker
 from sapwood.model.constraints.build_guard import BuildGuard
 from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.constraints.spec import ConstraintRefused, ConstraintSpec
@@ -90,9 +90,8 @@ def test_what_takes_too_long_is_killed_and_nobody_waits_for_it(guard: BuildGuard
     guard.check(GOOD)
 
 
-def test_what_takes_too_much_memory_ends_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_guard, "_BASE_BYTES", 0)
-    guard = BuildGuard(vocabulary(), 60.0, 64 << 20)
+def test_what_takes_too_much_memory_ends_its_process() -> None:
+    guard = BuildGuard(vocabulary(), 60.0, 16 << 20)
     with pytest.raises(ConstraintRefused, match=r"^it takes too much memory to build$"):
         guard.check(ENDLESS)
     guard.check(GOOD)
@@ -129,14 +128,13 @@ def test_a_first_token_that_is_not_found_in_time_is_refused(
     compiler.close()
 
 
-def test_what_the_daemon_itself_holds_is_not_the_builders(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_the_daemon_itself_holds_is_not_the_builders() -> None:
     """A process that is started counts the peak of who starts it as its own: not here."""
     held = bytearray(400 << 20)
     held[::4096] = b"x" * len(held[::4096])
-    monkeypatch.setattr(build_guard, "_BASE_BYTES", 0)
-    small = BuildGuard(vocabulary(), 5.0, 300 << 20)
+    small = BuildGuard(vocabulary(), 60.0, 32 << 20)
+    with pytest.raises(ConstraintRefused, match=r"too much memory"):
+        small.check(ENDLESS)
     small.check(GOOD)
     small.close()
     assert held[0] == ord("x")
