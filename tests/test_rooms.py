@@ -49,10 +49,14 @@ EDGES: Mapping[str, set[str]] = {
         *("cache/prefix/describe", "daemon", "daemon/engine", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
     },
+    "daemon/gateway": {
+        *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/rpc", "daemon/settings"),
+        *("sapwood", "sapwood/v1", "scheduler"),
+    },
     "daemon/http": {"daemon", "daemon/engine", "daemon/rpc/gate", "daemon/settings", "scheduler"},
     "daemon/process": {
-        *("cache/prefix", "daemon", "daemon/engine", "daemon/http", "daemon/rpc"),
-        *("daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
+        *("cache/prefix", "daemon", "daemon/engine", "daemon/gateway", "daemon/http"),
+        *("daemon/rpc", "daemon/settings", "model", "model/checkpoint", "model/prompt/errors"),
         *("scheduler", "scheduler/core"),
     },
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},

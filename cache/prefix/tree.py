@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sapwood.cache.prefix.describe import NodeView, audit, view
+from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
 from sapwood.cache.prefix.eviction import Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, revoke
@@ -119,6 +119,11 @@ class Tree:
     def edges(self, lease: Lease) -> list[tuple[int, int]]:
         """(end, live leases) of every edge of the path, root to leaf, the last up to lease.end."""
         return [(min(node.end, lease.end), node.leases) for node in trail(lease.node)]
+
+    def outline(self, root: bytes) -> list[EdgeView]:
+        """All edges below one root, parents first, as they are now. O(nodes)."""
+        top = self._roots.get(root)
+        return [] if top is None else list(edges_of(top))
 
     @property
     def reshaped(self) -> int:

@@ -17,7 +17,7 @@ from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.errors import StartError, UsageError
-from sapwood.daemon.extras import require_serve
+from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
 
@@ -66,6 +66,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
+    if config.gateway is not None or config.http is not None:
+        require_gateway(http=config.http is not None)
     import anyio
 
     from sapwood.daemon.process.run import serve
@@ -157,6 +159,15 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="serve gRPC server reflection (default: yes)",
     )
     add("--record", metavar="FILE", help="write what is planned, without text, to play it again")
+    add("--gateway", metavar="HOST:PORT", help="serve VllmEngine to a gateway, on loopback")
+    add(
+        "--http",
+        metavar="HOST:PORT",
+        help="start SMG beside the daemon: OpenAI's and Anthropic's API",
+    )
+    add("--http-key-file", metavar="FILE", help="the key that HTTP clients have to give")
+    add("--tls-cert", metavar="FILE", help="of --http: PEM")
+    add("--tls-key", metavar="FILE", help="of --http: PEM")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sapwood.cache.prefix.describe import NodeView
+from sapwood.cache.prefix.describe import EdgeView, NodeView
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.scheduler.events import Command, Effect
 from sapwood.scheduler.plan import StepPlan
@@ -88,6 +88,9 @@ class Loaded:
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
     # Tells the device of the bytes reserved for a step, and gives what it holds in all.
     follow: Callable[[int], int] = lambda workspace_bytes: 0
+    outline_tree: Callable[[bytes], Sequence[EdgeView]] = (
+        lambda root: ()
+    )  # for Engine.ask. O(nodes)
 
     def view_stats(self) -> Stats:
         """The counts between two steps: for Engine.ask."""

@@ -58,7 +58,7 @@ def _load(config: Config) -> Loaded:
     loaded = put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
     # Behind the budget, which is known to hold a request by now.
     warm_up(pair, min(1, config.limits.draft_depth_max))
-    return loaded
+    return replace(loaded, card=replace(loaded.card, folder=target_dir.path))
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
     follow = partial(device.follow, cache_bytes=kept)
-    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow)
+    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow, tree.outline)
 
 
 def _wire(budget_bytes: int) -> None:

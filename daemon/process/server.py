@@ -19,6 +19,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import grpc
 
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.engine import Engine, Fault
@@ -48,6 +49,7 @@ FAILED_S = 0.5  # for handlers to return once their mailboxes failed
 # All of the above and the engine's last step. D1 promises 2 s past the drain: the rest is for what
 # comes before and after, the signal's way to the loop and the process's end with all its memory.
 LEAVE_S = 1.2
+_ANY_PORT = TcpAddress("127.0.0.1", 0)
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ class Daemon:
             reflection=config.reflection,
             listeners=len(config.listen),
         )
+        self._worker: grpc.aio.Server | None = None  # what gateways connect to
         self._sockets: list[tuple[Path, Identity]] = []
         self._loaded = anyio.Event()
         self._ending: Ending | None = None
@@ -88,6 +91,7 @@ class Daemon:
         self._forced = anyio.Event()
         self._fault: Fault | None = None
         self.grpc_addresses: tuple[Address, ...] = ()
+        self.gateway_address: TcpAddress | None = None
         self.metrics_address: TcpAddress | None = None
 
     # What serve() and tests do with a daemon, in this order.
@@ -96,8 +100,10 @@ class Daemon:
         """Bind, listen and begin to load. Raises StartError."""
         self._loop = asyncio.get_running_loop()
         self.grpc_addresses = tuple(self._bind(address) for address in self._config.listen)
+        self._worker = self._worker_server()
         self.metrics_address = await self._scrape.start(self._config.metrics)
-        await self._server.start()
+        for server in self._servers:
+            await server.start()
         if self._ending is None:  # a drain asked for meanwhile
             self._engine.start()
 
@@ -142,8 +148,8 @@ class Daemon:
                 remove_own(path, ours)
             # Left alone when time is up, not cancelled: grpc.aio may answer that with a
             # CancelledError of its own, which no scope knows, and the exit would be a traceback.
-            closing = asyncio.ensure_future(self._server.stop(FLUSH_S))
-            await asyncio.wait([closing], timeout=self._left_s)
+            closing = [asyncio.ensure_future(server.stop(FLUSH_S)) for server in self._servers]
+            await asyncio.wait(closing, timeout=self._left_s)
             self._scrape.close()
             await anyio.to_thread.run_sync(self._engine.join, self._left_s)
             self._gate.close()
@@ -160,6 +166,11 @@ class Daemon:
     def engine_alive(self) -> bool:
         """After stop(): the thread hangs in the device, and the process has to leave without it."""
         return self._engine.alive
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The loaded target's; None: it is in none."""
+        return self._gate.card.folder
 
     # The engine's Listener: called on the engine thread, each posts to the loop.
 
@@ -242,21 +253,36 @@ class Daemon:
 
     # Listeners.
 
+    @property
+    def _servers(self) -> list[grpc.aio.Server]:
+        return [self._server, *([self._worker] if self._worker else [])]
+
+    def _worker_server(self) -> grpc.aio.Server | None:
+        """Its contract is in an extra: imported where it is asked for."""
+        address = self._config.gateway or (_ANY_PORT if self._config.http else None)
+        if address is None:
+            return None
+        from sapwood.daemon.gateway.listener import worker_server
+
+        server = worker_server(self._gate)
+        self.gateway_address = TcpAddress(address.host, self._add_port(server, address, address))
+        return server
+
     def _bind(self, address: Address) -> Address:
         if isinstance(address, TcpAddress):
-            return TcpAddress(address.host, self._add_port(address, address))
+            return TcpAddress(address.host, self._add_port(self._server, address, address))
         prepare_socket(address)
         aside = aside_of(address)
         with owner_only():
-            self._add_port(address, aside)
+            self._add_port(self._server, address, aside)
         self._sockets.append((address.path, take_place(aside, address)))
         return address
 
-    def _add_port(self, address: Address, bound: Address) -> int:
+    def _add_port(self, server: grpc.aio.Server, address: Address, bound: Address) -> int:
         """Listen on `bound`, which is what gRPC calls `address`."""
         require_bindable(address, bound)
         try:
-            port = self._server.add_insecure_port(bound.target)
+            port = server.add_insecure_port(bound.target)
         except RuntimeError:  # which says that it failed, not why
             port = 0
         if port == 0:

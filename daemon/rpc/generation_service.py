@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
@@ -20,6 +21,8 @@ from sapwood.scheduler.events import Cancel, Request, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
+
+Write = Callable[[ReplyEvent], Awaitable[None]]
 
 
 class GenerationService:
@@ -38,14 +41,17 @@ class GenerationService:
         }
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
+        async def write(event: ReplyEvent) -> None:
+            await call.write(response_of(event))
+
+        await self.reply(request, call, write)
+
+    async def reply(self, request: pb.GenerateRequest, call: Call, write: Write) -> None:
+        """One reply, for whichever contract it is written in. Raises Refused."""
         deadline = self._deadline(call)
         admitted = await self._admit(request, deadline)
         mailbox = self._gate.mailboxes.open(admitted.id)
         self._gate.engine.send(Submit(admitted))
-
-        async def write(event: ReplyEvent) -> None:
-            await call.write(response_of(event))
-
         why: CancelReason | None = None
         try:
             await mailbox.pump(write)

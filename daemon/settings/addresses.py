@@ -40,15 +40,20 @@ def parse_address(text: str) -> Address:
 
 def parse_tcp(text: str) -> TcpAddress:
     """A loopback `HOST:PORT`; raises UsageError for anything else."""
+    return _on_loopback(parse_any_tcp(text))
+
+
+def parse_any_tcp(text: str) -> TcpAddress:
+    """`HOST:PORT`, which whoever serves there has to protect; raises UsageError."""
     with suppress(ValueError):
         address = parse(text)
         if isinstance(address, TcpAddress):
-            return _on_loopback(address)
+            return address
     raise UsageError(f"{text!r} is not HOST:PORT")
 
 
 def _on_loopback(address: TcpAddress) -> TcpAddress:
-    if not _is_loopback(address.host):
+    if not is_loopback(address.host):
         raise UsageError(
             f"'{address}' is not a loopback address; serving the network needs TLS and tokens, "
             "which are not built yet"
@@ -56,7 +61,8 @@ def _on_loopback(address: TcpAddress) -> TcpAddress:
     return address
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect there."""
     if host == "localhost":
         return True
     try:

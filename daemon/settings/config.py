@@ -23,7 +23,9 @@ from sapwood.daemon.settings.addresses import (
     Address,
     TcpAddress,
     default_listeners,
+    is_loopback,
     parse_address,
+    parse_any_tcp,
     parse_tcp,
 )
 from sapwood.daemon.sizes import parse_size
@@ -50,6 +52,11 @@ class Config:
     ready_file: Path | None
     reflection: bool
     record: Path | None  # of what reaches the core, without text
+    gateway: TcpAddress | None  # of the worker's protocol; None: it is not served
+    http: TcpAddress | None  # of the gateway beside the daemon; None: there is none
+    http_key_file: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
     limits: Limits
 
 
@@ -62,7 +69,28 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
     settings |= given
     parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
-    return Config(memory_bytes=parsed.pop("memory"), **parsed)
+    config = Config(memory_bytes=parsed.pop("memory"), **parsed)
+    _check_http(config)
+    return config
+
+
+def _check_http(config: Config) -> None:
+    """Beyond loopback nothing is served in the clear, nor to everybody. Raises UsageError."""
+    needed = {
+        "--http-key-file": config.http_key_file,
+        "--tls-cert": config.tls_cert,
+        "--tls-key": config.tls_key,
+    }
+    missing = [flag for flag, given in needed.items() if given is None]
+    if config.http is not None and not is_loopback(config.http.host) and missing:
+        raise UsageError(
+            f"http: '{config.http}' is not a loopback address; serving the network also needs "
+            f"{', '.join(missing)}"
+        )
+    if config.http is None and len(missing) < len(needed):
+        raise UsageError("http-key-file, tls-cert and tls-key are for --http, which is not given")
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise UsageError("http: tls-cert and tls-key come together")
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -122,6 +150,14 @@ def _metrics(value: Any) -> TcpAddress:
     return parse_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
 
 
+def _gateway(value: Any) -> TcpAddress | None:
+    return None if value is None else parse_tcp(_text(value) or "")
+
+
+def _http(value: Any) -> TcpAddress | None:
+    return None if value is None else parse_any_tcp(_text(value) or "")
+
+
 def _numerics(value: Any) -> str:
     if value == "strict":
         raise UsageError("strict is not built yet; fast is")
@@ -176,5 +212,10 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "ready_file": _path,
     "reflection": partial(_flag, True),
     "record": _path,
+    "gateway": _gateway,
+    "http": _http,
+    "http_key_file": _path,
+    "tls_cert": _path,
+    "tls_key": _path,
     "limits": _limits,
 }

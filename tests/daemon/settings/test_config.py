@@ -76,6 +76,11 @@ def test_sizes(text: Any, size: int) -> None:
         ({"memory": "0"}, "more than 0"),
         ({"memory": "much"}, "not a size"),
         ({"listen": ["0.0.0.0:1"]}, "not a loopback address"),
+        ({"gateway": "0.0.0.0:1"}, "gateway: '0.0.0.0:1' is not a loopback address"),
+        ({"http": "unix:/x"}, "is not HOST:PORT"),
+        ({"http_key_file": "/k"}, "for --http, which is not given"),
+        ({"tls_cert": "/c", "tls_key": "/k"}, "for --http, which is not given"),
+        ({"http": "127.0.0.1:1", "tls_cert": "/c"}, "come together"),
         ({"listen": ["example.org:1"]}, "not a loopback address"),
         ({"listen": ["[::]:1"]}, "not a loopback address"),
         ({"listen": ["127.0.0.1"]}, "neither unix:PATH nor HOST:PORT"),
@@ -122,3 +127,16 @@ def test_a_bad_file_is_refused(content: bytes, says: str, tmp_path: Path) -> Non
 
 def test_port_0_may_be_asked_for_twice() -> None:
     assert len(load_config({"listen": ["127.0.0.1:0", "127.0.0.1:0"]}).listen) == 2
+
+
+NETWORK_HTTP = {"http_key_file": "/k", "tls_cert": "/c", "tls_key": "/t"}
+
+
+def test_http_beyond_loopback_needs_a_key_and_tls() -> None:
+    assert load_config({"http": "0.0.0.0:80", **NETWORK_HTTP}).http == TcpAddress("0.0.0.0", 80)
+    assert load_config({"http": "localhost:80"}).http_key_file is None
+    for host in ("0.0.0.0", "[::]", "192.168.1.2", "example.org"):
+        for flag in NETWORK_HTTP:
+            less = {name: value for name, value in NETWORK_HTTP.items() if name != flag}
+            with pytest.raises(UsageError, match=f"also needs --{flag.replace('_', '-')}$"):
+                load_config({"http": f"{host}:80", **less})
