@@ -131,7 +131,7 @@ class Daemon:
         if self._ending is None:
             self._end(Ending.DRAIN)
         else:
-            self._leave_by = anyio.current_time() + LEAVE_S
+            self._leave_by = _now() + LEAVE_S
             self._forced.set()
 
     async def stop(self) -> int:
@@ -217,7 +217,7 @@ class Daemon:
         self._ending = ending
         # A thread that loads or hangs in the device cannot be waited for, one that drains can.
         drains = ending is Ending.DRAIN and self._gate.serving
-        self._leave_by = anyio.current_time() + LEAVE_S
+        self._leave_by = _now() + LEAVE_S
         self._leave_by += self._limits.drain_s_max if drains else 0.0
         self._gate.closed_by = draining if ending is Ending.DRAIN else engine_failed
         self._health.close()
@@ -226,7 +226,7 @@ class Daemon:
 
     @property
     def _left_s(self) -> float:
-        return max(0.0, self._leave_by - anyio.current_time())
+        return max(0.0, self._leave_by - _now())
 
     async def _finish_running(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -289,3 +289,9 @@ class Daemon:
             require_bindable(address, bound)
             raise StartError(f"cannot listen on {address}: what kept it off is gone, so try again")
         return port
+
+
+def _now() -> float:
+    """The loop's clock, also for what the engine posts: anyio does not know its loop there where
+    sniffio is installed beside it."""
+    return asyncio.get_running_loop().time()
