@@ -32,6 +32,7 @@ class Limits:
     stop_string_bytes_max: int = 64
     stop_token_ids_max: int = 64
     max_tokens_default: int = 512
+    worker_max_tokens_default: int = 8192  # where a gateway says nothing: its clients expect no end
     draft_depth_max: int = 8
     penalty_max: float = 2.0  # of presence and frequency, either sign
     logit_bias_max: float = 100.0  # either sign

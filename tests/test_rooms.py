@@ -56,8 +56,12 @@ EDGES: Mapping[str, set[str]] = {
         *("daemon", "daemon/engine", "daemon/rpc/gate", "daemon/rpc/principals"),
         *("daemon/settings", "scheduler"),
     },
+    "daemon/gateway": {
+        *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/rpc", "daemon/settings"),
+        *("sapwood", "sapwood/v1", "scheduler"),
+    },
     "daemon/process": {
-        *("cache/prefix", "daemon", "daemon/engine", "daemon/http", "daemon/rpc"),
+        *("cache/prefix", "daemon", "daemon/engine", "daemon/gateway", "daemon/http", "daemon/rpc"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
         "model/prompt/errors",
         *("scheduler", "scheduler/core"),

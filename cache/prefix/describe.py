@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sapwood.cache.prefix.node import Node, Totals, Weight, weigh
 from sapwood.cache.prefix.radix import preorder
@@ -50,6 +52,24 @@ def view(node: Node, tokens: bool) -> NodeView:
         marked=node.marked,
         tokens=tuple(node.edge) if tokens else None,
     )
+
+
+class EdgeView(NamedTuple):
+    """A node's place and tokens, cheap enough to be taken of all at once. None of it changes."""
+
+    id: int
+    parent: int | None  # None below a root
+    start: int
+    end: int
+    sliding_start: int
+    tokens: array[int]
+
+
+def edges_of(top: Node) -> Iterator[EdgeView]:
+    """Every node below a root, parents first. The tree may not change meanwhile."""
+    for node in preorder(top.children.values()):
+        parent = None if node.above is top else node.above.id
+        yield EdgeView(node.id, parent, node.start, node.end, node.stored.sliding_start, node.edge)
 
 
 def audit(roots: Mapping[bytes, Node], totals: Totals) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from sapwood.cache.prefix.clearing import Swept, bury, sweep
 from sapwood.cache.prefix.counts import TreeCounts
-from sapwood.cache.prefix.describe import NodeView, audit, view
+from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
 from sapwood.cache.prefix.eviction import Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, keep_for_good, kept_tokens, revoke
@@ -126,6 +126,11 @@ class Tree(TreeCounts):
         """(end, sequences on it) of every edge of the path, root to leaf, up to lease.end."""
         path = trail(lease.node)
         return [(min(node.end, lease.end), node.leases - node.pins) for node in path]
+
+    def outline(self, root: bytes) -> list[EdgeView]:
+        """All edges below one root, parents first, as they are now. O(nodes)."""
+        top = self._roots.get(root)
+        return [] if top is None else list(edges_of(top))
 
     def release(self, lease: Lease, now: int) -> None:
         """End the lease. What it computed stays; its path's small edges merge.

@@ -18,8 +18,9 @@ from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.cli import operator_commands as operators
 from sapwood.daemon.cli import tokens
+from sapwood.daemon.cli.flag_values import interval, seconds, unsigned
 from sapwood.daemon.errors import StartError, UsageError
-from sapwood.daemon.extras import require_serve
+from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
 from sapwood.daemon.sizes import parse_time
@@ -67,6 +68,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
+    if config.gateway is not None or config.http is not None:
+        require_gateway(http=config.http is not None)
     import anyio
 
     from sapwood.daemon.process.run import serve
@@ -170,6 +173,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     )
     add("--record", metavar="FILE", help="write what is planned, without text, to play it again")
     add("--grammar", metavar="lark", help="take Lark grammars of clients (default: none)")
+    add("--gateway", metavar="HOST:PORT", help="serve VllmEngine to a gateway, on loopback")
+    add("--gateway-principal", metavar="NAME", help="whose that is (default: gateway)")
+    add(
+        "--http",
+        metavar="HOST:PORT",
+        help="start SMG beside the daemon: OpenAI's and Anthropic's API",
+    )
+    add("--http-key-file", metavar="FILE", help="the key that HTTP clients have to give")
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +194,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--quantize-draft", metavar="HOW", help="the drafter, in the same words")
     add(
         "--group-size",
-        type=_unsigned(32),
+        type=unsigned(32),
         metavar="N",
         help="weights that share a scale: 32, 64 or 128, of the Nbit kinds (default: 64)",
     )
@@ -199,7 +210,7 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     add("name", metavar="NAME", help="of the principal; it may have several tokens")
     add("--tokens", metavar="FILE", required=True, help="made where it is missing; a line is added")
     add("--role", metavar="user|operator", default="user", help="default: user")
-    add("--weight", type=_unsigned(16), metavar="N", help="of its share beside others (default: 1)")
+    add("--weight", type=unsigned(16), metavar="N", help="of its share beside others (default: 1)")
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -237,48 +248,18 @@ def _add_client(
     return parser
 
 
-def _unsigned(bits: int) -> Callable[[str], int]:
-    """What the wire can carry; what the model allows is the daemon's to say."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if not 0 <= value < 1 << bits:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"{bits}-bit number"  # argparse puts it into its message
-    return parse
-
-
-def _interval(text: str) -> float:
-    value = float(text)
-    if not 0.1 <= value <= 86400.0:
-        raise ValueError
-    return value
-
-
-_interval.__name__ = "number from 0.1 to 86400"  # argparse puts it into its message
-
-
-def _seconds(text: str) -> float | None:
-    """As the client takes a timeout, so that one without end is one here, and NaN is none."""
-    from sapwood.client import fields
-
-    return fields.seconds(float(text), "timeout")
-
-
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--max-tokens", type=_unsigned(32), metavar="N")
+    add("--max-tokens", type=unsigned(32), metavar="N")
     add("--temperature", type=float, metavar="T", help="0 is greedy")
-    add("--top-k", type=_unsigned(32), metavar="K")
+    add("--top-k", type=unsigned(32), metavar="K")
     add("--top-p", type=float, metavar="P")
     add("--min-p", type=float, metavar="P")
     add("--repetition-penalty", type=float, metavar="R", help="1 is off")
     add("--presence-penalty", type=float, metavar="P", help="0 is off")
     add("--frequency-penalty", type=float, metavar="P", help="0 is off")
-    add("--seed", type=_unsigned(64), metavar="N", help="the same seed gives the same reply")
-    add("--draft-tokens", type=_unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
+    add("--seed", type=unsigned(64), metavar="N", help="the same seed gives the same reply")
+    add("--draft-tokens", type=unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
     add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
 
 
@@ -304,8 +285,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     held.add_argument("--schema", metavar="FILE", help="a JSON schema that the reply follows")
     held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
     help = "with --json: each token's log probability and N alternatives"
-    add("--top-logprobs", type=_unsigned(32), metavar="N", help=help)
-    add("--timeout", type=_seconds, metavar="SECONDS")
+    add("--top-logprobs", type=unsigned(32), metavar="N", help=help)
+    add("--timeout", type=seconds, metavar="SECONDS")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -317,7 +298,7 @@ def _add_tree(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     parser.add_argument(
         "--watch",
-        type=_interval,
+        type=interval,
         nargs="?",
         const=2.0,
         metavar="SECONDS",
@@ -330,7 +311,7 @@ def _add_pin(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     help = "how long to keep it, such as 90, 30m, 12h or 7d (default: until it is unpinned)"
     parser.add_argument("--ttl", type=parse_time, metavar="TIME", help=help)
-    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS")
+    parser.add_argument("--timeout", type=seconds, metavar="SECONDS")
 
 
 def _add_unpin(parser: argparse.ArgumentParser) -> None:

@@ -123,7 +123,8 @@ def _interrupt(terminated: threading.Event) -> None:
 
 
 def _serve_flags(arguments: argparse.Namespace) -> list[str]:
-    given = {"--model": arguments.model, "--draft": arguments.draft}
+    http = "127.0.0.1:0" if arguments.http else None
+    given = {"--model": arguments.model, "--draft": arguments.draft, "--http": http}
     return [word for flag, value in given.items() if value for word in (flag, value)]
 
 
@@ -138,6 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--plain", action="store_true", help="lines instead of the live view")
     add("--model", metavar="DIR|ID", help="as for serve (default: the bundled demo pair)")
     add("--draft", metavar="DIR|ID|none", help="as for serve")
+    add("--http", action="store_true", help="the same clients over HTTP, through SMG")
     add("--svg", type=_writable, metavar="FILE", help=argparse.SUPPRESS)
     return parser
 

@@ -67,9 +67,9 @@ def messages(part: ClientPart) -> list[Message]:
     return [Message("system", SYSTEM), Message("user", part.question)]
 
 
-def follow_up_messages(part: ClientPart) -> list[Message]:
-    """Whatever the reply will be: only what comes after it is used."""
-    return [*messages(part), Message("assistant", "."), Message("user", part.follow_up)]
+def follow_up_messages(part: ClientPart, reply: str = ".") -> list[Message]:
+    """Where ids are continued, whatever the reply will be: only what comes after it is used."""
+    return [*messages(part), Message("assistant", reply), Message("user", part.follow_up)]
 
 
 def prompts(first: Sequence[int], both: Sequence[int], eos_token_ids: Sequence[int]) -> Prompts:
@@ -156,6 +156,7 @@ class Dialogue:
     company: int = 0  # streams that were decoding when it came in
     turns: list[Turn] = field(default_factory=list)
     moved: anyio.Event = field(default_factory=anyio.Event)
+    over_http: bool = False  # where messages are sent, no depth can be pinned, rounds are not told
 
     def ask(self, prompt_ids: Sequence[int], now: float) -> Turn:
         """Begin a turn: its request is sent at `now`."""

@@ -21,6 +21,7 @@ from anyio import to_thread
 from sapwood import AsyncClient, FinishReason, Model, Prompt, TreeNode
 from sapwood.daemon.demo.dialogue import Dialogue, TurnState, follow_up_messages, messages, prompts
 from sapwood.daemon.demo.errors import DemoError
+from sapwood.daemon.demo.over_http import HttpChat
 from sapwood.daemon.demo.process import DaemonProcess
 from sapwood.daemon.demo.scrape import Check, compare, settled
 from sapwood.daemon.demo.script import ClientPart
@@ -32,9 +33,10 @@ _clock = time.perf_counter
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A client's connection and what it says there."""
+    """A client's connection and what it says there; over HTTP its words go another way."""
 
     client: AsyncClient
+    speaker: AsyncClient | HttpChat
     dialogue: Dialogue
 
 
@@ -62,7 +64,10 @@ async def play(
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(AsyncClient(daemon.address)) for _ in cast]
         model = await clients[0].get_model()
-        seats = [await _seat(c, part, model) for c, part in zip(clients, cast, strict=True)]
+        seats = [
+            await _seat(c, HttpChat(daemon.http, model.name) if daemon.http else c, part, model)
+            for c, part in zip(clients, cast, strict=True)
+        ]
         dialogues = tuple(seat.dialogue for seat in seats)
         async with _shown(view, "together" if together else "one by one", dialogues):
             windows = [await _window(daemon, group, together) for group in _groups(seats, together)]
@@ -85,14 +90,17 @@ def _groups(seats: Sequence[Seat], together: bool) -> list[list[Seat]]:
     return [[seat for seat in seats if seat not in cancelled], cancelled]
 
 
-async def _seat(client: AsyncClient, part: ClientPart, model: Model) -> Seat:
+async def _seat(
+    client: AsyncClient, speaker: AsyncClient | HttpChat, part: ClientPart, model: Model
+) -> Seat:
     await client.is_serving()  # connects
     first = await client.tokenize(messages(part))
     both = await client.tokenize(follow_up_messages(part)) if part.follow_up else ()
     dialogue = Dialogue(part, prompts(first, both, model.eos_token_ids))
-    if not model.drafter:
+    dialogue.over_http = isinstance(speaker, HttpChat)
+    if not model.drafter or dialogue.over_http:
         dialogue.depth = 0
-    return Seat(client, dialogue)
+    return Seat(client, speaker, dialogue)
 
 
 async def _window(
@@ -133,15 +141,19 @@ async def _converse(seat: Seat) -> None:
     if dialogue.part.follow_up:
         reply = dialogue.turns[0]
         stopped = reply.outcome == FinishReason.STOP
-        prompt_ids = dialogue.prompts.second(reply.token_ids, stopped)
-        await _turn(seat, prompt_ids, prompt_ids)
+        if dialogue.over_http:
+            said = follow_up_messages(dialogue.part, reply.text)
+            await _turn(seat, said, tuple(await seat.client.tokenize(said)))
+        else:
+            prompt_ids = dialogue.prompts.second(reply.token_ids, stopped)
+            await _turn(seat, prompt_ids, prompt_ids)
 
 
 async def _turn(seat: Seat, prompt: Prompt, prompt_ids: tuple[int, ...]) -> None:
     dialogue = seat.dialogue
     turn = dialogue.ask(prompt_ids, _clock())
     options = dialogue.part.options(has_drafter=dialogue.depth > 0)
-    async with seat.client.generate(prompt, **options) as stream:
+    async with seat.speaker.generate(prompt, **options) as stream:
         async for event in stream:
             dialogue.note(event, _clock())
             if dialogue.wants_to_hang_up:

@@ -26,11 +26,12 @@ _LOG_LINES_SHOWN = 15
 
 @dataclass(frozen=True, slots=True)
 class DaemonProcess:
-    """One that serves. address: HOST:PORT of gRPC; metrics: HOST:PORT of the scrape endpoint."""
+    """One that serves. address, metrics, http: HOST:PORT of gRPC, the scrape endpoint, SMG."""
 
     address: str
     metrics: str
     pid: int
+    http: str = ""
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def _wait_ready(process: subprocess.Popen[bytes], ready: Path, deadline: float) 
             raise DemoError("the daemon was not ready in time")
         time.sleep(_POLL_S)
     content = json.loads(ready.read_text())
-    return DaemonProcess(content["grpc"][0], content["metrics"], process.pid)
+    http = content.get("http", "")
+    return DaemonProcess(content["grpc"][0], content["metrics"], process.pid, http)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -44,6 +44,8 @@ def clients_table(report: DemoReport) -> Table:
     for figures, dialogue in pairs:
         table.add_row(*_client_row(figures, dialogue))
     table.caption = "stories are drawn with the model's sampling and a seed, the rest is greedy"
+    if report.together.dialogues[0].over_http:
+        table.caption += "; over HTTP nobody tells of rounds"
     return table
 
 
@@ -68,12 +70,13 @@ def throughput_lines(report: DemoReport) -> Text:
     """Tokens per second of both phases, and what computed them."""
     figures, model = report.figures, report.together.model
     together, alone = figures.tokens_per_s_together, figures.tokens_per_s_one_by_one
+    unit = "letter" if report.together.dialogues[0].over_http else "token"
     return Text.assemble(
         ("throughput  ", "bold"),
         f"{together:.1f} tokens/s together, {alone:.1f} one by one: ",
         (f"{together / alone:.2f} times", "bold"),
         f"\nthe same requests, each phase on a fresh daemon; {report.same_replies} of "
-        f"{len(figures.clients)} replies token for token the same in both",
+        f"{len(figures.clients)} replies {unit} for {unit} the same in both",
         f"\nmodel {model.name}, drafter {model.drafter or 'none'}, device {model.device}",
         f"\nBLAS {figures.blas}",
     )

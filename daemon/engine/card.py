@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from sapwood.model.constraints.spec import ConstraintSpec
@@ -80,3 +81,4 @@ class ModelCard:
     quantization: str = ""
     device: str = "cpu"
     media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: in no conversation
+    folder: Path | None = None  # the target's own; None: it is in none

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sapwood.cache.prefix.describe import NodeView
+from sapwood.cache.prefix.describe import EdgeView, NodeView
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.scheduler.events import Command, Effect, PinView
@@ -103,6 +103,8 @@ class Loaded:
     # many arrays hold, and how many are kept for reuse beside them.
     follow: Callable[[int, int], tuple[int, int]] = lambda workspace_bytes, free_bytes: (0, 0)
     other_bytes: int = 0  # of the budget, that the process takes beside arrays
+    # All edges below a root: for Engine.ask. O(nodes)
+    outline_tree: Callable[[bytes], Sequence[EdgeView]] = lambda root: ()
 
     def view_account(self) -> tuple[Stats, MemoryUse]:
         """The counts between two steps, and the budget by them: for Engine.ask."""

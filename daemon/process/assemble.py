@@ -65,7 +65,7 @@ def _load(config: Config) -> Loaded:
     constraints = loaded.card.constraints
     assert isinstance(constraints, ConstraintCompiler), "the daemon serves constraints"
     warm_up(pair, min(1, config.limits.draft_depth_max), constraints.anything())
-    return loaded
+    return replace(loaded, card=replace(loaded.card, folder=target_dir.path))
 
 
 @contextmanager
@@ -111,7 +111,9 @@ def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
     follow = partial(device.follow, cache_bytes=kept)
-    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow, other)
+    return Loaded(
+        card, core, runner, tree.describe, device.leave_thread, follow, other, tree.outline
+    )
 
 
 def _wire(budget_bytes: int) -> None:

@@ -20,11 +20,12 @@ from sapwood.daemon.own_files import Identity, identity_of, remove_own
 from sapwood.daemon.settings.addresses import Address, TcpAddress, is_loopback
 
 
-def ready_line(listeners: Sequence[Address], metrics: TcpAddress) -> str:
-    """For stdout: every gRPC listener in flag order, and the metrics' URL."""
+def ready_line(listeners: Sequence[Address], metrics: TcpAddress, base_url: str = "") -> str:
+    """For stdout: every gRPC listener in flag order, the metrics' URL, and where HTTP begins."""
     joined = " ".join(str(address) for address in listeners)
     scheme = "http" if is_loopback(metrics.host) else "https"
-    return f"sapwood ready: grpc {joined} metrics {scheme}://{metrics}/metrics"
+    http = f" http {base_url}" if base_url else ""
+    return f"sapwood ready: grpc {joined} metrics {scheme}://{metrics}/metrics{http}"
 
 
 def print_ready(line: str) -> None:
@@ -59,13 +60,16 @@ class ReadyFile:
                 raise StartError(f"cannot write the ready file {self._path}: it is no plain file")
             self._beside(self._path, "").unlink(missing_ok=True)
 
-    def write(self, listeners: Sequence[Address], metrics: TcpAddress) -> None:
-        """Put the addresses where they are looked for, at once and whole."""
+    def write(
+        self, listeners: Sequence[Address], metrics: TcpAddress, **others: TcpAddress | None
+    ) -> None:
+        """Put the addresses where they are looked for, at once and whole. others: by name."""
         if self._path is None:
             return
         content = {
             "grpc": [str(address) for address in listeners],
             "metrics": str(metrics),
+            **{name: str(address) for name, address in others.items() if address is not None},
             "pid": os.getpid(),
         }
         beside = self._beside(self._path, json.dumps(content) + "\n")

@@ -8,11 +8,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from sapwood.daemon import entry
 from sapwood.daemon.engine.loaded import Loaded
@@ -23,6 +26,9 @@ from sapwood.daemon.process.ready import ReadyFile, print_ready, ready_line, req
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
 from sapwood.daemon.settings.config import Config
+
+if TYPE_CHECKING:
+    from sapwood.daemon.gateway.smg import Smg
 
 # How long a thread that wants the GIL waits for one that computes. Python's own 5 ms, some times in
 # a step, are as long as a step.
@@ -35,11 +41,13 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     """Run one daemon until a signal or a fault; returns the exit code."""
     sys.setswitchinterval(_SWITCH_S)
     keep_freed_memory()
-    daemon = Daemon(config, load)
+    daemon, beside = Daemon(config, load), AsyncExitStack()
     requests = Requests(daemon.drain, daemon.reload)
     with heard(requests.take):
-        served, failure = await _served(daemon, config)
-        code, line = _verdict(daemon, requests, await daemon.stop(), served, failure)
+        served, failure = await _served(daemon, config, beside)
+        ended = await daemon.stop()
+        await beside.aclose()  # what HTTP clients still read has left through it
+        code, line = _verdict(daemon, requests, ended, served, failure)
         if line:
             entry.complain(line)
         if daemon.engine_alive:
@@ -49,21 +57,29 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     return code
 
 
-async def _served(daemon: Daemon, config: Config) -> tuple[bool, str]:
-    """Until it shall stop; whether it came to serve, and what kept it from going on."""
+async def _served(daemon: Daemon, config: Config, beside: AsyncExitStack) -> tuple[bool, str]:
+    """Until it shall stop; whether it came to serve, and what kept it from going on.
+
+    beside: ends what is to end after the daemon.
+    """
     file, served = ReadyFile(config.ready_file), False
     try:
         require_stdout()
         file.check()
+        smg = _gateway(config)
         await daemon.start()
+        if smg is not None and await daemon.wait_loaded():
+            beside.push_async_callback(smg.stop)
+            await _serve_http(smg, daemon)
         if await daemon.wait_loaded():
             assert daemon.metrics_address is not None
             listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
             # What is loaded stays; nobody waits for a collection that looks through all of it.
             gc.collect()
             gc.freeze()
-            file.write(listeners, metrics)
-            print_ready(ready_line(listeners, metrics))
+            http = None if smg is None else smg.address
+            file.write(listeners, metrics, gateway=daemon.gateway_address, http=http)
+            print_ready(ready_line(listeners, metrics, "" if smg is None else smg.base_url))
             served = True
             await daemon.wait_ended()
     except StartError as error:
@@ -74,6 +90,28 @@ async def _served(daemon: Daemon, config: Config) -> tuple[bool, str]:
     finally:
         file.remove()
     return served, ""
+
+
+def _gateway(config: Config) -> Smg | None:
+    """Not started yet, but able to start; None where nobody asked for one. Raises StartError."""
+    if config.http is None:
+        return None
+    from sapwood.daemon.gateway.smg import Smg  # in an extra
+
+    return Smg(config)
+
+
+async def _serve_http(smg: Smg, daemon: Daemon) -> None:
+    """Until it serves, or the daemon ends. Raises StartError."""
+    assert daemon.gateway_address is not None, "a gateway has a worker"
+    smg.start(daemon.gateway_address, daemon.model_folder)
+    waits = [asyncio.ensure_future(wait()) for wait in (smg.wait_ready, daemon.wait_ended)]
+    done, rest = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in rest:
+        wait.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for wait in done:
+        wait.result()
 
 
 def _verdict(

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -30,6 +31,7 @@ from sapwood.daemon.process.scrape_door import scrape_door
 from sapwood.daemon.process.servers import Servers
 from sapwood.daemon.rpc.callers import Callers
 from sapwood.daemon.rpc.gate import Gate
+from sapwood.daemon.rpc.guard import Entry, Guard
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.rpc.refusals import draining, engine_failed
@@ -43,6 +45,7 @@ FAILED_S = 0.5  # for handlers to return once their mailboxes failed
 # All of the above and the engine's last step. D1 promises 2 s past the drain: the rest is for what
 # comes before and after, the signal's way to the loop and the process's end with all its memory.
 LEAVE_S = 1.2
+_ANY_PORT = TcpAddress("127.0.0.1", 0)
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class Daemon:
         self._forced = anyio.Event()
         self._fault: Fault | None = None
         self.grpc_addresses: tuple[Address, ...] = ()
+        self.gateway_address: TcpAddress | None = None
         self.metrics_address: TcpAddress | None = None
 
     # What serve() and tests do with a daemon, in this order.
@@ -92,6 +96,7 @@ class Daemon:
         directory = Directory(self._config.principals, self._credentials.tokens)
         self._callers = Callers(directory)
         self.grpc_addresses = self._servers.bind(self._callers, self._credentials)
+        self.gateway_address = self._bind_worker()
         door = scrape_door(self._config.metrics, directory, self._credentials.tls)
         self.metrics_address = await self._scrape.start(self._config.metrics, door)
         await self._servers.start()
@@ -124,7 +129,7 @@ class Daemon:
         if self._ending is None:
             self._end(Ending.DRAIN)
         else:
-            self._leave_by = anyio.current_time() + LEAVE_S
+            self._leave_by = _now() + LEAVE_S
             self._forced.set()
 
     def reload(self) -> bool:
@@ -165,6 +170,11 @@ class Daemon:
     def engine_alive(self) -> bool:
         """After stop(): the thread hangs in the device, and the process has to leave without it."""
         return self._engine.alive
+
+    @property
+    def model_folder(self) -> Path | None:
+        """The loaded target's; None: it is in none."""
+        return self._gate.card.folder
 
     # The engine's Listener: called on the engine thread, each posts to the loop.
 
@@ -211,7 +221,7 @@ class Daemon:
         self._ending = ending
         # A thread that loads or hangs in the device cannot be waited for, one that drains can.
         drains = ending is Ending.DRAIN and self._gate.serving
-        self._leave_by = anyio.current_time() + LEAVE_S
+        self._leave_by = _now() + LEAVE_S
         self._leave_by += self._limits.drain_s_max if drains else 0.0
         self._gate.shut(draining if ending is Ending.DRAIN else engine_failed)
         self._health.close()
@@ -220,7 +230,7 @@ class Daemon:
 
     @property
     def _left_s(self) -> float:
-        return max(0.0, self._leave_by - anyio.current_time())
+        return max(0.0, self._leave_by - _now())
 
     async def _finish_running(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -254,7 +264,24 @@ class Daemon:
     def _is_healthy(self) -> bool:
         return self._fault is None and self._engine.quiet_s <= self._limits.stall_s_max
 
+    def _bind_worker(self) -> TcpAddress | None:
+        """Its contract is in an extra: imported where it is asked for."""
+        address = self._config.gateway or (_ANY_PORT if self._config.http else None)
+        if address is None:
+            return None
+        from sapwood.daemon.gateway.listener import worker_server
+
+        entry = Entry(self._config.gateway_principal)
+        server = worker_server(self._gate, Guard(self._callers, entry, self._limits))
+        return self._servers.bind_plain(server, address)
+
 
 def _not_followed(following: asyncio.Future[None]) -> None:
     if not following.cancelled() and (bug := following.exception()) is not None:
         _log.error("tokens and certificates are not read again: %s", described(bug))
+
+
+def _now() -> float:
+    """The loop's clock, also for what the engine posts: anyio does not know its loop there where
+    sniffio is installed beside it."""
+    return asyncio.get_running_loop().time()

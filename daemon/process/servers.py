@@ -48,6 +48,11 @@ class Servers:
         """Listen; the addresses in flag order, with their real ports. Raises StartError."""
         return tuple(self._bind(each, callers, credentials) for each in self._config.listen)
 
+    def bind_plain(self, server: grpc.aio.Server, address: TcpAddress) -> TcpAddress:
+        """Listen for another contract, in plaintext: where, with its port. Raises StartError."""
+        self._servers.append(server)
+        return TcpAddress(address.host, _add_port(server, address, address))
+
     async def start(self) -> None:
         """Answer."""
         for server in self._servers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
@@ -22,6 +23,9 @@ from sapwood.scheduler.events import Cancel, Request, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
+
+# Of one event, and of how long the request waited for its principal's quotas, in seconds.
+Write = Callable[[ReplyEvent, float], Awaitable[None]]
 
 
 class GenerationService:
@@ -40,21 +44,28 @@ class GenerationService:
         }
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
+        async def write(event: ReplyEvent, waited_s: float) -> None:
+            await call.write(response_of(event, waited_s))
+
+        await self.reply(request, call, write)
+
+    async def reply(self, request: pb.GenerateRequest, call: Call, write: Write) -> None:
+        """One reply, for whichever contract it is written in. Raises Refused."""
         deadline = self._gate.deadline(call)
         with self._gate.accounts.stake(call.principal) as stake:
             admitted = await self._admit(request, deadline, call.principal, stake)
-            await self._reply(admitted, deadline, stake, call)
+            await self._pump(admitted, deadline, stake, write)
 
-    async def _reply(self, admitted: Request, deadline: float, stake: Stake, call: Call) -> None:
+    async def _pump(self, admitted: Request, deadline: float, stake: Stake, write: Write) -> None:
         mailbox = self._gate.mailboxes.open(admitted.id, stake.observe)
         self._gate.engine.send(Submit(admitted))
 
-        async def write(event: ReplyEvent) -> None:
-            await call.write(response_of(event, stake.waited_s))
+        async def write_event(event: ReplyEvent) -> None:
+            await write(event, stake.waited_s)
 
         why: CancelReason | None = None
         try:
-            await mailbox.pump(write)
+            await mailbox.pump(write_event)
         except Refused as refusal:
             slow = refusal.reason is Reason.SLOW_READER
             why = CancelReason.SLOW_READER if slow else CancelReason.FAULT

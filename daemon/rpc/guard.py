@@ -28,6 +28,7 @@ _OPEN = {"grpc.health.v1.Health"}
 _FOR_USERS = {
     "sapwood.v1.GenerationService",
     "sapwood.v1.SessionService",
+    "vllm.grpc.engine.VllmEngine",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 }

@@ -28,8 +28,15 @@ from sapwood.daemon.settings.addresses import (
     is_loopback,
     parse_any_tcp,
     parse_listening,
+    parse_tcp,
 )
-from sapwood.daemon.settings.principals import PrincipalSettings, parse_principals
+from sapwood.daemon.settings.principals import (
+    LOCAL,
+    REST,
+    PrincipalSettings,
+    is_name,
+    parse_principals,
+)
 from sapwood.daemon.settings.tls import TlsFiles
 from sapwood.daemon.sizes import parse_size
 from sapwood.scheduler.limits import Limits
@@ -60,6 +67,10 @@ class Config:
     reflection: bool
     record: Path | None  # of what reaches the core, without text
     takes_lark: bool  # whether clients may send grammars
+    gateway: TcpAddress | None  # of the worker's protocol; None: it is not served
+    gateway_principal: str  # whose all is that comes by it
+    http: TcpAddress | None  # of the gateway beside the daemon; None: there is none
+    http_key_file: Path | None
     limits: Limits
 
 
@@ -86,6 +97,7 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         ("metrics", config.metrics),
     ):
         _require_safe(name, address, config)
+    _check_http(config)
     return config
 
 
@@ -113,6 +125,19 @@ def _require_safe(name: str, address: Address, config: Config) -> None:
 
 def _flags(names: Sequence[str]) -> str:
     return " and ".join(f"--{name}" for name in names)
+
+
+def _check_http(config: Config) -> None:
+    """Beyond loopback nothing is served in the clear, nor to everybody. Raises UsageError."""
+    if config.http is None:
+        if config.http_key_file is not None:
+            raise UsageError("http-key-file is for --http, which is not given")
+        return
+    needed = {"--http-key-file": config.http_key_file, "--tls-cert and --tls-key": config.tls}
+    missing = [flag for flag, given in needed.items() if given is None]
+    if not is_loopback(config.http.host) and missing:
+        told = f"'{config.http}' is not a loopback address"
+        raise UsageError(f"http: {told}: serving it needs {', and '.join(missing)}")
 
 
 def _parsed(name: str, value: Any) -> Any:
@@ -173,6 +198,14 @@ def _metrics(value: Any) -> TcpAddress:
     return parse_any_tcp(DEFAULT_METRICS if value is None else _text(value) or "")
 
 
+def _gateway(value: Any) -> TcpAddress | None:
+    return None if value is None else parse_tcp(_text(value) or "")
+
+
+def _http(value: Any) -> TcpAddress | None:
+    return None if value is None else parse_any_tcp(_text(value) or "")
+
+
 def _numerics(value: Any) -> str:
     if value == "strict":
         raise UsageError("strict is not built yet; fast is")
@@ -191,6 +224,13 @@ def _grammar(value: Any) -> str | None:
     if value not in (None, "lark"):
         raise UsageError(f"{value!r} is not a kind of grammar: lark")
     return _text(value)
+
+
+def _gateway_principal(value: Any) -> str:
+    name = "gateway" if value is None else _text(value) or ""
+    if not is_name(name) or name in (LOCAL, REST):
+        raise UsageError(f"nobody can be called {name!r}")
+    return name
 
 
 def _path(value: Any) -> Path | None:
@@ -239,5 +279,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "reflection": partial(_flag, True),
     "record": _path,
     "grammar": _grammar,
+    "gateway": _gateway,
+    "gateway_principal": _gateway_principal,
+    "http": _http,
+    "http_key_file": _path,
     "limits": _limits,
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sapwood.cache.prefix.ledger import Ledger
@@ -196,6 +197,7 @@ def make_loader(
     tokenizer: ByteTokenizer | None = None,
     defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 (frozen)
     budget: int = BUDGET,
+    folder: Path | None = None,
 ) -> Callable[[], Loaded]:
     """Loads the real core over the fake device."""
 
@@ -211,7 +213,8 @@ def make_loader(
             defaults=defaults,
             tokenizer=tokenizer or ByteTokenizer(),
             drafter="fake-drafter" if facts.has_drafter else "",
+            folder=folder,
         )
-        return Loaded(card, core, device, tree.describe)
+        return Loaded(card, core, device, tree.describe, outline_tree=tree.outline)
 
     return load

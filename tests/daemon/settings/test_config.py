@@ -76,6 +76,11 @@ def test_sizes(text: Any, size: int) -> None:
         ({"memory": "0"}, "more than 0"),
         ({"memory": "much"}, "not a size"),
         ({"listen": ["0.0.0.0:1"]}, "not a loopback address"),
+        ({"gateway": "0.0.0.0:1"}, "gateway: '0.0.0.0:1' is not a loopback address"),
+        ({"http": "unix:/x"}, "is not HOST:PORT"),
+        ({"http_key_file": "/k"}, "for --http, which is not given"),
+        ({"tls_cert": "/c", "tls_key": "/k"}, "for --http, which is not given"),
+        ({"http": "127.0.0.1:1", "tls_cert": "/c"}, "come together"),
         ({"listen": ["example.org:1"]}, "not a loopback address"),
         ({"listen": ["[::]:1"]}, "not a loopback address"),
         ({"listen": ["127.0.0.1"]}, "neither unix:PATH nor HOST:PORT"),
@@ -129,3 +134,26 @@ def test_grammars_are_taken_where_they_are_asked_for() -> None:
     assert load_config({"grammar": "lark"}).takes_lark
     with pytest.raises(UsageError, match="grammar: 'gbnf' is not a kind of grammar: lark"):
         load_config({"grammar": "gbnf"})
+
+
+TLS = {"tls_cert": "/c", "tls_key": "/t"}
+
+
+def test_http_beyond_loopback_needs_a_key_and_tls() -> None:
+    key = {"http_key_file": "/k"}
+    found = load_config({"http": "0.0.0.0:80", **key, **TLS}).http
+    assert found == TcpAddress("0.0.0.0", 80)
+    assert load_config({"http": "localhost:80"}).http_key_file is None
+    for host in ("0.0.0.0", "[::]", "192.168.1.2", "example.org"):
+        with pytest.raises(UsageError, match=r"serving it needs --tls-cert and --tls-key$"):
+            load_config({"http": f"{host}:80", **key})
+        with pytest.raises(UsageError, match=r"serving it needs --http-key-file$"):
+            load_config({"http": f"{host}:80", **TLS})
+
+
+def test_who_comes_by_a_gateway_is_one_principal() -> None:
+    assert load_config({}).gateway_principal == "gateway"
+    assert load_config({"gateway_principal": "web"}).gateway_principal == "web"
+    for name in ("local", "default", "a b", ""):
+        with pytest.raises(UsageError, match="gateway-principal: nobody can be called"):
+            load_config({"gateway_principal": name})

@@ -1,0 +1,122 @@
+"""A daemon behind real SMG, with a model that says what it is asked to say.
+
+`python -m tests.daemon.gateway.serve_scripted FOLDER`: FOLDER has `c.toml`, `ready.json` appears.
+Tokenizer and template are a reference checkpoint's; the reply is the script that the newest turn
+names (`say hello`), written with the model's own control tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import anyio
+
+from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.tree import Tree
+from sapwood.daemon import entry
+from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.log import log_to_stderr
+from sapwood.daemon.process.run import serve
+from sapwood.daemon.settings.config import Config, load_config
+from sapwood.model.checkpoint.files import ModelDirectory
+from sapwood.model.prompt.tokenizer import Tokenizer
+from sapwood.model.prompt.tokenizer_file import load_tokenizer
+from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.sampling import SamplingDefaults
+from tests.daemon.fakes import BUDGET, FACTS, FakeDevice
+
+CHECKPOINT = Path(__file__).parents[2] / "fixtures/ckpt/e2b-tiny"
+VOCABULARY = 1024
+STEP_S = 0.002
+CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
+SCRIPTS = {
+    "hello": "Hello there.<turn|>",
+    "count": "one two three four five<turn|>",
+    "think": "<|channel>thought\nhmm, well\n<channel|>So it is.<turn|>",
+    "call": f"{CALL}<turn|>",
+    "thoughtful": f"<|channel>thought\nI must ask.\n<channel|>{CALL}<turn|>",
+    "twice": f"{CALL}{CALL.replace('Paris', 'Rome')}<turn|>",
+    "forever": "la " * 2000,
+}
+OTHERWISE = "Yes.<turn|>"
+
+
+class ScriptedDevice(FakeDevice):
+    """Says the script of the last turn before the model's own."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self._tokenizer = tokenizer
+        self._scripts = {name: self._ids(text) for name, text in SCRIPTS.items()}
+        self._otherwise = self._ids(OTHERWISE)
+        self._opening = self._ids("<|turn>model\n")
+        self.next_token = self._said_next
+
+    def wait(self, plan: StepPlan) -> StepResult:
+        threading.Event().wait(STEP_S)
+        return super().wait(plan)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode_text(text)[1:]
+
+    def _said_next(self, tokens: Sequence[int]) -> int:
+        turn = self._opening[0]
+        begins = len(tokens) - 1 - list(reversed(tokens)).index(turn)
+        asked = list(tokens[:begins])
+        asked = asked[len(asked) - 1 - asked[::-1].index(turn) :] if turn in asked else asked
+        named = re.findall(r"say (\w+)", self._tokenizer.decode(asked))
+        script = self._scripts.get(named[-1], self._otherwise) if named else self._otherwise
+        said = len(tokens) - begins - len(self._opening)
+        return script[min(said, len(script) - 1)]
+
+
+def load(config: Config) -> Loaded:
+    tokenizer = load_tokenizer(ModelDirectory(CHECKPOINT), VOCABULARY)
+    facts = replace(
+        FACTS,
+        vocabulary=VOCABULARY,
+        eos_token_ids=tokenizer.eos_token_ids,
+        control_tokens=tokenizer.control_tokens,
+    )
+    ledger = Ledger(BUDGET, facts.weights_bytes)
+    tree = Tree(facts.window_tokens, config.limits.nodes_max(ledger.free))
+    core = Core(facts, config.limits, tree, ledger, tokenizer.token_bytes)
+    card = ModelCard(
+        name="scripted",
+        family="fake",
+        fingerprint=b"\x03",
+        facts=facts,
+        defaults=SamplingDefaults(),
+        tokenizer=tokenizer,
+        drafter="fake-drafter",
+        folder=CHECKPOINT,
+    )
+    device = ScriptedDevice(tokenizer)
+    return Loaded(card, core, device, tree.describe, outline_tree=tree.outline)
+
+
+def main(folder: str) -> NoReturn:
+    entry.begin(serves=True)
+    log_to_stderr()
+    config = load_config(
+        {
+            "config": f"{folder}/c.toml",
+            "listen": ["127.0.0.1:0"],
+            "metrics": "127.0.0.1:0",
+            "ready_file": f"{folder}/ready.json",
+        }
+    )
+    entry.leave(anyio.run(serve, config, lambda: load(config)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
