@@ -213,3 +213,15 @@ def test_l4_where_memory_is_what_is_short_a_newcomer_has_room_too() -> None:
     house.run()
     assert all(finished(stream) for stream in many)
     house.close()
+
+
+def test_accounts_of_those_who_are_gone_are_bounded() -> None:
+    house = House(limits=replace(FOUR, slots_max=2, accounts_max=3))
+    for n in range(12):
+        ask(house, n, 6, principal=f"p{n}")
+        ask(house, 20 + n, 6, principal="always")
+        ask(house, 40 + n, 6, principal="always")
+        house.run()
+    accounts = house.core._fairness
+    assert 2 < len(accounts._had) <= 6 and len(accounts._tilts) <= 6
+    house.close()
