@@ -148,7 +148,7 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     stored.add_metric(["disk", "sliding"], 0)
     yield stored
     yield _gauge(
-        "tree_leased_bytes", "Full-attention K/V of nodes in use.", stats.tree_leased_bytes
+        "tree_leased_bytes", "Full K/V of nodes in use or pinned.", stats.tree_leased_bytes
     )
     yield _gauge("tree_pinned_bytes", "K/V that pins keep.", stats.tree_pinned_bytes)
     causes: dict[str, int] = {cause: n for cause, n in stats.tree_evictions.items()}
