@@ -23,6 +23,7 @@ from sapwood.model.constraints.spec import ConstraintRefused
 from sapwood.scheduler.control_tokens import ControlTokens
 
 OPTIONAL_MAX = 128  # of one object: a grammar's row has items for each of them
+REFERENCES_MAX = 64  # one behind another
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _BARE_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
@@ -64,6 +65,7 @@ class _CallGrammar:
         self._root: Any = None
         self._referred: dict[str, str] = {}  # rules by what a $ref says, of one tool
         self._any = ""
+        self._within = 0  # how many references, one behind another
 
     def block(self, name: str, parameters: str) -> str:
         """The rule of one call of this function."""
@@ -71,13 +73,15 @@ class _CallGrammar:
             _refuse("a function that is to be called has letters, digits and _.:/- in its name")
         self._root = parsed(parameters) if parameters else {"type": "object", "properties": {}}
         check_schema(self._root)
-        self._referred = {}
-        if self._root.get("type", "object") != "object":
+        self._referred, self._within = {}, 0
+        if not isinstance(self._root, dict) or self._root.get("type", "object") != "object":
             _refuse(f"the parameters of {name!r} are no object")
         try:
             return self._rule(f"{_text('call:' + name)} {self._object(self._root)}")
         except ConstraintRefused as refusal:
             raise ConstraintRefused(f"of {name[:40]!r}: {refusal}") from None
+        except RecursionError:  # fewer references, with much between them
+            raise ConstraintRefused(f"of {name[:40]!r}: references lead on for too long") from None
 
     def _rule(self, body: str, head: str = "r") -> str:
         """A name of its own for this body; upper-case heads are of one regular expression."""
@@ -127,7 +131,11 @@ class _CallGrammar:
         if pointer not in self._referred:
             # Named before it is built: it may hold itself.
             name = self._referred[pointer] = self._rule("")
+            self._within += 1
+            if self._within > REFERENCES_MAX:
+                _refuse("references lead on for too long")
             self.rules[name] = self._value(resolved(self._root, pointer))
+            self._within -= 1
         return self._referred[pointer]
 
     def _branches(self, schema: Mapping[str, Any]) -> str:

@@ -83,17 +83,18 @@ class ConstraintCompiler:
 def _grammar_of(spec: ConstraintSpec, vocabulary: Vocabulary) -> str:
     match spec.kind:
         case "json_schema":
+            schema = read_schema(spec.text)
+            if schema is False:
+                raise ConstraintRefused("nothing satisfies it")
             try:
                 return LLMatcher.grammar_from_json_schema(
-                    read_schema(spec.text),
+                    {} if schema is True else schema,
                     overrides={
                         "whitespace_flexible": False,
                         "coerce_one_of": False,
                         "lenient": False,
                     },
                 )
-            except ConstraintRefused:
-                raise
             except ValueError:
                 raise ConstraintRefused("it is no schema") from None
         case "regex":

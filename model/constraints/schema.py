@@ -51,9 +51,11 @@ def read_schema(text: str) -> Any:
 def parsed(text: str) -> Any:
     """The value of a JSON text. Raises ConstraintRefused."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        value = json.loads(text, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # escapes may spell half a surrogate pair
     except (ValueError, RecursionError):
         raise ConstraintRefused("the schema is not valid JSON") from None
+    return value
 
 
 def check_schema(schema: Any) -> None:
@@ -177,7 +179,7 @@ class _Checker:
             _refuse(f"there are more than {PATTERNS_MAX} patterns in it")
 
     def format(self, value: Any, keyword: str, depth: int) -> None:
-        if value not in _FORMATS:
+        if not isinstance(value, str) or value not in _FORMATS:
             _refuse(f"the format {_shown(value)} is not supported")
 
     def type(self, value: Any, keyword: str, depth: int) -> None:
@@ -205,10 +207,19 @@ def resolved(root: Any, pointer: Any) -> Any:
     at = root
     for part in pointer.split("/")[1:]:
         part = part.replace("~1", "/").replace("~0", "~")
-        if not isinstance(at, dict) or part not in at:
+        at = _inside(at, part)
+        if at is None:
             _refuse(f"$ref {_shown(pointer)} leads nowhere")
-        at = at[part]
     return at
+
+
+def _inside(value: Any, part: str) -> Any:
+    """What a step of a JSON pointer leads to, None for nothing."""
+    if isinstance(value, dict):
+        return value.get(part)
+    if isinstance(value, list) and part in map(str, range(len(value))):
+        return value[int(part)]
+    return None
 
 
 _CHECKS: Mapping[str, Callable[[_Checker, Any, str, int], None]] = {

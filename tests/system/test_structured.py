@@ -240,3 +240,25 @@ def test_a_thought_comes_before_what_is_held(client: Client) -> None:
             assert reply.token_ids[: len(beginning)] == beginning
             assert start not in reply.token_ids[len(beginning) :]
             assert re.fullmatch("[ab]{3}", reply.text) and reply.finish.reason is FinishReason.STOP
+
+
+def test_what_cannot_be_built_or_followed_in_time_ends_alone(client: Client) -> None:
+    """One that is built for minutes, one that leads nowhere, and a free stream beside them."""
+    free: dict[str, Any] = {"max_tokens": 120, "temperature": 0, "ignore_eos": True}
+    due = client.generate(PROMPT, **free).collect().token_ids
+    beside = client.generate(PROMPT, **free)
+    endless = {"type": "integer", "multipleOf": 9_999_991}
+    with pytest.raises(InvalidArgument, match=r"too much memory|longer than 2 s") as caught:
+        client.generate(PROMPT, json_schema=endless).collect()
+    assert (caught.value.reason, set(caught.value.fields)) == ("BAD_CONSTRAINT", {"json_schema"})
+    nowhere = {"type": "array", "items": {"$ref": "#"}, "minItems": 1}
+    with pytest.raises(InvalidArgument, match="cannot be followed") as caught:
+        client.generate(PROMPT, json_schema=nowhere, **SAMPLED).collect()
+    assert caught.value.reason == "BAD_CONSTRAINT"
+    assert beside.collect().token_ids == due
+    assert client.generate(PROMPT, regex="[ab]{2}", temperature=0).text() in (
+        "aa",
+        "ab",
+        "ba",
+        "bb",
+    )

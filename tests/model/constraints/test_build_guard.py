@@ -114,6 +114,9 @@ def test_the_compiler_asks_it_first() -> None:
     with pytest.raises(ConstraintRefused, match=r"longer than 0\.4 s"):
         compiler.compile(ConstraintSpec("json_schema", schema))
     assert compiler.compile(ConstraintSpec("regex", "^a+$")).first.any()
+    assert compiler.compile(ConstraintSpec("json_schema", "true")).first.any()
+    with pytest.raises(ConstraintRefused, match="nothing satisfies it"):
+        compiler.compile(ConstraintSpec("json_schema", "false"))
     compiler.close()
 
 

@@ -172,6 +172,14 @@ def test_what_is_drawn_under_the_masks_is_read_back_and_valid(name: str) -> None
         ({"properties": {"a": {"nullable": True}}}, "nullable"),
         ({"properties": {f"p{n}": {} for n in range(130)}}, "optional"),
         ({"patternProperties": {"a": {}}}, "patternProperties"),
+        (
+            {
+                "$defs": {f"d{n}": {"$ref": f"#/$defs/d{n + 1}"} for n in range(399)}
+                | {"d399": {"type": "null"}},
+                "properties": {"a": {"$ref": "#/$defs/d0"}},
+            },
+            "too long",
+        ),
         ({"properties": {"a": {"type": "string", "enum": [1]}}}, "enum"),
     ],
 )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sapwood.model.constraints import schema as bounds
+from sapwood.model.constraints.calls import call_grammar
 from sapwood.model.constraints.schema import read_schema
 from sapwood.model.constraints.spec import ConstraintRefused
+from tests.model.constraints.toy import CONTROL
 
 
 def refusal(schema: Any) -> str:
@@ -114,6 +119,7 @@ def test_a_bound_holds_at_its_limit_and_not_past_it(name: str) -> None:
 @pytest.mark.parametrize(
     "schema",
     [
+        *('{"const": "\\ud800"}', '{"properties": {"\\udfff": {}}}'),
         *('{"const": 1e400}', '{"maximum": NaN}', "[" * 100_000, "", "{", '"a"', "7"),
         *({"maximum": 10**400}, {"minimum": True}, {"multipleOf": 0}, {"multipleOf": -1}),
         *({"minLength": 2.0}, {"minItems": -1}, {"maxItems": True}, {"maxLength": "3"}),
@@ -134,3 +140,31 @@ def test_what_is_no_schema_of_ours_is_refused(schema: Any) -> None:
 
 def test_a_message_says_a_clients_word_in_short() -> None:
     assert len(refusal({"x" * 10_000: 1})) < 100
+
+
+def test_references_into_lists_and_through_escapes() -> None:
+    taken = {"anyOf": [{"const": 1}, {"$ref": "#/anyOf/0"}, {"$ref": "#/$defs/a~1b~0"}]}
+    read_schema(json.dumps(taken | {"$defs": {"a/b~": {"type": "null"}}}))
+    for pointer in ("#/anyOf/3", "#/anyOf/x", "#/anyOf/-1", "#/anyOf/00", "#/anyOf"):
+        assert refusal({"anyOf": [{}, {}, {"$ref": pointer}]})
+
+
+KEYWORDS = [*bounds._CHECKS, *bounds._REMARKS, "nullable", "a"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.sampled_from(["#", "string"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON)
+@settings(max_examples=300, deadline=None)
+def test_whatever_json_it_is_it_is_taken_or_refused(value: Any) -> None:
+    with suppress(ConstraintRefused):
+        read_schema(json.dumps(value))
+    with suppress(ConstraintRefused):
+        call_grammar([("f", json.dumps(value))], CONTROL, many=True)
+    with suppress(ConstraintRefused):
+        call_grammar([("f", json.dumps({"properties": {"a": value}}))], CONTROL, many=True)
