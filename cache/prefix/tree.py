@@ -122,8 +122,7 @@ class Tree:
 
     def outline(self, root: bytes) -> list[EdgeView]:
         """All edges below one root, parents first, as they are now. O(nodes)."""
-        top = self._roots.get(root)
-        return [] if top is None else list(edges_of(top))
+        return list(edges_of(self._roots.get(root)))
 
     @property
     def reshaped(self) -> int:
