@@ -65,9 +65,9 @@ class EdgeView(NamedTuple):
     tokens: array[int]
 
 
-def edges_of(top: Node) -> Iterator[EdgeView]:
-    """Every node below a root, parents first. The tree may not change meanwhile."""
-    for node in preorder(top.children.values()):
+def edges_of(top: Node | None) -> Iterator[EdgeView]:
+    """All below a root, if there is one, parents first. The tree may not change meanwhile."""
+    for node in preorder(top.children.values() if top else ()):
         parent = None if node.above is top else node.above.id
         yield EdgeView(node.id, parent, node.start, node.end, node.stored.sliding_start, node.edge)
 

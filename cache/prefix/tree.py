@@ -129,8 +129,7 @@ class Tree(TreeCounts):
 
     def outline(self, root: bytes) -> list[EdgeView]:
         """All edges below one root, parents first, as they are now. O(nodes)."""
-        top = self._roots.get(root)
-        return [] if top is None else list(edges_of(top))
+        return list(edges_of(self._roots.get(root)))
 
     def release(self, lease: Lease, now: int) -> None:
         """End the lease. What it computed stays; its path's small edges merge.

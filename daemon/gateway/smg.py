@@ -6,7 +6,7 @@
   hold. The daemon and its gRPC clients go on meanwhile. Only one that never came to serve keeps the
   daemon from being ready.
 - It serves this daemon alone, loads nothing from a hub, keeps no conversations, and has its
-  metrics on loopback. Its lines go to our log, labelled and cut.
+  metrics on loopback. Its lines go to our log, labelled, cut, and not too many of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
 HOLDS_S = 60.0  # after which the next pause is the shortest again
 _FAILURES_MAX = 3  # before it ever served
 _PROBE_S = 0.2
-_LINE_CHARS_MAX = 500
+_LINE_CHARS_MAX, _LINES_MAX, _LINES_S = 500, 50, 60.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _LOOPBACK = TcpAddress("127.0.0.1", 0)
 
@@ -164,10 +164,19 @@ _FLAGS = (
 
 
 async def _relay(process: Process) -> None:
-    """Its lines to our log, until it ends."""
+    """Its lines to our log, until it ends: so many in so long, as each bad request gives one."""
     assert process.stdout is not None
+    since, told, dropped = 0.0, 0, 0
     async for line in _lines(process.stdout):
-        _log.warning("smg: %s", line)
+        if time.monotonic() - since > _LINES_S:
+            if dropped:
+                _log.warning("smg: (%d lines were dropped)", dropped)
+            since, told, dropped = time.monotonic(), 0, 0
+        if told < _LINES_MAX:
+            _log.warning("smg: %s", line)
+            told += 1
+        else:
+            dropped += 1
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

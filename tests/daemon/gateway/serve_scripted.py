@@ -36,7 +36,7 @@ from tests.daemon.fakes import BUDGET, FACTS, FakeDevice
 
 CHECKPOINT = Path(__file__).parents[2] / "fixtures/ckpt/e2b-tiny"
 VOCABULARY = 1024
-STEP_S = 0.002
+STEP_S, NODES_MAX = 0.002, 1000
 CALL = '<|tool_call>call:get_weather{city:<|"|>Paris<|"|>,days:2}<tool_call|>'
 SCRIPTS = {
     "hello": "Hello there.<turn|>",
@@ -87,9 +87,10 @@ def load(config: Config) -> Loaded:
         eos_token_ids=tokenizer.eos_token_ids,
         control_tokens=tokenizer.control_tokens,
     )
-    ledger = Ledger(BUDGET, facts.weights_bytes)
-    tree = Tree(facts.window_tokens, config.limits.nodes_max(ledger.free))
-    core = Core(facts, config.limits, tree, ledger, tokenizer.token_bytes)
+    tree = Tree(facts.window_tokens, NODES_MAX)
+    core = Core(
+        facts, config.limits, tree, Ledger(BUDGET, facts.weights_bytes), tokenizer.token_bytes
+    )
     card = ModelCard(
         name="scripted",
         family="fake",

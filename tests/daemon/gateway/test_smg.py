@@ -84,6 +84,20 @@ async def test_it_is_started_labelled_in_the_log_and_ended(
     assert value_of("--history-backend", told) == "none"
 
 
+async def test_a_flood_of_lines_is_cut_and_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smg_file, "_LINES_MAX", 3)
+    code = "import time; print('x\\n' * 9 + '\\x1b[31m' + 'y' * 9999); time.sleep(0.3); print('z')"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE
+    )
+    monkeypatch.setattr(smg_file, "_LINES_S", 0.1)
+    await smg_file._relay(process)
+    await process.wait()
+    assert caplog.messages == [*["smg: x"] * 3, "smg: (7 lines were dropped)", "smg: z"]
+
+
 async def test_the_control_plane_gets_a_key_that_nobody_knows_and_another_each_time(
     stand_in: Path,
 ) -> None:
