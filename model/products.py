@@ -2,9 +2,9 @@
 
 - nn.Module looks up each attribute through Python, and nn.Linear transposes its weight anew in
   every step: in a step of one row that takes longer than building the rest of the graph.
-- Weights exist once, however many runners a pair has. Those laid side by side take the place of
-  their parts, which stay in their modules as views: there they compute what they did, and count
-  what they did.
+- Weights exist once, however many runners a pair has. Those laid side by side, or by columns, take
+  the place of what they were made of, which stays in its modules as views: there it computes what
+  it did, and counts what it did.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from sapwood.model import device
+
 OfRows = Callable[[mx.array], mx.array]
 
-_MARK = "_side_by_side"
+_MARK, _LAID = "_side_by_side", "_laid"
+# A weight of more outputs than so many times its inputs is read by rows.
+_OUTPUTS_MOST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ def product_of(module: Any) -> OfRows:
     if _layout(module) is None:
         rows: OfRows = module
         return rows
+    if type(module) is nn.Linear:
+        _lay(module)
     return _product(module, {name: module[name] for name in _names(module)})
 
 
@@ -72,10 +78,14 @@ def _join(modules: Sequence[Any]) -> _Joined:
         ends.append(ends[-1] + module.weight.shape[0])
     for name in _names(modules[0]):
         made[name] = stacked([module[name] for module in modules])
+        if type(modules[0]) is nn.Linear:
+            made[name] = laid_out(made[name])
         parts[name] = [made[name][a:b] for a, b in pairwise(ends)]
         mx.eval(parts[name])
         for module, part in zip(modules, parts[name], strict=True):
             module[name] = part
+            if name == "weight":
+                setattr(module, _LAID, _Laid(part))
     return _Joined(made, parts)
 
 
@@ -101,6 +111,36 @@ def stacked(parts: Sequence[mx.array]) -> mx.array:
     made = mx.concatenate(list(parts))
     mx.eval(made)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """What a module's weight became, so that it is laid out once."""
+
+    weight: mx.array
+
+
+def _lay(module: Any) -> None:
+    known = getattr(module, _LAID, None)
+    if known is None or known.weight is not module.weight:
+        module["weight"] = laid_out(module.weight)
+        setattr(module, _LAID, _Laid(module["weight"]))
+
+
+def laid_out(weight: mx.array) -> mx.array:
+    """The weight [out, in], evaluated, in the order in which the device reads it fastest.
+
+    BLAS on a CPU takes a half to nine tenths of the time for one by columns, with any number of
+    rows; but more where there are many more outputs than inputs. A GPU's kernels read rows.
+    """
+    outputs, inputs = weight.shape
+    if not device.reads_columns() or weight.dtype != mx.float32 or outputs > _OUTPUTS_MOST * inputs:
+        return weight
+    columns = mx.contiguous(weight.T)
+    mx.eval(columns)
+    by_columns = columns.T
+    mx.eval(by_columns)  # a view
+    return by_columns
 
 
 def _product(how: Any, held: dict[str, mx.array]) -> OfRows:

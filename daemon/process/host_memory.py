@@ -22,8 +22,9 @@ from sapwood.scheduler.limits import Limits
 # Of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 1 << 30  # a free end of the heap, and one block, up to this
-# Of Python and of the tokenizer's own, for each token of the vocabulary, measured with 262,144.
-_TOKEN_BYTES = 512
+# Of Python and of the tokenizer's own, for each token of the vocabulary: 785 of a BPE of 262,144
+# made-up tokens, and what reading its file takes.
+_TOKEN_BYTES = 1024
 
 
 def keep_freed_memory() -> bool:

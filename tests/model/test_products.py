@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from sapwood.model import products
+from sapwood.model import device, products
 from sapwood.model.checkpoint.weights import arrays
-from sapwood.model.products import kept, product_of, product_of_all
+from sapwood.model.products import kept, laid_out, product_of, product_of_all
 
 PLAIN: dict[str, Any] = {}
 PACKINGS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def test_what_is_packed_differently_is_computed_apart(
     layers, fed = modules(*mixed), rows(2)
     monkeypatch.delattr(products, "stacked")
     expected = np.concatenate([np.array(layer(fed)) for layer in layers], axis=-1)
-    np.testing.assert_array_equal(np.array(product_of_all(layers)(fed)), expected)
+    np.testing.assert_allclose(np.array(product_of_all(layers)(fed)), expected, rtol=0, atol=1e-4)
 
 
 def test_a_module_of_another_kind_computes_itself() -> None:
@@ -113,3 +113,54 @@ def test_a_module_of_another_kind_computes_itself() -> None:
     assert product_of(layer) is layer
     found = product_of_all([*modules("plain"), layer])(rows(2))
     np.testing.assert_array_equal(np.array(found[:, SIZES[0] :]), np.array(layer(rows(2))))
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_module_that_goes_alone_is_laid_out_once_and_is_in_memory_once(packing: str) -> None:
+    (layer,) = modules(packing)
+    fed, expected = rows(3), np.array(layer(rows(3)))
+    names = sorted(layer.parameters())
+    mx.clear_cache()
+    begun = mx.get_active_memory()
+    found = [product_of(layer) for _ in range(3)]
+    weight = layer.weight
+    assert mx.get_active_memory() - begun < layer.weight.nbytes // 8
+    assert sorted(layer.parameters()) == names
+    product_of(layer)
+    assert layer.weight is weight, "laid out again"
+    for product in found:
+        np.testing.assert_allclose(np.array(product(fed)), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.array(layer(fed)), expected, rtol=0, atol=1e-4)
+
+
+def test_part_of_a_whole_is_not_laid_out_by_itself() -> None:
+    layers = modules("plain", "plain")
+    product_of_all(layers)
+    part = layers[0].weight
+    product_of(layers[0])
+    assert layers[0].weight is part
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "columns", "turned"),
+    [
+        ((64, 64), mx.float32, True, True),
+        ((128, 64), mx.float32, True, True),
+        ((192, 64), mx.float32, True, False),
+        ((64, 64), mx.bfloat16, True, False),
+        ((64, 64), mx.float32, False, False),
+    ],
+)
+def test_a_weight_is_laid_by_columns_where_that_is_quicker(
+    shape: tuple[int, int],
+    dtype: mx.Dtype,
+    columns: bool,
+    turned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "reads_columns", lambda: columns)
+    weight = mx.random.normal(shape).astype(dtype)
+    mx.eval(weight)
+    laid = laid_out(weight)
+    assert (laid is not weight) == turned
+    assert mx.array_equal(laid, weight)
