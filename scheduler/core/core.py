@@ -155,6 +155,7 @@ class Core(CoreState):
 
     def _new_sequence(self, request: Request, now: float) -> Sequence:
         assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
+        assert request.weight > 0, f"request {request.id} weighs nothing"
         drafting = self._depth.drafting()
         sequence = Sequence(request, self._facts, self._token_bytes, drafting, now)
         sequence.queue_expires_at = now + self._limits.queue_s_max
