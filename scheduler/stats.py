@@ -57,4 +57,5 @@ class Stats:
     page_in_bytes: int  # of stored K/V that slots copied, ever
     page_out_bytes: int  # of K/V that the tree took, ever
     memory: LedgerView
+    segments_bytes: int  # of its snapshots: full K/V that slots read where it lies
     buffers: LedgerView  # the device's, counted as memory is; its budget is ModelFacts.buffers_max

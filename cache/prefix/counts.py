@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from sapwood.cache.prefix.node import EvictionCause, Room, Totals
+from sapwood.cache.prefix.node import EvictionCause, Lease, Room, Totals
+from sapwood.cache.prefix.radix import trail
 
 
 class TreeCounts:
@@ -83,3 +84,18 @@ class TreeCounts:
     def evictions(self) -> Mapping[EvictionCause, int]:
         """Nodes that were thinned, or dropped as evicted (bytes), crowded (nodes) or cleared."""
         return dict(self._totals.evictions)
+
+    @property
+    def taken_bytes(self) -> int:
+        """K/V that was given to the tree, ever."""
+        return self._totals.taken_bytes
+
+    def read_bytes(self, ends: Iterable[tuple[Lease, int]]) -> int:
+        """Full K/V of the edges that hold any of [0, end) of a leased path, each edge once."""
+        held = {
+            node.id: node.stored.full_bytes
+            for lease, end in ends
+            for node in trail(lease.node)
+            if node.start < end
+        }
+        return sum(held.values())

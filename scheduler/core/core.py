@@ -20,8 +20,8 @@ from __future__ import annotations
 from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
-from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.captures import lose_slots, store_captures
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.state import CoreState
@@ -47,7 +47,7 @@ from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.reasons import Reason
-from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
 
 _SHUTTING_DOWN = "the daemon is shutting down"
 
@@ -77,6 +77,7 @@ class Core(CoreState):
         self._token_bytes = token_bytes
         self._planner = Planner(limits, self._roster, self._memory, self._depth)
         self._planned: PlannedStep | None = None
+        self._lost = 0  # of the newest steps
 
     def handle(self, command: Command, now: float) -> None:
         """Take in one command, between a commit and the next plan."""
@@ -90,7 +91,7 @@ class Core(CoreState):
             case Unpin(id, name):
                 self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._steps)))
             case Clear():
-                self._effects.append(self._memory.clear(command, self._roster.holders))
+                self._effects.append(self._memory.pins.clear(command, self._roster.holders))
             case Drain():  # pragma: no branch (there is no sixth)
                 self._drain(now)
 
@@ -110,12 +111,10 @@ class Core(CoreState):
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what the device answered to `plan`. Takes the result's payloads."""
-        planned = self._planned
-        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
-        self._planned = None
-        # Promises end before anything is inserted, or the ledger would count a capture twice; that
-        # is in here, so slices come after it.
-        self._store_captures(planned, result)
+        planned = self._take_planned(plan)
+        self._lost = 0
+        # Ends all promises, so slices come after it.
+        store_captures(planned, result, self._roster, self._memory)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
@@ -123,6 +122,19 @@ class Core(CoreState):
         slices = zip(planned.prefilling, plan.prefills, result.prefilled, strict=True)
         for sequence, piece, prefilled in slices:
             self._commit_slice(sequence, piece, prefilled, now)
+
+    def lose(self, plan: StepPlan, now: float) -> None:
+        """The device had no memory for `plan` and dropped all slots: who lives is parked.
+
+        Raises DeviceExhausted where limits.lost_steps_max have been lost in a row.
+        """
+        planned = self._take_planned(plan)
+        self._lost += 1
+        if self._lost > self._limits.lost_steps_max:
+            raise DeviceExhausted(f"{self._lost} steps in a row")
+        self._meters.count_restored(planned.found_tokens)
+        parked = lose_slots(planned, self._roster, self._memory, now)
+        self._meters.parks += planned.parked + parked
 
     # Commands.
 
@@ -208,21 +220,11 @@ class Core(CoreState):
 
     # Results.
 
-    def _store_captures(self, planned: PlannedStep, result: StepResult) -> None:
-        """What ended sequences left; whoever asks for it next finds it in the next plan."""
-        step = planned.plan.number
-        self._memory.end_promises()
-        for sequence, payload in zip(planned.captured, result.captured, strict=True):
-            if payload is not None:
-                self._store(sequence, payload, step, turn_end=True)
-            self._memory.forget(sequence, step)
-        self._roster.storing.clear()
-
-    def _store(self, sequence: Sequence, payload: Payload, step: int, *, turn_end: bool) -> bool:
-        size = payload.full_bytes + payload.sliding_bytes
-        stored = self._memory.insert(sequence, payload, step, turn_end)
-        self._meters.page_out_bytes += size if stored else 0
-        return stored
+    def _take_planned(self, plan: StepPlan) -> PlannedStep:
+        planned = self._planned
+        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
+        self._planned = None
+        return planned
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
@@ -252,7 +254,7 @@ class Core(CoreState):
         assert (token is not None) == first, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
         whole = piece.end == len(sequence.prefix)
-        sequence.storing = payload is not None and self._store(
+        sequence.storing = payload is not None and self._memory.insert(
             sequence, payload, self._steps, turn_end=whole
         )
         sequence.evaluated = piece.end

@@ -25,7 +25,7 @@ from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
-from sapwood.scheduler.events import Clear, Cleared, Request
+from sapwood.scheduler.events import Clear, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reference import long_tokens, read_once_tokens
@@ -66,6 +66,10 @@ class DeviceMemory:
     def buffers(self) -> LedgerView:
         """The account of the device's buffers, whether it bounds them or not."""
         return self._buffers.view()
+
+    def segments_bytes(self, sequences: Iterable[Sequence]) -> int:
+        """Full K/V of the edges that slots of these hold by reference, each edge once."""
+        return self._tree.read_bytes((s.lease, s.base) for s in sequences if s.lease and s.base)
 
     def servable(self, request: Request) -> bool:
         """L5: whether it would fit beside the pins were it alone."""
@@ -243,22 +247,22 @@ class DeviceMemory:
         """The plan releases the sequence's slot."""
         self._slots.leave(sequence.id)
 
+    def lose_slots(self, step: int) -> None:
+        """The device lacked memory for a step, and dropped all slots; the tree makes room."""
+        self.end_promises()
+        self._slots.lose()
+        self._stored.shed(step)
+
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""
         if sequence.lease is not None:
             self._stored.release(sequence.lease, step)
             sequence.lease = None
 
-    def clear(self, order: Clear, holders: Iterable[Sequence]) -> Cleared:
-        """Drop what the order says. holders: all sequences that may have a lease."""
-        running = (s.lease for s in holders if s.lease is not None and s.begins_as(order))
-        return Cleared(order.id, *self._stored.clear(order, running))
-
-    def close(self, step: int) -> None:
-        """The engine ends, nobody lives: drop pins and tree, and every byte must be back (M3)."""
+    def close(self) -> None:
+        """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
         taken = len(self._slots)
         assert not taken and not self._stored.promising, f"{taken} slots are taken"
-        self.pins.close(step)
         self._stored.clear(Clear(0), ())
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()
@@ -272,7 +276,6 @@ class DeviceMemory:
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
         self._slots.check()
         self._stored.check()
-        self.pins.check()
 
     def _missing(self, sequence: Sequence) -> Room:
         """What the sequence's slot takes beyond what is held."""

@@ -61,10 +61,9 @@ class CoreState:
 
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
-        memory = self._memory
-        return self._meters.publish(
-            self._steps, self._roster.counts, self._tree, memory.bytes, memory.buffers
-        )
+        memory, roster = self._memory, self._roster
+        held = memory.bytes, memory.segments_bytes(roster.live.values()), memory.buffers
+        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
 
     def pins(self, now: float) -> tuple[PinView, ...]:
         """What is pinned, oldest first."""
@@ -78,11 +77,13 @@ class CoreState:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
         self._roster.check()
         self._memory.check(len(self._roster.live) + len(self._roster.leaving))
+        self._memory.pins.check()
 
     def close(self) -> None:
         """After the last step of a finished core: what it stored is freed, all of it (M3)."""
         assert self.finished, "a core that still has work"
-        self._memory.close(self._steps)
+        self._memory.pins.close(self._steps)
+        self._memory.close()
 
     def stories(self) -> list[str]:
         """What every sequence that is not gone yet went through, without any of its text."""

@@ -24,6 +24,8 @@ EDGES = (
     ("PREFILL", "DECODE", "first token"),
     ("PREFILL", "PARKED", "memory is short"),
     ("DECODE", "PARKED", "memory is short"),
+    ("PREFILL", "PARKED", "the device had no memory"),
+    ("DECODE", "PARKED", "the device had no memory"),
     ("PARKED", "PREFILL", "resumed"),
     ("PREFILL", "DECODE", "as far as it was"),
     ("PREFILL", "DONE", "pinned"),
@@ -35,8 +37,8 @@ EDGES = (
 RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
     "allocation", "cancelled", "cleared", "client_quota", "crowded", "deadline_exceeded", "drain",
-    "draining", "evicted", "internal", "out_of_memory", "parked", "parked depth", "queue_full",
-    "slow device", "slow_reader", "thinned", "unpinned",
+    "draining", "evicted", "internal", "lost step", "out_of_memory", "parked", "parked depth",
+    "queue_full", "slow device", "slow_reader", "thinned", "unpinned",
 )  # fmt: skip
 
 

@@ -174,6 +174,11 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CORE}.memory.Ledger", lambda _, weights: Ledger(1 << 62, weights))
 
 
+def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
+    """What slots took stays reserved when the device has dropped them."""
+    patch.setattr(f"{CORE}.slot_rooms.SlotRooms.lose", lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("off", "found"),
     [
@@ -200,6 +205,7 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
         (no_bound_of_pins, "T13|L5|L7"),
         (no_end_of_pins, "T13"),
         (no_burying, "T14"),
+        (no_end_of_lost_slots, "slots reserved"),
     ],
 )
 def test_without_a_safeguard_it_fails(
