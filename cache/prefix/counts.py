@@ -85,6 +85,11 @@ class TreeCounts:
         """Nodes that were thinned, or dropped as evicted (bytes), crowded (nodes) or cleared."""
         return dict(self._totals.evictions)
 
+    @property
+    def taken_bytes(self) -> int:
+        """K/V that was given to the tree, ever."""
+        return self._totals.taken_bytes
+
     def read_bytes(self, ends: Iterable[tuple[Lease, int]]) -> int:
         """Full K/V of the edges that hold any of [0, end) of a leased path, each edge once."""
         held = {

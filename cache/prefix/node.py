@@ -132,6 +132,7 @@ class Totals:
     kept_buffers: int = 0
     splits: int = 0
     merges: int = 0
+    taken_bytes: int = 0  # of all that was ever stored, repetitions too
     doomed: int = 0  # nodes that are
     margins: int = 0  # leases that have one
     renewals: int = 0  # payloads that another took the place of

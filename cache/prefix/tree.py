@@ -225,6 +225,7 @@ class Tree(TreeCounts):
         start, end = payload.start, payload.end
         assert lease.live and start <= lease.end, f"[{start}, {end}) does not extend {lease}"
         assert start < end <= len(tokens), f"[{start}, {end}) of {len(tokens)} tokens"
+        self._totals.taken_bytes += payload.full_bytes + payload.sliding_bytes
         self._tick(now)
         node, matched = descend(climb(lease.node, start), tokens, start, end)
         assert matched >= min(end, lease.end), f"tokens leave {lease} at {matched}"

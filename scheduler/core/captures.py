@@ -9,29 +9,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.planner import PlannedStep
 from sapwood.scheduler.core.roster import Roster
-from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.result import StepResult
 
 
 def store_captures(
-    planned: PlannedStep,
-    result: StepResult,
-    roster: Roster,
-    memory: DeviceMemory,
-    store: Callable[[Sequence, Payload], object],
+    planned: PlannedStep, result: StepResult, roster: Roster, memory: DeviceMemory
 ) -> None:
     """What ended sequences left; whoever asks for it next finds it in the next plan."""
     step = planned.plan.number
     memory.end_promises()
     for sequence, payload in zip(planned.captured, result.captured, strict=True):
         if payload is not None:
-            store(sequence, payload)
+            memory.insert(sequence, payload, step, turn_end=True)
         memory.forget(sequence, step)
     roster.storing.clear()
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
-from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.captures import lose_slots, store_captures
 from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
@@ -93,7 +92,7 @@ class Core(CoreState):
             case Unpin(id, name):
                 self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._steps)))
             case Clear():
-                self._effects.append(self._memory.clear(command, self._roster.holders))
+                self._effects.append(self._memory.pins.clear(command, self._roster.holders))
             case Drain():  # pragma: no branch (there is no sixth)
                 self._drain(now)
 
@@ -117,7 +116,7 @@ class Core(CoreState):
         planned = self._take_planned(plan)
         self._lost = 0
         # Ends all promises, so slices come after it.
-        store_captures(planned, result, self._roster, self._memory, self._store)
+        store_captures(planned, result, self._roster, self._memory)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
@@ -198,12 +197,6 @@ class Core(CoreState):
         self._planned = None
         return planned
 
-    def _store(self, sequence: Sequence, payload: Payload, *, turn_end: bool = True) -> bool:
-        size = payload.full_bytes + payload.sliding_bytes
-        stored = self._memory.insert(sequence, payload, self._steps, turn_end)
-        self._meters.page_out_bytes += size if stored else 0
-        return stored
-
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
         self._meters.count_restored(planned.found_tokens)
@@ -236,7 +229,9 @@ class Core(CoreState):
         assert (token is not None) == first, f"slot {piece.slot} drew {token}"
         assert payload is None or piece.capture, f"slot {piece.slot}: nobody asked for a payload"
         whole = piece.end == len(sequence.prefix)
-        sequence.storing = payload is not None and self._store(sequence, payload, turn_end=whole)
+        sequence.storing = payload is not None and self._memory.insert(
+            sequence, payload, self._steps, turn_end=whole
+        )
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
         if prefilled.failure:

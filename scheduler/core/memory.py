@@ -13,8 +13,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
 from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
@@ -25,7 +23,7 @@ from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
-from sapwood.scheduler.events import Clear, Cleared, Request
+from sapwood.scheduler.events import Clear, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reference import long_tokens, read_once_tokens
@@ -253,16 +251,10 @@ class DeviceMemory:
             self._stored.release(sequence.lease, step)
             sequence.lease = None
 
-    def clear(self, order: Clear, holders: Iterable[Sequence]) -> Cleared:
-        """Drop what the order says. holders: all sequences that may have a lease."""
-        running = (s.lease for s in holders if s.lease is not None and s.begins_as(order))
-        return Cleared(order.id, *self._stored.clear(order, running))
-
-    def close(self, step: int) -> None:
-        """The engine ends, nobody lives: drop pins and tree, and every byte must be back (M3)."""
+    def close(self) -> None:
+        """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
         taken = len(self._slots)
         assert not taken and not self._stored.promising, f"{taken} slots are taken"
-        self.pins.close(step)
         self._stored.clear(Clear(0), ())
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()
@@ -276,7 +268,6 @@ class DeviceMemory:
         assert slots == len(self._slots), f"{len(self._slots)} slots reserved, {slots} taken"
         self._slots.check()
         self._stored.check()
-        self.pins.check()
 
     def _missing(self, sequence: Sequence) -> Room:
         """What the sequence's slot takes beyond what is held."""

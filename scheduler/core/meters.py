@@ -58,7 +58,6 @@ class Meters:
         self.parked_rows = 0
         self.parks = 0
         self.page_in_bytes = 0
-        self.page_out_bytes = 0
 
     def count_end(self, outcome: Outcome, reason: Reason | None = None) -> None:
         """One request ended; with `reason` where it has one, which counts where it is rejected."""
@@ -142,7 +141,7 @@ class Meters:
             tree_splits=tree.splits,
             tree_merges=tree.merges,
             page_in_bytes=self.page_in_bytes,
-            page_out_bytes=self.page_out_bytes,
+            page_out_bytes=tree.taken_bytes,
             memory=memory,
             segments_bytes=segments_bytes,
             buffers=buffers,

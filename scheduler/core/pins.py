@@ -19,8 +19,9 @@ from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.demand import Demand, slots_bytes
+from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
-from sapwood.scheduler.events import PinTerms, PinView, Request
+from sapwood.scheduler.events import Clear, Cleared, PinTerms, PinView, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason
@@ -129,6 +130,11 @@ class Pins:
         """Unpin all whose time is over."""
         for name in [name for name, pin in self._pins.items() if _over(pin, now)]:
             self.unpin(name, step)
+
+    def clear(self, order: Clear, holders: Iterable[Sequence]) -> Cleared:
+        """Drop what the order says, but what pins keep. holders: all that may have a lease."""
+        running = (s.lease for s in holders if s.lease is not None and s.begins_as(order))
+        return Cleared(order.id, *self._stored.clear(order, running))
 
     def close(self, step: int) -> None:
         """Unpin all."""

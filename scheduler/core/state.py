@@ -78,11 +78,13 @@ class CoreState:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
         self._roster.check()
         self._memory.check(len(self._roster.live) + len(self._roster.leaving))
+        self._memory.pins.check()
 
     def close(self) -> None:
         """After the last step of a finished core: what it stored is freed, all of it (M3)."""
         assert self.finished, "a core that still has work"
-        self._memory.close(self._steps)
+        self._memory.pins.close(self._steps)
+        self._memory.close()
 
     def stories(self) -> list[str]:
         """What every sequence that is not gone yet went through, without any of its text."""
