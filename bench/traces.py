@@ -1,10 +1,11 @@
-"""What is computed again of traces of prompts, with 4 GiB of snapshots; and what freeing costs.
+"""What is computed again of traces of prompts, in 4 GiB; and what the tree's own work costs.
 
 - A figure of a kind: ours beyond the clairvoyant cache, as a share of what the best other policy is
   beyond it: 0 is as good as knowing the future, 1 no better than the best other.
 - A run is a seed: the same trace for everybody, another one for each run. The best other is chosen
   run by run. Shares of recomputed prompt tokens, medians over runs, are the figure's details.
-- traces/freeing is the production tree against itself, at two numbers of nodes.
+- freeing, matching, extending, splitting and merging are the production tree against itself, at two
+  numbers of nodes.
 - There is no device and no clock in a replay: the same seeds give the same figures on any machine.
 """
 
@@ -12,11 +13,11 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from bench.measure import Figure, Side, alternated, at_most
 from bench.replay.clairvoyant import Clairvoyant
-from bench.replay.freeing import FilledTree, freeing_s
+from bench.replay.filled import TREE_WORK, FilledTree, work_s
 from bench.replay.kinds import TRACE_KINDS
 from bench.replay.others import EdgeLRU, InfiniteCache, PromptCacheLRU, StrideLRU
 from bench.replay.ours import ProductionTree
@@ -33,7 +34,7 @@ from sapwood.daemon.demo import blas
 QUICK_SCALE = 0.5
 # A best other that is as good as the clairvoyant leaves nothing to divide by.
 GAP_MIN = 0.001
-NODES, NODES_MANY, FREEING_PASSES = 1_000, 100_000, 5
+NODES, NODES_MANY, PASSES = 1_000, 100_000, 5
 
 POLICIES: Mapping[str, Callable[[Sequence[TraceRequest]], CachePolicy]] = {
     "infinite": lambda _: InfiniteCache(TRACE_SHAPE),
@@ -57,7 +58,7 @@ def measure(setup: Setup) -> list[Figure]:
             shares.append({name: replay(make(trace), trace) for name, make in POLICIES.items()})
             shown = ", ".join(f"{name} {share:.3f}" for name, share in shares[-1].items())
             setup.say(f"run {run + 1}: {kind}: {shown}")
-    return [*(kind_figure(kind, shares) for kind, shares in found.items()), _freeing(setup)]
+    return [*(kind_figure(kind, shares) for kind, shares in found.items()), *_tree_work(setup)]
 
 
 def kind_figure(kind: str, runs: Sequence[Shares]) -> Figure:
@@ -73,13 +74,17 @@ def kind_figure(kind: str, runs: Sequence[Shares]) -> Figure:
     )
 
 
-def _freeing(setup: Setup) -> Figure:
+def _tree_work(setup: Setup) -> Iterator[Figure]:
     trees = {nodes: FilledTree(nodes) for nodes in (NODES, NODES_MANY)}
-    seconds: dict[int, list[float]] = {nodes: [] for nodes in trees}
-    for run in range(setup.runs):
-        for nodes in alternated(list(trees), run):
-            seconds[nodes].append(freeing_s(trees[nodes], FREEING_PASSES))
-            setup.say(f"run {run + 1}: 1 MiB of {nodes:,} nodes: {seconds[nodes][-1] * 1e3:.2f} ms")
-    many, few = (Side(f"{n:,} nodes", "s", tuple(seconds[n])) for n in (NODES_MANY, NODES))
-    title = f"Freeing 1 MiB: {many.name} ÷ {few.name}"
-    return Figure("traces/freeing", title, many, few, at_most(1.5))
+    for work, (title, _) in TREE_WORK.items():
+        seconds: dict[int, list[float]] = {nodes: [] for nodes in trees}
+        for run in range(setup.runs):
+            for nodes in alternated(list(trees), run):
+                seconds[nodes].append(work_s(trees[nodes], work, PASSES))
+        many, few = (Side(f"{n:,} nodes", "s", tuple(seconds[n])) for n in (NODES_MANY, NODES))
+        setup.say(
+            ", ".join(f"{side.name}: {min(side.values) * 1e3:.2f} ms" for side in (many, few))
+        )
+        yield Figure(
+            f"traces/{work}", f"{title}: {many.name} ÷ {few.name}", many, few, at_most(1.5)
+        )

@@ -1,8 +1,8 @@
 """What the model runs on: its name, its attention kernels, its work in parts, how it counts memory,
 and how much of it a daemon takes by default.
 
-- On Metal 85 % of the driver's recommendation for a working set, past which it begins to page: what
-  no ledger counts, Python and the driver's own, needs room too.
+- On Metal 85 % of the driver's recommendation for a working set, past which it begins to page: the
+  driver's own and other programs need room too.
 - On CUDA nine tenths of the device's own memory: its context, kernels and libraries live there too,
   and it is not the host's.
 - On a CPU half of physical memory: the rest of the machine lives there too.
@@ -75,15 +75,21 @@ def bound(budget_bytes: int, cache_bytes: int) -> None:
         mx.set_memory_limit(budget_bytes)
 
 
-def follow(workspace_bytes: int, cache_bytes: int) -> int:
-    """Bytes that arrays hold now. On a GPU MLX keeps as much for reuse as a step has reserved.
+def follow(workspace_bytes: int, free_bytes: int, cache_bytes: int) -> tuple[int, int]:
+    """Bytes that arrays hold now, and that MLX keeps for reuse beside them.
 
-    cache_bytes: and as much at least. What a step needs beyond it would be asked of the driver anew
-    in every step.
+    On a GPU it keeps as much as a step has reserved, and cache_bytes at least: what a step needs
+    beyond it would be asked of the driver anew in every step. Nowhere does it keep more than there
+    is beside weights, slots and tree.
     """
-    if not _is_cpu():
-        mx.set_cache_limit(max(workspace_bytes, cache_bytes))
-    return int(mx.get_active_memory())
+    kept = cache_bytes if _is_cpu() else max(workspace_bytes, cache_bytes)
+    mx.set_cache_limit(min(kept, workspace_bytes + free_bytes))
+    return int(mx.get_active_memory()), int(mx.get_cache_memory())
+
+
+def shares_host_memory() -> bool:
+    """Whether its memory is the process's as well: a CPU's, and Metal's, but not CUDA's."""
+    return _is_cpu() or bool(mx.metal.is_available())
 
 
 def can_wire() -> bool:

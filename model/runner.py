@@ -8,7 +8,8 @@
 - submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
   forward -> verify, started without waiting (hand_over says in which parts). wait: the one sync,
   every number held against its range, then commit, an integer per slot.
-- A step that fails anywhere commits nothing: no offset, no penalty, no result.
+- A step that fails anywhere commits nothing: no offset, no penalty, no result. Where an allocation
+  failed all slots are gone as well: an array that MLX was about to make may say that it is there.
 - A plan that contradicts the device's state is our own mistake, and asserted.
 """
 
@@ -36,6 +37,7 @@ from sapwood.model.constraints.step_masks import StepMasks
 from sapwood.model.drafting import Drafter, DraftPosition, Drafts, packed_tokens
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.hand_over import ForwardParts, HandOver
+from sapwood.model.lost_step import attempted
 from sapwood.model.pair import Pair
 from sapwood.model.plain_forward import below_maximum
 from sapwood.model.sampler import Sampler
@@ -44,7 +46,7 @@ from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
 from sapwood.model.sampling.masking import packed_masks
 from sapwood.model.step_values import read_drafts, read_rows
-from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 
 
@@ -107,12 +109,19 @@ class Runner:
         return self._hand_over.seconds
 
     def submit(self, plan: StepPlan) -> Ticket:
-        """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh."""
+        """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh.
+
+        Raises StepLost, as `wait` does, where MLX could not allocate.
+        """
+        with self._hand_over.timed():
+            self.make_copies(0)  # left over: what was evicted must be gone before anything comes
+        return attempted(lambda: self._submit(plan), self._lose)
+
+    def _submit(self, plan: StepPlan) -> Ticket:
         # Copied out and evaluated before anything is written: releases hand the slots on, admits
         # and the forward write into them.
         with self._hand_over.timed():
-            self.make_copies(0)  # left over: what was evicted must be gone before anything comes
-            captured = tuple(self._capture(c) for c in plan.captures)
+            captured = tuple(self.caches.capture(c.slot, c.start, c.end) for c in plan.captures)
             # Released before admitted: one plan may give a slot away and take it again.
             for slot in plan.releases:
                 self.caches.release(slot)
@@ -141,7 +150,7 @@ class Runner:
         Once for each ticket. The payloads are the caller's. Raises DeviceFault, and what MLX does.
         """
         # Also where there was no forward: nobody else asks whether its captures went well.
-        self._hand_over.finish(ticket.pending)
+        attempted(lambda: self._hand_over.finish(ticket.pending), lambda: self._lose(ticket))
         ticket.pending = ()
         transaction = ticket.transaction
         if transaction is None:
@@ -189,17 +198,23 @@ class Runner:
         logits = self.suppression.of_target(self.target.logits(hidden), firsts)
         return below_maximum(logits, tokens)
 
+    def _lose(self, ticket: Ticket | None = None) -> None:
+        """Drop all slots, and what a step under way holds."""
+        if ticket is not None:
+            ticket.pending, ticket.payloads, ticket.captured = (), (), ()
+        self.caches.release_all()
+        self._samplers.clear()
+        self.frontier = mx.zeros(self.frontier.shape, self.dtype)
+        mx.synchronize()
+        mx.clear_cache()
+
     def close(self) -> None:
         """Drop every array, on the thread that made them."""
-        for slot in list(self._samplers):
-            self.caches.release(slot)
+        self.caches.release_all()
         self._samplers.clear()
         self._masks.close()
         self.frontier = mx.array(())
         mx.clear_cache()
-
-    def _capture(self, capture: Capture) -> Payload | None:
-        return self.caches.capture(capture.slot, capture.start, capture.end)
 
     def _admit(self, admit: Admit) -> None:
         path = cast("tuple[EdgePayload, ...]", admit.path)

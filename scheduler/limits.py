@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Of memory for K/V, for each node of the tree. On a GPU two buffers of a node are two pages at
+# least, so bytes bind first there; elsewhere what a node is in Python, some 2 KiB, is a sixteenth.
+ROOM_BYTES_PER_NODE = 32 << 10
+_NODES_LEAST = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -73,9 +78,10 @@ class Limits:
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
     mask_s_max: float = 0.25  # for the masks of a step; whoever takes longer by itself ends
+    lost_steps_max: int = 3  # one after another, for want of memory on the device
 
     # Tree and engine.
-    tree_nodes_max: int = 20_000
+    tree_nodes_max: int | None = None  # None: follows memory, see nodes_max
     share_tokens_min: int = 32
     # What a call over an edge has to save to pay: tokens times those who would read them as well.
     referred_reads_min: int = 2048
@@ -84,3 +90,9 @@ class Limits:
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0
     record_bytes_max: int = 1 << 30
+
+    def nodes_max(self, room_bytes: int) -> int:
+        """How many nodes the tree may have where so many bytes are for all K/V."""
+        if self.tree_nodes_max is not None:
+            return self.tree_nodes_max
+        return max(_NODES_LEAST, room_bytes // ROOM_BYTES_PER_NODE)

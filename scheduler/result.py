@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from sapwood.cache.prefix.snapshot import Payload
 
 
+class StepLost(Exception):
+    """The device had no memory for a step: nothing of it happened, and every slot is gone."""
+
+
+class DeviceExhausted(Exception):
+    """Step after step was lost, however much was given up for the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """How probable an emitted token was by the model alone: without bias, penalty or filter.

@@ -54,4 +54,5 @@ class Stats:
     tree_splits: int
     tree_merges: int
     memory: LedgerView
+    segments_bytes: int  # of its snapshots: full K/V that slots read where it lies
     buffers: LedgerView  # the device's, counted as memory is; its budget is ModelFacts.buffers_max

@@ -32,7 +32,9 @@ LOAD = "before anybody is served"
 ALLOWED = {
     "cache/arrays/batch": {"__init__": HOST},
     "model/assistant": {"_check_ordering": LOAD},
-    "model/device": dict.fromkeys(("_is_cpu", "can_wire"), "what the device is: no array"),
+    "model/device": dict.fromkeys(
+        ("_is_cpu", "can_wire", "shares_host_memory"), "what the device is: no array"
+    ),
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
     "model/runner": {"_step_masks": HOST},

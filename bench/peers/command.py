@@ -24,6 +24,7 @@ from bench.peers.environments import BUILD
 from bench.peers.first_text import ask_first_text
 from bench.peers.footprint import ask_footprint
 from bench.peers.gaps import ask_gaps
+from bench.peers.lengths import ask_lengths
 from bench.peers.pages import write_pages
 from bench.peers.pairs import pair_plans
 from bench.peers.question import Answer, Question
@@ -60,6 +61,7 @@ JOBS = {
         dict.fromkeys(("bundled", "heavy", "heavy-60", "heavy-30"), OURS),
     ),
     "first": Job(ask_first_text, _TWO),
+    "lengths": Job(ask_lengths, dict.fromkeys(_TWO, ("ours", "mlx_lm"))),
     "gaps": Job(ask_gaps, _TWO, runs=3),
     "turns": Job(ask_turns, _TWO),
     "footprint": Job(ask_footprint, _TWO),

@@ -30,7 +30,7 @@ class ProductionTree:
         self._slice_tokens = limits.prefill_tokens_max
         self._ring_tokens = ring_tokens(shape.window, limits.draft_depth_max + 1)
         self._now = 0
-        self._tree = Tree(shape.window, limits.tree_nodes_max)
+        self._tree = Tree(shape.window, limits.nodes_max(budget_bytes))
 
     @property
     def held_bytes(self) -> int:

@@ -165,6 +165,13 @@ class LiveCaches:
         self.prefixes.drop(slot)
         self.vacate(slot)
 
+    def release_all(self) -> None:
+        """Free all slots, in whatever state a step that failed has left them."""
+        held = {slot for store in self.stores for slot in store.offsets}
+        for slot in {*held, *self.rows.places, *self.rings.places}:
+            self.release(slot)
+        self._settled = True
+
     def vacate(self, slot: int) -> None:
         """Give back a slot's pool rows once no layer holds anything in it."""
         if self.holds(slot):

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sapwood.cache.prefix.describe import NodeView, audit, view
@@ -119,6 +119,16 @@ class Tree:
     def edges(self, lease: Lease) -> list[tuple[int, int]]:
         """(end, live leases) of every edge of the path, root to leaf, the last up to lease.end."""
         return [(min(node.end, lease.end), node.leases) for node in trail(lease.node)]
+
+    def read_bytes(self, ends: Iterable[tuple[Lease, int]]) -> int:
+        """Full K/V of the edges that hold any of [0, end) of a leased path, each edge once."""
+        held = {
+            node.id: node.stored.full_bytes
+            for lease, end in ends
+            for node in trail(lease.node)
+            if node.start < end
+        }
+        return sum(held.values())
 
     @property
     def reshaped(self) -> int:

@@ -178,8 +178,11 @@ def status(arguments: argparse.Namespace) -> int:
     print(
         f"memory     {format_bytes(memory.budget_bytes)}: "
         f"weights {format_bytes(memory.weights_bytes)}, live {format_bytes(memory.live_bytes)}, "
+        f"segments {format_bytes(memory.segments_bytes)}, "
         f"snapshots {format_bytes(memory.snapshots_bytes)}, "
         f"workspace {format_bytes(memory.workspace_bytes)}, "
+        f"MLX's cache {format_bytes(memory.mlx_cache_bytes)}, "
+        f"other {format_bytes(memory.other_bytes)}, "
         f"free {format_bytes(memory.free_bytes)}"
     )
     print(

@@ -8,7 +8,8 @@
   device makes before they count as over: so nobody is told of room that is not there.
 - A step's tokens leave while the device has nothing to do: once the next step is handed over, the
   thread may stand before a full queue.
-- Fail-stop: an exception of core or device ends the thread with a fault that ends the process.
+- A step that the device had no memory for is lost, and all go on from what the tree has. Else it is
+  fail-stop: an exception of core or device ends the thread with a fault that ends the process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from sapwood.daemon.engine.account import MemoryUse
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.loaded import Loaded, StepCore
 from sapwood.daemon.engine.step_clock import StepClock
@@ -31,6 +33,7 @@ from sapwood.daemon.faults import described
 from sapwood.scheduler.events import Command, Effect
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.result import StepLost
 from sapwood.scheduler.stats import Stats
 
 _T = TypeVar("_T")
@@ -49,7 +52,7 @@ class Published:
 
     stats: Stats
     phases: Mapping[str, HistogramView]  # seconds, by phase of a step
-    active_bytes: int  # what the device held then
+    memory: MemoryUse
 
 
 class Listener(Protocol):
@@ -99,7 +102,6 @@ class Engine:
         self._ended = threading.Event()
         self._quiet_since: float | None = None
         self._published: Published | None = None
-        self._follow: Callable[[int], int] = lambda workspace_bytes: 0  # Loaded.follow
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -155,9 +157,9 @@ class Engine:
         steps, core = StepClock(), None
         try:
             loaded = self._load()
-            core, self._follow = loaded.core, loaded.follow
+            core = loaded.core
             try:
-                self._publish(loaded.core, steps)
+                self._publish(loaded, steps)
                 self._listener.loaded(loaded.card)
                 self._loop(loaded, steps)
             finally:
@@ -182,20 +184,26 @@ class Engine:
             plan = core.plan(clock())
             runner.make_copies(core.spare_bytes)
             steps.over("plan")
-            self._emit(core, steps)  # before the device's queue fills up
+            self._emit(loaded, steps)  # before the device's queue fills up
             steps.over("emit")
             if plan is None:
                 continue
             steps.planned(plan)
             device_s = runner.device_s
-            result = runner.wait(runner.submit(plan))
+            try:
+                result = runner.wait(runner.submit(plan))
+            except StepLost as lost:
+                _log.warning("a step is lost, all go on from what is stored: %s", lost)
+                core.lose(plan, clock())
+                self._quiet_since = clock()
+                continue
             steps.ran(runner.device_s - device_s)
             core.commit(plan, result, clock())
             runner.make_copies(core.spare_bytes)
             steps.over("commit")
             steps.finish()
             self._quiet_since = clock()
-        self._emit(core, steps)
+        self._emit(loaded, steps)
         core.close()
 
     def _commands(self, loaded: Loaded, steps: StepClock) -> Iterator[Command]:
@@ -204,7 +212,7 @@ class Engine:
         if idle:
             self._quiet_since = None
             # The last commit stored the reply and freed its slot: no step comes to tell of it.
-            self._publish(loaded.core, steps)
+            self._publish(loaded, steps)
         item = self._receive(self._limits.idle_s_max if idle else None)
         if idle and item is None and steps.unchecked:
             steps.unchecked = False
@@ -223,14 +231,14 @@ class Engine:
         except queue.Empty:
             return None
 
-    def _emit(self, core: StepCore, steps: StepClock) -> None:
-        self._publish(core, steps)
-        if effects := core.take_effects():
+    def _emit(self, loaded: Loaded, steps: StepClock) -> None:
+        self._publish(loaded, steps)
+        if effects := loaded.core.take_effects():
             self._listener.effects(effects)
 
-    def _publish(self, core: StepCore, steps: StepClock) -> None:
-        stats = core.stats()
-        self._published = Published(stats, steps.phases(), self._follow(stats.memory.workspace))
+    def _publish(self, loaded: Loaded, steps: StepClock) -> None:
+        stats = loaded.core.stats()
+        self._published = Published(stats, steps.phases(), loaded.memory(stats))
 
     def _refuse_asks(self) -> None:
         while (item := self._receive(None)) is not None:

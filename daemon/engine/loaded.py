@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sapwood.cache.prefix.describe import NodeView
+from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.scheduler.events import Command, Effect
 from sapwood.scheduler.plan import StepPlan
@@ -38,6 +39,9 @@ class StepCore(Protocol):
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """What the device answered to the last plan. Takes the result's payloads."""
 
+    def lose(self, plan: StepPlan, now: float) -> None:
+        """Instead of commit, where the runner raised StepLost. Raises DeviceExhausted."""
+
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order, each effect once."""
 
@@ -62,7 +66,10 @@ class StepRunner(Protocol):
         """Seconds so far that its calls stood in calls of the device; the rest is the host's."""
 
     def submit(self, plan: StepPlan) -> Any:
-        """Start a step without waiting for it; what comes back is for `wait` alone."""
+        """Start a step without waiting for it; what comes back is for `wait` alone.
+
+        Raises StepLost, as `wait` does, where the device has no memory for it.
+        """
 
     def wait(self, ticket: Any) -> StepResult:
         """Block until the step is done; its payloads are the caller's. Once for each ticket."""
@@ -86,12 +93,20 @@ class Loaded:
     runner: StepRunner
     describe_tree: Callable[[], Iterable[NodeView]]
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
-    # Tells the device of the bytes reserved for a step, and gives what it holds in all.
-    follow: Callable[[int], int] = lambda workspace_bytes: 0
+    # Tells the device of the bytes reserved for a step, and of those that nobody has; gives how
+    # many arrays hold, and how many are kept for reuse beside them.
+    follow: Callable[[int, int], tuple[int, int]] = lambda workspace_bytes, free_bytes: (0, 0)
+    other_bytes: int = 0  # of the budget, that the process takes beside arrays
 
-    def view_stats(self) -> Stats:
-        """The counts between two steps: for Engine.ask."""
-        return self.core.stats()
+    def view_account(self) -> tuple[Stats, MemoryUse]:
+        """The counts between two steps, and the budget by them: for Engine.ask."""
+        stats = self.core.stats()
+        return stats, self.memory(stats)
+
+    def memory(self, stats: Stats) -> MemoryUse:
+        """What the budget is used for, by these counts, which are of now."""
+        account = stats.memory
+        return memory_use(stats, *self.follow(account.workspace, account.free), self.other_bytes)
 
     def view_tree(self) -> TreeView:
         """Every node, without its tokens: for Engine.ask. O(nodes)."""

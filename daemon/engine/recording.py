@@ -155,6 +155,11 @@ class RecordedCore:
             captured=captured,
         )
 
+    def lose(self, plan: StepPlan, now: float) -> None:
+        """As StepCore says."""
+        self._write(now=now, lost=plan.number)
+        self._core.lose(plan, now)
+
     @property
     def spare_bytes(self) -> int:
         """As StepCore says."""

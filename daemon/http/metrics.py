@@ -29,6 +29,9 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
 
 PREFIX = "sapwood_"
+MEMORY_KINDS = (
+    "weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free",
+)  # fmt: skip
 
 
 def registry(engine: Engine, gate: Gate) -> CollectorRegistry:
@@ -154,11 +157,11 @@ def _tree(stats: Stats) -> Iterator[Metric]:
 
 
 def _memory(published: Published) -> Iterator[Metric]:
-    memory = published.stats.memory
+    memory = published.memory
     kinds = GaugeMetricFamily(
         f"{PREFIX}memory_bytes", "What the budget is used for.", labels=["kind"]
     )
-    for kind in ("weights", "live", "snapshots", "workspace", "free"):
+    for kind in MEMORY_KINDS:
         kinds.add_metric([kind], getattr(memory, kind))
     yield kinds
     buffers = GaugeMetricFamily(
@@ -171,7 +174,7 @@ def _memory(published: Published) -> Iterator[Metric]:
     yield _gauge(
         "memory_unaccounted_bytes",
         "What the device holds more than is accounted for; below 0 where less than is reserved.",
-        published.active_bytes - (memory.budget - memory.free),
+        memory.unaccounted,
     )
 
 

@@ -23,6 +23,7 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.own_files import create_private, identity_of, remove_own
+from sapwood.daemon.process.host_memory import host_bytes, peak_resident_bytes
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_in, unit_of
 from sapwood.model import device
@@ -55,9 +56,11 @@ def load(config: Config) -> Loaded:
 
 def _load(config: Config) -> Loaded:
     target_dir, draft_dir = locate(config.model, config.draft)
+    process_bytes = peak_resident_bytes()  # while there are no arrays
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
-    loaded = put_together(config, pair, "" if draft_dir is None else draft_dir.path.name)
+    drafter = "" if draft_dir is None else draft_dir.path.name
+    loaded = put_together(config, pair, drafter, process_bytes)
     # Behind the budget, which is known to hold a request by now.
     constraints = loaded.card.constraints
     assert isinstance(constraints, ConstraintCompiler), "the daemon serves constraints"
@@ -84,24 +87,31 @@ def _new_record(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def put_together(config: Config, pair: Pair, drafter: str) -> Loaded:
-    """The core and the runner around a loaded pair. drafter: its directory's name, "" for none."""
+def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 0) -> Loaded:
+    """The core and the runner around a loaded pair. drafter: its directory's name, "" for none.
+
+    process_bytes: what the process took before the pair was loaded.
+    """
     limits = config.limits
     facts = model_facts(pair, limits.draft_depth_max)
     if config.draft_depth and not facts.has_drafter:
         raise UsageError("--draft-depth: no drafter is loaded")
-    ledger = _ledger(config, facts)
+    other = 0
+    if config.memory_bytes is None and device.shares_host_memory():
+        other = process_bytes + host_bytes(limits, facts.vocabulary)
+    budget = config.memory_bytes or device.memory_budget_bytes()
+    ledger = _ledger(max(0, budget - other), config, facts)
     # What a step frees it needs again in the next one: as much as a step's transient, no more.
     kept = facts.prefill_bytes(limits.prefill_tokens_max, facts.context_tokens_max)
     device.bound(ledger.budget_bytes, kept)
     if config.wire_memory:
         _wire(ledger.budget_bytes)
-    tree = Tree(facts.window_tokens, limits.tree_nodes_max)
+    tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
     core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
     follow = partial(device.follow, cache_bytes=kept)
-    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow)
+    return Loaded(card, core, runner, tree.describe, device.leave_thread, follow, other)
 
 
 def _wire(budget_bytes: int) -> None:
@@ -110,9 +120,8 @@ def _wire(budget_bytes: int) -> None:
     device.wire(budget_bytes)
 
 
-def _ledger(config: Config, facts: ModelFacts) -> Ledger:
+def _ledger(budget: int, config: Config, facts: ModelFacts) -> Ledger:
     """Raises StartError for a budget that would answer OUT_OF_MEMORY to everything."""
-    budget = config.memory_bytes or device.memory_budget_bytes()
     weights = facts.weights_bytes
     request = slots_bytes(facts, config.limits, [DEMAND_MIN])
     if budget < weights + request:

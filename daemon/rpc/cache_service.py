@@ -30,8 +30,7 @@ class CacheService:
         self, _request: pb.GetCacheStatsRequest, _call: Call
     ) -> pb.GetCacheStatsResponse:
         self._gate.enter()
-        stats = await self._gate.ask(Loaded.view_stats)
-        memory = stats.memory
+        stats, memory = await self._gate.ask(Loaded.view_account)
         return pb.GetCacheStatsResponse(
             nodes=stats.tree_nodes,
             depth_tokens=stats.tree_depth_tokens,
@@ -46,8 +45,11 @@ class CacheService:
                 budget_bytes=memory.budget,
                 weights_bytes=memory.weights,
                 live_bytes=memory.live,
+                segments_bytes=memory.segments,
                 snapshots_bytes=memory.snapshots,
                 workspace_bytes=memory.workspace,
+                mlx_cache_bytes=memory.mlx_cache,
+                other_bytes=memory.other,
                 free_bytes=memory.free,
             ),
         )

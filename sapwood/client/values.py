@@ -237,6 +237,9 @@ class Memory:
     snapshots_bytes: int
     workspace_bytes: int
     free_bytes: int
+    segments_bytes: int
+    mlx_cache_bytes: int
+    other_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

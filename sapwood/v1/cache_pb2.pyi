@@ -112,6 +112,9 @@ class Memory(_message.Message):
     SNAPSHOTS_BYTES_FIELD_NUMBER: _builtins.int
     WORKSPACE_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    SEGMENTS_BYTES_FIELD_NUMBER: _builtins.int
+    MLX_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_BYTES_FIELD_NUMBER: _builtins.int
     budget_bytes: _builtins.int
     """What the daemon allows itself."""
     weights_bytes: _builtins.int
@@ -119,11 +122,19 @@ class Memory(_message.Message):
     live_bytes: _builtins.int
     """K/V of requests that run."""
     snapshots_bytes: _builtins.int
-    """K/V of the tree, with what the device may give for it beyond what is asked."""
+    """K/V of the tree that is in no segment, with what the device may give for the tree's beyond what
+    is asked.
+    """
     workspace_bytes: _builtins.int
     """Held for the transient arrays of a step."""
     free_bytes: _builtins.int
     """What is left."""
+    segments_bytes: _builtins.int
+    """K/V of the tree that running requests read where it lies."""
+    mlx_cache_bytes: _builtins.int
+    """What the array library keeps of freed memory; it gives way to whatever needs room."""
+    other_bytes: _builtins.int
+    """What the process takes beside arrays. 0 where the budget was given, which is then for arrays."""
     def __init__(
         self,
         *,
@@ -133,10 +144,13 @@ class Memory(_message.Message):
         snapshots_bytes: _builtins.int = ...,
         workspace_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        segments_bytes: _builtins.int = ...,
+        mlx_cache_bytes: _builtins.int = ...,
+        other_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "snapshots_bytes", b"snapshots_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_bytes", b"budget_bytes", "free_bytes", b"free_bytes", "live_bytes", b"live_bytes", "mlx_cache_bytes", b"mlx_cache_bytes", "other_bytes", b"other_bytes", "segments_bytes", b"segments_bytes", "snapshots_bytes", b"snapshots_bytes", "weights_bytes", b"weights_bytes", "workspace_bytes", b"workspace_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,6 +21,7 @@ from collections import abc
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.captures import lose_slots, store_captures
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.planner import PlannedStep, Planner
@@ -47,7 +48,7 @@ from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.policy.shares import retry_after_s
 from sapwood.scheduler.reasons import Reason
-from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
+from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.stats import Stats
 
 _SHUTTING_DOWN = "the daemon is shutting down"
@@ -84,6 +85,7 @@ class Core:
         self._effects: list[Effect] = []
         self._planned: PlannedStep | None = None
         self._steps = 0
+        self._lost = 0  # of the newest steps
         self._draining = False
 
     # What the engine asks.
@@ -136,12 +138,10 @@ class Core:
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """Take in what the device answered to `plan`. Takes the result's payloads."""
-        planned = self._planned
-        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
-        self._planned = None
-        # Promises end before anything is inserted, or the ledger would count a capture twice; that
-        # is in here, so slices come after it.
-        self._store_captures(planned, result)
+        planned = self._take_planned(plan)
+        self._lost = 0
+        # Ends all promises, so slices come after it.
+        store_captures(planned, result, self._roster, self._memory)
         self._count_step(planned, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
@@ -150,12 +150,24 @@ class Core:
         for sequence, piece, prefilled in slices:
             self._commit_slice(sequence, piece, prefilled, now)
 
+    def lose(self, plan: StepPlan, now: float) -> None:
+        """The device had no memory for `plan` and dropped all slots: who lives is parked.
+
+        Raises DeviceExhausted where limits.lost_steps_max have been lost in a row.
+        """
+        planned = self._take_planned(plan)
+        self._lost += 1
+        if self._lost > self._limits.lost_steps_max:
+            raise DeviceExhausted(f"{self._lost} steps in a row")
+        self._meters.count_restored(planned.found_tokens)
+        parked = lose_slots(planned, self._roster, self._memory, now)
+        self._meters.parks += planned.parked + parked
+
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
-        memory = self._memory
-        return self._meters.publish(
-            self._steps, self._roster.counts, self._tree, memory.bytes, memory.buffers
-        )
+        memory, roster = self._memory, self._roster
+        held = memory.bytes, memory.segments_bytes(roster.live.values()), memory.buffers
+        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
 
     def check(self) -> None:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""
@@ -223,9 +235,8 @@ class Core:
         queued = self._roster.waiting.queued
         for sequence in [s for s in queued if now >= s.queue_expires_at]:
             message = f"no place was free for {self._limits.queue_s_max:g} s"
-            self._fail(
-                sequence, now, Outcome.REJECTED, Reason.QUEUE_FULL, message, self._retry_after()
-            )
+            refused, retry_s = (Outcome.REJECTED, Reason.QUEUE_FULL), self._retry_after()
+            self._fail(sequence, now, *refused, message, retry_s)
 
     def _fail(
         self,
@@ -240,29 +251,20 @@ class Core:
         self._meters.count_end(outcome, reason)
         self._effects.append(Failed(sequence.id, reason, message, retry_after_s))
 
-    def _break(self, sequence: Sequence, now: float, why: str) -> None:
-        """Its constraint cannot be kept: what this step drew for it counts nowhere."""
-        self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, why)
-
     def _retry_after(self) -> float:
         """From what requests take with a slot: their wait is what is reckoned here."""
         meters, limits = self._meters, self._limits
         duration = meters.request_prefill.view().mean + meters.request_decode.view().mean
-        return retry_after_s(
-            len(self._roster.waiting), limits.slots_max, duration, limits.queue_s_max
-        )
+        waiting = len(self._roster.waiting)
+        return retry_after_s(waiting, limits.slots_max, duration, limits.queue_s_max)
 
     # Results.
 
-    def _store_captures(self, planned: PlannedStep, result: StepResult) -> None:
-        """What ended sequences left; whoever asks for it next finds it in the next plan."""
-        step = planned.plan.number
-        self._memory.end_promises()
-        for sequence, payload in zip(planned.captured, result.captured, strict=True):
-            if payload is not None:
-                self._memory.insert(sequence, payload, step, turn_end=True)
-            self._memory.forget(sequence, step)
-        self._roster.storing.clear()
+    def _take_planned(self, plan: StepPlan) -> PlannedStep:
+        planned = self._planned
+        assert planned is not None and planned.plan is plan, f"step {plan.number} was not planned"
+        self._planned = None
+        return planned
 
     def _count_step(self, planned: PlannedStep, seconds: float) -> None:
         """What the step was made of, and what the policy learns from it."""
@@ -276,7 +278,7 @@ class Core:
     ) -> None:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
         if decoded.failure:
-            self._break(sequence, now, decoded.failure)
+            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, decoded.failure)
             return
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
@@ -298,7 +300,7 @@ class Core:
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
         if prefilled.failure:
-            self._break(sequence, now, prefilled.failure)
+            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, prefilled.failure)
         elif token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:
@@ -333,10 +335,9 @@ class Core:
         """The step's one Delta of a sequence, and its end where the reply ended."""
         wanted = len(tokens) if sequence.request.top_logprobs else 0
         assert len(logprobs) == wanted, f"{len(logprobs)} logprobs, {wanted} due: {sequence.tell()}"
-        reply = sequence.reply
+        reply, parts = sequence.reply, sequence.reply.parts
         sequence.emitted_at = now
         self._meters.generated_tokens += len(tokens)
-        parts = reply.parts
         text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
         self._effects.append(Delta(sequence.id, text, tokens, thinking, calls, logprobs))
         if reply.reason:

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
@@ -61,6 +63,10 @@ class DeviceMemory:
     def buffers(self) -> LedgerView:
         """The account of the device's buffers, whether it bounds them or not."""
         return self._buffers.view()
+
+    def segments_bytes(self, sequences: Iterable[Sequence]) -> int:
+        """Full K/V of the edges that slots of these hold by reference, each edge once."""
+        return self._tree.read_bytes((s.lease, s.base) for s in sequences if s.lease and s.base)
 
     def servable(self, request: Request) -> bool:
         """L5: whether it would fit were it alone."""
@@ -235,6 +241,12 @@ class DeviceMemory:
     def free_slot(self, sequence: Sequence) -> None:
         """The plan releases the sequence's slot."""
         self._slots.leave(sequence.id)
+
+    def lose_slots(self, step: int) -> None:
+        """The device lacked memory for a step, and dropped all slots; the tree makes room."""
+        self.end_promises()
+        self._slots.lose()
+        self._stored.shed(step)
 
     def forget(self, sequence: Sequence, step: int) -> None:
         """End the sequence's lease, if it has one. What it stored stays."""

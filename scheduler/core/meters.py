@@ -101,6 +101,7 @@ class Meters:
         sequences: SequenceCounts,
         tree: Tree,
         memory: LedgerView,
+        segments_bytes: int,
         buffers: LedgerView,
     ) -> Stats:
         """All counts of this moment, in one value that nobody changes any more."""
@@ -138,5 +139,6 @@ class Meters:
             tree_splits=tree.splits,
             tree_merges=tree.merges,
             memory=memory,
+            segments_bytes=segments_bytes,
             buffers=buffers,
         )

@@ -55,7 +55,7 @@ class PlannedStep:
 
     @property
     def shape(self) -> StepShape:
-        """What its cost follows from."""
+        """What its cost depends on."""
         plan, depths = self.plan, [row.depth for row in self.plan.decodes]
         return StepShape(
             rows=len(depths),

@@ -71,10 +71,10 @@ class Roster:
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
 
-    def park(self, sequence: Sequence, now: float) -> None:
+    def park(self, sequence: Sequence, now: float, why: str = "memory is short") -> None:
         """A plan takes the sequence's slot away, and releases it; it waits in its rank."""
         del self.live[sequence.id]
-        sequence.move(SequenceState.PARKED, now, "memory is short")
+        sequence.move(SequenceState.PARKED, now, why)
         heappush(self._free_slots, sequence.slot)
         sequence.park()
         self.waiting.put_back(sequence)

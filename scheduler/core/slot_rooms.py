@@ -152,6 +152,13 @@ class SlotRooms:
         self.packed = True
         self._follow()
 
+    def lose(self) -> None:
+        """The device has dropped all slots, and their pools."""
+        self._buffers.give_back("live", self._buffers.held("live"))
+        self._held, self._pools = {}, PoolRows({}, {})
+        self.begin()
+        self._follow()
+
     def check(self) -> None:
         """M1."""
         live, workspace = self._weights(self._held, self._pools)

@@ -69,6 +69,11 @@ class SnapshotRoom:
         self.follow()
         return wanted.bytes + kept <= ledger.free and wanted.buffers <= buffers.free
 
+    def shed(self, step: int) -> None:
+        """Evict half of what can go."""
+        self._tree.evict(self._tree.evictable().bytes // 2, step)
+        self.follow()
+
     def wanted(self, tokens: int, sliding_tokens: int) -> Room:
         """What a capture of `tokens` tokens takes, with sliding K/V of so many of them."""
         room = Room(self._facts.stored_bytes(tokens, sliding_tokens), KINDS_STORED)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from bench.replay.clairvoyant import Clairvoyant
-from bench.replay.freeing import FilledTree
+from bench.replay.filled import TREE_WORK, FilledTree, work_s
 from bench.replay.kinds import TRACE_KINDS
 from bench.replay.others import EdgeLRU, InfiniteCache, PromptCacheLRU, StrideLRU
 from bench.replay.ours import ProductionTree
@@ -188,7 +188,9 @@ def test_a_figure_is_what_is_left_of_the_best_others_gap() -> None:
     assert level.ratios == pytest.approx([100]), "no gap, nothing to divide by"
 
 
-def test_a_tree_is_full_again_after_each_pass() -> None:
+@pytest.mark.parametrize("work", TREE_WORK)
+def test_a_tree_has_its_size_again_after_each_pass(work: str) -> None:
     tree = FilledTree(200)
     assert tree.nodes in (200, 201), "a leaf that makes an inner node is two"
-    assert tree.free() > 0 and tree.nodes in (200, 201)
+    assert work_s(tree, work, 3) > 0
+    assert 200 <= tree.nodes <= 210

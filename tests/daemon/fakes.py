@@ -170,7 +170,7 @@ class FakeDevice:
         assert len(tokens) == piece.start, f"slot {piece.slot} holds {len(tokens)}: {piece}"
         tokens.extend(piece.tokens)
         payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
-        drawn = [self.next_token(tokens)] if piece.draws else []
+        drawn = [self.next_token(tokens)] if piece.draws and not piece.index else []
         logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
         return Prefilled(drawn[0] if drawn else None, payload, logprobs)
 
@@ -198,8 +198,8 @@ def make_loader(
     """Loads the real core over the fake device."""
 
     def load() -> Loaded:
-        tree = Tree(facts.window_tokens, limits.tree_nodes_max)
         ledger = Ledger(budget, facts.weights_bytes)
+        tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
         core = Core(facts, limits, tree, ledger, TOKEN_BYTES)
         card = ModelCard(
             name="fake",

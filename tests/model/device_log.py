@@ -1,6 +1,7 @@
 """A recording stand-in for MLX's evaluations: what is handed over and waited for, in order.
 
-Everything is evaluated all the same. Where `raising` names a call, it raises as a device would.
+Everything is evaluated all the same. Where `raising` names a call, it raises as a device would;
+with NO_MEMORY as its message only once.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import pytest
 
 START, WAIT, SYNCHRONIZE = "async_eval", "eval", "synchronize"
 MESSAGE = "[METAL] Command buffer execution failed: secret"
+NO_MEMORY = "[malloc] Unable to allocate 8 bytes."
 
 
 class DeviceLog(list[str]):
     """The calls of `mx`, by name, and whatever else a test appends."""
 
     raising = ""
+    message = MESSAGE
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()
@@ -35,7 +38,8 @@ class DeviceLog(list[str]):
         def recorded(*args: Any) -> None:
             self.append(name)
             if name == self.raising:
-                raise RuntimeError(MESSAGE)
+                self.raising = "" if self.message == NO_MEMORY else name
+                raise RuntimeError(self.message)
             call(*args)
 
         return recorded

@@ -110,14 +110,16 @@ def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(
         monkeypatch.setattr(mx, name, lambda n, name=name: told.append((name, n)))
     monkeypatch.setattr(mx, "device_info", lambda: METAL)
     device.bound(1000, 20)
-    assert device.follow(500, 20) == mx.get_active_memory()
-    assert told == [("set_cache_limit", 20)], "a CPU keeps what it kept"
+    assert device.follow(500, 0, 20) == (mx.get_active_memory(), mx.get_cache_memory())
+    assert told == [("set_cache_limit", 20)] * 2, "a CPU keeps what it kept"
+    device.follow(5, 7, 20)
+    assert told.pop() == ("set_cache_limit", 12), "and no more than nobody else has"
     assert not device.can_wire()
     told.clear()
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     device.bound(1000, 20)
-    for workspace_bytes in (500, 0):
-        device.follow(workspace_bytes, 20)
+    for workspace_bytes, free_bytes in ((500, 0), (0, 500), (30, 0)):
+        device.follow(workspace_bytes, free_bytes, 20)
     device.wire(1000)
     device.wire(100 << 30)
     assert told == [
@@ -125,6 +127,7 @@ def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(
         ("set_memory_limit", 1000),
         ("set_cache_limit", 500),
         ("set_cache_limit", 20),
+        ("set_cache_limit", 30),
         ("set_wired_limit", 1000),
         ("set_wired_limit", 72 << 30),
     ]

@@ -29,6 +29,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
+from sapwood.scheduler.result import StepLost
 from sapwood.scheduler.sampling import Sampling
 from tests.fakes import toy_logprobs
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
@@ -122,13 +123,15 @@ class House:
     ) -> None:
         self.facts = facts or toy_facts()
         self.limits = limits or Limits(slots_max=4, prefill_tokens_max=32)
-        self.tree = tree or Tree(self.facts.window_tokens, self.limits.tree_nodes_max)
         self.ledger = ledger or Ledger(budget_bytes, self.facts.weights_bytes)
+        nodes_max = self.limits.nodes_max(self.ledger.free)
+        self.tree = tree or Tree(self.facts.window_tokens, nodes_max)
         self.core = Core(self.facts, self.limits, self.tree, self.ledger, TOKEN_BYTES, depth)
         self.device = device or FakeDevice(self.facts, self.limits, quality)
         self.now = 1000.0
         self.streams: dict[int, Stream] = {}
         self.plans: list[StepPlan] = []
+        self.lost_steps = 0
         self.stimuli: list[tuple[str, float, object]] = []
         self._ids = itertools.count(1)
 
@@ -162,7 +165,11 @@ class House:
         if plan is None:
             return None
         self.plans.append(plan)
-        result = self.device.run(plan)
+        try:
+            result = self.device.run(plan)
+        except StepLost:
+            self._lose(plan)
+            return plan
         self.now += self.device.seconds(plan)
         self.stimuli.append(("commit", self.now, None))
         self.core.commit(plan, result, self.now)
@@ -170,11 +177,22 @@ class House:
         self.committed(plan)
         return plan
 
+    def _lose(self, plan: StepPlan) -> None:
+        self.now += self.device.seconds(plan)
+        self.stimuli.append(("lose", self.now, None))
+        self.core.lose(plan, self.now)
+        self.core.check()
+        self.lost_steps += 1
+        self.lost(plan)
+
     def planned(self, plan: StepPlan | None) -> None:
         """For who checks more: after each plan."""
 
     def committed(self, plan: StepPlan) -> None:
         """For who checks more: after each commit."""
+
+    def lost(self, plan: StepPlan) -> None:
+        """For who checks more: after each step that was lost."""
 
     def run(self, steps_max: int = 5000) -> None:
         """Until nothing is left to do."""

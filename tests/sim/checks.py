@@ -88,6 +88,11 @@ class RowChecks:
             row.processed = piece.end
             row.decoding = piece.draws
 
+    def lost(self) -> None:
+        """A step was lost, and all slots with it; the tree gave something up."""
+        self.rows.clear()
+        self._evictions = sum(self._tree.evictions.values())
+
     def _check_parked(self, left: list[Request], kept: dict[int, Row]) -> None:
         """L7: never the oldest while others live, and nobody more often than it may be."""
         waiting = self._core._roster.waiting

@@ -3,7 +3,8 @@
 - Rows lie where the device's own Placement puts them, and pools weigh what they do there, holes
   too: to the byte what the ledger says that slots have (M1). Payloads weigh what they hold, and
   stay within what is reserved. What is copied out of a slot fits beside all slots that there were.
-- Copies count as allocations: `Tracker.operations_until_failure` makes the Nth one fail.
+- Copies count as allocations: `Tracker.operations_until_failure` makes the Nth one fail. Within a
+  step all slots are gone then, and the step is lost.
 - A step takes what the scenario's cost shape says, times what slows it; a hitch comes by the step's
   number, so that the same scenario has the same times.
 """
@@ -19,8 +20,8 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Admit, Capture, PrefillSlice, StepPlan
-from sapwood.scheduler.result import Prefilled, StepResult
-from tests.fakes import Tracker
+from sapwood.scheduler.result import Prefilled, StepLost, StepResult
+from tests.fakes import OutOfDeviceMemory, Tracker
 from tests.scheduler.fake_device import FakeDevice
 from tests.sim.story import Config
 
@@ -34,13 +35,19 @@ class SimDevice(FakeDevice):
         tracker = Tracker(config.full_bytes, config.sliding_bytes, config.page_bytes)
         super().__init__(facts, limits, config.quality, tracker)
         self.slow = 1.0
+        self.heals = False  # whether it fails only once
+        self._made: list[Payload] = []  # by the step under way
         self._config = config
         self._ledger = ledger
-        self._rows = Placement(partial(row_tokens, tokens_min=facts.row_tokens_min))
-        self._rings = Placement(lambda _: 1)
+        self._rows, self._rings = self._no_rows()
 
     def run(self, plan: StepPlan) -> StepResult:
-        result = super().run(plan)
+        self._made.clear()
+        try:
+            result = super().run(plan)
+        except OutOfDeviceMemory:
+            self._lose()
+            raise StepLost from None
         self._move(plan)
         assert self.live_bytes == self._ledger.held("live"), (
             f"M1: slots of {self.live_bytes} bytes, {self._ledger.held('live')} reserved"
@@ -49,6 +56,25 @@ class SimDevice(FakeDevice):
         stored = self.tracker.bytes + self.tracker.buffers * self.facts.reuse_bytes
         assert stored <= held, f"M1: {stored} bytes stored, {held} reserved"
         return result
+
+    def forget(self, plan: StepPlan) -> None:
+        """The step is lost as it was when it was played first."""
+        self.steps = plan.number
+        self._made.clear()
+        self._lose()
+
+    def _lose(self) -> None:
+        """Slots, their rows and what the step made: all of it is gone."""
+        for payload in self._made:
+            payload.close()
+        self.slots.clear()
+        self._rows, self._rings = self._no_rows()
+        if self.heals:
+            self.tracker.operations_until_failure = None
+
+    def _no_rows(self) -> tuple[Placement, Placement]:
+        sized = partial(row_tokens, tokens_min=self.facts.row_tokens_min)
+        return Placement(sized), Placement(lambda _: 1)
 
     @property
     def live_bytes(self) -> int:
@@ -88,6 +114,7 @@ class SimDevice(FakeDevice):
     def _capture(self, capture: Capture) -> Payload:
         self.tracker.operate()
         payload = super()._capture(capture)
+        self._made.append(payload)
         ledger, reuse = self._ledger, self.facts.reuse_bytes
         held = self.live_bytes + self.tracker.bytes + self.tracker.buffers * reuse
         room = ledger.budget_bytes - ledger.weights_bytes
@@ -100,4 +127,7 @@ class SimDevice(FakeDevice):
 
     def _prefill(self, piece: PrefillSlice) -> Prefilled:
         self.tracker.operate()
-        return super()._prefill(piece)
+        prefilled = super()._prefill(piece)
+        if prefilled.payload is not None:
+            self._made.append(prefilled.payload)
+        return prefilled

@@ -115,7 +115,9 @@ class _Traffic:
             return Pause(at, name, random.randint(2, 60))
         if kind is Slow:
             return Slow(at, random.randint(1, 20), random.choice((3.0, 30.0)))
-        return Break(at, random.randint(0, 40)) if kind is Break else Stop(at)
+        if kind is Break:
+            return Break(at, random.randint(0, 40), random.random() < 0.7)
+        return Stop(at)
 
     def _name(self) -> int:
         self._names += 1

@@ -64,7 +64,7 @@ class Life(House):
             facts=facts,
             ledger=ledger,
             device=SimDevice(config, facts, limits, ledger),
-            tree=WatchedTree(facts.window_tokens, limits.tree_nodes_max),
+            tree=WatchedTree(facts.window_tokens, limits.nodes_max(ledger.free)),
         )
         self.config = config
         self.now = now
@@ -129,6 +129,13 @@ class Life(House):
         if plan.number % LOOK_STEPS == 0:
             self._trees.look(plan, ((s.request, s.tokens) for s in self.streams.values()))
 
+    def lost(self, plan: StepPlan) -> None:
+        """Called by step()."""
+        self._rows.lost()
+        assert not self.core._roster.live and not self.device.live_bytes, "somebody has a slot"
+        live = len(self.device.tracker.live)
+        assert live == self.tree.nodes, f"T7: {live} payloads live, {self.tree.nodes} in the tree"
+
     def finish(self) -> None:
         """M3, T7, R1 at the end of a life that nothing broke, and L5 for all of it."""
         self.close()
@@ -159,7 +166,11 @@ class Life(House):
                 assert bare(plan) == value, f"L8: {bare(plan)} is not {value}"
             else:
                 assert plan is not None
-                twin.core.commit(plan, twin.device.run(plan), now)
+                if kind == "lose":
+                    twin.device.forget(plan)
+                    twin.core.lose(plan, now)
+                else:
+                    twin.core.commit(plan, twin.device.run(plan), now)
 
     def steps_left_max(self) -> int:
         """L2: were all that is left done one after another, by the least that a step gives.

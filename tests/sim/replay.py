@@ -94,6 +94,9 @@ def replay(lines: Iterable[str]) -> int:
             if ours != theirs:
                 raise Differs(f"line {number}: planned {ours!r}\nrecorded {theirs!r}")
             plans += plan is not None
+        elif "lost" in line:
+            assert plan is not None and plan.number == line["lost"], f"line {number}: {plan}"
+            core.lose(plan, now)
         elif "decoded" in line:
             assert plan is not None, f"line {number}: a commit without a plan"
             core.commit(plan, _result(core, plan, line), now)
@@ -109,8 +112,8 @@ def _core(head: dict[str, Any]) -> Core:
         **head["facts"] | {"eos_token_ids": frozenset(head["facts"]["eos_token_ids"])}
     )
     limits = Limits(**head["limits"])
-    tree = Tree(facts.window_tokens, limits.tree_nodes_max)
     ledger = Ledger(head["budget_bytes"], facts.weights_bytes)
+    tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
     return Core(facts, limits, tree, ledger, [b""] * facts.vocabulary)
 
 

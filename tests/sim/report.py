@@ -24,6 +24,8 @@ EDGES = (
     ("PREFILL", "DECODE", "first token"),
     ("PREFILL", "PARKED", "memory is short"),
     ("DECODE", "PARKED", "memory is short"),
+    ("PREFILL", "PARKED", "the device had no memory"),
+    ("DECODE", "PARKED", "the device had no memory"),
     ("PARKED", "PREFILL", "resumed"),
     ("PREFILL", "DECODE", "as far as it was"),
     *(("PARKED", "DONE", why) for why in ENDS),
@@ -34,7 +36,7 @@ EDGES = (
 RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
     "allocation", "cancelled", "crowded", "deadline_exceeded", "drain", "draining", "evicted",
-    "internal", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
+    "internal", "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
     "slow_reader", "thinned",
 )  # fmt: skip
 

@@ -186,7 +186,8 @@ def moved(before: Counters, after: Counters) -> Counter[str]:
 async def settled(address: str) -> None:
     """Nothing runs, and every byte is somewhere: the ledger's sum is its budget."""
     memory = (await at_rest(address)).memory
-    held = memory.weights_bytes + memory.snapshots_bytes + memory.free_bytes
+    held = memory.weights_bytes + memory.snapshots_bytes + memory.other_bytes
+    held += memory.free_bytes + memory.mlx_cache_bytes
     assert held == memory.budget_bytes, f"M1: drift of {held - memory.budget_bytes} bytes"
 
 

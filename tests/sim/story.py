@@ -111,9 +111,13 @@ class Slow(Action):
 
 @dataclass(frozen=True, slots=True)
 class Break(Action):
-    """The allocation number `after` from here on fails: the daemon dies and comes again."""
+    """The allocation number `after` from here on fails, and all behind it, or only this one: once.
+
+    Within a step the step is lost; elsewhere, or lost too often, the daemon dies and comes again.
+    """
 
     after: int
+    once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,11 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CORE}.memory.Ledger", lambda _, weights: Ledger(1 << 62, weights))
 
 
+def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
+    """What slots took stays reserved when the device has dropped them."""
+    patch.setattr(f"{CORE}.slot_rooms.SlotRooms.lose", lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("off", "found"),
     [
@@ -175,6 +180,7 @@ def no_bound_of_buffers(patch: pytest.MonkeyPatch) -> None:
         (no_parking, "S8"),
         (no_room_for_cuts, "OutOfMemory"),
         (no_bound_of_buffers, "M1: [0-9]+ buffers"),
+        (no_end_of_lost_slots, "slots reserved"),
     ],
 )
 def test_without_a_safeguard_it_fails(

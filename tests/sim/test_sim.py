@@ -67,19 +67,24 @@ def test_what_once_failed(file: Path) -> None:
 CROWD = tuple(Ask(n // 3, n, (("pool", n % 2, 20 + n),), 12, store_reply=True) for n in range(14))
 
 
-def test_any_allocation_may_fail() -> None:
-    """M2: the daemon dies with its tree in order, every stream ends once, the next one serves.
+@pytest.mark.parametrize("once", [False, True])
+def test_any_allocation_may_fail(once: bool) -> None:
+    """M2: steps are lost, or the daemon dies with its tree in order; every stream ends once.
 
-    The first, the second, the third, until there is none left to fail.
+    The first, the second, the third, until there is none left to fail. What fails once within a
+    step ends nobody.
     """
-    tight = Config(budget_bytes=3000, tree_nodes_max=6)
+    tight, steps = Config(budget_bytes=3000, tree_nodes_max=6), 0
     for after in range(1000):
-        crowd = Scenario(tight, (Break(0, after), *CROWD, Ask(60, 99, (("pool", 0, 30),))))
+        failing = Break(0, after, once)
+        crowd = Scenario(tight, (failing, *CROWD, Ask(60, 99, (("pool", 0, 30),))))
         seen, violation = play(crowd)
         assert violation is None, violation
-        if not seen.pairs["allocation", "allocation"]:
+        lost = seen.pairs["lost step", "lost step"]
+        if not (lost or seen.pairs["allocation", "allocation"]):
             break
-    assert after > 40
+        steps += bool(lost) and not seen.pairs["allocation", "allocation"]
+    assert after > 40 and bool(steps) == once
 
 
 def test_a_scenario_survives_as_text() -> None:

@@ -1,7 +1,8 @@
 """Plays a scenario on the production core: safety after every step, then all must come to rest.
 
 - One loop, no threads, no clock but a number: a scenario gives the same run on every machine.
-- A daemon that dies (an allocation failed) or is drained comes again, empty; clients stay.
+- A daemon that dies (an allocation failed, within a step too often) or is drained comes again,
+  empty; clients stay.
 - After the last action everything heals: readers read, the device is quick, nothing breaks. From
   there on the work that is left bounds the steps that may pass (L2).
 """
@@ -16,6 +17,7 @@ from itertools import pairwise
 
 from sapwood.scheduler.events import Failed
 from sapwood.scheduler.outcomes import CancelReason
+from sapwood.scheduler.result import DeviceExhausted
 from tests.fakes import OutOfDeviceMemory
 from tests.scheduler.fake_device import mix
 from tests.scheduler.house import Stream
@@ -77,8 +79,9 @@ class World:
             case Slow(at, ticks, factor):
                 self._fault("slow device")
                 self._slow_until, self.life.device.slow = at + ticks, factor
-            case Break(_, after):
+            case Break(_, after, once):
                 self.life.device.tracker.operations_until_failure = after
+                self.life.device.heals = once
             case Stop():
                 self._fault("drain")
                 self.life.drain()
@@ -135,7 +138,7 @@ class World:
         """The daemon dies of a failed allocation, and the next one begins."""
         try:
             yield
-        except OutOfDeviceMemory:
+        except (OutOfDeviceMemory, DeviceExhausted):
             self._fault("allocation")
             self.life.die()
             self._reopen()
@@ -170,6 +173,7 @@ class World:
         stats = self.life.core.stats()
         counts: dict[str, int] = {cause: n for cause, n in stats.tree_evictions.items()}
         counts["parked depth"], counts["parked"] = stats.parked_rows, stats.parks
+        counts["lost step"] = self.life.lost_steps
         for stream in self.life.streams.values():
             if isinstance(stream.end, Failed):
                 reason = stream.end.reason.name.lower()

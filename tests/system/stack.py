@@ -34,7 +34,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
-from sapwood.scheduler.result import TokenLogprobs
+from sapwood.scheduler.result import StepLost, TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
 from tests.system.oracle import Oracle, Verdict, check_usage, end_of
 
@@ -113,8 +113,8 @@ class Stack:
             control_tokens=ControlTokens(),
             row_tokens_min=row_tokens_min,
         )
-        self.tree = Tree(self.facts.window_tokens, limits.tree_nodes_max)
         self.ledger = Ledger(budget_bytes, self.facts.weights_bytes)
+        self.tree = Tree(self.facts.window_tokens, limits.nodes_max(self.ledger.free))
         depth_max = limits.draft_depth_max if self.facts.has_drafter else 0
         self.core = Core(
             self.facts,
@@ -156,9 +156,13 @@ class Stack:
         if plan is None:
             self._deliver()
             return None
-        ticket = self.runner.submit(plan)
-        self._deliver()
-        result = self.runner.wait(ticket)
+        try:
+            ticket = self.runner.submit(plan)
+            self._deliver()
+            result = self.runner.wait(ticket)
+        except StepLost:
+            self._lose(plan)
+            return plan
         # Steps that grow little with their tokens, so that drafts pay; tests know no other time.
         self.now += 0.02 + 0.0005 * plan.tokens
         self.core.commit(plan, result, self.now)
@@ -166,6 +170,13 @@ class Stack:
         if self._check_steps:
             self.check_step()
         return plan
+
+    def _lose(self, plan: StepPlan) -> None:
+        assert not self.runner.caches.arrays, "live K/V of nobody"
+        self.now += 0.02
+        self.core.lose(plan, self.now)
+        self.core.check()
+        self._deliver()
 
     def run(self, steps_max: int = 10_000) -> None:
         """Until nothing is left to do."""

@@ -242,7 +242,8 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: DaemonPro
     # Beside it what MLX may give beyond what is asked, for each of two buffers a node.
     reused = 2 * stats.nodes * device.reuse_bytes()
     assert 0 < stored <= memory.snapshots_bytes <= stored + reused
-    held = memory.weights_bytes + memory.snapshots_bytes + memory.free_bytes
+    held = memory.weights_bytes + memory.snapshots_bytes + memory.other_bytes
+    held += memory.free_bytes + memory.mlx_cache_bytes
     assert held == memory.budget_bytes
 
 

@@ -21,7 +21,8 @@ from sapwood.scheduler.events import Delta, Effect, Finished
 from sapwood.scheduler.plan import StepPlan
 from tests.daemon.conftest import collect, config_for, prompt_of, reason_of, running
 from tests.daemon.engine.house import EngineHouse, WatchedRunner, load_watched
-from tests.model.device_log import MESSAGE, START, SYNCHRONIZE, WAIT
+from tests.model.device_log import MESSAGE, NO_MEMORY, START, SYNCHRONIZE, WAIT
+from tests.sim.replay import replay
 
 VOCABULARY = 1024  # of the reference pair
 FIRST, LATE, PROMPT = 1, 2, 3  # requests: ends early, goes on, comes when the first has ended
@@ -166,6 +167,34 @@ def test_d3_a_call_that_raises(
     assert house.fault.message == "the engine failed with RuntimeError"
     assert scene.nothing_got_out()
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("call", "late"),
+    [(START, False), (WAIT, False), (WAIT, True), (SYNCHRONIZE, True)],
+    ids=["start", "wait for a capture", "wait for the step", "synchronize"],
+)
+def test_a_step_without_memory_is_lost_and_all_go_on(
+    call: str, late: bool, house: EngineHouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of the step got out, every reply is whole, and the recording plays again."""
+
+    def fail(ticket: Ticket) -> None:
+        house.log.raising = call
+
+    house.log.message = NO_MEMORY
+    scene = Scene(house)
+    scene.play(fail if late else nothing, "" if late else call)
+    assert house.fault is None
+    assert "a step is lost" in caplog.text
+    ends = {e.id: e.reason for e in house.effects if isinstance(e, Finished)}
+    assert ends == dict.fromkeys((FIRST, LATE, PROMPT), "length")
+    told = [e.token_ids for e in house.effects if isinstance(e, Delta) and e.id != FIRST]
+    assert sum(map(len, told)) == 2 * 40
+    (lost,) = house.lines("lost")
+    assert scene.plan is not None and lost["lost"] == scene.plan.number
+    with house.record.open() as lines:
+        assert replay(lines) == len(house.results) + 1
 
 
 def test_d3_an_error_that_eval_does_not_tell(

@@ -9,6 +9,7 @@ import pytest
 from bench.soak import Series
 from sapwood.daemon.demo.scrape import parse_metrics
 from sapwood.daemon.engine.loaded import Loaded
+from sapwood.daemon.http.metrics import MEMORY_KINDS
 from sapwood.scheduler.limits import Limits
 from tests.daemon.conftest import collect, prompt_of, running, stats, until
 from tests.daemon.fakes import FACTS, FakeDevice, make_loader
@@ -20,19 +21,26 @@ pytestmark = pytest.mark.anyio
 async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
     """And at every step the device hears how much is reserved for it."""
     told: list[int] = []
+    frees: list[int] = []
 
-    def follow(workspace_bytes: int) -> int:
+    def follow(workspace_bytes: int, free_bytes: int) -> tuple[int, int]:
         told.append(workspace_bytes)
-        return 123_456
+        frees.append(free_bytes)
+        return 123_456, 789
 
     def load() -> Loaded:
-        return replace(make_loader(FakeDevice(), Limits())(), follow=follow)
+        return replace(make_loader(FakeDevice(), Limits())(), follow=follow, other_bytes=1000)
 
     async with running(load=load) as run:
         await collect(run.generation.Generate(prompt_of(*range(5, 45), max_tokens=30)))
         await until(lambda: stats(run).memory.live == 0)
         measured = values(await scrape(run))
-    ledger = measured["sapwood_memory_budget_bytes"] - measured["sapwood_memory_bytes{free}"]
+    kinds = {kind: measured[f"sapwood_memory_bytes{{{kind}}}"] for kind in MEMORY_KINDS}
+    assert sum(kinds.values()) == measured["sapwood_memory_budget_bytes"]
+    assert (kinds["mlx_cache"], kinds["other"]) == (789, 1000)
+    free = kinds["free"] + 789
+    assert free in frees
+    ledger = measured["sapwood_memory_budget_bytes"] - 1000 - free
     assert measured["sapwood_memory_unaccounted_bytes"] == 123_456 - ledger
     assert told[0] == told[-1] == 0 < max(told)
 

@@ -75,7 +75,7 @@ LABELS = {
     "position": {str(n) for n in range(1, 9)},
     "tier": {"device", "disk"},
     "layer": {"full", "sliding"},
-    "kind": {"weights", "live", "snapshots", "workspace", "free"},
+    "kind": {"weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free"},
     "phase": {"plan", "emit", "build", "device", "commit"},
 }
 
@@ -282,8 +282,9 @@ async def test_cache_stats_tell_the_same_story() -> None:
     assert reply.hit_tokens + reply.miss_tokens == 110
     assert reply.nodes == measured["sapwood_tree_nodes"] > 0
     memory = reply.memory
-    parts = (memory.weights_bytes, memory.live_bytes, memory.snapshots_bytes)
-    assert sum(parts) + memory.workspace_bytes + memory.free_bytes == memory.budget_bytes
+    assert sum(value for field, value in memory.ListFields() if field.number > 1) == (
+        memory.budget_bytes
+    )
     assert sum(stored.bytes for stored in reply.stored) == memory.snapshots_bytes
 
 

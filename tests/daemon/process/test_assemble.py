@@ -154,6 +154,30 @@ async def test_the_smallest_budget_that_starts_serves_a_request() -> None:
     assert await daemon.stop() == 0
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_derived_budget_holds_what_the_process_takes_where_memory_is_shared(
+    shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A given one is for arrays alone."""
+    monkeypatch.setattr(device, "shares_host_memory", lambda: shared)
+    monkeypatch.setattr(device, "memory_budget_bytes", lambda: 4 << 30)
+    for settings, other in (({}, shared), ({"memory": "4GiB"}, False)):
+        loaded = loading(**settings)()
+        stats, memory = loaded.view_account()
+        loaded.runner.close()
+        assert memory.budget == 4 << 30
+        assert memory.budget - stats.memory.budget == memory.other
+        assert bool(memory.other) == other
+
+
+def test_a_derived_budget_that_the_process_alone_exceeds_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "memory_budget_bytes", lambda: 50 << 20)
+    with pytest.raises(StartError, match="the budget is 0 B; expected at least"):
+        loading()()
+
+
 @pytest.mark.parametrize("folder", [".", "../e2b-tiny/", "e2b-tiny"])
 def test_a_model_is_named_after_its_folder(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """However it is reached: an empty name would be GetModel's answer."""
@@ -169,11 +193,11 @@ def test_a_device_is_bound_by_the_budget_and_follows_what_is_reserved(
 ) -> None:
     """M1: MLX may hold no more than the ledger does, nor keep for reuse what nobody reserved."""
     bound: list[tuple[int, int]] = []
-    followed: list[tuple[int, int]] = []
+    followed: list[tuple[int, int, int]] = []
 
-    def follow(workspace_bytes: int, cache_bytes: int) -> int:
-        followed.append((workspace_bytes, cache_bytes))
-        return 4711
+    def follow(workspace_bytes: int, free_bytes: int, cache_bytes: int) -> tuple[int, int]:
+        followed.append((workspace_bytes, free_bytes, cache_bytes))
+        return 4711, 12
 
     monkeypatch.setattr(device, "bound", lambda *limits: bound.append(limits))
     monkeypatch.setattr(device, "follow", follow)
@@ -182,8 +206,8 @@ def test_a_device_is_bound_by_the_budget_and_follows_what_is_reserved(
     facts, limits = loaded.card.facts, config.limits
     kept = facts.prefill_bytes(limits.prefill_tokens_max, facts.context_tokens_max)
     assert bound == [(1 << 30, kept)]
-    assert loaded.follow(12_345) == 4711
-    assert followed == [(12_345, kept)]
+    assert loaded.follow(12_345, 678) == (4711, 12)
+    assert followed == [(12_345, 678, kept)]
     loaded.runner.close()
 
 

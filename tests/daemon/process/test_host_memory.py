@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import resource
 import subprocess
 import sys
 from typing import cast
@@ -10,8 +11,10 @@ from typing import cast
 import pytest
 
 from sapwood.daemon.process import run
+from sapwood.daemon.process.host_memory import host_bytes, peak_resident_bytes
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.settings.config import Config
+from sapwood.scheduler.limits import Limits
 
 BLOCK_BYTES, ROUNDS = 12 << 20, 20
 # A thread that writes and frees a block, like a step on the engine thread.
@@ -65,3 +68,17 @@ async def test_it_is_kept_before_the_daemon_has_threads(monkeypatch: pytest.Monk
     with pytest.raises(InterruptedError):
         await run.serve(cast("Config", None), lambda: pytest.fail("nothing is loaded"))
     assert order == ["kept", "daemon"]
+
+
+@pytest.mark.parametrize(("system", "unit"), [("linux", 1024), ("darwin", 1)])
+def test_the_peak_of_a_process_is_told_in_bytes(
+    system: str, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    assert peak_resident_bytes() // unit == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def test_what_python_takes_follows_the_limits_and_the_vocabulary() -> None:
+    less, more = Limits(queued_max=1), Limits(queued_max=3)
+    assert host_bytes(more, 10) - host_bytes(less, 10) == 2 * less.mailbox_bytes_max
+    assert host_bytes(less, 11) > host_bytes(less, 10)

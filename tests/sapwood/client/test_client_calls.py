@@ -63,7 +63,8 @@ async def test_cache_stats(connect: Connect, daemon: FakeDaemon, address: str) -
     counts = {"nodes": 1, "depth_tokens": 2, "leased_bytes": 3, "splits": 4, "merges": 5}
     counts |= {"evictions": 6, "hit_tokens": 7, "miss_tokens": 8}
     memory = {"budget_bytes": 15, "weights_bytes": 1, "live_bytes": 2, "snapshots_bytes": 3}
-    memory |= {"workspace_bytes": 4, "free_bytes": 5}
+    memory |= {"workspace_bytes": 4, "free_bytes": 5, "segments_bytes": 6, "mlx_cache_bytes": 7}
+    memory |= {"other_bytes": 8}
     daemon.stats = cache_pb2.GetCacheStatsResponse(
         stored=STORED, memory=cache_pb2.Memory(**memory), **counts
     )

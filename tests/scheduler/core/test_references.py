@@ -48,8 +48,9 @@ def test_two_who_come_together_refer_to_what_they_share_and_reserve_the_rest() -
     assert plan is not None
     assert [(admit.target, admit.base) for admit in plan.admits] == [(30, 30), (30, 30)]
     assert house.ledger.view().live == 2 * FACTS.live_bytes(4 + 12)
+    assert house.core.stats().segments_bytes == 30 * FULL_BYTES, "once"
     house.run()
-    assert house.ledger.view().live == 0
+    assert house.ledger.view().live == house.core.stats().segments_bytes == 0
     house.close()
 
 
@@ -62,6 +63,7 @@ def test_alone_a_prefix_is_copied() -> None:
     assert plan is not None
     assert [(admit.target, admit.base) for admit in plan.admits] == [(30, 0)]
     assert house.ledger.view().live == FACTS.live_bytes(44)
+    assert house.core.stats().segments_bytes == 0
     house.run()
     house.close()
 
@@ -129,6 +131,7 @@ def test_who_refers_to_what_is_cut_is_told_where_it_lies() -> None:
     plan = step_until(house, lambda plan: plan.repoints)
     (repoint,) = (repoint for repoint in plan.repoints if not repoint.slot)
     assert [(p.start, p.end) for p in repoint.path][:2] == [(0, 50), (50, 60)]
+    assert house.core.stats().segments_bytes == 60 * FULL_BYTES, "of both"
     house.run()
     house.close()
 
