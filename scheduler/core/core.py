@@ -212,7 +212,7 @@ class Core(CoreState):
     ) -> None:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
         if decoded.failure:
-            self._break(sequence, now, decoded.failure)
+            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, decoded.failure)
             return
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
@@ -235,7 +235,7 @@ class Core(CoreState):
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
         if prefilled.failure:
-            self._break(sequence, now, prefilled.failure)
+            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, prefilled.failure)
         elif token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:
@@ -284,10 +284,9 @@ class Core(CoreState):
         """The step's one Delta of a sequence, and its end where the reply ended."""
         wanted = len(tokens) if sequence.request.top_logprobs else 0
         assert len(logprobs) == wanted, f"{len(logprobs)} logprobs, {wanted} due: {sequence.tell()}"
-        reply = sequence.reply
+        reply, parts = sequence.reply, sequence.reply.parts
         sequence.emitted_at = now
         self._meters.generated_tokens += len(tokens)
-        parts = reply.parts
         text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
         self._effects.append(Delta(sequence.id, text, tokens, thinking, calls, logprobs))
         if reply.reason:
