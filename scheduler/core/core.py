@@ -212,7 +212,7 @@ class Core(CoreState):
     ) -> None:
         assert decoded.drafted <= row.depth, f"{decoded} for {row}"
         if decoded.failure:
-            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, decoded.failure)
+            self._break(sequence, now, decoded.failure)
             return
         self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
         emitted = sequence.reply.push_round(decoded)
@@ -235,7 +235,7 @@ class Core(CoreState):
         sequence.evaluated = piece.end
         self._count_slice(sequence, piece.end)
         if prefilled.failure:
-            self._fail(sequence, now, Outcome.FAILED, Reason.BAD_CONSTRAINT, prefilled.failure)
+            self._break(sequence, now, prefilled.failure)
         elif token is not None:
             self._begin_reply(sequence, token, prefilled.logprobs, now)
         elif piece.draws:

@@ -88,11 +88,13 @@ def test_l4_by_weight() -> None:
 
 def test_l7_nobody_goes_for_others_as_often_as_memory_might_need() -> None:
     """Nor the oldest, however many come."""
-    house, many = house_of(4)
+    house = House(limits=replace(FOUR, yield_steps_min=1000))
+    many = [ask(house, n, 150, principal="many") for n in range(4)]
     rows = [sequence_of(house, stream) for stream in many]
-    for n in range(30):
-        ask(house, n, 1, principal="one")
-        stepped(house)
+    for n in range(24):
+        for _ in range(4):
+            stepped(house)
+        ask(house, 10 + n, 1, principal="one")
     house.run()
     parks = [row.forced for row in rows]
     assert parks[0] == 0 and 0 < max(parks) < FOUR.parks_max
