@@ -25,7 +25,7 @@ from tests.daemon.process.processes import ROOT, appeared, wait_for
 
 PACKAGES = ("smg", "smg_grpc_proto", "openai", "anthropic")
 MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-INSTALL = "uv pip install 'sapwood[gateway]' openai anthropic, or `make .venv`"
+INSTALL = "pip install smg==1.13.0 smg-grpc-proto==0.4.28 openai anthropic, or `make .venv`"
 pytestmark = pytest.mark.skipif(
     bool(MISSING), reason=f"{', '.join(MISSING)} not installed ({INSTALL})"
 )

@@ -204,6 +204,13 @@ def answers(address: str) -> bool:
     return True
 
 
+def runs(pid: int) -> bool:
+    """A zombie that nobody reaps does not."""
+    command = ["ps", "-o", "stat=", "-p", str(pid)]
+    found = subprocess.run(command, capture_output=True, check=False, text=True)
+    return found.stdout.strip()[:1] not in ("", "Z")
+
+
 def child_of(process: subprocess.Popen[str]) -> int:
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, check=True)
     (pid,) = found.stdout.split()
@@ -223,9 +230,11 @@ def test_it_ends_after_the_daemon_has_drained(folder: Path) -> None:
 @needs_protocol
 def test_it_ends_with_a_daemon_that_is_killed(folder: Path) -> None:
     with serving_http(folder) as (process, ready):
+        assert answers(ready["http"])
+        gateway = child_of(process)
         process.kill()
         process.communicate()
-        wait_for(lambda: not answers(ready["http"]))
+        wait_for(lambda: not runs(gateway))
 
 
 @needs_protocol
