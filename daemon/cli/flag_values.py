@@ -29,7 +29,7 @@ def interval(text: str) -> float:
 interval.__name__ = "number from 0.1 to 86400"  # argparse puts it into its message
 
 
-def seconds(text: str) -> float | None:
+def timeout_s(text: str) -> float | None:
     """As the client takes a timeout, so that one without end is one here, and NaN is none."""
     from sapwood.client import fields
 

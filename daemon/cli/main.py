@@ -18,7 +18,7 @@ from sapwood.daemon import entry
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.cli import operator_commands as operators
 from sapwood.daemon.cli import tokens
-from sapwood.daemon.cli.flag_values import interval, seconds, unsigned
+from sapwood.daemon.cli.flag_values import interval, timeout_s, unsigned
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import log_to_stderr
@@ -286,7 +286,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
     help = "with --json: each token's log probability and N alternatives"
     add("--top-logprobs", type=unsigned(32), metavar="N", help=help)
-    add("--timeout", type=seconds, metavar="SECONDS")
+    add("--timeout", type=timeout_s, metavar="SECONDS")
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -311,7 +311,7 @@ def _add_pin(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
     help = "how long to keep it, such as 90, 30m, 12h or 7d (default: until it is unpinned)"
     parser.add_argument("--ttl", type=parse_time, metavar="TIME", help=help)
-    parser.add_argument("--timeout", type=seconds, metavar="SECONDS")
+    parser.add_argument("--timeout", type=timeout_s, metavar="SECONDS")
 
 
 def _add_unpin(parser: argparse.ArgumentParser) -> None:
