@@ -128,6 +128,8 @@ class Admission:
             sampling=Sampling(),
             deadline=deadline,
             pin=PinTerms(secrets.token_hex(8), ttl_s),
+            principal=principal.name,
+            weight=principal.weight,
         )
 
     async def prefix_to_clear(self, request: cache_pb2.EvictPrefixRequest) -> Clear:
