@@ -62,7 +62,8 @@ class CoreState:
     def stats(self) -> Stats:
         """All counts of this moment; cheap enough for every step."""
         memory, roster = self._memory, self._roster
-        holders = ((s.lease, s.base) for s in roster.live.values() if s.lease and s.base)
+        live = roster.live.values()
+        holders = [(s.lease, s.demand.base) for s in live if s.lease and s.demand.base]
         held = memory.bytes, self._tree.read_bytes(holders), memory.buffers
         return self._meters.publish(self._steps, roster.counts, self._tree, *held)
 

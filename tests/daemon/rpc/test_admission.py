@@ -100,6 +100,8 @@ async def test_a_request_carries_what_was_asked_for() -> None:
         cache_bypass=True,
         store_reply=False,
         deadline=12.5,
+        principal=SOMEBODY.name,
+        weight=SOMEBODY.weight,
         priority=Priority.INTERACTIVE,
         early=True,
     )
