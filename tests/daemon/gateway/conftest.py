@@ -46,12 +46,13 @@ class Worker(NamedTuple):
 async def working(
     device: FakeDevice | None = None,
     limits: Limits = Limits(),  # noqa: B008 (frozen)
+    principals: dict[str, Any] | None = None,
     **loaded: Any,
 ) -> AsyncIterator[Worker]:
     """`running`, with the worker's protocol served on loopback."""
     from smg_grpc_proto import vllm_engine_pb2, vllm_engine_pb2_grpc
 
-    settings = {"gateway": "127.0.0.1:0"}
+    settings = {"gateway": "127.0.0.1:0", "principals": principals}
     async with (
         running(device, limits, settings=settings, **loaded) as run,
         grpc.aio.insecure_channel(str(run.daemon.gateway_address)) as channel,

@@ -132,11 +132,23 @@ async def test_the_load_comes_each_second_and_when_it_moves() -> None:
     assert samples == sorted(set(samples))
 
 
-async def test_another_contracts_requests_are_told_of_as_well() -> None:
-    async with working() as worker:
+async def test_what_others_of_its_pool_asked_is_told_of_as_well() -> None:
+    together = {"pool": "everybody"}
+    async with working(principals={"gateway": together, "local": together}) as worker:
         router = Router(worker)
         await _ask(worker.run)
         await router.until_it_knows(LONG)
+
+
+async def test_r9_nothing_is_told_of_what_another_principal_asked() -> None:
+    ours = tuple(reversed(LONG))
+    async with working() as worker:
+        router = Router(worker)
+        await _ask(worker.run)
+        await worker.ask(*ours, max_tokens=2)
+        await router.until_it_knows(ours)
+        theirs = [path for path in router.paths.values() if path == LONG[: len(path)]]
+        assert not theirs
 
 
 async def _ask(run: Running) -> None:

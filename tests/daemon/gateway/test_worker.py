@@ -108,9 +108,12 @@ async def test_abort_ends_the_stream_with_what_was_said_and_frees_the_row() -> N
     async with working(FakeDevice(gated=True)) as worker:
         call = worker.stub.Generate(worker.request(5, 6, max_tokens=500, id="gone"))
         other = worker.stub.Generate(worker.request(7, 8, max_tokens=9, id="stays"))
-        worker.run.device.step(3)
         responses = aiter(call)
-        first = await anext(responses)
+        coming = asyncio.ensure_future(anext(responses))
+        while not coming.done():  # steps may all be the other's, whose call may come first
+            worker.run.device.step()
+            await asyncio.sleep(0.01)
+        first = await coming
         await worker.stub.Abort(worker.pb.AbortRequest(request_ids=["gone", "nobody"]))
         rest = [one async for one in responses]
         worker.run.device.ungate()
