@@ -79,7 +79,6 @@ def test_sizes(text: Any, size: int) -> None:
         ({"gateway": "0.0.0.0:1"}, "gateway: '0.0.0.0:1' is not a loopback address"),
         ({"http": "unix:/x"}, "is not HOST:PORT"),
         ({"http_key_file": "/k"}, "for --http, which is not given"),
-        ({"tls_cert": "/c", "http": "127.0.0.1:1"}, "TLS needs --tls-key too"),
         ({"listen": ["example.org:1"]}, "not a loopback address"),
         ({"listen": ["[::]:1"]}, "not a loopback address"),
         ({"listen": ["127.0.0.1"]}, "neither unix:PATH nor HOST:PORT"),
