@@ -40,7 +40,7 @@ _A = TypeVar("_A", bound=Answered)
 
 
 class CacheService:
-    """Looks into and steers the prefix tree that all requests share."""
+    """Looks into and steers the prefix tree, all principals' parts of it."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
