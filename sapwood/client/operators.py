@@ -1,6 +1,7 @@
 """What operators ask of the prefix tree, for both clients: pins, and what is taken out of it.
 
-- A prompt is what it is for `generate`. A prefix serves every prompt of its principal's, or its pool's, that begins with it.
+- A prompt is what it is for `generate`. A prefix serves every prompt that begins with it, of the
+  principal that pins it and of its pool.
 - Conversations are cut into tokens with the beginning of a reply behind them; a pin bears with what
   parts from it in its last tokens, so the system message alone can be pinned.
 """
