@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
+import pytest
 from mlx_lm.generate import generate_step
 
 from sapwood.daemon.demo.script import CAST, SYSTEM
@@ -18,6 +19,9 @@ from tests.system.oracle import Oracle
 
 DEMO = "demo"
 ALL = (*NAMES, DEMO)
+# For what takes many seconds a pair: e2b-tiny and the bundled one are of one family.
+QUICK_TINY = (*NAMES, pytest.param(DEMO, marks=pytest.mark.long))
+QUICK_DEMO = (pytest.param("e2b-tiny", marks=pytest.mark.long), "a4b-tiny", DEMO)
 REPLY = 64  # tokens of a golden continuation
 
 

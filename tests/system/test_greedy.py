@@ -12,7 +12,7 @@ import pytest
 
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
-from tests.system.pairs import ALL, REPLY, mlx_lm_greedy, oracle, pair, prompts, replies
+from tests.system.pairs import ALL, QUICK_DEMO, REPLY, mlx_lm_greedy, oracle, pair, prompts, replies
 from tests.system.stack import GREEDY, Stack, Stream
 
 DEPTHS = (*range(9), None)
@@ -29,7 +29,7 @@ def test_the_references_are_what_mlx_lm_generates(name: str) -> None:
         assert not any(oracle(name).judge(prompt, reply, GREEDY).faults)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_DEMO)
 def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
     expected, drafted = replies(name)[LONG], 0
     for drafter in (True, False):
@@ -43,7 +43,7 @@ def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
     assert drafted > 0, "nothing was accepted: the comparison would be empty"
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_DEMO)
 def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     """Every prompt at every depth, 16 at a time with others that join, leave and are cut off."""
     random = Random(f"company {name}")

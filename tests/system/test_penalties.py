@@ -16,7 +16,7 @@ from sapwood.model.sampling.penalties import Tally
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling.markov import adjusted_logits
-from tests.system.pairs import ALL, oracle, pair, prompts
+from tests.system.pairs import ALL, QUICK_TINY, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack
 
 REPLY = 20
@@ -38,7 +38,7 @@ def plain_greedy(name: str, prompt: Sequence[int], sampling: Sampling) -> list[i
     return reply
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_TINY)
 def test_greedy_with_penalties_is_the_plain_loop_at_any_depth_cold_or_hit(name: str) -> None:
     """All together beside rows without penalties; then again, their prompts restored."""
     asked = [(prompts(name)[i], s) for i, s in zip((3, 0, 1, 3), SAMPLERS, strict=True)]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,12 +88,22 @@ async def test_it_is_started_labelled_in_the_log_and_ended(
 async def test_a_flood_of_lines_is_cut_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now = 100.0  # a clock that stands until the last line, however the others are read
+
+    async def lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+        nonlocal now
+        async for line in read_lines(stream):
+            now += 100.0 if line == "z" else 0.0
+            yield line
+
+    read_lines = smg_file._lines
     monkeypatch.setattr(smg_file, "_LINES_MAX", 3)
-    code = "import time; print('x\\n' * 9 + '\\x1b[31m' + 'y' * 9999); time.sleep(0.3); print('z')"
+    monkeypatch.setattr(smg_file, "_lines", lines)
+    monkeypatch.setattr(smg_file, "time", SimpleNamespace(monotonic=lambda: now))
+    code = "print('x\\n' * 9 + '\\x1b[31m' + 'y' * 9999); print('z')"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE
     )
-    monkeypatch.setattr(smg_file, "_LINES_S", 0.1)
     await smg_file._relay(process)
     await process.wait()
     assert caplog.messages == [*["smg: x"] * 3, "smg: (7 lines were dropped)", "smg: z"]
