@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import anyio
 import pytest
 
 from sapwood.daemon.cli.main import main
-from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.settings.principals import Role
 from sapwood.daemon.settings.tokens import read_tokens
-from sapwood.scheduler.limits import Limits
 from tests.daemon.certificates import Authority, Issued
+from tests.daemon.cli.conftest import serving
 from tests.daemon.conftest import config_for
-from tests.daemon.fakes import FakeDevice, make_loader
 from tests.daemon.tenants import Tokens
 
 
@@ -32,7 +28,7 @@ class Kept(NamedTuple):
 
 @pytest.fixture(scope="module")
 def kept() -> Iterator[Kept]:
-    """A daemon with TLS, tokens and client certificates, in a thread of its own."""
+    """A daemon with TLS, tokens and client certificates."""
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         folder = Path(name)
         ca, tokens = Authority(folder), Tokens(folder)
@@ -44,24 +40,8 @@ def kept() -> Iterator[Kept]:
             tls_client_ca=str(ca.path),
             tokens=str(tokens.path),
         )
-        addresses: list[str] = []
-        started, stop = threading.Event(), threading.Event()
-
-        async def serve() -> None:
-            daemon = Daemon(config, make_loader(FakeDevice(), Limits()))
-            await daemon.start()
-            await daemon.wait_loaded()
-            addresses.extend(map(str, daemon.grpc_addresses))
-            started.set()
-            await anyio.to_thread.run_sync(stop.wait)
-            await daemon.stop()
-
-        thread = threading.Thread(target=anyio.run, args=(serve,))
-        thread.start()
-        started.wait()
-        yield Kept(addresses[0], ca, ca.issue("client"), user, operator)
-        stop.set()
-        thread.join()
+        with serving(config) as address:
+            yield Kept(address, ca, ca.issue("client"), user, operator)
 
 
 def flags(kept: Kept, *more: str) -> list[str]:
