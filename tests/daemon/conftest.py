@@ -144,6 +144,13 @@ def details_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
     return found if status and any(d.Unpack(found) for d in status.details) else None
 
 
+async def error_of(call: Any) -> grpc.aio.AioRpcError:
+    """How a call ends that is refused: one answer, or a stream that is read until then."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (collect(call) if hasattr(call, "read") else call)
+    return caught.value
+
+
 async def until(holds: Callable[[], bool]) -> None:
     """Poll: what is waited for happens on the engine thread, which knows no events of the loop."""
     while not holds():  # noqa: ASYNC110

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
-import grpc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2
@@ -20,6 +19,7 @@ from tests.daemon.conftest import (
     Running,
     collect,
     details_of,
+    error_of,
     open_rpcs,
     prompt_of,
     reason_of,
@@ -59,12 +59,6 @@ async def cached(run: Running, *ids: int) -> int:
     return int(events[-1].finish.usage.cached_tokens)
 
 
-async def refused(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
-
-
 async def test_a_pin_is_made_listed_served_and_let_go(run: Running) -> None:
     pin = await pinned(run, *SYSTEM)
     assert pin.id and pin.tokens == len(SYSTEM) and not pin.HasField("expire_time")
@@ -100,7 +94,7 @@ async def test_a_pin_ends_with_its_time(run: Running) -> None:
         while (await listed(run)).pins:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         await until(lambda: stats(run).tree_pinned_bytes == 0)
-    error = await refused(run.cache.UnpinPrefix(pb.UnpinPrefixRequest(pin_id=pin.id)))
+    error = await error_of(run.cache.UnpinPrefix(pb.UnpinPrefixRequest(pin_id=pin.id)))
     assert reason_of(error) == ("NOT_FOUND", "PIN_NOT_FOUND")
 
 
@@ -156,7 +150,7 @@ BAD: dict[str, tuple[str, Any, tuple[str, str], str]] = {
 @pytest.mark.parametrize("name", BAD)
 async def test_what_is_wrong_is_refused_by_name(run: Running, name: str) -> None:
     method, request, reason, field = BAD[name]
-    error = await refused(getattr(run.cache, method)(request))
+    error = await error_of(getattr(run.cache, method)(request))
     assert reason_of(error) == reason
     (violation,) = details_of(error, error_details_pb2.BadRequest).field_violations
     assert violation.field == field
@@ -165,11 +159,11 @@ async def test_what_is_wrong_is_refused_by_name(run: Running, name: str) -> None
 
 async def test_too_many_pins_and_too_large_ones_are_refused_with_their_reasons() -> None:
     async with running(limits=Limits(pins_max=1), budget=6000) as run:
-        error = await refused(run.cache.PinPrefix(pin_of(*[5] * 1000)))
+        error = await error_of(run.cache.PinPrefix(pin_of(*[5] * 1000)))
         assert reason_of(error) == ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
         assert details_of(error, error_details_pb2.RetryInfo) is None
         await pinned(run, *range(5, 25))
-        error = await refused(run.cache.PinPrefix(pin_of(*range(6, 26))))
+        error = await error_of(run.cache.PinPrefix(pin_of(*range(6, 26))))
         assert reason_of(error) == ("RESOURCE_EXHAUSTED", "CLIENT_QUOTA")
         assert stats(run).rejected == dict.fromkeys(stats(run).rejected, 0), "no request was"
 
@@ -191,7 +185,7 @@ async def test_a_drain_ends_a_pin_under_way() -> None:
         await until(lambda: run.device.begun > 0)
         run.daemon.drain()
         stopping = asyncio.ensure_future(run.daemon.stop())
-        assert reason_of(await refused(call)) == ("UNAVAILABLE", "DRAINING")
+        assert reason_of(await error_of(call)) == ("UNAVAILABLE", "DRAINING")
         run.device.ungate()
         assert await stopping == 0
 

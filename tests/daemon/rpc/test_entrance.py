@@ -27,6 +27,7 @@ from tests.daemon.conftest import (
     Running,
     collect,
     details_of,
+    error_of,
     open_rpcs,
     prompt_of,
     reason_of,
@@ -45,12 +46,6 @@ BUSY = ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
 def rejected(run: Running) -> int:
     """Requests that the core has not seen."""
     return run.daemon._gate.turned_away[Outcome.REJECTED]
-
-
-async def error_of(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (collect(call) if hasattr(call, "read") else call)
-    return caught.value
 
 
 def is_busy(error: grpc.aio.AioRpcError) -> bool:

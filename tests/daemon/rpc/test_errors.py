@@ -22,6 +22,7 @@ from tests.daemon.conftest import (
     Running,
     collect,
     details_of,
+    error_of,
     open_rpcs,
     prompt_of,
     reason_of,
@@ -173,15 +174,9 @@ async def run() -> AsyncIterator[Running]:
         yield running_daemon
 
 
-async def refused(call: Any) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await collect(call)
-    return caught.value
-
-
 async def test_r4_bad_requests_get_their_reason_and_name_the_field(run: Running) -> None:
     for name, (request, reason, field) in BAD.items():
-        error = await refused(run.generation.Generate(request))
+        error = await error_of(run.generation.Generate(request))
         assert reason_of(error) == ("INVALID_ARGUMENT", reason), name
         violations = details_of(error, error_details_pb2.BadRequest).field_violations
         assert [violation.field for violation in violations] == [field], name
@@ -191,11 +186,11 @@ async def test_r4_bad_requests_get_their_reason_and_name_the_field(run: Running)
 
 async def test_what_is_not_built_is_refused_by_name(run: Running) -> None:
     for field, request in UNSUPPORTED.items():
-        error = await refused(run.generation.Generate(request))
+        error = await error_of(run.generation.Generate(request))
         assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED"), field
         assert field in (error.details() or "")
     with_tokens = cache_pb2.DescribeTreeRequest(include_tokens=True)
-    error = await refused(run.cache.DescribeTree(with_tokens))
+    error = await error_of(run.cache.DescribeTree(with_tokens))
     assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED")
 
 
@@ -225,21 +220,21 @@ async def test_values_at_their_limits_are_served(run: Running) -> None:
 
 
 async def test_context_too_long_says_how_long_and_the_limit(run: Running) -> None:
-    error = await refused(run.generation.Generate(prompt_of(*[5] * 5000)))
+    error = await error_of(run.generation.Generate(prompt_of(*[5] * 5000)))
     assert "5000" in (error.details() or "")
     assert str(CONTEXT) in (error.details() or "")
-    error = await refused(run.generation.Generate(pb.GenerateRequest(text="x" * 4999)))
+    error = await error_of(run.generation.Generate(pb.GenerateRequest(text="x" * 4999)))
     assert "5000" in (error.details() or "")
 
 
 async def test_r7_a_status_carries_no_exception_text(run: Running) -> None:
-    error = await refused(run.generation.Generate(pb.GenerateRequest(messages=said("assistant"))))
+    error = await error_of(run.generation.Generate(pb.GenerateRequest(messages=said("assistant"))))
     assert "secret" not in str(error.details()) + str(error.trailing_metadata())
 
 
 async def test_a_draft_without_a_drafter_is_no_drafter() -> None:
     async with running(facts=replace(FACTS, has_drafter=False)) as run:
-        error = await refused(run.generation.Generate(text_of(draft_tokens=1)))
+        error = await error_of(run.generation.Generate(text_of(draft_tokens=1)))
         assert reason_of(error) == ("FAILED_PRECONDITION", "NO_DRAFTER")
         ids, _, _ = await collect(run.generation.Generate(text_of(draft_tokens=0, max_tokens=2)))
         assert len(ids) == 2
@@ -262,7 +257,7 @@ async def test_a_full_queue_is_queue_full_with_a_time_to_retry() -> None:
 
 async def test_what_memory_can_never_hold_is_out_of_memory() -> None:
     async with running(budget=15_000) as run:
-        error = await refused(run.generation.Generate(prompt_of(*[5] * 4000, max_tokens=90)))
+        error = await error_of(run.generation.Generate(prompt_of(*[5] * 4000, max_tokens=90)))
         assert reason_of(error) == ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
         ids, _, _ = await collect(run.generation.Generate(prompt_of(5, max_tokens=5)))
         assert len(ids) == 5
@@ -289,7 +284,7 @@ async def test_r4_text_that_is_not_utf8_is_bad_request(run: Running) -> None:
     generate: grpc.aio.UnaryStreamMultiCallable[bytes, bytes]
     generate = run.channel.unary_stream(f"/{GENERATION.full_name}/Generate")
     call = generate(b"\x0a\x02\xff\xfe")
-    assert reason_of(await refused(call)) == ("INVALID_ARGUMENT", "BAD_REQUEST")
+    assert reason_of(await error_of(call)) == ("INVALID_ARGUMENT", "BAD_REQUEST")
 
 
 async def test_what_is_not_built_is_unimplemented(run: Running) -> None:
@@ -303,7 +298,7 @@ async def test_what_is_not_built_is_unimplemented(run: Running) -> None:
 
 async def test_an_oversized_message_is_grpcs_own_resource_exhausted(run: Running) -> None:
     request = pb.GenerateRequest(text="x" * LIMITS.request_bytes_max)
-    error = await refused(run.generation.Generate(request))
+    error = await error_of(run.generation.Generate(request))
     assert reason_of(error) == ("RESOURCE_EXHAUSTED", "")
 
 
