@@ -72,6 +72,11 @@ class Room(NamedTuple):
     bytes: int
     buffers: int = 0
 
+    @classmethod
+    def sum(cls, *rooms: Room) -> Room:
+        """All of them together."""
+        return cls(sum(room.bytes for room in rooms), sum(room.buffers for room in rooms))
+
 
 class Weight(NamedTuple):
     """Bytes and buffers of some nodes.

@@ -24,7 +24,7 @@ from smg_grpc_proto.generated import common_pb2 as common
 from sapwood.cache.prefix.describe import EdgeView
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.gateway.blocks import BLOCK, BlockChange, BlockIndex, TokenBlock, runs
-from sapwood.daemon.gateway.loads import Load, LoadMeter
+from sapwood.daemon.gateway.loads import LoadMeter
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.principals import root_key
@@ -52,9 +52,8 @@ class KvEvents:
     async def run(self) -> None:
         """Until the router goes, or a drain begins. Raises Refused."""
         await self._snapshot()
-        look: asyncio.Task[BlockChange] | None = (
-            None  # a step may keep it waiting, the load may not wait
-        )
+        # A task of its own: a step may keep it waiting, and the load may not wait.
+        look: asyncio.Task[BlockChange] | None = None
         try:
             while True:
                 self._gate.enter()
@@ -113,7 +112,7 @@ class KvEvents:
     async def _write(self, batch: Any, *, load_only: bool) -> None:
         stats, now = self._stats(), time.monotonic()
         self._samples += 1
-        load: Load = self._meter.read(stats, now)
+        load = self._meter.read(stats, now)
         batch.sequence_number, batch.timestamp = self._sequence, time.time()
         batch.load.CopyFrom(self._meter.record(load, self._samples, load_only))
         self._told, self._load_at = _counts(stats), now + LOAD_S

@@ -65,7 +65,7 @@ class Pins:
     @property
     def bytes_beside(self) -> int:
         """What a request may count on, were it alone, whatever becomes of pins under way."""
-        return self._bytes - _sum(self._stored.pins_max, *self._coming.values()).bytes
+        return self._bytes - Room.sum(self._stored.pins_max, *self._coming.values()).bytes
 
     def views(self, now: float) -> tuple[PinView, ...]:
         """Those whose time is not over, oldest first."""
@@ -80,7 +80,7 @@ class Pins:
             message = f"at most {self._limits.pins_max} prefixes are pinned at once"
             return PinRefusal(Reason.CLIENT_QUOTA, message)
         wanted = self._estimate(request)
-        kept = _sum(self._stored.pins_max, wanted, *self._coming.values())
+        kept = Room.sum(self._stored.pins_max, wanted, *self._coming.values())
         if not self._leaves_room(kept, (*accepted, request)):
             message = "the prefix would take more memory than there is for pins"
             return PinRefusal(Reason.OUT_OF_MEMORY, message)
@@ -110,7 +110,7 @@ class Pins:
             return None
         bound = self._bound(len(self._pins) + 1)
         others = [other for other in accepted if other is not request]
-        if not self._leaves_room(_sum(bound, *self._coming.values()), others):
+        if not self._leaves_room(Room.sum(bound, *self._coming.values()), others):
             self._stored.release(kept, step)
             return None
         self._stored.pins_max = bound
@@ -157,13 +157,15 @@ class Pins:
         """What its pin adds to what is kept: all that no other pin keeps of it."""
         fresh = self._tree.unpinned_tokens(request.root, request.prompt)
         wanted = self._stored.wanted(*fresh)
-        return _sum(wanted, self._stored.cuts(CUTS_SPARE))
+        return Room.sum(wanted, self._stored.cuts(CUTS_SPARE))
 
     def _bound(self, pins: int) -> Room:
         """Of what so many pins keep, as the tree is now and after some cuts."""
         if not pins:
             return Room(0)
-        return _sum(self._stored.charged(self._tree.pinned), self._stored.cuts(CUTS_SPARE * pins))
+        return Room.sum(
+            self._stored.charged(self._tree.pinned), self._stored.cuts(CUTS_SPARE * pins)
+        )
 
     def _leaves_room(self, kept: Room, accepted: Iterable[Request]) -> bool:
         share = self._limits.pins_share_max
@@ -181,7 +183,3 @@ def _over(pin: _Pin, now: float) -> bool:
 
 def _view(name: str, pin: _Pin) -> PinView:
     return PinView(name, pin.number, pin.lease.end, pin_bytes(pin.lease), pin.expires_at)
-
-
-def _sum(*rooms: Room) -> Room:
-    return Room(sum(room.bytes for room in rooms), sum(room.buffers for room in rooms))

@@ -87,7 +87,7 @@ class SnapshotRoom:
         """Reserve what was made room for."""
         self._bytes.reserve("snapshots", wanted.bytes)
         self._buffers.reserve("snapshots", wanted.buffers)
-        self._promised = Room(*map(sum, zip(self._promised, wanted, strict=True)))
+        self._promised = Room.sum(self._promised, wanted)
 
     def end_promises(self) -> None:
         """The step is done: what it captured is inserted next, or was never made."""
