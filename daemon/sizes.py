@@ -1,4 +1,4 @@
-"""Sizes in bytes, and times, as people write and read them."""
+"""Sizes in bytes, times and plain numbers, as people write and read them."""
 
 from __future__ import annotations
 
@@ -64,3 +64,16 @@ def parse_time(text: str) -> float:
 
 
 parse_time.__name__ = "time like 90, 30m, 12h or 7d"  # argparse puts it into its message
+
+
+def unsigned(bits: int) -> Callable[[str], int]:
+    """Reads what the wire can carry; what the model allows is the daemon's to say."""
+
+    def parse(text: str) -> int:
+        value = int(text)
+        if not 0 <= value < 1 << bits:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"{bits}-bit number"  # argparse puts it into its message
+    return parse

@@ -67,10 +67,19 @@ EDGES: Mapping[str, set[str]] = {
         *("scheduler", "scheduler/core"),
     },
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
+    "daemon/chat": {"daemon", "sapwood"},
     "daemon/cli": {
-        *("daemon", "daemon/demo", "daemon/engine", "daemon/process", "daemon/settings"),
+        *(
+            "daemon",
+            "daemon/chat",
+            "daemon/demo",
+            "daemon/engine",
+            "daemon/process",
+            "daemon/settings",
+        ),
         *("model", "model/checkpoint", "model/convert"),
-        *("sapwood", "sapwood/client/credentials", "sapwood/client/fields"),
+        *("sapwood", "sapwood/client/address", "sapwood/client/credentials"),
+        "sapwood/client/fields",
     },
     "sapwood/__main__": {"daemon/cli", "daemon/entry"},
 }

@@ -1,7 +1,6 @@
 """The commands that talk to a running daemon, each over sapwood.Client.
 
 - They print to stdout what was asked for and nothing else; errors go up as SapwoodError.
-- Ctrl-C in `chat` cancels the reply, not the conversation.
 - None of them imports a model.
 """
 
@@ -9,25 +8,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
-
-from rich.console import Console
 
 from sapwood import (
     CacheStats,
     Client,
     Conversation,
     Delta,
-    Finish,
     GenerateOptions,
     Message,
     PermissionDenied,
-    Prompt,
     Reply,
 )
+from sapwood.client import address
 from sapwood.client.credentials import read_token
+from sapwood.daemon.chat.talk import Talk
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.sizes import format_bytes
 
@@ -49,6 +46,11 @@ def connect(arguments: argparse.Namespace) -> Client:
         raise UsageError(str(error)) from None
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from None
+
+
+def address_of(arguments: argparse.Namespace) -> str:
+    """Where `connect` looks, which takes it for an address."""
+    return str(address.resolve(arguments.connect, os.environ))
 
 
 def generate(arguments: argparse.Namespace) -> int:
@@ -126,60 +128,13 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
 
 
 def chat(arguments: argparse.Namespace) -> int:
-    """Talk until /quit or the end of input; the whole conversation goes along each time."""
-    console = Console(highlight=False)
-    history: list[Message] = []
-    options = sampling_options(arguments)
+    """Talk until `/bye` or the end of input."""
+    from sapwood.daemon.chat import run  # what draws and edits takes a while to import
+
+    options = {name: it for name, it in sampling_options(arguments).items() if it not in (None, ())}
+    talk = Talk(arguments.system or "", arguments.thinking, options=options)
     with connect(arguments) as client:
-        model = client.get_model()
-        console.print(f"{model.name}. /quit leaves, Ctrl-C stops a reply.", style="dim")
-        for line in _lines(console):
-            history.append(Message("user", line))
-            prompt = conversation(arguments, history)
-            history.append(Message("assistant", _reply(client, prompt, options, console)))
-    return 0
-
-
-def _lines(console: Console) -> Iterator[str]:
-    while True:
-        try:
-            line = console.input("[bold cyan]> [/]").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
-        if line == "/quit":
-            return
-        if line:
-            yield line
-
-
-def _reply(client: Client, prompt: Prompt, options: GenerateOptions, console: Console) -> str:
-    """Stream one reply; what was said of a cancelled one stays in the conversation.
-
-    What the model thinks is shown dim and not kept: a template drops it from past turns.
-    """
-    shown: list[str] = []
-    thinks = False
-    with client.generate(prompt, **options) as stream:
-        try:
-            for event in stream:
-                if isinstance(event, Delta):
-                    if event.thinking:
-                        thinks = True
-                        console.out(event.thinking, end="", highlight=False, style="dim")
-                    if event.text and thinks:
-                        thinks = False
-                        console.out()
-                    shown.append(event.text)
-                    console.out(event.text, end="", highlight=False)
-                elif isinstance(event, Finish):
-                    usage = event.usage
-                    note = f"{usage.completion_tokens} tokens, {usage.cached_tokens} cached"
-                    console.print(f"\n[dim]{note}[/]")
-        except KeyboardInterrupt:
-            stream.cancel()
-            console.print("\n[dim]cancelled[/]")
-    return "".join(shown)
+        return run.hold_chat(client, talk)
 
 
 def status(arguments: argparse.Namespace) -> int:

@@ -2,21 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-
-def unsigned(bits: int) -> Callable[[str], int]:
-    """What the wire can carry; what the model allows is the daemon's to say."""
-
-    def parse(text: str) -> int:
-        value = int(text)
-        if not 0 <= value < 1 << bits:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"{bits}-bit number"  # argparse puts it into its message
-    return parse
-
 
 def interval(text: str) -> float:
     """Seconds between two looks."""

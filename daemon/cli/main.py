@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
+from sapwood.daemon.advice import advised
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.cli import operator_commands as operators
 from sapwood.daemon.cli import tokens
-from sapwood.daemon.cli.flag_values import interval, timeout_s, unsigned
+from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
-from sapwood.daemon.sizes import parse_time
+from sapwood.daemon.sizes import parse_time, unsigned
 
 if TYPE_CHECKING:
     from sapwood.daemon.engine.loaded import Loaded
@@ -232,7 +233,10 @@ def _add_client(
 ) -> argparse.ArgumentParser:
     def interruptible(arguments: argparse.Namespace) -> int:
         entry.imported()
-        return run(arguments)
+        try:
+            return run(arguments)
+        except SapwoodError as error:
+            return _fail(advised(error, commands.address_of(arguments)), 1)
 
     parser.set_defaults(run=interruptible)
     parser.add_argument(

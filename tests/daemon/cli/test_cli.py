@@ -5,15 +5,10 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from sapwood import Conversation, Delta, Message
+from sapwood.daemon.chat.reply_view import PlainReply
 from sapwood.daemon.cli.main import main
 from sapwood.daemon.log import log_to_stderr
 from tests.chat import turns
@@ -68,10 +63,7 @@ def test_chat_keeps_the_conversation(
     first = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
     said += [("assistant", first), ("user", "more")]
     second = reply_text(ByteTokenizer().encode_messages(turns(*said)), 9)
-    out = capsys.readouterr().out
-    assert first in out
-    assert second in out
-    assert out.count("9 tokens") == 2
+    assert capsys.readouterr().out == f"{first}\n{second}\n"
 
 
 @pytest.mark.parametrize(
@@ -100,34 +92,17 @@ def test_raw_text_is_no_conversation(flags: list[str], capsys: pytest.CaptureFix
     assert "--raw is none" in capsys.readouterr().err
 
 
-def test_chat_shows_thinking_apart_and_does_not_send_it_back(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_chat_between_pipes_goes_on_behind_an_error_and_says_so_at_the_end(
+    address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent: list[Conversation] = []
-
-    class Talker:
-        def __init__(self, *_args: Any, **_options: Any) -> None: ...
-        def __enter__(self) -> Talker:
-            return self
-
-        def __exit__(self, *_args: Any) -> None: ...
-        def get_model(self) -> Any:
-            return SimpleNamespace(name="talker")
-
-        @contextmanager
-        def generate(self, prompt: Conversation, **_options: Any) -> Iterator[Iterator[Delta]]:
-            sent.append(Conversation(list(prompt.messages)))
-            yield iter([Delta("", (1,), "hm"), Delta("yes", (2,), " so"), Delta(" sir", (3,))])
-
-    monkeypatch.setattr("sapwood.daemon.cli.client_commands.Client", Talker)
-    monkeypatch.setattr("sys.stdin", io.StringIO("a\nb\n"))
-    assert main(["chat"]) == 0
-    assert capsys.readouterr().out.count("hm so\nyes sir") == 2
-    assert sent[1].messages == [
-        Message("user", "a"),
-        Message("assistant", "yes sir"),
-        Message("user", "b"),
-    ]
+    lines = '/set temperature -1\na\n/set temperature 0\n"""b\nc\n"""\n'
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    assert main(["chat", "--connect", address, "--max-tokens", "9"]) == 1
+    captured = capsys.readouterr()
+    prompt = ByteTokenizer().encode_messages(turns(("user", "b\nc")))
+    assert captured.out == reply_text(prompt, 9) + "\n"
+    assert "sapwood: BAD_SAMPLING: temperature must be finite" in captured.err
+    assert "cut after 9 tokens" in captured.err
 
 
 def test_status_and_tree(address: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,7 +144,8 @@ def test_text_that_is_not_utf8_is_2_with_one_line(
 
 def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--connect", "127.0.0.1:1"]) == 1
-    assert capsys.readouterr().err.startswith("sapwood: UNAVAILABLE: ")
+    said = "no daemon answers at 127.0.0.1:1; `sapwood serve` starts one, --connect names another"
+    assert capsys.readouterr().err == f"sapwood: UNAVAILABLE: {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -215,22 +191,17 @@ def test_values_that_cannot_be_used_are_2(
     assert err.count("\n") == 1
 
 
-def test_ctrl_c_cancels_the_reply_and_not_the_conversation(
+def test_ctrl_c_ends_a_chat_between_pipes(
     address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown: list[str] = []
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    def interrupted(console: Console, *texts: str, **_options: object) -> None:
-        shown.extend(texts)
-        if len(shown) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Console, "out", interrupted)
-    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nmore\n/quit\n"))
-    assert main(["chat", "--connect", address, "--max-tokens", "9"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("cancelled") == 1
-    assert out.count("9 tokens") == 1
+    monkeypatch.setattr(PlainReply, "show", interrupted)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nmore\n"))
+    assert main(["chat", "--connect", address, "--max-tokens", "9"]) == 130
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "sapwood: interrupted\n")
 
 
 def test_serve_shows_what_a_model_leaves_out_and_nobody_elses_chatter() -> None:
