@@ -40,6 +40,7 @@ TOOLS = {
     ),
     "promtool": Tool("apt-get install prometheus, or brew install prometheus", program="promtool"),
     "smg": Tool("pip install smg==1.13.0 (Linux on x86-64, macOS on arm64)", package="smg"),
+    "tmux": Tool("apt-get install tmux, or brew install tmux", program="tmux"),
 }
 _NOT_RUN = "needs "  # how the reason of such a skip begins
 

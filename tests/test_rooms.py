@@ -63,7 +63,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/process": {
         *("cache/prefix", "daemon", "daemon/engine", "daemon/gateway", "daemon/http", "daemon/rpc"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
-        "model/prompt/errors",
+        *("model/prompt/errors", "sapwood/client/address"),
         *("scheduler", "scheduler/core"),
     },
     "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},

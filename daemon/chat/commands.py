@@ -14,9 +14,10 @@ from typing import Any
 
 from sapwood.daemon.chat.chat import TALKS_MAX, HeldChat
 from sapwood.daemon.chat.saved import load_talk, save_talk
-from sapwood.daemon.chat.settings import OPTIONS, parse_setting, suggestion
+from sapwood.daemon.chat.settings import OPTIONS, parse_setting
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.input_files import read_tools
+from sapwood.daemon.suggestion import suggestion
 
 _COMMAND = re.compile(r"/([A-Za-z]+|\?)(?:[ \t]+(.*))?", re.DOTALL)
 _NAME = re.compile(r"[\w.-]{1,64}")

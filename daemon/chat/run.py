@@ -22,8 +22,9 @@ from sapwood import Client
 from sapwood.daemon.chat.chat import FIRST_BRANCH, HeldChat, Surroundings
 from sapwood.daemon.chat.commands import FAREWELLS, read_command, run_command
 from sapwood.daemon.chat.markdown_flow import harmless
+from sapwood.daemon.chat.plain_reply import PlainReply
 from sapwood.daemon.chat.quotes import is_open, unquoted
-from sapwood.daemon.chat.reply_view import MarkdownReply, PlainReply, ReplyView
+from sapwood.daemon.chat.reply_view import MarkdownReply, ReplyView
 from sapwood.daemon.chat.talk import Talk
 from sapwood.daemon.errors import UsageError
 

@@ -7,11 +7,11 @@ message.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.sizes import unsigned
+from sapwood.daemon.suggestion import suggestion
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "max_tokens": unsigned(32),
@@ -48,9 +48,3 @@ def check_saved(name: str, value: Any) -> Any:
     if name in OPTIONS and not isinstance(value, bool) and isinstance(value, str | int | float):
         return OPTIONS[name](str(value))
     raise ValueError
-
-
-def suggestion(name: str, known: Any) -> str:
-    """` (did you mean …?)` for the nearest known name, or nothing."""
-    near = get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""

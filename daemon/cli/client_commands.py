@@ -10,25 +10,28 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sapwood import (
     CacheStats,
     Client,
     Conversation,
-    Delta,
+    Event,
     GenerateOptions,
     Message,
+    Model,
     PermissionDenied,
-    Reply,
+    StoredBytes,
 )
 from sapwood.client import address
 from sapwood.client.credentials import read_token
+from sapwood.daemon.chat.plain_reply import PlainReply
 from sapwood.daemon.chat.talk import Talk
 from sapwood.daemon.errors import UsageError
+from sapwood.daemon.input_files import TEXT_CHARS_MAX, read_text, read_tools
 from sapwood.daemon.sizes import format_bytes
 
-PROMPT_CHARS_MAX = 4 * 1024 * 1024
 SCHEMA_CHARS_MAX = 1024 * 1024
 
 
@@ -54,60 +57,62 @@ def address_of(arguments: argparse.Namespace) -> str:
 
 
 def generate(arguments: argparse.Namespace) -> int:
-    """Print the continuation of one prompt as it comes, or all of it as JSON."""
-    if arguments.raw and (arguments.system or arguments.thinking is not None):
-        raise UsageError("--system and --thinking are for a conversation, --raw is none")
-    text = arguments.prompt
-    if text in (None, "-"):
-        text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
+    """Print the continuation of one prompt as it comes, or its events as lines of JSON."""
+    conversational = arguments.system or arguments.tools or arguments.thinking is not None
+    if arguments.raw and conversational:
+        raise UsageError("--system, --tools and --thinking are for a conversation, --raw is none")
     if arguments.top_logprobs and not arguments.json:
         raise UsageError("--top-logprobs needs --json")
-    prompt = text if arguments.raw else conversation(arguments, [Message("user", text)])
     options = sampling_options(arguments)
     options["top_logprobs"] = arguments.top_logprobs
     if arguments.schema is not None:
-        options["json_schema"] = _schema(arguments.schema)
+        options["json_schema"] = read_text(arguments.schema, SCHEMA_CHARS_MAX)
     options["regex"] = arguments.regex
+    text = prompt_text(arguments.prompt, arguments.file)
+    prompt = text if arguments.raw else conversation(arguments, [Message("user", text)])
     with (
         connect(arguments) as client,
         client.generate(prompt, timeout=arguments.timeout, **options) as stream,
     ):
         if arguments.json:
-            print(json.dumps(_as_json(stream.collect())))
+            for event in stream:
+                print(json.dumps(event_json(event)), flush=True)
             return 0
-        for event in stream:
-            if isinstance(event, Delta):
-                print(event.text, end="", flush=True)
-        print()
+        with PlainReply(sys.stdout) as shown:
+            for event in stream:
+                shown.show(event)
     return 0
 
 
-def _schema(path: str) -> str:
-    """Raises UsageError; what the text says is the daemon's to judge."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read(SCHEMA_CHARS_MAX)
-    except OSError as error:
-        raise UsageError(f"--schema {path}: {error.strerror}") from None
+def prompt_text(words: Sequence[str], files: Sequence[str]) -> str:
+    """Files, then words, a blank line between; standard input where there is neither, or for `-`.
+
+    Raises UsageError.
+    """
+    if not words and not files:
+        words = ["-"]
+    named = [_standard_input() if path == "-" else read_text(path) for path in files]
+    said = [_standard_input()] if list(words) == ["-"] else [" ".join(words)] if words else []
+    return "\n\n".join([*named, *said])
 
 
-def _as_json(reply: Reply) -> dict[str, object]:
-    logprobs = {"logprobs": [asdict(token) for token in reply.logprobs]} if reply.logprobs else {}
-    return logprobs | {
-        "text": reply.text,
-        "thinking": reply.thinking,
-        "tool_calls": [asdict(call) for call in reply.tool_calls],
-        "token_ids": reply.token_ids,
-        "finish": str(reply.finish.reason),
-        "stop_sequence": reply.finish.stop_sequence,
-        "usage": asdict(reply.finish.usage),
-    }
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        print("the prompt comes from here; Ctrl-D ends it", file=sys.stderr)
+    return sys.stdin.read(TEXT_CHARS_MAX + 1)
+
+
+def event_json(event: Event) -> dict[str, object]:
+    """One event with its kind, and what is empty left out."""
+    told = {name: it for name, it in asdict(event).items() if it not in ("", (), None)}
+    return {"event": type(event).__name__.lower()} | told
 
 
 def conversation(arguments: argparse.Namespace, messages: list[Message]) -> Conversation:
     """What is said, behind the system message of the flags."""
     system = [Message("system", arguments.system)] if arguments.system else []
-    return Conversation([*system, *messages], thinking=arguments.thinking)
+    tools = read_tools(path) if (path := getattr(arguments, "tools", None)) else ()
+    return Conversation([*system, *messages], tools, arguments.thinking)
 
 
 def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
@@ -141,12 +146,16 @@ def status(arguments: argparse.Namespace) -> int:
     """What is loaded, how full memory is, what the tree did."""
     with connect(arguments) as client:
         serving = client.is_serving()
-        print(f"address    {client.address}  {'serving' if serving else 'not serving'}")
+        if not arguments.json:
+            print(f"address    {client.address}  {'serving' if serving else 'not serving'}")
         model = client.get_model()
         try:
             cache = client.cache_stats()
         except PermissionDenied:
             cache = None
+    if arguments.json:
+        print(json.dumps(_status_json(client.address, serving, model, cache)))
+        return 0 if serving else 1
     print(f"model      {model.name}  {model.family}, {model.quantization or 'not quantised'}")
     print(f"drafter    {model.drafter or 'none'}")
     print(f"context    {model.context_tokens_max} tokens, vocabulary {model.vocabulary_size}")
@@ -156,6 +165,22 @@ def status(arguments: argparse.Namespace) -> int:
     else:
         _print_shared(cache)
     return 0 if serving else 1
+
+
+def _status_json(
+    address: str, serving: bool, model: Model, cache: CacheStats | None
+) -> dict[str, object]:
+    """cache: null where it is for operators to see."""
+    told = None if cache is None else asdict(cache) | {"stored": stored_json(cache.stored)}
+    return {"address": address, "serving": serving, "model": asdict(model), "cache": told}
+
+
+def stored_json(stored: StoredBytes) -> dict[str, dict[str, int]]:
+    """Bytes by tier and layer."""
+    by_tier: dict[str, dict[str, int]] = {}
+    for (tier, layer), size in stored.items():
+        by_tier.setdefault(str(tier), {})[str(layer)] = size
+    return by_tier
 
 
 def _print_shared(cache: CacheStats) -> None:

@@ -15,28 +15,29 @@ from typing import TYPE_CHECKING
 
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
-from sapwood.daemon.advice import advised
-from sapwood.daemon.cli import client_commands as commands
-from sapwood.daemon.cli import operator_commands as operators
+from sapwood.daemon.cli import daemon_commands as daemons
 from sapwood.daemon.cli import tokens
-from sapwood.daemon.cli.flag_values import interval, timeout_s
+from sapwood.daemon.cli.client_flags import add_client, add_client_commands
+from sapwood.daemon.cli.flag_values import timeout_s
+from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
-from sapwood.daemon.sizes import parse_time, unsigned
+from sapwood.daemon.sizes import unsigned
 
 if TYPE_CHECKING:
     from sapwood.daemon.engine.loaded import Loaded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (argparse itself exits with 2)."""
+    """Run one command; returns the exit code. Help and version leave by SystemExit, with 0."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         if given[:1] == ["demo"]:
             return _demo(given[1:])
-        arguments = _parser().parse_args(given)
+        parser, commands_by_name = _parser()
+        arguments = parser.read(given, commands_by_name)
         return int(arguments.run(arguments))
     except UsageError as error:
         return _fail(error, 2)
@@ -99,36 +100,35 @@ def _check(arguments: argparse.Namespace) -> int:
     return check.run_check(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _completion(arguments: argparse.Namespace) -> int:
+    from sapwood.daemon.cli.completion import print_completion
+
+    return print_completion(_parser()[0], arguments.shell)
+
+
+def _parser() -> tuple[Parser, dict[str, Parser]]:
+    """The whole command line, and each command's own by its name."""
+    parser = Parser(
         prog="sapwood",
         description="Serves Gemma 4 with speculative decoding to many clients on one device.",
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sapwood {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def add(name: str, help: str) -> argparse.ArgumentParser:
-        return subparsers.add_parser(name, help=help, allow_abbrev=False)
+    def add(name: str, help: str) -> Parser:
+        return subparsers.add_parser(name, help=help, description=help)
 
     _add_serve(add("serve", "run the daemon"))
     add("demo", "watch eight clients share one daemon")  # main() hands its flags over unread
-    _add_chat(_add_client(add("chat", "talk to the model"), commands.chat))
-    _add_generate(_add_client(add("generate", "continue one prompt"), commands.generate))
-    _add_client(add("status", "what is loaded, and how full memory is"), commands.status)
-    _add_tree(_add_client(add("tree", "draw the prefix tree"), operators.tree))
-    _add_pin(_add_client(add("pin", "compute a prefix and keep it"), operators.pin))
-    _add_json(_add_client(add("pins", "list what is pinned"), operators.pins))
-    _add_unpin(_add_client(add("unpin", "let a pinned prefix go"), operators.unpin))
-    _add_prefix(_add_client(add("evict", "take out what begins with a prefix"), operators.evict))
-    _add_client(add("clear", "take everything out of the prefix tree"), operators.clear)
+    add_client_commands(add)
     _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
     _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
-    return parser
+    _add_daemon(add)
+    return parser, dict(subparsers.choices)
 
 
-def _add_serve(parser: argparse.ArgumentParser) -> None:
+def _add_serve(parser: Parser) -> None:
     parser.set_defaults(run=_serve)
     add = parser.add_argument
     add("--config", metavar="FILE", help="TOML with the same names; flags win")
@@ -184,7 +184,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--http-key-file", metavar="FILE", help="the key that HTTP clients have to give")
 
 
-def _add_convert(parser: argparse.ArgumentParser) -> None:
+def _add_convert(parser: Parser) -> None:
     parser.set_defaults(run=_convert)
     add = parser.add_argument
     add("source", metavar="SRC", help="the target: a directory, a bundle or a cached hub id")
@@ -203,9 +203,9 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", metavar="SIZE", help="of a weight file at most (default: 4GiB)")
 
 
-def _add_token(parser: argparse.ArgumentParser) -> None:
+def _add_token(parser: Parser) -> None:
     kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    new = kinds.add_parser("new", help="print a new token, once", allow_abbrev=False)
+    new = kinds.add_parser("new", help="print a new token, once")
     new.set_defaults(run=tokens.new)
     add = new.add_argument
     add("name", metavar="NAME", help="of the principal; it may have several tokens")
@@ -214,7 +214,7 @@ def _add_token(parser: argparse.ArgumentParser) -> None:
     add("--weight", type=unsigned(16), metavar="N", help="of its share beside others (default: 1)")
 
 
-def _add_check(parser: argparse.ArgumentParser) -> None:
+def _add_check(parser: Parser) -> None:
     parser.set_defaults(run=_check)
     add = parser.add_argument
     add(
@@ -228,107 +228,13 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
-def _add_client(
-    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
-    def interruptible(arguments: argparse.Namespace) -> int:
-        entry.imported()
-        try:
-            return run(arguments)
-        except SapwoodError as error:
-            return _fail(advised(error, commands.address_of(arguments)), 1)
-
-    parser.set_defaults(run=interruptible)
-    parser.add_argument(
-        "--connect",
-        metavar="ADDR",
-        help="unix:PATH or HOST:PORT (default: $SAPWOOD_ADDRESS, the socket, 127.0.0.1:50551)",
-    )
-    add = parser.add_argument
-    add("--token-file", metavar="FILE", help="with the token (default: $SAPWOOD_TOKEN, the token)")
-    add("--tls-ca", metavar="FILE", help="whose certificate the daemon has: TLS, and no other way")
-    add("--tls-client-cert", metavar="FILE", help="who we are, where the daemon asks for it")
-    add("--tls-client-key", metavar="FILE", help="the key of --tls-client-cert")
-    return parser
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--max-tokens", type=unsigned(32), metavar="N")
-    add("--temperature", type=float, metavar="T", help="0 is greedy")
-    add("--top-k", type=unsigned(32), metavar="K")
-    add("--top-p", type=float, metavar="P")
-    add("--min-p", type=float, metavar="P")
-    add("--repetition-penalty", type=float, metavar="R", help="1 is off")
-    add("--presence-penalty", type=float, metavar="P", help="0 is off")
-    add("--frequency-penalty", type=float, metavar="P", help="0 is off")
-    add("--seed", type=unsigned(64), metavar="N", help="the same seed gives the same reply")
-    add("--draft-tokens", type=unsigned(32), metavar="N", help="pin the draft depth, 0 for none")
-    add("--stop", action="append", metavar="TEXT", help="end the reply here, repeatable")
-
-
-def _add_turns(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--system", metavar="TEXT", help="a system message to begin with")
-    add(
-        "--thinking",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="let the model think before it answers (default: the model's)",
-    )
-
-
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    _add_sampling(parser)
-    _add_turns(parser)
-    add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help="text (default: standard input)")
-    add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
-    add("--json", action="store_true", help="print one JSON object with text, ids and usage")
-    held = parser.add_mutually_exclusive_group()
-    held.add_argument("--schema", metavar="FILE", help="a JSON schema that the reply follows")
-    held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
-    help = "with --json: each token's log probability and N alternatives"
-    add("--top-logprobs", type=unsigned(32), metavar="N", help=help)
-    add("--timeout", type=timeout_s, metavar="SECONDS")
-
-
-def _add_chat(parser: argparse.ArgumentParser) -> None:
-    _add_sampling(parser)
-    _add_turns(parser)
-
-
-def _add_tree(parser: argparse.ArgumentParser) -> None:
-    _add_json(parser)
-    parser.add_argument(
-        "--watch",
-        type=interval,
-        nargs="?",
-        const=2.0,
-        metavar="SECONDS",
-        help="again and again, every 2 seconds unless you say",
-    )
-
-
-def _add_pin(parser: argparse.ArgumentParser) -> None:
-    _add_prefix(parser)
-    _add_json(parser)
-    help = "how long to keep it, such as 90, 30m, 12h or 7d (default: until it is unpinned)"
-    parser.add_argument("--ttl", type=parse_time, metavar="TIME", help=help)
-    parser.add_argument("--timeout", type=timeout_s, metavar="SECONDS")
-
-
-def _add_unpin(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pins", nargs="+", metavar="PIN", help="its id, as `pins` lists it")
-
-
-def _add_prefix(parser: argparse.ArgumentParser) -> None:
-    _add_turns(parser)
-    add = parser.add_argument
-    help = "text (default: standard input, or with --system nothing more)"
-    add("prompt", nargs="?", metavar="PROMPT", help=help)
-    add("--raw", action="store_true", help="the text as it is, not as a user's turn")
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
+def _add_daemon(add: Callable[[str, str], Parser]) -> None:
+    """Commands about a daemon's process, and about this command itself."""
+    stop = add_client(add("stop", "end the daemon on this machine, once it drained"), daemons.stop)
+    help = "what the daemon was given (default: beside the default socket)"
+    stop.add_argument("--ready-file", metavar="PATH", help=help)
+    help = "to wait for its end (default: 60)"
+    stop.add_argument("--timeout", type=timeout_s, default=60.0, metavar="SECONDS", help=help)
+    completion = add("completion", "print what makes a shell complete this command")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish")
+    completion.set_defaults(run=_completion)

@@ -19,8 +19,9 @@ from typing import Any
 from rich.console import Console
 
 from sapwood import Freed, Message, Pin, Prompt, TreeNode
-from sapwood.daemon.cli.client_commands import PROMPT_CHARS_MAX, connect, conversation
+from sapwood.daemon.cli.client_commands import connect, conversation, stored_json
 from sapwood.daemon.errors import UsageError
+from sapwood.daemon.input_files import TEXT_CHARS_MAX
 from sapwood.daemon.render import ROWS_MAX, draw_tree
 from sapwood.daemon.sizes import format_bytes
 
@@ -50,11 +51,8 @@ def _draw(console: Console, nodes: Sequence[TreeNode], clear: bool) -> None:
 
 def _node(node: TreeNode) -> dict[str, Any]:
     """Without token ids and text, which were not asked for."""
-    stored: dict[str, dict[str, int]] = {}
-    for (tier, layer), size in node.stored.items():
-        stored.setdefault(str(tier), {})[str(layer)] = size
     told = {name: value for name, value in asdict(node).items() if name not in _UNASKED}
-    return told | {"stored": stored}
+    return told | {"stored": stored_json(node.stored)}
 
 
 _UNASKED = {"stored", "token_ids", "text"}
@@ -114,7 +112,7 @@ def _prefix(arguments: argparse.Namespace) -> Prompt:
         raise UsageError("--system and --thinking are for a conversation, --raw is none")
     text = arguments.prompt
     if text == "-" or (text is None and not arguments.system):
-        text = sys.stdin.read(PROMPT_CHARS_MAX + 1)
+        text = sys.stdin.read(TEXT_CHARS_MAX + 1)
     if arguments.raw:
         return str(text)
     return conversation(arguments, [] if text is None else [Message("user", text)])

@@ -4,17 +4,22 @@
   unless another daemon's stands there by then.
 - It lists every gRPC listener in flag order with its real port.
 - That it can be written is tried before minutes of loading.
+- Whoever wrote it holds a lock on it until it goes: what has none was left behind by a daemon that
+  was killed. So its process id is that of the daemon, and of nobody who got the number since.
+- Where nobody named one it lies beside the default socket, if it can; another daemon's stays.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sapwood.client.address import default_socket
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.own_files import Identity, identity_of, remove_own
 from sapwood.daemon.settings.addresses import Address, TcpAddress, is_loopback
@@ -43,13 +48,44 @@ def require_stdout() -> None:
         raise StartError("cannot write the ready line: standard output is closed")
 
 
+def default_ready_file(environ: Mapping[str, str]) -> Path:
+    """Where it lies if nobody says."""
+    return default_socket(environ).with_name("sapwood.json")
+
+
+def is_held(descriptor: int) -> bool:
+    """Whether whoever wrote this open file is still there."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def ready_path(named: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """Where to write: what was named, or the default place; None where that is not ours to have."""
+    if named is not None:
+        return named
+    path = default_ready_file(environ)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ReadyFile(path).check()
+        with path.open("rb") as file:
+            return None if is_held(file.fileno()) else path
+    except FileNotFoundError:
+        return path
+    except (StartError, OSError):
+        return None
+
+
 class ReadyFile:
     """The file at `path`, None for no file. Its methods raise StartError, `remove` nothing."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._ours: Identity | None = None
-        self._open: int | None = None  # so that no other file can get our inode
+        self._open: int | None = None  # our lock, and so that no other file can get our inode
 
     def check(self) -> None:
         """Try to write, before the model is loaded, and leave nothing."""
@@ -75,6 +111,8 @@ class ReadyFile:
         beside = self._beside(self._path, json.dumps(content) + "\n")
         try:
             self._open = os.open(beside, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._open, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._ours = identity_of(beside)
             beside.replace(self._path)
         except OSError as error:

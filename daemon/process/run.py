@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -22,7 +23,13 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.faults import described
 from sapwood.daemon.process.host_memory import keep_freed_memory
-from sapwood.daemon.process.ready import ReadyFile, print_ready, ready_line, require_stdout
+from sapwood.daemon.process.ready import (
+    ReadyFile,
+    print_ready,
+    ready_line,
+    ready_path,
+    require_stdout,
+)
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
 from sapwood.daemon.settings.config import Config
@@ -62,7 +69,7 @@ async def _served(daemon: Daemon, config: Config, beside: AsyncExitStack) -> tup
 
     beside: ends what is to end after the daemon.
     """
-    file, served = ReadyFile(config.ready_file), False
+    file, served = ReadyFile(ready_path(config.ready_file, os.environ)), False
     try:
         require_stdout()
         file.check()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,6 @@ from pathlib import Path
 WAIT_S_MAX = 90.0
 # pytest's own terminal is another one.
 _ENVIRON = {name: it for name, it in os.environ.items() if name not in ("COLUMNS", "LINES")}
-HAS_TMUX = shutil.which("tmux") is not None
 
 
 class Screen:

@@ -15,14 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.daemon.process.processes import appeared
-from tests.system.terminal import HAS_TMUX, Screen, terminal
+from tests.system.terminal import Screen, terminal
 from tests.test_rooms import ROOT
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(not HAS_TMUX, reason="needs tmux"),
-]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.outside("tmux")]
 SAPWOOD = f"{sys.executable} -m sapwood"
 
 

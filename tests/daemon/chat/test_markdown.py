@@ -12,7 +12,8 @@ from rich.console import Console
 
 from sapwood import Delta, Prefill, ToolCall
 from sapwood.daemon.chat.markdown_flow import MarkdownFlow, drawn, harmless
-from sapwood.daemon.chat.reply_view import MarkdownReply, PlainReply
+from sapwood.daemon.chat.plain_reply import PlainReply
+from sapwood.daemon.chat.reply_view import MarkdownReply
 
 TEXT = """# A title
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 
 import pytest
 
-from sapwood.daemon.chat.reply_view import PlainReply
+from sapwood.daemon.chat.plain_reply import PlainReply
 from sapwood.daemon.cli.main import main
 from sapwood.daemon.log import log_to_stderr
 from tests.chat import turns
@@ -33,25 +34,6 @@ def test_generate_reads_standard_input(
         assert main(["generate", *flags, "--raw", "--connect", address, "--max-tokens", "9"]) == 0
         expected = reply_text(ByteTokenizer().encode_text("hello"), 9)
         assert capsys.readouterr().out == expected + "\n"
-
-
-def test_generate_json_holds_ids_and_usage(
-    address: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--connect", address, "--max-tokens", "9", "--draft-tokens", "0", "--json"]
-    assert main(["generate", "hello", *flags]) == 0
-    reply = json.loads(capsys.readouterr().out)
-    prompt = ByteTokenizer().encode_messages(turns(("user", "hello")))
-    assert reply["token_ids"] == reply_to(prompt, 9)
-    assert reply["finish"] == "length"
-    assert reply["usage"]["completion_tokens"] == 9
-    assert reply["usage"]["draft_tokens"] == 0
-    assert "logprobs" not in reply
-    flags += ["--top-logprobs", "2", "--presence-penalty", "0.5"]
-    assert main(["generate", "hello", *flags]) == 0
-    reply = json.loads(capsys.readouterr().out)
-    assert len(reply["logprobs"]) == len(reply["token_ids"])
-    assert [len(token["alternatives"]) for token in reply["logprobs"]] == [2] * 9
 
 
 def test_chat_keeps_the_conversation(
@@ -111,6 +93,11 @@ def test_status_and_tree(address: str, capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     for expected in (address, "serving", "fake-drafter", "4096 tokens", "1.0 GiB", "nodes"):
         assert expected in out
+    assert main(["status", "--json", "--connect", address]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["address"], told["serving"]) == (address, True)
+    assert told["model"]["context_tokens_max"] == 4096
+    assert told["cache"]["stored"]["device"]["full"] > 0
     assert main(["tree", "--connect", address]) == 0
     assert "[0, " in capsys.readouterr().out
 
@@ -164,10 +151,35 @@ def test_nobody_there_is_1(capsys: pytest.CaptureFixture[str]) -> None:
         ["generate", "x", "--timeout", "nan"],
     ],
 )
-def test_bad_usage_is_2(argv: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(argv)
-    assert caught.value.code == 2
+def test_bad_usage_is_2_with_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert re.fullmatch("sapwood: [^\n]+ --help`[^\n]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["generat", "x"], "there is no command 'generat' (did you mean generate?); `sapwood --"),
+        (["generate", "x", "--max-tokns", "3"], "generate: there is no flag --max-tokns (did you"),
+        (["generate", "x", "--temprature=3"], "(did you mean --temperature?)"),
+        (["pins", "all"], "pins: there is no place for 'all'"),
+        (["generate", "x", "--seed", "y"], "generate: argument --seed: invalid 64-bit number"),
+        (["token", "nw"], "token: argument COMMAND: invalid choice: 'nw'"),
+    ],
+)
+def test_what_was_meant_is_said(
+    argv: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_help_leaves_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["serve", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as caught:
+            main(argv)
+        assert caught.value.code == 0
+    assert "--draft-depth" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
