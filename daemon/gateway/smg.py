@@ -30,7 +30,7 @@ from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.daemon.settings.bind_errors import require_bindable
 from sapwood.daemon.settings.config import Config
 
-_START_S_MAX = 60.0  # until it lists our model
+_START_S_MAX = 60.0  # until it is ready
 _STOP_S_MAX = 0.5  # from SIGTERM to SIGKILL: nothing runs any more
 RESTART_S_MIN, RESTART_S_MAX = 0.5, 30.0
 HOLDS_S = 60.0  # after which the next pause is the shortest again
@@ -52,7 +52,8 @@ class Smg:
         require_bindable(config.http, config.http)
         self.address = config.http if config.http.port else _with_free_port(config.http)
         self._config = config
-        self._key = None if config.http_key_file is None else read_key(config.http_key_file)
+        if config.http_key_file is not None:
+            read_key(config.http_key_file)  # refused now, not by each start of the gateway
         self._process: Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._serves = False
@@ -69,10 +70,10 @@ class Smg:
         self._task = asyncio.get_running_loop().create_task(running)
 
     async def wait_ready(self) -> None:
-        """Until it lists the model. Raises StartError where it does not come so far."""
+        """Until it answers. Raises StartError where it does not come so far."""
         assert self._task is not None, "not started"
         until = time.monotonic() + _START_S_MAX
-        while not await self._lists_the_model():
+        while not await self._is_ready():
             if self._task.done():
                 raise StartError("--http: SMG ends as soon as it starts; the log has its words")
             if time.monotonic() > until:
@@ -134,12 +135,10 @@ class Smg:
             *_FLAGS,
         ]
 
-    async def _lists_the_model(self) -> bool:
+    async def _is_ready(self) -> bool:
+        """It lists the model sooner, and refuses requests until it has the tokenizer as well."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.address.host, self.address.host)
-        authorization = "" if self._key is None else f"Authorization: Bearer {self._key}\r\n"
-        request = (
-            f"GET /v1/models HTTP/1.1\r\nHost: {host}\r\n{authorization}Connection: close\r\n\r\n"
-        )
+        request = f"GET /readiness HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
             async with asyncio.timeout(2.0):
                 context = None if self._config.tls is None else _any_certificate()
@@ -147,7 +146,7 @@ class Smg:
                 writer.write(request.encode())
                 answer = await reader.read()
                 writer.close()
-            return b" 200 " in answer.partition(b"\r\n")[0] and b'"id"' in answer
+            return b" 200 " in answer.partition(b"\r\n")[0]
         return False
 
 

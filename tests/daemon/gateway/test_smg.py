@@ -85,6 +85,17 @@ async def test_it_is_started_labelled_in_the_log_and_ended(
     assert value_of("--history-backend", told) == "none"
 
 
+async def test_it_is_ready_when_it_says_so_and_not_when_it_lists_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STAND_IN", "slow")
+    async with beside() as smg:
+        reader, writer = await asyncio.open_connection(smg.address.host, smg.address.port)
+        writer.write(b"GET /readiness HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        writer.close()
+
+
 async def test_a_flood_of_lines_is_cut_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

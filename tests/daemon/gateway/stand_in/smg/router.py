@@ -1,6 +1,7 @@
-"""Answers as SMG does to who asks for models, after a line on each stream.
+"""Answers as SMG does to who asks whether it is ready, after a line on each stream.
 
-STAND_IN_TOLD is a file for the arguments that it got; with STAND_IN=ends it ends at once.
+STAND_IN_TOLD is a file for the arguments that it got; with STAND_IN=ends it ends at once, with
+STAND_IN=slow it lists its model at once and is ready when it was asked a second time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
-class Models(BaseHTTPRequestHandler):
-    """One model, to whoever brings the key."""
+class Asked(BaseHTTPRequestHandler):
+    """To everybody: no key is asked for."""
+
+    before_ready = 0
 
     def do_GET(self) -> None:
-        key = self.server.key  # type: ignore[attr-defined]
-        allowed = key is None or self.headers["Authorization"] == f"Bearer {key}"
-        body = json.dumps({"data": [{"id": "fake"}]}).encode()
-        self.send_response(200 if allowed else 401)
-        self.send_header("Content-Length", str(len(body)))
+        ready = self.path == "/v1/models"
+        if self.path == "/readiness":
+            ready = not Asked.before_ready
+            Asked.before_ready = max(0, Asked.before_ready - 1)
+        self.send_response(200 if ready else 503)
+        self.send_header("Content-Length", "0")
         self.end_headers()
-        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Says nothing."""
@@ -48,8 +51,8 @@ class Router:
         if os.environ.get("STAND_IN") == "ends":
             return
         host, port = (value_of(flag, self._args) for flag in ("--host", "--port"))
-        server = ThreadingHTTPServer((host or "", int(port or 0)), Models)
-        server.key = value_of("--api-key", self._args)  # type: ignore[attr-defined]
+        Asked.before_ready = int(os.environ.get("STAND_IN") == "slow")
+        server = ThreadingHTTPServer((host or "", int(port or 0)), Asked)
         server.serve_forever()
 
 
