@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unimplemented,
     )
+    from sapwood.client.functions import IncompleteReply, ToolError, ToolRun, TooManyRounds
     from sapwood.client.sync_client import Client, Stream
     from sapwood.client.values import (
         Alternative,
@@ -82,6 +83,7 @@ __all__ = [
     "FinishReason",
     "Freed",
     "GenerateOptions",
+    "IncompleteReply",
     "InvalidArgument",
     "LayerKind",
     "Memory",
@@ -99,8 +101,11 @@ __all__ = [
     "Stream",
     "Tier",
     "TokenLogprobs",
+    "TooManyRounds",
     "Tool",
     "ToolCall",
+    "ToolError",
+    "ToolRun",
     "TreeNode",
     "Unauthenticated",
     "Unavailable",
@@ -110,7 +115,7 @@ __all__ = [
 ]
 
 # Where to look for a name, the cheapest first: `values` imports nothing.
-_MODULES = ("values", "errors", "sync_client", "async_client")
+_MODULES = ("values", "errors", "functions", "sync_client", "async_client")
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name is there
 

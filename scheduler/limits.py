@@ -25,7 +25,8 @@ class Limits:
     metadata_bytes_max: int = 8 * 1024
     request_fields_max: int = 24 * 1024  # of one message and all inside of it, ids aside
     messages_max: int = 4096
-    tools_max: int = 128
+    tools_max: int = 128  # of a conversation, and calls of a message
+    call_id_bytes_max: int = 128
     json_items_max: int = 64 * 1024  # of all tools and calls: what a comma or bracket may begin
     codec_tokens_max: int = 256 * 1024  # of Tokenize and Detokenize
     stop_strings_max: int = 8

@@ -40,6 +40,7 @@ TWICE = {
 CALLED_ELSEWHERE = {
     "concat": "jinja2, of its environment",
     "intercept_service": "grpc, of its interceptors",
+    "run_tools": "the caller's own programs, of both clients",
 }
 READ_WHOLE = {
     "Figures": "asdict makes the demo's JSON of it",

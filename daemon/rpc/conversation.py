@@ -19,6 +19,12 @@ from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import prompt_pb2 as pb
 
 SPEAKERS = frozenset({"system", "developer", "user", "assistant", "tool"})
+_FIELDS_OF_ROLES = {
+    "thinking": "assistant",
+    "tool_calls": "assistant",
+    "tool_name": "tool",
+    "tool_call_id": "tool",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class _Turns:
         self._features = features
         self._objects = objects
         self._calls_max = limits.tools_max
+        self._call_id_bytes_max = limits.call_id_bytes_max
         self._unanswered: list[dict[str, Any]] = []
 
     def turned(self, messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
@@ -70,13 +77,17 @@ class _Turns:
     def _turn(self, message: pb.Message, field: str) -> dict[str, Any]:
         if message.role not in SPEAKERS:
             _bad("role must be system, developer, user, assistant or tool", f"{field}.role")
-        own = {"thinking": "assistant", "tool_calls": "assistant", "tool_name": "tool"}
-        for name, role in own.items():
+        for name, role in _FIELDS_OF_ROLES.items():
             if getattr(message, name) and message.role != role:
                 _bad(f"only role {role} has {name}", f"{field}.{name}")
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name:
+            if message.role == "tool":
+                _bad("a tool's name is tool_name", f"{field}.name")
+            _check_feature(f"name of {message.role}", self._features, f"{field}.name")
+            turn["name"] = message.name
         if message.role == "tool":
-            return turn | self._answer(message.tool_name, f"{field}.tool_name")
+            return turn | self._answer(message, field)
         self._unanswered = []
         if message.thinking:
             _check_feature("reasoning", self._features, f"{field}.thinking")
@@ -97,16 +108,29 @@ class _Turns:
             arguments = self._objects.parsed(call.arguments, f"{field}[{index}].arguments")
             function = {"name": call.name, "arguments": arguments}
             # Templates match results by id, and without ids take any result for the last call's.
-            entry = {"id": f"call_{index}", "type": "function", "function": function}
-            self._unanswered.append(entry)
+            id = self._unused(call.id or f"call_{index}", f"{field}[{index}].id")
+            self._unanswered.append({"id": id, "type": "function", "function": function})
         return list(self._unanswered)
 
-    def _answer(self, name: str, field: str) -> dict[str, Any]:
+    def _unused(self, id: str, field: str) -> str:
+        """An id that no call before it in the message has."""
+        if len(id.encode()) > self._call_id_bytes_max:
+            _bad(f"at most {self._call_id_bytes_max} bytes", field)
+        if any(call["id"] == id for call in self._unanswered):
+            _bad("another call of the message has this id", field)
+        return id
+
+    def _answer(self, message: pb.Message, field: str) -> dict[str, Any]:
+        """By id where one is given, else by name, the oldest first."""
+        id, name = message.tool_call_id, message.tool_name
         for call in self._unanswered:
-            if call["function"]["name"] == name:
-                self._unanswered.remove(call)
-                return {"name": name, "tool_call_id": call["id"]}
-        _bad("the assistant's message before it has no such call without a result", field)
+            called = call["function"]["name"]
+            if (id and call["id"] != id) or (called != name and (name or not id)):
+                continue
+            self._unanswered.remove(call)
+            return {"name": called, "tool_call_id": call["id"]}
+        problem = "the assistant's message before it has no such call without a result"
+        _bad(problem, f"{field}.tool_call_id" if id else f"{field}.tool_name")
 
 
 def _tool(tool: pb.Tool, field: str, objects: _Objects) -> dict[str, Any]:

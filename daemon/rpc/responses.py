@@ -1,6 +1,11 @@
-"""From what the engine says of a request to the messages of GenerationService. Pure."""
+"""From what the engine says of a request to the messages of GenerationService.
+
+Pure, but for the ids of calls, which are drawn here.
+"""
 
 from __future__ import annotations
+
+import secrets
 
 from sapwood.daemon.rpc.mailbox import ReplyEvent
 from sapwood.scheduler.events import Delta, Finished, Progress, Usage
@@ -46,10 +51,15 @@ def _delta(delta: Delta) -> pb.Delta:
         logprobs=[_logprobs(token) for token in delta.logprobs],
         thinking=delta.thinking,
         tool_calls=[
-            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments)
+            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments, id=_call_id())
             for call in delta.tool_calls
         ],
     )
+
+
+def _call_id() -> str:
+    """Of one call among all of a conversation, whichever daemons it went through."""
+    return f"call_{secrets.token_hex(12)}"
 
 
 def _logprobs(token: TokenLogprobs) -> pb.TokenLogprobs:

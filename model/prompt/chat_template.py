@@ -35,12 +35,16 @@ _FEATURES = {
     "enable_thinking": ("enable_thinking",),
     "reasoning": ("reasoning", "reasoning_content"),
 }
+# Every template has the word "name", of tools; so whose name it writes is tried out.
+_NAMED = ("system", "developer", "user", "assistant")
+_NAME = "qvolt7name"
 
 
 class ChatTemplate:
     """A compiled template. Safe to use from several threads.
 
-    `features`: which of `tools`, `tool_calls`, `enable_thinking` and `reasoning` it uses.
+    `features`: which of `tools`, `tool_calls`, `enable_thinking` and `reasoning` it uses, and
+    `name of ROLE` where it writes the name of who speaks.
     `where`: the file that it is from.
     """
 
@@ -69,7 +73,7 @@ class ChatTemplate:
         words = set(re.findall(r"\w+", source))
         self.features = frozenset(
             f for f, names in _FEATURES.items() if not words.isdisjoint(names)
-        )
+        ) | {f"name of {role}" for role in _NAMED if self._writes_name_of(role)}
 
     def render(
         self,
@@ -101,6 +105,19 @@ class ChatTemplate:
         except Exception:
             # A template is code of the model's author: any error of it refuses this prompt only.
             raise PromptRefused("the model's chat template does not take these messages") from None
+
+    def _writes_name_of(self, role: str) -> bool:
+        named = {"role": role, "content": _CONTENT, "name": _NAME}
+        plain = {"role": "user", "content": _CONTENT}
+        # Some take a system's message nowhere but in front, and none of an assistant there.
+        return self._says(_NAME, [named, plain]) or self._says(_NAME, [plain, named])
+
+    def _says(self, text: str, messages: Sequence[Mapping[str, Any]]) -> bool:
+        try:
+            parts = self._render(messages, (), None, never)
+        except Exception:  # it does not take such a conversation
+            return False
+        return any(text in run.casefold() for run in parts[::2])
 
     def tried_out(self, tools: Sequence[Mapping[str, Any]]) -> list[str]:
         """`render` of one plain user turn, whose content must be in it. Raises ModelRefused."""

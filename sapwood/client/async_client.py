@@ -39,6 +39,7 @@ from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_close
 from sapwood.client.lanes import Lanes
 from sapwood.client.operators import AsyncOperatorCalls
 from sapwood.client.reply import ReplyBuilder
+from sapwood.client.typed import AsyncTypedCalls
 from sapwood.client.values import (
     CacheStats,
     Conversation,
@@ -177,7 +178,7 @@ class AsyncStream:
         self.cancel()
 
 
-class AsyncClient(AsyncOperatorCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncTypedCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).

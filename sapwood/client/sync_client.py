@@ -33,6 +33,7 @@ from sapwood.client.sync_calls import (
     open_sync_lane,
     start_sync_generate,
 )
+from sapwood.client.typed import TypedCalls
 from sapwood.client.values import (
     CacheStats,
     Conversation,
@@ -134,7 +135,7 @@ class Stream:
         self.cancel()
 
 
-class Client(OperatorCalls):
+class Client(OperatorCalls, TypedCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).

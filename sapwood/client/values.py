@@ -21,6 +21,7 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any]
+    id: str = ""  # the daemon's, for the result that answers it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Message:
     thinking: str = ""  # of an assistant: what it thought before
     tool_calls: Sequence[ToolCall] = ()  # of an assistant
     tool_name: str = ""  # of a tool, whose result the content is
+    tool_call_id: str = ""  # of a tool: which call it answers, where two have one name
+    name: str = ""  # who of several speakers of a role this is
 
 
 @dataclass(frozen=True, slots=True)

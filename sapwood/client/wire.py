@@ -253,9 +253,13 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
 
 
 def _delta(delta: generation_pb2.Delta) -> Delta:
-    calls = tuple(ToolCall(call.name, json.loads(call.arguments)) for call in delta.tool_calls)
+    calls = tuple(_called(call) for call in delta.tool_calls)
     logprobs = tuple(map(_logprobs, delta.logprobs))
     return Delta(delta.text, tuple(delta.token_ids), delta.thinking, calls, logprobs)
+
+
+def _called(call: prompt_pb2.ToolCall) -> ToolCall:
+    return ToolCall(call.name, json.loads(call.arguments), call.id)
 
 
 def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:

@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sapwood/v1/prompt.proto\x12\nsapwood.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"v\n\x08Messages\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.sapwood.v1.Message\x12\x1f\n\x05tools\x18\x02 \x03(\x0b\x32\x10.sapwood.v1.Tool\x12\x15\n\x08thinking\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_thinking\"w\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x10\n\x08thinking\x18\x03 \x01(\t\x12(\n\ntool_calls\x18\x04 \x03(\x0b\x32\x14.sapwood.v1.ToolCall\x12\x11\n\ttool_name\x18\x05 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"+\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\"R\n\nToolChoice\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.sapwood.v1.ToolChoiceModeH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hoice*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sapwood/v1/prompt.proto\x12\nsapwood.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"v\n\x08Messages\x12%\n\x08messages\x18\x01 \x03(\x0b\x32\x13.sapwood.v1.Message\x12\x1f\n\x05tools\x18\x02 \x03(\x0b\x32\x10.sapwood.v1.Tool\x12\x15\n\x08thinking\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\x0b\n\t_thinking\"\x9b\x01\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12\x10\n\x08thinking\x18\x03 \x01(\t\x12(\n\ntool_calls\x18\x04 \x03(\x0b\x32\x14.sapwood.v1.ToolCall\x12\x11\n\ttool_name\x18\x05 \x01(\t\x12\x14\n\x0ctool_call_id\x18\x06 \x01(\t\x12\x0c\n\x04name\x18\x07 \x01(\t\"=\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x12\n\nparameters\x18\x03 \x01(\t\"7\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\targuments\x18\x02 \x01(\t\x12\n\n\x02id\x18\x03 \x01(\t\"R\n\nToolChoice\x12*\n\x04mode\x18\x01 \x01(\x0e\x32\x1a.sapwood.v1.ToolChoiceModeH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hoice*\x87\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sapwood.v1.prompt_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOOLCHOICEMODE']._serialized_start=498
-  _globals['_TOOLCHOICEMODE']._serialized_end=633
+  _globals['_TOOLCHOICEMODE']._serialized_start=547
+  _globals['_TOOLCHOICEMODE']._serialized_end=682
   _globals['_TOKENIDS']._serialized_start=39
   _globals['_TOKENIDS']._serialized_end=62
   _globals['_MESSAGES']._serialized_start=64
   _globals['_MESSAGES']._serialized_end=182
-  _globals['_MESSAGE']._serialized_start=184
-  _globals['_MESSAGE']._serialized_end=303
-  _globals['_TOOL']._serialized_start=305
-  _globals['_TOOL']._serialized_end=366
-  _globals['_TOOLCALL']._serialized_start=368
-  _globals['_TOOLCALL']._serialized_end=411
-  _globals['_TOOLCHOICE']._serialized_start=413
-  _globals['_TOOLCHOICE']._serialized_end=495
+  _globals['_MESSAGE']._serialized_start=185
+  _globals['_MESSAGE']._serialized_end=340
+  _globals['_TOOL']._serialized_start=342
+  _globals['_TOOL']._serialized_end=403
+  _globals['_TOOLCALL']._serialized_start=405
+  _globals['_TOOLCALL']._serialized_end=460
+  _globals['_TOOLCHOICE']._serialized_start=462
+  _globals['_TOOLCHOICE']._serialized_end=544
 # @@protoc_insertion_point(module_scope)

@@ -123,6 +123,8 @@ class Message(_message.Message):
     THINKING_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_NAME_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """Who speaks: "system", "user", "assistant", or "tool" for the result of a call. "developer" is
     "system" where the template knows no such role.
@@ -135,7 +137,15 @@ class Message(_message.Message):
     """
     tool_name: _builtins.str
     """Of a tool: its name. A tool's message follows the assistant's that called it, or other results
-    for that; each call has at most one result.
+    for that; each call has at most one result. Beside an id it may be empty.
+    """
+    tool_call_id: _builtins.str
+    """Of a tool: the id of the call that this answers. Empty: the oldest call of that name without a
+    result.
+    """
+    name: _builtins.str
+    """Who of several speakers of one role this is; not of a tool. UNSUPPORTED where the model's template
+    has no place for it.
     """
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
@@ -149,10 +159,12 @@ class Message(_message.Message):
         thinking: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         tool_name: _builtins.str = ...,
+        tool_call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role", "thinking", b"thinking", "tool_calls", b"tool_calls", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "role", b"role", "thinking", b"thinking", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -196,19 +208,25 @@ class ToolCall(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Which one. Not empty."""
     arguments: _builtins.str
     """The JSON text of an object: values by the names of the parameters. Empty: none."""
+    id: _builtins.str
+    """In a reply: made by the daemon, another for each call. In a prompt: what came with the reply, or
+    empty; at most 128 bytes, and no two calls of a message have the same.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         arguments: _builtins.str = ...,
+        id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -132,7 +132,7 @@ def test_a_tool_call_there_and_back() -> None:
     with serving_fake(daemon, "127.0.0.1:0") as address:
         told = output(address, "tool_call.py", "Do I need a coat in Paris?")
     result = "8 degrees and rain in Paris"
-    assert told == f"weather({{'city': 'Paris'}}) = {result}\nYes: {result}.\n"
+    assert told == f"looking up Paris\nYes: {result}.\n"
     first, second = (request.messages for request in daemon.requests)
     assert [tool.name for tool in first.tools] == ["weather"]
     assert [message.role for message in second.messages] == ["user", "assistant", "tool"]

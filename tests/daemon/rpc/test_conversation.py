@@ -13,7 +13,7 @@ from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import prompt_pb2 as pb
 
 LIMITS = Limits()
-ALL = frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
+ALL = frozenset({"tools", "tool_calls", "enable_thinking", "reasoning", "name of user"})
 
 USER: dict[str, Any] = {"role": "user", "content": "hi"}
 CALLS: list[dict[str, Any]] = [
@@ -63,6 +63,36 @@ def test_a_conversation_has_the_form_that_templates_take() -> None:
     assert said.thinking is None
 
 
+def answer(id: str, name: str = "") -> dict[str, Any]:
+    return {"role": "tool", "content": "1", "tool_call_id": id, "tool_name": name}
+
+
+def calling(*ids: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"name": "f", "id": id} for id in ids]}
+
+
+def test_a_result_answers_the_call_of_its_id() -> None:
+    given = messages_of(USER, calling("a", "b"), answer("b"), answer("a", "f"))
+    said = conversation_of(given, ALL, LIMITS)
+    assert [call["id"] for call in said.messages[1]["tool_calls"]] == ["a", "b"]
+    assert [(m["name"], m["tool_call_id"]) for m in said.messages[2:]] == [("f", "b"), ("f", "a")]
+
+
+def test_calls_without_ids_have_stand_ins_that_results_may_name() -> None:
+    given = messages_of(USER, calling("", "x" * 128), answer("x" * 128), answer("call_0"))
+    said = conversation_of(given, ALL, LIMITS)
+    assert [m["tool_call_id"] for m in said.messages[2:]] == ["x" * 128, "call_0"]
+
+
+def test_a_name_is_the_templates_where_it_has_a_place() -> None:
+    named = USER | {"name": "Ada"}
+    assert conversation_of(messages_of(named), ALL, LIMITS).messages == [named]
+    with pytest.raises(Refused) as caught:
+        conversation_of(messages_of(named), ALL - {"name of user"}, LIMITS)
+    assert caught.value.reason is Reason.UNSUPPORTED
+    assert caught.value.field == "messages.messages[0].name"
+
+
 def test_thinking_is_asked_for_only_where_the_client_said_so() -> None:
     for thinking in (True, False):
         given = messages_of(USER, thinking=thinking)
@@ -82,6 +112,28 @@ BAD: dict[str, tuple[pb.Messages, str]] = {
         "messages[2].tool_name",
     ),
     "a late result": (messages_of(CALLING, USER, result("f")), "messages[2].tool_name"),
+    "a user with a result's id": (
+        messages_of(USER | {"tool_call_id": "a"}),
+        "messages[0].tool_call_id",
+    ),
+    "a result of an unknown id": (
+        messages_of(calling("a"), answer("b")),
+        "messages[1].tool_call_id",
+    ),
+    "a second result of an id": (
+        messages_of(calling("a", "b"), answer("a"), answer("a")),
+        "messages[2].tool_call_id",
+    ),
+    "an id of another tool's call": (
+        messages_of(calling("a"), answer("a", "g")),
+        "messages[1].tool_call_id",
+    ),
+    "two calls of one id": (
+        messages_of(USER, calling("a", "a")),
+        "messages[1].tool_calls[1].id",
+    ),
+    "a long id": (messages_of(USER, calling("x" * 129)), "messages[1].tool_calls[0].id"),
+    "a tool's other name": (messages_of(USER, answer("") | {"name": "f"}), "messages[1].name"),
     "a call of nothing": (
         messages_of({"role": "assistant", "tool_calls": [{}]}),
         "messages[0].tool_calls[0].name",

@@ -206,6 +206,18 @@ def test_no_other_loop_is_touched(loop: str) -> None:
         ("{{ m.get('reasoning_content') }}", {"reasoning"}),
         ("{{ enable_thinking }}{{ my_tools }}", {"enable_thinking"}),
         (_GEMMA_LIKE, {"tools", "tool_calls", "enable_thinking", "reasoning"}),
+        (
+            "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}{{ m.name }}"
+            "{% endif %}{% endfor %}",
+            {"name of user"},
+        ),
+        (
+            "{% if messages[0].role == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+            "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+            "{{ raise_exception('no') }}{% endif %}"
+            "{{ m.content }} {{ m.name | upper }}{% endfor %}",
+            {f"name of {role}" for role in ("system", "developer", "user", "assistant")},
+        ),
     ],
 )
 def test_features_are_what_a_template_uses(source: str, features: set[str]) -> None:

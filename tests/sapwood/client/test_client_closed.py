@@ -22,6 +22,8 @@ pytestmark = pytest.mark.anyio
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "generate": lambda client: client.generate("hello").collect(),
+    "parse": lambda client: client.parse("hello", bool),
+    "run_tools": lambda client: client.run_tools([], []),
     "tokenize": lambda client: client.tokenize("hello"),
     "detokenize": lambda client: client.detokenize([7]),
     "get_model": lambda client: client.get_model(),

@@ -101,11 +101,14 @@ MESSAGE: Mapping[str, Wrong] = {
         (7, TypeError, " must be a list"),
         ([{"name": "f", "arguments": {}}], TypeError, r"\[0\] must be a ToolCall, not dict"),
         ([sapwood.ToolCall(7, {})], TypeError, r"\[0\].name must be a string"),  # type: ignore[arg-type]
+        ([sapwood.ToolCall("f", {}, 7)], TypeError, r"\[0\].id must be a string"),  # type: ignore[arg-type]
         ([sapwood.ToolCall("f", "{}")], TypeError, r"\[0\].arguments must be a mapping"),  # type: ignore[arg-type]
         ([sapwood.ToolCall("f", {"x": {1}})], TypeError, r"\[0\].arguments holds what JSON"),
         ([sapwood.ToolCall("f", {"x": np.nan})], ValueError, r"\[0\].arguments holds what JSON"),
     ],
     "tool_name": TEXT,
+    "tool_call_id": TEXT,
+    "name": TEXT,
 }
 TOOL: Mapping[str, Wrong] = {
     "name": TEXT,
@@ -202,7 +205,7 @@ NO_PROMPTS: list[Any] = [None, 7, 1.5, b"x", {}]
         (sapwood.Conversation([], (), 1), "thinking must be True or False"),  # type: ignore[arg-type]
         ([{"role": "user"}], r"messages\[0\] lacks 'content'"),
         ([{"content": "hi"}], r"messages\[0\] lacks 'role'"),
-        ([{"role": "user", "content": "hi", "name": "x"}], r"messages\[0\] has no field 'name'"),
+        ([{"role": "user", "content": "hi", "who": "x"}], r"messages\[0\] has no field 'who'"),
     ],
 )
 def test_a_prompt(prompt: Any, words: str) -> None:
