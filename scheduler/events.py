@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sapwood.scheduler.disk import DiskReport
 from sapwood.scheduler.outcomes import CancelReason, FinishReason
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import TokenLogprobs
@@ -105,7 +106,7 @@ class Clear:
     tokens: tuple[int, ...] = ()
 
 
-Command = Submit | Cancel | Drain | Unpin | Clear
+Command = Submit | Cancel | Drain | Unpin | Clear | DiskReport
 
 
 @dataclass(frozen=True, slots=True)

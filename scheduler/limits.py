@@ -99,6 +99,9 @@ class Limits:
     # What a call over an edge has to save to pay: tokens times those who would read them as well.
     referred_reads_min: int = 2048
     referred_edge_tokens_min: int = 512  # of edges that are referred to for want of memory
+    page_ins_max: int = 4  # prompts at once for which the disk is read
+    page_in_s_max: float = 10.0  # that a prompt waits for it
+    read_bytes_max: int = 8 << 20  # read at once, and stored between two steps; one block at least
     idle_s_max: float = 1.0
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0

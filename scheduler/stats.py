@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sapwood.cache.prefix.ledger import LedgerView
 from sapwood.cache.prefix.node import EvictionCause
+from sapwood.scheduler.disk import DiskStats
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason
@@ -58,4 +59,5 @@ class Stats:
     page_out_bytes: int  # of K/V that the tree took, ever
     memory: LedgerView
     segments_bytes: int  # of its snapshots: full K/V that slots read where it lies
+    disk: DiskStats
     buffers: LedgerView  # the device's, counted as memory is; its budget is ModelFacts.buffers_max

@@ -22,8 +22,9 @@ ROOTS = ("sapwood", "bench", "tests")
 EDGES: Mapping[str, set[str]] = {
     "cache": set(),
     "cache/prefix": set(),
-    "cache/arrays": {"cache", "cache/prefix/snapshot"},
-    "scheduler": {"cache", *(f"cache/prefix/{file}" for file in ("ledger", "node", "snapshot"))},
+    "cache/arrays": {"cache", "cache/prefix/catalogue", "cache/prefix/snapshot"},
+    "cache/disk": {"cache/prefix/blocks", "cache/prefix/catalogue", "scheduler/disk"},
+    "scheduler": {"cache", "cache/prefix"},
     "scheduler/policy": set(),
     "scheduler/reply": {"scheduler"},
     "scheduler/core": {"cache/prefix", "scheduler", "scheduler/policy", "scheduler/reply"},
@@ -32,9 +33,10 @@ EDGES: Mapping[str, set[str]] = {
     "model/constraints": {"scheduler/control_tokens"},
     "model/sampling": {"scheduler/result", "scheduler/sampling"},
     "model": {
-        *("cache", "cache/arrays", "cache/prefix/snapshot"),
+        *("cache", "cache/arrays", "cache/prefix/catalogue", "cache/prefix/snapshot"),
         *("model/checkpoint", "model/constraints", "model/prompt", "model/sampling"),
-        *("scheduler/model_facts", "scheduler/plan", "scheduler/result", "scheduler/sampling"),
+        *("scheduler/disk", "scheduler/model_facts", "scheduler/plan"),
+        *("scheduler/result", "scheduler/sampling"),
     },
     "model/convert": {"model", "model/checkpoint", "model/prompt"},
     "model/demo/train": {"model", "model/checkpoint", "scheduler/plan", "scheduler/sampling"},
@@ -43,7 +45,8 @@ EDGES: Mapping[str, set[str]] = {
     "daemon": {"sapwood"},
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
     "daemon/engine": {
-        *("cache/prefix/describe", "cache/prefix/snapshot", "daemon"),
+        *("cache/disk/store", "daemon"),
+        *(f"cache/prefix/{file}" for file in ("catalogue", "describe", "snapshot")),
         *("model/constraints/spec", "model/prompt/errors", "scheduler"),
     },
     "daemon/rpc": {
@@ -61,7 +64,8 @@ EDGES: Mapping[str, set[str]] = {
         *("sapwood", "sapwood/v1", "scheduler"),
     },
     "daemon/process": {
-        *("cache/prefix", "daemon", "daemon/engine", "daemon/gateway", "daemon/http", "daemon/rpc"),
+        *("cache/disk", "cache/prefix", "daemon", "daemon/engine", "daemon/gateway"),
+        *("daemon/http", "daemon/rpc"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
         *("model/prompt/errors", "sapwood/client/address"),
         *("scheduler", "scheduler/core"),
@@ -99,7 +103,7 @@ GRAMMARS = {"llguidance"}
 # All that a pure room may import of Python's own, and what it may not call.
 PURE_LIBRARIES = {
     *("__future__", "array", "bisect", "codecs", "collections", "dataclasses", "enum"),
-    *("heapq", "itertools", "json", "math", "re", "typing"),
+    *("hashlib", "heapq", "itertools", "json", "math", "re", "typing"),
 }
 IMPURE_CALLS = {"__import__", "breakpoint", "eval", "exec", "input", "open", "print"}
 

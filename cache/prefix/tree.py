@@ -12,20 +12,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sapwood.cache.prefix.clearing import Swept, bury, sweep
-from sapwood.cache.prefix.counts import TreeCounts
-from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
 from sapwood.cache.prefix.eviction import Eviction
 from sapwood.cache.prefix.ghosts import Ghosts
 from sapwood.cache.prefix.leases import advance, grant, keep_for_good, kept_tokens, revoke
 from sapwood.cache.prefix.node import Lease, Node, Room
-from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, preorder, split, trail
+from sapwood.cache.prefix.radix import attach, climb, compact, descend, pack, split, trail
 from sapwood.cache.prefix.renewal import cut, renew
 from sapwood.cache.prefix.restore import longest_restorable, restorable
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.cache.prefix.views import TreeViews
 from sapwood.cache.prefix.worth import ReuseRates
 
 
@@ -43,7 +42,7 @@ class Match:
     evicted: bool
 
 
-class Tree(TreeCounts):
+class Tree(TreeViews):
     """Prefix trees of stored K/V under one count of bytes. `now` is the step, never decreasing."""
 
     def __init__(self, window: int, nodes_max: int, merge_tokens_max: int = 4096) -> None:
@@ -57,12 +56,16 @@ class Tree(TreeCounts):
         self.window = window
         self._nodes_max = nodes_max
         self._merge_tokens_max = merge_tokens_max
-        self._roots: dict[bytes, Node] = {}
         self._ghosts = Ghosts(nodes_max)
         self._rates = ReuseRates()
         self._eviction = Eviction(self._totals, self._ghosts, self._rates, window)
         self._due: list[Lease] = []
         self._now = 0
+
+    @property
+    def now(self) -> int:
+        """The newest step that anything was done in."""
+        return self._now
 
     # Finding and holding a path.
 
@@ -121,15 +124,6 @@ class Tree(TreeCounts):
         """
         assert lease.live, f"{lease}"
         return tuple(node.stored for node in trail(lease.node))
-
-    def edges(self, lease: Lease) -> list[tuple[int, int]]:
-        """(end, sequences on it) of every edge of the path, root to leaf, up to lease.end."""
-        path = trail(lease.node)
-        return [(min(node.end, lease.end), node.leases - node.pins) for node in path]
-
-    def outline(self, root: bytes) -> list[EdgeView]:
-        """All edges below one root, parents first, as they are now. O(nodes)."""
-        return list(edges_of(self._roots.get(root)))
 
     def release(self, lease: Lease, now: int) -> None:
         """End the lease. What it computed stays; its path's small edges merge.
@@ -289,14 +283,6 @@ class Tree(TreeCounts):
             pinned += 3 * bool(node.pins)
             node = node.above
         return cuts, pinned
-
-    def describe(self, *, tokens: bool = False) -> Iterator[NodeView]:
-        """Every node, parents first; token ids only where asked for. Read it in one go."""
-        return (view(node, tokens) for node in preorder(self._roots.values()))
-
-    def check(self) -> None:
-        """Assert the structure: T1, T5, T7, T9 and the totals. O(nodes)."""
-        audit(self._roots, self._totals)
 
     # Inside.
 

@@ -157,6 +157,10 @@ def _add_serve(parser: Parser) -> None:
         metavar="SIZE",
         help="budget such as 8G, 8GiB or 500MB (default: from the device)",
     )
+    help = "keep prefixes there over restarts: a folder of its own (default: nowhere)"
+    add("--cache-dir", metavar="DIR", help=help)
+    add("--cache-disk", metavar="SIZE", help="what it may take (default: 20GiB)")
+    add("--cache-writes", metavar="SIZE", help="what is written there a day (default: 100GiB)")
     add(
         "--wire-memory",
         action=argparse.BooleanOptionalAction,

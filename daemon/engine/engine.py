@@ -24,8 +24,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from sapwood.cache.disk.store import RawGroup
 from sapwood.daemon.engine.account import MemoryUse
 from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.disk_port import DiskPort
 from sapwood.daemon.engine.loaded import Loaded, StepCore
 from sapwood.daemon.engine.step_clock import StepClock
 from sapwood.daemon.errors import StartError, UsageError
@@ -98,7 +100,8 @@ class Engine:
         self._listener = listener
         self._limits = limits
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Command | _Ask] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | _Ask | RawGroup] = queue.SimpleQueue()
+        self._disk: DiskPort | None = None
         self._ended = threading.Event()
         self._quiet_since: float | None = None
         self._published: Published | None = None
@@ -159,10 +162,13 @@ class Engine:
             loaded = self._load()
             core = loaded.core
             try:
+                self._disk = loaded.open_disk(self._inbox.put)
                 self._publish(loaded, steps)
                 self._listener.loaded(loaded.card)
                 self._loop(loaded, steps)
             finally:
+                if self._disk is not None:
+                    self._disk.close()
                 loaded.runner.close()
                 loaded.leave_thread()
         except UsageError as error:
@@ -183,6 +189,8 @@ class Engine:
             steps.begin()
             plan = core.plan(clock())
             runner.make_copies(core.spare_bytes)
+            if self._disk is not None:
+                self._disk.carry_out()
             steps.over("plan")
             self._emit(loaded, steps)  # before the device's queue fills up
             steps.over("emit")
@@ -200,6 +208,8 @@ class Engine:
             steps.ran(runner.device_s - device_s)
             core.commit(plan, result, clock())
             runner.make_copies(core.spare_bytes)
+            if self._disk is not None:
+                self._disk.stepped(clock())
             steps.over("commit")
             steps.finish()
             self._quiet_since = clock()
@@ -213,6 +223,7 @@ class Engine:
             self._quiet_since = None
             # The last commit stored the reply and freed its slot: no step comes to tell of it.
             self._publish(loaded, steps)
+            self._page_out()
         item = self._receive(self._limits.idle_s_max if idle else None)
         if idle and item is None and steps.unchecked:
             steps.unchecked = False
@@ -221,11 +232,20 @@ class Engine:
             self._quiet_since = self._quiet_since or self._clock()
             if isinstance(item, _Ask):
                 _answer(item, loaded)
+            elif isinstance(item, RawGroup):
+                assert self._disk is not None, "nothing was ordered"
+                yield self._disk.command(item)
             else:
                 yield item
             item = self._receive(None)
 
-    def _receive(self, timeout_s: float | None) -> Command | _Ask | None:
+    def _page_out(self) -> None:
+        """For as long as nobody wants anything."""
+        while self._disk is not None and self._inbox.empty():
+            if not self._disk.page_out(self._clock()):
+                return
+
+    def _receive(self, timeout_s: float | None) -> Command | _Ask | RawGroup | None:
         try:
             return self._inbox.get(timeout_s is not None, timeout_s)
         except queue.Empty:

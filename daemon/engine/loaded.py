@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sapwood.cache.disk.store import RawReport
 from sapwood.cache.prefix.describe import EdgeView, NodeView
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.engine.disk_port import DevicePager, DiskPort, OpenStore
+from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Command, Effect, PinView
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
@@ -44,6 +47,12 @@ class StepCore(Protocol):
 
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order, each effect once."""
+
+    def take_disk_orders(self) -> tuple[DiskOrder, ...]:
+        """What the disk is to do, in order, each once."""
+
+    def page_out(self, now: float) -> PageOut | None:
+        """What to copy to disk now; its payloads are lent until the next call."""
 
     def stats(self) -> Stats:
         """The counts of this moment; cheap enough for every step."""
@@ -103,8 +112,18 @@ class Loaded:
     # many arrays hold, and how many are kept for reuse beside them.
     follow: Callable[[int, int], tuple[int, int]] = lambda workspace_bytes, free_bytes: (0, 0)
     other_bytes: int = 0  # of the budget, that the process takes beside arrays
+    # Where prefixes are kept on disk: what copies them, and opens their folder's store; without a
+    # store the folder could not be opened.
+    pager: DevicePager | None = None
+    open_store: OpenStore | None = None
     # All edges below a root: for Engine.ask. O(nodes)
     outline_tree: Callable[[bytes], Sequence[EdgeView]] = lambda root: ()
+
+    def open_disk(self, send: Callable[[RawReport], None]) -> DiskPort | None:
+        """Between the core and the disk, where there is one. send: of any thread."""
+        if self.pager is None:
+            return None
+        return DiskPort(self.core, self.pager, self.open_store, send)
 
     def view_account(self) -> tuple[Stats, MemoryUse]:
         """The counts between two steps, and the budget by them: for Engine.ask."""

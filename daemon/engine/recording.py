@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.daemon.engine.loaded import StepCore
 from sapwood.scheduler.control_tokens import ControlTokens
+from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -190,6 +191,14 @@ class RecordedCore:
         effects = (*self._effects, *self._core.take_effects())
         self._effects.clear()
         return effects
+
+    def take_disk_orders(self) -> tuple[DiskOrder, ...]:
+        """None: what a disk says is not recorded, so there is none."""
+        return ()
+
+    def page_out(self, _now: float) -> PageOut | None:
+        """None either."""
+        return None
 
     def stats(self) -> Stats:
         """As StepCore says."""

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from sapwood.daemon.engine.engine import Engine, Published
 from sapwood.daemon.rpc.gate import Gate
+from sapwood.scheduler.disk import DISK_STATES
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
@@ -144,8 +145,8 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     )
     stored.add_metric(["device", "full"], stats.tree_full_bytes)
     stored.add_metric(["device", "sliding"], stats.tree_sliding_bytes)
-    stored.add_metric(["disk", "full"], 0)
-    stored.add_metric(["disk", "sliding"], 0)
+    for kind, size in stats.disk.bytes.items():
+        stored.add_metric(["disk", kind], size)
     yield stored
     yield _gauge(
         "tree_leased_bytes", "Full K/V of nodes in use or pinned.", stats.tree_leased_bytes
@@ -156,10 +157,20 @@ def _tree(stats: Stats) -> Iterator[Metric]:
     yield _counter("tree_evictions", "Nodes evicted, thinned or cleared.", "cause", causes)
     yield _total("tree_splits", "Edges split where a prompt left them.", stats.tree_splits)
     yield _total("tree_merges", "Nodes merged with their only child.", stats.tree_merges)
-    paged_in = {"device": stats.page_in_bytes, "disk": 0}
-    yield _counter("page_in_bytes", "Stored K/V that slots copied.", "tier", paged_in)
-    paged_out = {"device": stats.page_out_bytes, "disk": 0}
-    yield _counter("page_out_bytes", "K/V that the tree took.", "tier", paged_out)
+    paged_in = {"device": stats.page_in_bytes, "disk": stats.disk.read_bytes}
+    told = "Stored K/V that slots copied, or that was read from disk."
+    yield _counter("page_in_bytes", told, "tier", paged_in)
+    paged_out = {"device": stats.page_out_bytes, "disk": stats.disk.written_bytes}
+    told = "K/V that the tree took, or that was written to disk."
+    yield _counter("page_out_bytes", told, "tier", paged_out)
+    state = GaugeMetricFamily(
+        f"{PREFIX}disk_state", "1 for what the disk tier is.", labels=["state"]
+    )
+    for name in DISK_STATES:
+        state.add_metric([name], name == stats.disk.state)
+    yield state
+    told = "Files of the disk tier that were found damaged."
+    yield _total("disk_quarantined", told, stats.disk.quarantined)
 
 
 def _memory(published: Published) -> Iterator[Metric]:

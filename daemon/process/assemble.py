@@ -23,6 +23,7 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.own_files import create_private, identity_of, remove_own
+from sapwood.daemon.process.disk import OpenDisk, disk_bytes, open_disk
 from sapwood.daemon.process.host_memory import host_bytes, peak_resident_bytes
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_in, unit_of
@@ -31,6 +32,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import locate
 from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.constraints.vocabulary import Vocabulary
+from sapwood.model.pager import Pager
 from sapwood.model.pair import Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
 from sapwood.model.warm_up import warm_up
@@ -55,12 +57,22 @@ def load(config: Config) -> Loaded:
 
 
 def _load(config: Config) -> Loaded:
+    disk = open_disk(config)
+    try:
+        return _load_with(config, disk)
+    except BaseException:
+        if disk is not None:
+            disk.close()
+        raise
+
+
+def _load_with(config: Config, disk: OpenDisk | None) -> Loaded:
     target_dir, draft_dir = locate(config.model, config.draft)
     process_bytes = peak_resident_bytes()  # while there are no arrays
     pair = load_pair(target_dir, draft_dir, config.dtype)
     try_out(pair)
     drafter = "" if draft_dir is None else draft_dir.path.name
-    loaded = put_together(config, pair, drafter, process_bytes)
+    loaded = put_together(config, pair, drafter, process_bytes, disk)
     # Behind the budget, which is known to hold a request by now.
     constraints = loaded.card.constraints
     assert isinstance(constraints, ConstraintCompiler), "the daemon serves constraints"
@@ -87,7 +99,13 @@ def _new_record(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 0) -> Loaded:
+def put_together(
+    config: Config,
+    pair: Pair,
+    drafter: str,
+    process_bytes: int = 0,
+    disk: OpenDisk | None = None,
+) -> Loaded:
     """The core and the runner around a loaded pair. drafter: its directory's name, "" for none.
 
     process_bytes: what the process took before the pair was loaded.
@@ -99,6 +117,7 @@ def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 
     other = 0
     if config.memory_bytes is None and device.shares_host_memory():
         other = process_bytes + host_bytes(limits, facts.vocabulary)
+        other += disk_bytes(limits) if disk is not None else 0
     budget = config.memory_bytes or device.memory_budget_bytes()
     ledger = _ledger(max(0, budget - other), config, facts)
     # What a step frees it needs again in the next one: as much as a step's transient, no more.
@@ -107,13 +126,26 @@ def put_together(config: Config, pair: Pair, drafter: str, process_bytes: int = 
     if config.wire_memory:
         _wire(ledger.budget_bytes)
     tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
-    core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes)
+    folder = None if disk is None else disk.for_core(facts)
+    core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes, folder=folder)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
     follow = partial(device.follow, cache_bytes=kept)
-    return Loaded(
-        card, core, runner, tree.describe, device.leave_thread, follow, other, tree.outline
+    loaded = Loaded(
+        card,
+        core,
+        runner,
+        tree.describe,
+        device.leave_thread,
+        follow,
+        other,
+        outline_tree=tree.outline,
     )
+    if disk is None or folder is None:
+        return loaded
+    pager = Pager(runner.caches)
+    opener = disk.opener(pager, folder.names.block_tokens)
+    return replace(loaded, pager=pager, open_store=opener)
 
 
 def _wire(budget_bytes: int) -> None:

@@ -65,7 +65,10 @@ class CacheService:
         return pb.GetCacheStatsResponse(
             nodes=stats.tree_nodes,
             depth_tokens=stats.tree_depth_tokens,
-            stored=_stored(stats.tree_full_bytes, stats.tree_sliding_bytes),
+            stored=[
+                *_stored(stats.tree_full_bytes, stats.tree_sliding_bytes),
+                *_on_disk(stats.disk.bytes["full"], stats.disk.bytes["sliding"]),
+            ],
             leased_bytes=stats.tree_leased_bytes,
             pinned_bytes=stats.tree_pinned_bytes,
             splits=stats.tree_splits,
@@ -190,6 +193,14 @@ def _stored(full_bytes: int, sliding_bytes: int) -> list[pb.StoredBytes]:
     return [
         pb.StoredBytes(tier=pb.TIER_DEVICE, layer=pb.LAYER_KIND_FULL, bytes=full_bytes),
         pb.StoredBytes(tier=pb.TIER_DEVICE, layer=pb.LAYER_KIND_SLIDING, bytes=sliding_bytes),
+    ]
+
+
+def _on_disk(full_bytes: int, sliding_bytes: int) -> list[pb.StoredBytes]:
+    """Nothing where nothing is."""
+    found = ((pb.LAYER_KIND_FULL, full_bytes), (pb.LAYER_KIND_SLIDING, sliding_bytes))
+    return [
+        pb.StoredBytes(tier=pb.TIER_DISK, layer=layer, bytes=size) for layer, size in found if size
     ]
 
 

@@ -44,6 +44,8 @@ from sapwood.scheduler.limits import Limits
 DEFAULT_METRICS = "127.0.0.1:9464"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CONFIG_BYTES_MAX = 1 << 20
+DEFAULT_CACHE_DISK = 20 << 30
+DEFAULT_CACHE_WRITES = 100 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class Config:
     tls: TlsFiles | None
     tokens: Path | None
     principals: Mapping[str, PrincipalSettings]
+    cache_dir: Path | None  # where prefixes are kept over a restart; None: in memory alone
+    cache_disk_bytes: int  # that it may take
+    cache_writes_bytes: int  # that may be written there in a day
     memory_bytes: int | None  # None: derived from the device
     wire_memory: bool  # whether the device keeps it resident
     numerics: str
@@ -82,10 +87,13 @@ def load_config(flags: Mapping[str, Any]) -> Config:
     if unknown := settings.keys() - _PARSERS.keys():
         raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
     settings |= given
+    _check_disk(settings)
     parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
     listenings: tuple[Listening, ...] = parsed.pop("listen")
     config = Config(
         memory_bytes=parsed.pop("memory"),
+        cache_disk_bytes=parsed.pop("cache_disk") or DEFAULT_CACHE_DISK,
+        cache_writes_bytes=parsed.pop("cache_writes") or DEFAULT_CACHE_WRITES,
         listen=tuple(each.address for each in listenings),
         socket_principals={e.address: e.principal for e in listenings if e.principal is not None},
         tls=_tls(*(parsed.pop(name) for name in ("tls_cert", "tls_key", "tls_client_ca"))),
@@ -99,6 +107,16 @@ def load_config(flags: Mapping[str, Any]) -> Config:
         _require_safe(name, address, config)
     _check_http(config)
     return config
+
+
+def _check_disk(settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for what says how, and not that."""
+    if "cache_dir" not in settings:
+        for name in ("cache_disk", "cache_writes"):
+            if name in settings:
+                raise UsageError(f"{name.replace('_', '-')} is for --cache-dir, which is not given")
+    elif "record" in settings:
+        raise UsageError("record: what comes from --cache-dir is not recorded, so not both")
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
@@ -272,6 +290,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "tokens": _path,
     "principals": parse_principals,
     "memory": parse_size,
+    "cache_dir": _path,
+    "cache_disk": parse_size,
+    "cache_writes": parse_size,
     "wire_memory": partial(_flag, False),
     "numerics": _numerics,
     "dtype": _dtype,

@@ -27,6 +27,7 @@ from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.state import CoreState
+from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -62,11 +63,12 @@ class Core(CoreState):
         ledger: Ledger,
         token_bytes: abc.Sequence[bytes],
         depth: DepthPolicy | None = None,
+        folder: DiskFolder | None = None,
     ) -> None:
         """`token_bytes[id]` are a token's bytes, b"" for specials, for the whole vocabulary.
 
         The core owns tree and ledger from here on. `depth` learns across sequences; None makes a
-        fresh one that fits the model.
+        fresh one that fits the model. folder: where prefixes are kept too.
         """
         assert len(token_bytes) == facts.vocabulary, f"{len(token_bytes)} of {facts.vocabulary}"
         depth_max = limits.draft_depth_max if facts.has_drafter else 0
@@ -75,6 +77,8 @@ class Core(CoreState):
         super().__init__(facts, limits, tree, ledger, depth_max)
         self._token_bytes = token_bytes
         self._fairness = Fairness(limits, self._roster)
+        if folder is not None:
+            self._memory.use_disk(folder, self._fairness.reading_s)
         self._planner = Planner(limits, self._roster, self._memory, self._depth, self._fairness)
         self._door = Door(limits, self._roster, self._memory, self._meters, self._fairness)
         self._planned: PlannedStep | None = None
@@ -83,27 +87,31 @@ class Core(CoreState):
     def handle(self, command: Command, now: float) -> None:
         """Take in one command, between a commit and the next plan."""
         assert self._planned is None, f"{type(command).__name__} while step {self._steps} runs"
-        self._memory.pins.expire(self._steps, now)
+        self._memory.pins.expire(self._step, now)
+        self._waits_for_disk = False
         match command:
             case Submit(request):
                 self._submit(request, now)
             case Cancel(id, reason):
                 self._cancel(id, reason, now)
             case Unpin(id, name):
-                self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._steps)))
+                self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._step)))
             case Clear():
-                self._effects.append(self._memory.pins.clear(command, self._roster.holders))
-            case Drain():  # pragma: no branch (there is no sixth)
+                self._clear(command)
+            case Drain():
                 self._drain(now)
+            case _:
+                self._effects += self._memory.disk.take(command, self._step)
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing for the device."""
         assert self._planned is None, f"step {self._steps} is not committed"
-        self._memory.pins.expire(self._steps, now)
+        self._memory.pins.expire(self._step, now)
         for sequence, verdict in self._door.expired(now):
             self._fail(sequence, now, verdict)
         self._planned = self._planner.plan(self._steps + 1, now)
         if self._planned is None:
+            self._waits_for_disk = self._memory.disk.is_reading
             return None
         self._steps += 1
         for sequence in self._planned.admitted:
@@ -169,6 +177,13 @@ class Core(CoreState):
         if sequence is not None:
             self._fail(sequence, now, Verdict(why.outcome, why.reason, why.message))
 
+    def _clear(self, order: Clear) -> None:
+        """Of who reads from disk nothing may come back; who asked hears when the files are gone."""
+        memory = self._memory
+        memory.disk.stop_reading(self._step)
+        cleared = memory.pins.clear(order, self._roster.holders)
+        self._effects += memory.disk.clear(order, cleared)
+
     def _drain(self, now: float) -> None:
         self._draining = True
         for sequence in self._roster.waiting.queued:
@@ -177,6 +192,7 @@ class Core(CoreState):
     def _fail(self, sequence: Sequence, now: float, verdict: Verdict) -> None:
         self._roster.end(sequence, now, verdict.outcome)
         self._memory.pins.give_up(sequence.id)
+        self._memory.disk.give_up(sequence.id, self._step)
         self._tell_end(sequence.request, verdict)
 
     def _tell_end(self, request: Request, verdict: Verdict) -> None:

@@ -19,10 +19,12 @@ from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
 from sapwood.scheduler.core.demand import Demand, drawn_bytes, round_rows, slots_bytes
+from sapwood.scheduler.core.disk_tier import DiskTier, NoDisk, ReadingTime
 from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
+from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import Clear, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
@@ -54,6 +56,11 @@ class DeviceMemory:
         self._slots = SlotRooms(facts, limits, ledger, self._buffers)
         self._stored = SnapshotRoom(facts, tree, ledger, self._buffers)
         self.pins = Pins(facts, limits, tree, self._stored, ledger, self._buffers)
+        self.disk = NoDisk()
+
+    def use_disk(self, folder: DiskFolder, reading_s: ReadingTime) -> None:
+        """Keep prefixes there too. Before anybody comes."""
+        self.disk = DiskTier(self._facts, self._limits, self._stored, folder, reading_s)
 
     @property
     def bytes(self) -> LedgerView:
@@ -82,15 +89,16 @@ class DeviceMemory:
             sequence.match_version = self._stored.version
         return sequence.match
 
-    def begin_plan(self) -> None:
+    def begin_plan(self, step: int, now: float) -> None:
         """Before anything of a plan is decided."""
+        self.disk.begin_plan(step, now)
         self._slots.begin()
         if self._slots.many_holes:
             self._slots.pack()
 
     @property
     def packs(self) -> bool:
-        """Whether the plan closes the holes in pools."""
+        """Whether pools are packed."""
         return self._slots.packed
 
     @property
@@ -232,8 +240,10 @@ class DeviceMemory:
         False where what storing it may cut finds no room: then it is dropped.
         """
         assert sequence.lease is not None, sequence.tell()
-        tokens = sequence.packed_path(payload.end)
-        return self._stored.insert(sequence.lease, tokens, payload, step, turn_end)
+        tokens, end = sequence.packed_path(payload.end), payload.end
+        stored = self._stored.insert(sequence.lease, tokens, payload, step, turn_end)
+        self.disk.stored(sequence, end if stored and turn_end else 0)
+        return stored
 
     def free_slot(self, sequence: Sequence) -> None:
         """The plan releases the sequence's slot."""
@@ -253,8 +263,7 @@ class DeviceMemory:
 
     def close(self) -> None:
         """The engine ends, nobody lives: drop the tree, and every byte must be back (M3)."""
-        taken = len(self._slots)
-        assert not taken and not self._stored.promising, f"{taken} slots are taken"
+        assert not len(self._slots) and not self._stored.promising, "slots are taken"
         self._stored.clear(Clear(0), ())
         assert not self._tree.nodes, f"M3: {self._tree.nodes} nodes are leased by nobody who lives"
         self._ledger.check_empty()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sapwood.cache.prefix.ledger import LedgerView
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.disk import DiskStats
 from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import StepPlan
@@ -104,6 +105,7 @@ class Meters:
         memory: LedgerView,
         segments_bytes: int,
         buffers: LedgerView,
+        disk: DiskStats,
     ) -> Stats:
         """All counts of this moment, in one value that nobody changes any more."""
         return Stats(
@@ -145,4 +147,5 @@ class Meters:
             memory=memory,
             segments_bytes=segments_bytes,
             buffers=buffers,
+            disk=disk,
         )

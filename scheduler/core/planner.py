@@ -9,7 +9,8 @@
 - Whatever may evict comes before the first path is taken out of the tree: growing, captures of
   those who leave, admissions, captures of slices, and only then what is restored.
 - A slot that leaves may be given away in the same plan: the device releases before it admits.
-- No plan is empty (L6), and there is none only when no sequence has a slot or waits for one.
+- No plan is empty (L6), and there is none only when no sequence has a slot or waits for one, or all
+  who wait do so for the disk.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Planner:
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
         roster = self._roster
-        self._memory.begin_plan()
+        self._memory.begin_plan(step, now)
         leaving = [(sequence, sequence.slot) for sequence in roster.leaving]
         for sequence, _ in leaving:
             self._memory.free_slot(sequence)
@@ -124,7 +125,8 @@ class Planner:
         # After the promises, which say what of it is captured.
         prefills = tuple(self._slice(sequence, share, step) for sequence, share in shares)
         if not (releases or decodes or prefills):
-            assert not roster, f"they wait for nothing: {roster.stories()}"
+            idle = not roster or self._memory.disk.is_reading
+            assert idle, f"they wait for nothing: {roster.stories()}"
             return None
         plan = StepPlan(
             number=step,

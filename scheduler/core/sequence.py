@@ -63,6 +63,7 @@ class Sequence:
 
     __slots__ = (
         "admitted_at",
+        "asked_disk",
         "awaited",
         "cached",
         "causes",
@@ -120,13 +121,15 @@ class Sequence:
         self.expires_at = now
         self.queue_expires_at = now
         # While queued: what the tree held and what memory was there when last asked, with whom
-        # in prefill how many tokens are shared, for whose prefix it waits, who has gone first.
+        # in prefill how many tokens are shared, for whose prefix it waits, who has gone first; and
+        # whether the disk was asked for more of it.
         self.match: Match | None = None
         self.match_version = -1
         self.refused_room: tuple[int, ...] | None = None
         self.common: dict[int, int] = {}
         self.awaited: tuple[Sequence, int] | None = None
         self.overtaken = 0
+        self.asked_disk = False
         # From admission on.
         self.slot = -1
         self.lease: Lease | None = None
@@ -208,6 +211,7 @@ class Sequence:
         self.prefix = (*self.request.prompt, *self.reply.tokens[:-1])
         self.packed = pack(self.prefix)
         self.match = self.refused_room = None
+        self.asked_disk = False
         self.common = {}
 
     def begins_as(self, order: Clear) -> bool:

@@ -13,6 +13,7 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.waiting import Waiting
+from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Effect, PinView
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
@@ -36,22 +37,36 @@ class CoreState:
         self._effects: list[Effect] = []
         self._steps = 0
         self._draining = False
+        self._waits_for_disk = False  # there was no plan, and some wait for a report
 
     @property
     def has_work(self) -> bool:
         """Whether the loop must go on without waiting for a command."""
-        return bool(self._roster or self._effects)
+        return bool(self._effects) or (bool(self._roster) and not self._waits_for_disk)
+
+    @property
+    def _step(self) -> int:
+        """The newest that the tree knows of: a plan that came to nothing had a number too."""
+        return max(self._steps, self._tree.now)
 
     @property
     def finished(self) -> bool:
         """After Drain, when every sequence has ended, left its slot, and told so."""
-        return self._draining and not self.has_work
+        return self._draining and not (self._roster or self._effects)
 
     @property
     def spare_bytes(self) -> int:
         """What nothing lies in between two steps: reserved for a step, or by nobody."""
         account = self._memory.bytes
         return account.workspace + account.free
+
+    def take_disk_orders(self) -> tuple[DiskOrder, ...]:
+        """What the disk is to do since the last call, in order; each order is handed out once."""
+        return self._memory.disk.take_orders()
+
+    def page_out(self, now: float) -> PageOut | None:
+        """What is to be copied now, between two steps; its payloads are lent until the next."""
+        return self._memory.disk.page_out(now, self.spare_bytes)
 
     def take_effects(self) -> tuple[Effect, ...]:
         """What happened since the last call, in order; each effect is handed out once."""
@@ -65,7 +80,8 @@ class CoreState:
         live = roster.live.values()
         holders = [(s.lease, s.demand.base) for s in live if s.lease and s.demand.base]
         held = memory.bytes, self._tree.read_bytes(holders), memory.buffers
-        return self._meters.publish(self._steps, roster.counts, self._tree, *held)
+        told = *held, memory.disk.stats()
+        return self._meters.publish(self._steps, roster.counts, self._tree, *told)
 
     def pins(self, now: float) -> tuple[PinView, ...]:
         """What is pinned, oldest first."""
@@ -84,7 +100,7 @@ class CoreState:
     def close(self) -> None:
         """After the last step of a finished core: what it stored is freed, all of it (M3)."""
         assert self.finished, "a core that still has work"
-        self._memory.pins.close(self._steps)
+        self._memory.pins.close(self._step)
         self._memory.close()
 
     def stories(self) -> list[str]:

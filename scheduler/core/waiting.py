@@ -8,6 +8,7 @@
 - Of two cold requests with one prefix the second waits, without a slot, while a sequence in prefill
   is about to store share_tokens_min or more tokens that the tree does not have for it yet. When
   that sequence ends in any way, the next one in line takes over.
+- Who waits for the disk (page_ins.py) is not looked at meanwhile.
 - Who was parked waits where it would have waited, and longer than a queue's place is kept. Forced
   to parks_max times, it comes back only as the oldest of all, whom nobody parks.
 - A step costs O(1) per waiting sequence; prompts are compared once per pair, as whole slices, and
@@ -164,7 +165,7 @@ class Waiting:
                 looked += 1
                 if not self._memory.may_fit(sequence):
                     self._refused.append(sequence)
-                elif not self._awaits(sequence, prefilling):
+                elif not (self._awaits(sequence, prefilling) or self._reads(sequence)):
                     found.append(sequence)
             if looked == self._limits.admission_candidates_max or self._ends_line(sequence):
                 break
@@ -182,11 +183,15 @@ class Waiting:
         return line
 
     def _may_come(self, sequence: Sequence, oldest: int | None) -> bool:
-        if _still_awaits(sequence):
+        if _still_awaits(sequence) or self._memory.disk.waits(sequence):
             return False
         if sequence.forced < self._limits.parks_max:
             return True
         return sequence is next(iter(self)) and (oldest is None or sequence.rank < oldest)
+
+    def _reads(self, sequence: Sequence) -> bool:
+        """Whether it waits for the disk, from now on or for longer."""
+        return self._memory.disk.awaits(sequence, self._memory.match(sequence))
 
     def _awaits(self, sequence: Sequence, prefilling: tuple[Sequence, ...]) -> bool:
         """Remember and tell whether somebody in prefill will soon store a prefix of `sequence`."""

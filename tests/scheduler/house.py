@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -137,13 +138,15 @@ class House:
         ledger: Ledger | None = None,
         device: FakeDevice | None = None,
         tree: Tree | None = None,
+        folder: DiskFolder | None = None,
     ) -> None:
         self.facts = facts or toy_facts()
         self.limits = limits or Limits(slots_max=4, prefill_tokens_max=32)
         self.ledger = ledger or Ledger(budget_bytes, self.facts.weights_bytes)
         nodes_max = self.limits.nodes_max(self.ledger.free)
         self.tree = tree or Tree(self.facts.window_tokens, nodes_max)
-        self.core = Core(self.facts, self.limits, self.tree, self.ledger, TOKEN_BYTES, depth)
+        made_of = self.facts, self.limits, self.tree, self.ledger, TOKEN_BYTES, depth
+        self.core = Core(*made_of, folder)
         self.device = device or FakeDevice(self.facts, self.limits, quality)
         self.now = 1000.0
         self.streams: dict[int, Stream] = {}

@@ -46,7 +46,7 @@ COUNTERS = {
     "accepted_tokens",
     "tree_evictions",
     *("tree_splits", "tree_merges"),
-    *("page_in_bytes", "page_out_bytes"),
+    *("page_in_bytes", "page_out_bytes", "disk_quarantined"),
 }
 GAUGES = {
     "requests_running",
@@ -54,7 +54,7 @@ GAUGES = {
     "requests_parked",
     *("parked_rows", "tree_nodes"),
     "tree_depth_tokens",
-    "tree_bytes",
+    *("tree_bytes", "disk_state"),
     *("tree_leased_bytes", "tree_pinned_bytes"),
     "memory_bytes",
     "memory_budget_bytes",
@@ -73,6 +73,7 @@ LABELS = {
     },
     "position": {str(n) for n in range(1, 9)},
     "tier": {"device", "disk"},
+    "state": {"off", "ok", "degraded"},
     "layer": {"full", "sliding"},
     "kind": {"weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free"},
     "phase": {"plan", "emit", "build", "device", "commit"},

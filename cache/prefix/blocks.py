@@ -1,0 +1,71 @@
+"""What stored K/V is called on disk: blocks of tokens, each named after all tokens before it.
+
+- A block is tokens [i x block_tokens, (i + 1) x block_tokens) of a path. Where the tree cuts and
+  joins its edges has no part in it: what is equal has one name, however it came about.
+- `path` names the tokens from 0 up to a block's end, `name` the same under one root key. Both are
+  keyed hashes with the folder's own salt: nothing can be told from them without it, and another
+  model, tenant, block size or format has other names.
+- Pure: equal arguments, equal names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from itertools import pairwise
+from typing import NamedTuple
+
+BLOCK_FORMAT = 1  # of names and files; another number finds nothing of before
+NAME_BYTES = 20
+BLOCK_TOKENS_MIN, BLOCK_TOKENS_MAX = 16, 128
+_BLOCK_BYTES = 4 << 20  # about what a block may take in either kind of layer
+
+
+class Block(NamedTuple):
+    """Tokens [start, end) of a path. above: `path` of the block before."""
+
+    name: bytes
+    path: bytes
+    above: bytes
+    start: int
+    end: int
+
+
+def block_tokens(bytes_per_token: int) -> int:
+    """How many tokens a block has where its dearer kind of layer takes so much for each.
+
+    A power of two. As large as can be copied between two steps without their being felt.
+    """
+    tokens = BLOCK_TOKENS_MAX
+    while tokens > BLOCK_TOKENS_MIN and tokens * bytes_per_token > _BLOCK_BYTES:
+        tokens //= 2
+    return tokens
+
+
+class Names:
+    """The names of one folder, for blocks of one size."""
+
+    def __init__(self, salt: bytes, tokens: int) -> None:
+        assert tokens > 0 and salt, "blocks without tokens, or names without salt"
+        self.block_tokens = tokens
+        self._salt = salt
+        self._top = self._hash(b"top", b"%d of %d" % (BLOCK_FORMAT, tokens))
+
+    def blocks(self, root: bytes, tokens: array[int], end: int) -> list[Block]:
+        """All whole blocks of tokens[:end] under a root key, from 0 on."""
+        size, paths = self.block_tokens, self.paths(tokens, end)
+        return [
+            Block(self._hash(b"name", root + path), path, above, i * size, (i + 1) * size)
+            for i, (above, path) in enumerate(pairwise(paths))
+        ]
+
+    def paths(self, tokens: array[int], end: int) -> list[bytes]:
+        """`above` of the first block, then `path` of each that lies within tokens[:end] whole."""
+        size, found = self.block_tokens, [self._top]
+        for start in range(0, end - size + 1, size):
+            found.append(self._hash(b"path", found[-1] + tokens[start : start + size].tobytes()))
+        return found
+
+    def _hash(self, person: bytes, data: bytes) -> bytes:
+        keyed = hashlib.blake2b(data, digest_size=NAME_BYTES, key=self._salt, person=person)
+        return keyed.digest()

@@ -1,0 +1,177 @@
+"""Which blocks lie on disk: the index over a folder's files, within its bytes.
+
+- A file is one block's K/V of one kind of layer. What is listed was written whole; whether it still
+  is says whoever reads it.
+- Least recently used first: where room is short, and of a path its end before its beginning.
+- What is being written counts as if it were there, and is found only once it is.
+- The catalogue changes nothing on disk: it says what is to go.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from sapwood.cache.prefix.blocks import Block
+
+Kind = Literal["full", "sliding"]
+DISK_KINDS: tuple[Kind, ...] = get_args(Kind)
+Key = tuple[bytes, Kind]  # a block's name and a kind
+HEAD_BYTES = 512  # of a file, before its K/V
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFile:
+    """One file. path, above: as in Block."""
+
+    name: bytes
+    kind: Kind
+    path: bytes
+    above: bytes
+    size: int
+
+    @property
+    def key(self) -> Key:
+        """What it is found by."""
+        return self.name, self.kind
+
+
+class DiskReach(NamedTuple):
+    """Blocks [first, last) that are to be read, sliding K/V too from `sliding` on."""
+
+    first: int
+    sliding: int
+    last: int
+
+
+class Catalogue:
+    """The files of one folder. Single-threaded, like all that is pure."""
+
+    def __init__(self, bytes_max: int, files: Iterable[DiskFile] = ()) -> None:
+        """files: least recently used first."""
+        self.bytes_max = bytes_max
+        self.bytes: dict[Kind, int] = dict.fromkeys(DISK_KINDS, 0)  # written, or being written
+        self._files: OrderedDict[Key, DiskFile] = OrderedDict()
+        self._coming: dict[Key, DiskFile] = {}
+        # Of all that was begun: by `path`, and by `above`.
+        self._at: dict[bytes, set[Key]] = {}
+        self._below: dict[bytes, set[Key]] = {}
+        for file in files:
+            self._files[file.key] = file
+            self._count(file)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def find(self, name: bytes, kind: Kind) -> DiskFile | None:
+        """A file that was written."""
+        return self._files.get((name, kind))
+
+    def knows(self, name: bytes, kind: Kind) -> bool:
+        """Whether it was written, or is being written."""
+        return (name, kind) in self._files or (name, kind) in self._coming
+
+    def touch(self, blocks: Sequence[Block]) -> list[Key]:
+        """A path was used, from 0 on: its beginning was used last. Returns what moved, in order."""
+        keys = [(b.name, kind) for b in reversed(blocks) for kind in DISK_KINDS]
+        moved = [key for key in keys if key in self._files]
+        for key in moved:
+            self._files.move_to_end(key)
+        return moved
+
+    def begin(self, file: DiskFile) -> list[DiskFile] | None:
+        """A file is to be written: what has to go for it, which is forgotten here.
+
+        None, with nothing changed, where there is no room for it at all.
+        """
+        assert not self.knows(*file.key), "a file is written twice"
+        coming = sum(other.size for other in self._coming.values())
+        if coming + file.size > self.bytes_max:
+            return None
+        gone: list[DiskFile] = []
+        while sum(self.bytes.values()) + file.size > self.bytes_max:
+            gone += self._forget([next(iter(self._files))])
+        self._coming[file.key] = file
+        self._count(file)
+        return gone
+
+    def written(self, key: Key, *, whole: bool) -> DiskFile | None:
+        """What was begun is there, and given back; or it is not, or was forgotten meanwhile."""
+        file = self._coming.get(key)
+        if file is not None and whole:
+            self._files[key] = self._coming.pop(key)
+            return file
+        if file is not None:
+            self.forget(key)
+        return None
+
+    def forget(self, key: Key) -> DiskFile | None:
+        """It is to go, or is gone; what is being written counts as well."""
+        file = self._coming.pop(key, None) or self._files.pop(key, None)
+        if file is not None:
+            self.bytes[file.kind] -= file.size
+            for index, where in ((self._at, file.path), (self._below, file.above)):
+                index[where].discard(key)
+                if not index[where]:
+                    del index[where]
+        return file
+
+    def forget_all(self) -> list[DiskFile]:
+        """All are to go."""
+        return self._forget([*self._files, *self._coming])
+
+    def forget_path(self, paths: Sequence[bytes]) -> list[DiskFile]:
+        """What begins with these blocks is to go, under whatever root (Names.paths).
+
+        All behind the last of them; then it and those before it, as far as they lead nowhere else.
+        """
+        found: list[Key] = []
+        behind, seen = [paths[-1]], {paths[-1]}
+        while behind:
+            for file in self._all(self._below.get(behind.pop(), ())):
+                found.append(file.key)
+                if file.path not in seen:
+                    seen.add(file.path)
+                    behind.append(file.path)
+        gone = self._forget(found)
+        for path in reversed(paths[1:]):
+            if path in self._below:
+                break
+            gone += self._forget(self._at.get(path, ()))
+        return gone
+
+    def reach(
+        self, blocks: Sequence[Block], tokens: int, matched: int, window: int
+    ) -> DiskReach | None:
+        """The longest prefix that can be restored once what is missing of it is read.
+
+        blocks: of a prompt, from 0 on. Memory has the full K/V of `matched` tokens, and can restore
+        `tokens` of them. None where the disk helps no further than that.
+        """
+        if not blocks:
+            return None
+        size = blocks[0].end
+        first = last = min(matched // size, len(blocks))
+        while last < len(blocks) and self.find(blocks[last].name, "full"):
+            last += 1
+        for end in range(last, tokens // size, -1):
+            sliding = max(0, end * size - window) // size if window else end
+            if all(self._whole(block) for block in blocks[sliding:end]):
+                return DiskReach(min(first, sliding), sliding, end)
+        return None
+
+    def _whole(self, block: Block) -> bool:
+        return all(self.find(block.name, kind) is not None for kind in DISK_KINDS)
+
+    def _all(self, keys: Iterable[Key]) -> list[DiskFile]:
+        return [self._files.get(key) or self._coming[key] for key in keys]
+
+    def _forget(self, keys: Iterable[Key]) -> list[DiskFile]:
+        return [file for key in list(keys) if (file := self.forget(key)) is not None]
+
+    def _count(self, file: DiskFile) -> None:
+        self._at.setdefault(file.path, set()).add(file.key)
+        self._below.setdefault(file.above, set()).add(file.key)
+        self.bytes[file.kind] += file.size

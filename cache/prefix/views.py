@@ -1,0 +1,60 @@
+"""What a tree says of its paths: read by the core, by operators, and by who copies to disk.
+
+- Nothing here changes anything. What is lent stays the tree's, until its next change.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+
+from sapwood.cache.prefix.blocks import Block
+from sapwood.cache.prefix.counts import TreeCounts
+from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
+from sapwood.cache.prefix.node import Lease, Node
+from sapwood.cache.prefix.radix import descend, preorder, trail
+from sapwood.cache.prefix.snapshot import Payload
+
+
+class TreeViews(TreeCounts):
+    """The paths of one tree, which writes to `_roots`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._roots: dict[bytes, Node] = {}
+
+    def edges(self, lease: Lease) -> list[tuple[int, int]]:
+        """(end, sequences on it) of every edge of the path, root to leaf, up to lease.end."""
+        path = trail(lease.node)
+        return [(min(node.end, lease.end), node.leases - node.pins) for node in path]
+
+    def outline(self, root: bytes) -> list[EdgeView]:
+        """All edges below one root, parents first, as they are now. O(nodes)."""
+        return list(edges_of(self._roots.get(root)))
+
+    def describe(self, *, tokens: bool = False) -> Iterator[NodeView]:
+        """Every node, parents first; token ids only where asked for. Read it in one go."""
+        return (view(node, tokens) for node in preorder(self._roots.values()))
+
+    def cover(self, root: bytes, tokens: array[int], block: Block) -> tuple[Payload, ...]:
+        """What holds the block's full K/V, oldest first. Empty: nothing, or some was cleared."""
+        found = [node for node in self._known(root, tokens, block.end) if node.end > block.start]
+        whole = bool(found) and found[-1].end >= block.end
+        return tuple(node.stored for node in found) if whole else ()
+
+    def worth_windows(self, root: bytes, tokens: array[int], end: int) -> list[int]:
+        """Where on a path up to `end` a turn ended or paths part, and `end` itself."""
+        return [n.end for n in self._known(root, tokens, end) if n.marked and n.end < end] + [end]
+
+    def check(self) -> None:
+        """Assert the structure: T1, T5, T7, T9 and the totals. O(nodes)."""
+        audit(self._roots, self._totals)
+
+    def _known(self, root: bytes, tokens: array[int], end: int) -> list[Node]:
+        """The nodes that hold [0, end) of a path, as far as it is here and not cleared."""
+        top = self._roots.get(root)
+        if top is None:
+            return []
+        node, matched = descend(top, tokens, 0, end)
+        path = [each for each in trail(node) if not each.doomed]
+        return [each for each in path if min(each.end, end) <= matched]

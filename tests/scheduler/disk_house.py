@@ -1,0 +1,203 @@
+"""A house with a disk: the fake writes token logs down, and fails as it is told to.
+
+- One operation at a time, in the store's order: reads first. What a file holds is the tokens that
+  it was made of, so what comes back wrong shows in what is drawn next.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sapwood.cache.prefix.blocks import Names
+from sapwood.cache.prefix.catalogue import Catalogue, Key
+from sapwood.scheduler.disk import (
+    DiskFailed,
+    DiskFolder,
+    DiskOrder,
+    DiskReport,
+    Erase,
+    Erased,
+    PagedIn,
+    PageOut,
+    Read,
+    ReadGroup,
+    StopRead,
+    Touch,
+    Written,
+)
+from sapwood.scheduler.events import Clear, Cleared
+from tests.fakes import TokenLog, Tracker
+from tests.scheduler.house import House
+
+BLOCK = 8
+DISK = 10**6
+Content = tuple[int, ...]
+
+
+def folder(catalogue: Catalogue | None = None, a_day: int = DISK, left: int = DISK) -> DiskFolder:
+    return DiskFolder(Names(b"salt", BLOCK), catalogue or Catalogue(DISK), a_day, left)
+
+
+@dataclass
+class FakeDisk:
+    """Files by their keys. fails_at: numbers of operations that fail, counted from 0."""
+
+    tracker: Tracker
+    files: dict[Key, Content] = field(default_factory=dict)
+    damaged: set[Key] = field(default_factory=set)
+    operations: int = 0
+    fails_at: Callable[[int], bool] = lambda number: False
+    failed: bool = False
+    verifies: bool = True
+    read_seconds: float = 0.0
+    _reads: deque[tuple[int, ReadGroup]] = field(default_factory=deque)
+    _others: deque[tuple[PageOut, Content] | Erase] = field(default_factory=deque)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._reads or self._others)
+
+    def order(self, order: DiskOrder) -> None:
+        match order:
+            case Read(id, groups):
+                self._reads += [(id, group) for group in groups]
+            case StopRead(id):
+                self._reads = deque(read for read in self._reads if read[0] != id)
+            case Erase():
+                self._others.append(order)
+            case Touch():
+                pass
+
+    def copy(self, order: PageOut) -> None:
+        start, end = order.block.start, order.block.end
+        full: dict[int, int] = {}
+        sliding: dict[int, int] = {}
+        for payload in order.path:
+            assert isinstance(payload, TokenLog)
+            full.update(enumerate(payload.full, payload.start))
+            sliding.update(enumerate(payload.sliding, payload.sliding_start))
+        held = full if order.file.kind == "full" else sliding
+        self._others.append((order, tuple(held[at] for at in range(start, end))))
+
+    def turn(self) -> list[DiskReport]:
+        """Carry out one operation, if there is one."""
+        if not self.busy:
+            return []
+        fails = self.fails_at(self.operations)
+        self.operations += 1
+        if self._reads:
+            return [self._read(*self._reads.popleft(), fails)]
+        other = self._others.popleft()
+        if isinstance(other, Erase):
+            return self._erase(other, fails)
+        order, content = other
+        reports: list[DiskReport] = []
+        if fails and not self.failed:
+            self.failed = True
+            reports.append(DiskFailed())
+        if not self.failed:
+            self.files[order.file.key] = content
+        return [*reports, Written(order.file.key, whole=not self.failed)]
+
+    def _read(self, id: int, group: ReadGroup, fails: bool) -> PagedIn:
+        if fails:
+            self.damaged.add(group.files[0].key)
+        bad = [f.key for f in group.files if f.key not in self.files]
+        damaged = [f.key for f in group.files if f.key in self.damaged]
+        if self.failed or bad or (damaged and self.verifies):
+            self._reads = deque(read for read in self._reads if read[0] != id)
+            for key in damaged:
+                self.files.pop(key, None)
+            return PagedIn(id, None, 0, 0.0, tuple(bad + damaged), len(damaged))
+        full = sum((self._content(f.key) for f in group.full), ())
+        sliding = sum((self._content(f.key) for f in group.sliding), ())
+        size = sum(file.size for file in group.files)
+        log = TokenLog(self.tracker, group.start, full, sliding)
+        return PagedIn(id, log, size, self.read_seconds)
+
+    def _content(self, key: Key) -> Content:
+        content = self.files[key]
+        return tuple(t ^ 1 for t in content) if key in self.damaged else content
+
+    def _erase(self, order: Erase, fails: bool) -> list[DiskReport]:
+        keys = list(self.files) if order.files is None else [f.key for f in order.files]
+        if not fails:
+            for key in keys:
+                self.files.pop(key, None)
+        return [] if order.id is None else [Erased(order.id, left=fails * len(keys))]
+
+
+class DiskHouse(House):
+    """The loop with a disk beside it: an operation a turn, and a block copied after a step."""
+
+    def __init__(self, disk: FakeDisk | None = None, **options: Any) -> None:
+        options.setdefault("folder", folder())
+        super().__init__(**options)
+        self.disk = disk or FakeDisk(self.device.tracker)
+        self.disk.tracker = self.device.tracker
+
+    def step(self) -> Any:
+        plan = super().step()
+        self.pass_on()
+        if plan is not None:
+            self.copy()
+        self.turn()
+        return plan
+
+    def step_alone(self) -> Any:
+        """A step, while the disk does nothing."""
+        plan = super().step()
+        self.pass_on()
+        return plan
+
+    def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
+        """Answered once the disk has done it."""
+        self.handle(Clear(next(self._ids), tokens))
+        self.pass_on()
+        answered = len(self.answers)
+        while len(self.answers) == answered:
+            assert self.turn(), "nobody answers"
+        answer = self.answers[-1]
+        assert isinstance(answer, Cleared)
+        return answer
+
+    def run(self, steps_max: int = 5000) -> None:
+        """Until nothing is left to do, on disk either."""
+        for _ in range(steps_max):
+            if self.core.has_work or self.core._memory.disk.is_reading:
+                self.step()
+            elif not (self.copy() or self.turn()):
+                return
+        raise AssertionError(f"L2: still at work after {steps_max}: {self.core.stories()}")
+
+    def pass_on(self) -> None:
+        for order in self.core.take_disk_orders():
+            self.disk.order(order)
+
+    def copy(self) -> bool:
+        order = self.core.page_out(self.now)
+        self.pass_on()
+        if order is not None:
+            self.disk.copy(order)
+        return order is not None
+
+    def turn(self) -> bool:
+        """One operation of the disk, and what it says."""
+        was = self.disk.busy
+        for report in self.disk.turn():
+            self.handle(report)
+        self.deliver()
+        return was
+
+    def die(self) -> FakeDisk:
+        """As by kill -9: what is on disk stays, what is under way is lost."""
+        return FakeDisk(Tracker(), dict(self.disk.files), set(self.disk.damaged))
+
+
+def reopened(disk: FakeDisk, files: Catalogue) -> DiskFolder:
+    """What the next process finds: no more than there is."""
+    kept = [file for key, file in files._files.items() if key in disk.files]
+    return folder(Catalogue(DISK, kept))
