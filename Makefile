@@ -52,19 +52,24 @@ TRAIN_WORK := build/train
 
 .venv: $(STAMP)
 
+# What pip says: each package on a terminal, where somebody waits, and nothing in a log.
+PIP_SAYS := $(shell test -t 2 || echo --quiet)
+
 # uv where it is there, else pip; the same lock, hashes required by both. An environment that runs is
 # brought up to the lock, one that does not is made anew. The editable install needs no network: the
 # build backend is in the lock.
 $(STAMP): $(LOCK) pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
+	@echo "$(VENV) is made or brought up to $(LOCK), $$(grep -c '^[a-z].*==' $(LOCK)) packages at" \
+		"most: minutes the first time, as they are downloaded" >&2
 	@if command -v uv >/dev/null; then \
 		{ $(BIN)/python -c pass 2>/dev/null || \
 			uv venv --quiet --clear --python "$(PYTHON)" $(VENV); } && \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK) && \
+		uv pip install --python $(BIN)/python --require-hashes -r $(LOCK) && \
 		uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .; \
 	else \
 		{ $(BIN)/python -c "import pip" 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV); } && \
-		$(BIN)/python -m pip install --quiet --require-hashes -r $(LOCK) && \
+		$(BIN)/python -m pip install $(PIP_SAYS) --require-hashes -r $(LOCK) && \
 		$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
 	fi
 	@touch $@

@@ -21,7 +21,7 @@ from bench.machine import ROOT
 from bench.measure import BenchError, Figure
 from bench.report import BenchReport, BenchRun, show, write_report
 from bench.setup import Setup
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.process.host_memory import keep_freed_memory
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")

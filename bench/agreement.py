@@ -24,7 +24,7 @@ from bench.flags import flag_count
 from bench.speculation import QUESTIONS
 from sapwood import AsyncClient, Message
 from sapwood.client.values import CacheOptions, GenerateOptions
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.process import running, serve_command
 
 COMPANY, DRAFTED, REPLY_TOKENS = 16, 3, 48

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.measure import BenchError
 from bench.synthetic import write_synthetic_pair
 from sapwood import SapwoodError
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
 from sapwood.model.checkpoint.files import ModelRefused

@@ -27,7 +27,7 @@ from bench.flags import flag_s
 from bench.speculation import QUESTIONS
 from sapwood import AsyncClient, Delta, Message
 from sapwood.client.values import GenerateOptions
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.process import running, serve_command
 from sapwood.daemon.demo.scrape import Counters, scrape, settled, total
 

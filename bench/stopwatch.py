@@ -22,6 +22,7 @@ from sapwood.__main__ import main as command
 from sapwood.daemon.engine.loaded import Loaded, StepCore, StepRunner
 from sapwood.daemon.process import assemble
 from sapwood.daemon.settings.config import Config
+from sapwood.model.pair import LoadReport
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 
@@ -150,8 +151,8 @@ class _TimedRunner:
 def main(argv: Sequence[str]) -> int:
     watch, load = Stopwatch(Path(argv[0])), assemble.load
 
-    def timed(config: Config) -> Loaded:
-        loaded = load(config)
+    def timed(config: Config, report: LoadReport = lambda done, total: None) -> Loaded:
+        loaded = load(config, report)
         core, runner = watch.timed(loaded.core, loaded.runner)
         return replace(loaded, core=core, runner=runner)
 

@@ -29,7 +29,7 @@ from bench.replay.trace import (
     replay,
 )
 from bench.setup import Setup
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 
 QUICK_SCALE = 0.5
 # A best other that is as good as the clairvoyant leaves nothing to divide by.

@@ -181,10 +181,17 @@ def fit_assistant(files: Sequence[WeightFile], config: AssistantConfig) -> Fitte
     return fit(Assistant(config), files, _keep_name, _narrow_ordering, quantized)
 
 
-def fill_assistant(fitted: Fitted[Assistant], dtype: mx.Dtype | None) -> Assistant:
-    """The drafter evaluated, once. dtype None: the checkpoint's own. Raises ModelRefused."""
+def fill_assistant(
+    fitted: Fitted[Assistant],
+    dtype: mx.Dtype | None,
+    report: Callable[[int], None] = lambda count: None,
+) -> Assistant:
+    """The drafter evaluated, once. dtype None: the checkpoint's own; report: as Fitted.load takes.
+
+    Raises ModelRefused.
+    """
     ordering = fitted.origins.get("masked_embedding.token_ordering")
-    assistant = fitted.load(dtype)
+    assistant = fitted.load(dtype, report)
     if assistant.masked_embedding is not None and ordering is not None:
         _check_ordering(assistant.masked_embedding.token_ordering, ordering)
     return assistant

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -25,7 +26,7 @@ from sapwood.model.checkpoint.files import ModelDirectory, ModelRefused
 from sapwood.model.checkpoint.mlx_lm_modules import Model
 from sapwood.model.checkpoint.packing import packing_of
 from sapwood.model.checkpoint.safetensors import WeightFile, weight_files
-from sapwood.model.checkpoint.weights import arrays, fit_target, resolve_dtype
+from sapwood.model.checkpoint.weights import Fitted, arrays, fit_target, resolve_dtype
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.prompt.tokenizer import Tokenizer
 from sapwood.model.prompt.tokenizer_file import load_tokenizer
@@ -40,6 +41,8 @@ WIDE_DRAW_BYTES, WHOLE_DRAW_BYTES = 16, 72
 MASKED_DRAW_BYTES = 8
 # What a GPU's sort takes for each token beside what it is given: values and indices, twice.
 SORT_BYTES = 16
+# Bytes of weights read so far, and of all: called as they are read, on the thread that loads.
+LoadReport = Callable[[int, int], None]
 _HASHED_WHOLE_BYTES_MAX = 256 << 20
 _SAMPLE_BYTES = 4096
 _SAMPLES = 1024
@@ -70,7 +73,10 @@ class Pair:
 
 
 def load_pair(
-    model_dir: ModelDirectory, draft_dir: ModelDirectory | None, dtype: str = "auto"
+    model_dir: ModelDirectory,
+    draft_dir: ModelDirectory | None,
+    dtype: str = "auto",
+    report: LoadReport = lambda done, total: None,
 ) -> Pair:
     """Load, check and evaluate a pair; draft_dir None: no drafter. Raises ModelRefused."""
     float_dtype = resolve_dtype(dtype)
@@ -89,10 +95,11 @@ def load_pair(
         config.bos_token_ids,
         config.media_token_ids,
     )
-    target = fitted.load(float_dtype)
+    read = _counted(report, [each for each in (fitted, fitted_draft) if each is not None])
+    target = fitted.load(float_dtype, read)
     used = target.model.norm.weight.dtype
     # The drafter reads the target's K/V, so it works in the target's dtype.
-    assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used)
+    assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used, read)
     kernels = device.attention_kernels(used)
     # Laid out here, once, so that facts and budget know of all that comes of it.
     PackedGemma4(target, config.placeholders, kernels)
@@ -110,6 +117,18 @@ def load_pair(
         family=config.family,
         quantization=_quantization_name(target, assistant),
     )
+
+
+def _counted(report: LoadReport, parts: Sequence[Fitted[Any]]) -> Callable[[int], None]:
+    """What the parts call with the bytes of each tensor."""
+    total, done = sum(part.file_bytes for part in parts), 0
+
+    def read(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
+    return read
 
 
 def try_out(pair: Pair) -> None:

@@ -30,7 +30,7 @@ from bench.peers.http_client import http_clients
 from bench.peers.pairs import WrittenPair
 from bench.setup import first_cause
 from sapwood import Message, SapwoodError
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 
 READY_S_MAX, PEER_STOP_S_MAX = 300.0, 20.0
 _POLL_S = 0.05

@@ -21,7 +21,7 @@ from bench.peers.grpc_clients import our_clients
 from bench.peers.pairs import PairPlan
 from bench.peers.prompts import chats
 from bench.setup import START_S_MAX
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.process import running, serve_command
 
 QUESTIONS_ASKED, SPOILT_REPLY_TOKENS = 64, 160

@@ -24,6 +24,7 @@ from sapwood.daemon.own_files import create_private
 VERSION = 1
 SAVED_CHARS_MAX = 64 * 1024 * 1024
 _ROLES = ("user", "assistant", "tool")
+_TEXTS = ("role", "content", "thinking", "tool_name", "tool_call_id", "name")
 
 
 def save_talk(talk: Talk, path: Path) -> None:
@@ -68,9 +69,12 @@ def _talk(content: Mapping[str, Any]) -> Talk:
 def _message(saved: Mapping[str, Any]) -> Message:
     if saved["role"] not in _ROLES:
         raise ValueError
-    calls = tuple(ToolCall(_text(c["name"]), dict(c["arguments"])) for c in saved["tool_calls"])
-    content, thinking = _text(saved["content"]), _text(saved["thinking"])
-    return Message(saved["role"], content, thinking, calls, _text(saved["tool_name"]))
+    texts = {name: _text(saved[name]) for name in _TEXTS}
+    return Message(tool_calls=tuple(map(_call, saved["tool_calls"])), **texts)
+
+
+def _call(saved: Mapping[str, Any]) -> ToolCall:
+    return ToolCall(_text(saved["name"]), dict(saved["arguments"]), _text(saved["id"]))
 
 
 def _text(value: Any) -> str:

@@ -50,8 +50,11 @@ class Talk:
     def say(self, text: str) -> bool:
         """A user's turn, or a tool's result; whether it is the model's turn now."""
         call = self.open_call
-        turn = Message("user", text) if call is None else Message("tool", text, tool_name=call.name)
-        self.messages.append(turn)
+        if call is None:
+            self.messages.append(Message("user", text))
+        else:
+            result = Message("tool", text, tool_name=call.name, tool_call_id=call.id)
+            self.messages.append(result)
         self.unanswered = None
         return self.open_call is None
 

@@ -18,7 +18,7 @@ from sapwood.daemon import entry
 from sapwood.daemon.cli import daemon_commands as daemons
 from sapwood.daemon.cli import tokens
 from sapwood.daemon.cli.client_flags import add_client, add_client_commands
-from sapwood.daemon.cli.flag_values import timeout_s
+from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
@@ -75,13 +75,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     import anyio
 
     from sapwood.daemon.process.run import serve
+    from sapwood.daemon.process.start_screen import Nowhere, StartScreen
+
+    screen = StartScreen() if sys.stderr is not None and sys.stderr.isatty() else Nowhere()
 
     def load() -> Loaded:
         from sapwood.daemon.process import assemble
 
-        return assemble.load(config)
+        return assemble.load(config, screen.report)
 
-    return anyio.run(serve, config, load)
+    return anyio.run(serve, config, load, screen)
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -98,6 +101,38 @@ def _check(arguments: argparse.Namespace) -> int:
 
     entry.imported()
     return check.run_check(arguments)
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    require_serve("pull")
+    from sapwood.daemon.cli import pull
+
+    entry.imported()
+    return pull.run_pull(arguments)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    require_serve("list")
+    from sapwood.daemon.cli import models
+
+    entry.imported()
+    return models.run_list(arguments)
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    require_serve("show")
+    from sapwood.daemon.cli import models
+
+    entry.imported()
+    return models.run_show(arguments)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    require_serve("top")
+    from sapwood.daemon.cli import top
+
+    entry.imported()
+    return top.run_top(arguments)
 
 
 def _completion(arguments: argparse.Namespace) -> int:
@@ -121,6 +156,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     _add_serve(add("serve", "run the daemon"))
     add("demo", "watch eight clients share one daemon")  # main() hands its flags over unread
     add_client_commands(add)
+    _add_models(add)
     _add_convert(add("convert", "make one bundle of a model and its drafter, quantised or not"))
     _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
@@ -232,6 +268,24 @@ def _add_check(parser: Parser) -> None:
     add("--json", action="store_true", help="print one JSON object")
 
 
+def _add_models(add: Callable[[str, str], Parser]) -> None:
+    """Commands about models on this machine and on the hub."""
+    pull = add("pull", "fetch a model from the hub, and the drafter that goes with it")
+    pull.set_defaults(run=_pull)
+    pull.add_argument("model", metavar="ID", help="org/name or org/name@revision")
+    help = "the drafter (default: the one that is found for it)"
+    pull.add_argument("--draft", metavar="ID|none", help=help)
+    listed = add("list", "the models in the hub's local cache")
+    listed.set_defaults(run=_list)
+    listed.add_argument("--json", action="store_true", help="print it as JSON")
+    show = add("show", "what a model is, and what memory it takes, nothing loaded")
+    show.set_defaults(run=_show)
+    help = "a directory, a bundle or a cached hub id (default: the bundled demo pair)"
+    show.add_argument("model", nargs="?", metavar="BUNDLE", help=help)
+    show.add_argument("--draft", metavar="DIR|ID|none", help="the drafter (default: its own)")
+    show.add_argument("--json", action="store_true", help="print it as JSON")
+
+
 def _add_daemon(add: Callable[[str, str], Parser]) -> None:
     """Commands about a daemon's process, and about this command itself."""
     stop = add_client(add("stop", "end the daemon on this machine, once it drained"), daemons.stop)
@@ -239,6 +293,14 @@ def _add_daemon(add: Callable[[str, str], Parser]) -> None:
     stop.add_argument("--ready-file", metavar="PATH", help=help)
     help = "to wait for its end (default: 60)"
     stop.add_argument("--timeout", type=timeout_s, default=60.0, metavar="SECONDS", help=help)
+    top = add("top", "what the daemon is doing, again and again")
+    top.set_defaults(run=_top)
+    help = "of the daemon (default: the one on this machine)"
+    top.add_argument("--metrics", metavar="HOST:PORT", help=help)
+    help = "between two looks (default: 1)"
+    top.add_argument("--interval", type=interval, default=1.0, metavar="SECONDS", help=help)
+    top.add_argument("--once", action="store_true", help="one look, as a line")
+    top.add_argument("--json", action="store_true", help="a line of JSON for each look")
     completion = add("completion", "print what makes a shell complete this command")
     completion.add_argument("shell", choices=("bash", "zsh", "fish"), metavar="bash|zsh|fish")
     completion.set_defaults(run=_completion)

@@ -17,15 +17,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import anyio
 from rich.console import Console
 
 from sapwood import SapwoodError
-from sapwood.daemon import entry
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas, entry
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.phase import Phase, play
 from sapwood.daemon.demo.process import running, serve_command
@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminated = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: _interrupt(terminated))
     try:
-        found = perform(_serve_flags(arguments), view)
+        console.print(_announced(arguments), style="dim", markup=False)
+        found = perform(_serve_flags(arguments), view, partial(console.print, style="dim"))
         console.print(report_tables(found))
         _write(found, arguments)
     except (DemoError, OSError) as error:
@@ -62,10 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if all(claim.holds for claim in found.claims) else 1
 
 
-def perform(serve_flags: Sequence[str], view: View) -> DemoReport:
-    """Both phases, each on a fresh daemon. Raises DemoError."""
+def _announced(arguments: argparse.Namespace) -> str:
+    model = arguments.model or "the small bundled Gemma 4, no download"
+    return (
+        f"{len(CAST)} clients, first at once and then one by one, each time on a daemon of its "
+        f"own: {model}. It ends within {LIMIT_S:.0f} s; Ctrl-C ends it sooner."
+    )
+
+
+def perform(serve_flags: Sequence[str], view: View, say: Callable[[str], object]) -> DemoReport:
+    """Both phases, each on a fresh daemon. say: told what is done next. Raises DemoError."""
     deadline = time.monotonic() + LIMIT_S
+    say("1 of 2, together: starting a daemon and loading the model, some seconds")
     together, library = _phase(serve_flags, True, view, deadline)
+    say("2 of 2, one by one: a fresh daemon for the same clients")
     one_by_one, other = _phase(serve_flags, False, view, deadline)
     if library != other:
         raise DemoError(f"one daemon computed with {library}, the other with {other}")

@@ -33,7 +33,7 @@ from sapwood.model.checkpoint.locate import locate
 from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pager import Pager
-from sapwood.model.pair import Pair, load_pair, model_facts, try_out
+from sapwood.model.pair import LoadReport, Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
@@ -43,33 +43,33 @@ from sapwood.scheduler.model_facts import ModelFacts
 DEMO_NAME = "sapwood-demo"
 
 
-def load(config: Config) -> Loaded:
+def load(config: Config, report: LoadReport = lambda done, total: None) -> Loaded:
     """Load the model and put the core together. Raises StartError or UsageError, with a message."""
     try:
         if config.record is None:
-            return _load(config)
+            return _load(config, report)
         with _new_record(config.record) as file:
-            loaded = _load(config)
+            loaded = _load(config, report)
             core = RecordedCore(loaded.core, loaded.card.facts, config.limits, file)
             return replace(loaded, core=core)
     except ModelRefused as error:
         raise StartError(str(error)) from error
 
 
-def _load(config: Config) -> Loaded:
+def _load(config: Config, report: LoadReport) -> Loaded:
     disk = open_disk(config)
     try:
-        return _load_with(config, disk)
+        return _load_with(config, disk, report)
     except BaseException:
         if disk is not None:
             disk.close()
         raise
 
 
-def _load_with(config: Config, disk: OpenDisk | None) -> Loaded:
+def _load_with(config: Config, disk: OpenDisk | None, report: LoadReport) -> Loaded:
     target_dir, draft_dir = locate(config.model, config.draft)
     process_bytes = peak_resident_bytes()  # while there are no arrays
-    pair = load_pair(target_dir, draft_dir, config.dtype)
+    pair = load_pair(target_dir, draft_dir, config.dtype, report)
     try_out(pair)
     drafter = "" if draft_dir is None else draft_dir.path.name
     loaded = put_together(config, pair, drafter, process_bytes, disk)

@@ -28,9 +28,14 @@ from sapwood.daemon.settings.addresses import Address, TcpAddress, is_loopback
 def ready_line(listeners: Sequence[Address], metrics: TcpAddress, base_url: str = "") -> str:
     """For stdout: every gRPC listener in flag order, the metrics' URL, and where HTTP begins."""
     joined = " ".join(str(address) for address in listeners)
-    scheme = "http" if is_loopback(metrics.host) else "https"
     http = f" http {base_url}" if base_url else ""
-    return f"sapwood ready: grpc {joined} metrics {scheme}://{metrics}/metrics{http}"
+    return f"sapwood ready: grpc {joined} metrics {metrics_url(metrics)}{http}"
+
+
+def metrics_url(metrics: TcpAddress) -> str:
+    """Beyond loopback they have TLS."""
+    scheme = "http" if is_loopback(metrics.host) else "https"
+    return f"{scheme}://{metrics}/metrics"
 
 
 def print_ready(line: str) -> None:

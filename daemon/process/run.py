@@ -25,6 +25,7 @@ from sapwood.daemon.faults import described
 from sapwood.daemon.process.host_memory import keep_freed_memory
 from sapwood.daemon.process.ready import (
     ReadyFile,
+    metrics_url,
     print_ready,
     ready_line,
     ready_path,
@@ -32,6 +33,7 @@ from sapwood.daemon.process.ready import (
 )
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
+from sapwood.daemon.process.start_screen import Nowhere, Screen
 from sapwood.daemon.settings.config import Config
 
 if TYPE_CHECKING:
@@ -44,14 +46,18 @@ _SWITCH_S = 0.001
 _log = logging.getLogger(__name__)
 
 
-async def serve(config: Config, load: Callable[[], Loaded]) -> int:
-    """Run one daemon until a signal or a fault; returns the exit code."""
+async def serve(config: Config, load: Callable[[], Loaded], screen: Screen | None = None) -> int:
+    """Run one daemon until a signal or a fault; returns the exit code. screen: None is no terminal.
+
+    It is closed here.
+    """
+    screen = screen or Nowhere()
     sys.setswitchinterval(_SWITCH_S)
     keep_freed_memory()
     daemon, beside = Daemon(config, load), AsyncExitStack()
     requests = Requests(daemon.drain, daemon.reload)
     with heard(requests.take):
-        served, failure = await _served(daemon, config, beside)
+        served, failure = await _served(daemon, config, beside, screen)
         ended = await daemon.stop()
         await beside.aclose()  # what HTTP clients still read has left through it
         code, line = _verdict(daemon, requests, ended, served, failure)
@@ -64,7 +70,9 @@ async def serve(config: Config, load: Callable[[], Loaded]) -> int:
     return code
 
 
-async def _served(daemon: Daemon, config: Config, beside: AsyncExitStack) -> tuple[bool, str]:
+async def _served(
+    daemon: Daemon, config: Config, beside: AsyncExitStack, screen: Screen
+) -> tuple[bool, str]:
     """Until it shall stop; whether it came to serve, and what kept it from going on.
 
     beside: ends what is to end after the daemon.
@@ -88,6 +96,7 @@ async def _served(daemon: Daemon, config: Config, beside: AsyncExitStack) -> tup
             file.write(listeners, metrics, gateway=daemon.gateway_address, http=http)
             print_ready(ready_line(listeners, metrics, "" if smg is None else smg.base_url))
             served = True
+            _show(screen, daemon, config, smg)
             await daemon.wait_ended()
     except StartError as error:
         return served, str(error)
@@ -95,8 +104,21 @@ async def _served(daemon: Daemon, config: Config, beside: AsyncExitStack) -> tup
         _log.critical("the daemon failed: %s", described(fault))
         return served, f"the daemon failed with {type(fault).__name__}"
     finally:
+        screen.close()
         file.remove()
     return served, ""
+
+
+def _show(screen: Screen, daemon: Daemon, config: Config, smg: Smg | None) -> None:
+    """What is served, and where."""
+    assert daemon.metrics_address is not None, "it serves"
+    addresses = [str(address) for address in daemon.grpc_addresses]
+    addresses.append(f"{metrics_url(daemon.metrics_address)} (metrics)")
+    if daemon.gateway_address is not None and smg is None:
+        addresses.append(f"{daemon.gateway_address} (a gateway's worker)")
+    if smg is not None:
+        addresses.append(f"{smg.base_url} (OpenAI's and Anthropic's API)")
+    screen.show(config, *daemon.served, addresses)
 
 
 def _gateway(config: Config) -> Smg | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
+from sapwood.daemon.engine.account import MemoryUse
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.engine import Engine, Fault
 from sapwood.daemon.engine.loaded import Loaded
@@ -123,6 +124,13 @@ class Daemon:
             tasks.start_soon(self._watch_for_stalls)
             await self._ended.wait()
             tasks.cancel_scope.cancel()
+
+    @property
+    def served(self) -> tuple[ModelCard, MemoryUse]:
+        """What is loaded and what memory is used for, once wait_loaded() said so."""
+        published = self._engine.published
+        assert published is not None, "asked before it was loaded"
+        return self._gate.card, published.memory
 
     def drain(self) -> None:
         """Stop taking requests; a second call stops waiting for those that run."""

@@ -31,7 +31,7 @@ def cached(hub_id: str, revision: str | None, drafter: bool) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     name = f"{hub_id}@{revision}" if revision else hub_id
-    fetch = f"hf download {hub_id}" + (f" --revision {revision}" if revision else "")
+    fetch = f"sapwood pull {name}"
     try:
         # No pattern lets a file pass: the hub's own check wants all files, also those never read.
         found = snapshot_download(

@@ -66,10 +66,15 @@ class Fitted(Generic[M]):
     weights: Arrays  # lazy, by the module's names
     origins: dict[str, TensorEntry]  # the tensor that each is made of
 
-    def load(self, dtype: mx.Dtype | None) -> M:
+    @property
+    def file_bytes(self) -> int:
+        """What there is to read."""
+        return sum(origin.end - origin.start for origin in self.origins.values())
+
+    def load(self, dtype: mx.Dtype | None, report: Callable[[int], None] = lambda count: None) -> M:
         """The module filled and evaluated; once. dtype None: the checkpoint's own.
 
-        Raises ModelRefused.
+        report: called with the bytes of each tensor once it is read. Raises ModelRefused.
         """
         chosen = dtype if dtype is not None else _own_dtype(self.weights)
         codes = dict(coded(self.module))
@@ -81,6 +86,7 @@ class Fitted(Generic[M]):
                 array = array.astype(mx.float32 if name.endswith(f".{TENSOR_SCALE}") else chosen)
             _read_finite(array, codes.get(name), origin)
             read.append((name, array))
+            report(origin.end - origin.start)
         give_rows_in(self.module, chosen)
         self.module.load_weights(read, strict=True)
         self.module.eval()

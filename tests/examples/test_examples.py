@@ -16,7 +16,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.process import running, serve_command
 from sapwood.v1 import generation_pb2 as pb
 from sapwood.v1 import prompt_pb2

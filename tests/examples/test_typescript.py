@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sapwood
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from tests.examples.test_examples import address
 from tests.outside import program
 from tests.test_rooms import ROOT

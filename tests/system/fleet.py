@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.scrape import scrape, total
 from tests.daemon.process.processes import ROOT, appeared, wait_for

@@ -29,7 +29,7 @@ GONE = Unavailable(grpc.StatusCode.UNAVAILABLE, "last error: connect: Connection
 BUSY = ResourceExhausted(
     grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full", Details("QUEUE_FULL")
 )
-CALL = ToolCall("weather", {"city": "Paris"})
+CALL = ToolCall("weather", {"city": "Paris"}, "call_1")
 
 
 def user(*texts: str) -> list[Message]:
@@ -151,7 +151,7 @@ def test_calls_are_answered_one_after_another() -> None:
     assert client.asked[1].messages == [
         *user("a"),
         Message("assistant", "", "hm", (CALL, other)),
-        Message("tool", "rain", tool_name="weather"),
+        Message("tool", "rain", tool_name="weather", tool_call_id="call_1"),
         Message("tool", "noon", tool_name="time"),
     ]
 

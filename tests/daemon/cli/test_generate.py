@@ -65,8 +65,8 @@ def test_json_is_a_line_for_each_event(address: str, capsys: pytest.CaptureFixtu
     lines = printed(address, capsys, "hello", "--json", "--top-logprobs", "2").splitlines()
     tokens = [t for line in lines for t in json.loads(line).get("logprobs", ())]
     assert [len(token["alternatives"]) for token in tokens] == [2] * 9
-    call = event_json(Delta("", (), tool_calls=(ToolCall("now", {"x": None}),)))
-    calls = [{"name": "now", "arguments": {"x": None}}]
+    call = event_json(Delta("", (), tool_calls=(ToolCall("now", {"x": None}, "c"),)))
+    calls = [{"name": "now", "arguments": {"x": None}, "id": "c"}]
     assert json.loads(json.dumps(call)) == {"event": "delta", "tool_calls": calls}
 
 

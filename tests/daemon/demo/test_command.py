@@ -23,6 +23,9 @@ def test_the_demo_plays_to_its_end_and_tells_the_truth(tmp_path: Path) -> None:
     arguments = ["--json", str(figures), "--svg", str(picture)]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
+    assert said.startswith("8 clients, first at once") and f"within {LIMIT_S:.0f} s" in said
+    assert said.index("1 of 2, together") < said.index("2 of 2, one by one")
     found = json.loads(figures.read_text())
     assert found["metrics_agree"] is True
     assert found["tokens_per_s_together"] > 0 and found["tokens_per_s_one_by_one"] > 0

@@ -23,13 +23,13 @@ TEMPLATES = ("additional_chat_templates/tool_use.jinja",)
 
 def refused(file: str, drafter: bool = False) -> None:
     said = f"a/b: incomplete in the hub's local cache, {file} is missing; "
-    with pytest.raises(ModelRefused, match=re.escape(f"{said}fetch it whole with `hf download")):
+    with pytest.raises(ModelRefused, match=re.escape(f"{said}fetch it whole with `sapwood pull")):
         cached("a/b", None, drafter)
 
 
 def in_doubt(file: str) -> None:
     said = f"a/b: perhaps incomplete in the hub's local cache, {file} is missing and nothing says"
-    with pytest.raises(ModelRefused, match=re.escape(said) + ".*`hf download a/b`"):
+    with pytest.raises(ModelRefused, match=re.escape(said) + ".*`sapwood pull a/b`"):
         cached("a/b", None, drafter=False)
 
 

@@ -73,7 +73,7 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_looked_up_in_the_local_cache_only(hub: Path) -> None:
-    with pytest.raises(ModelRefused, match=r"not in the hub's local cache.*`hf download a/b`"):
+    with pytest.raises(ModelRefused, match=r"not in the hub's local cache.*`sapwood pull a/b`"):
         locate("a/b", None)
     snapshot = hub_snapshot(hub, files=WHOLE)
     (hub / "models--a--b" / "refs" / "main").write_text(REVISION)
@@ -89,7 +89,7 @@ def test_a_hub_ids_revision_is_a_branch_a_tag_or_a_commit(hub: Path) -> None:
     for value, snapshot in (("a/b@main", main), ("a/b@v2", other), (f"a/b@{'1' * 40}", other)):
         assert locate(value, None)[0] == ModelDirectory(snapshot)
         assert source_name(value, locate(value, None)[0]) == f"a/b@{snapshot.name}"
-    with pytest.raises(ModelRefused, match=r"a/b@v3: not in .*--revision v3`"):
+    with pytest.raises(ModelRefused, match=r"a/b@v3: not in .*pull a/b@v3`"):
         locate("a/b@v3", None)
 
 

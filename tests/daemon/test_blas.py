@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from sapwood.daemon.demo import blas
+from sapwood.daemon import blas
 
 LINE = "7f0000000000-7f0000001000 r-xp 00000000 fe:00 123    {}\n"
 WHEEL = "/venv/lib/python3.11/site-packages/mlx_cpu.libs/libblas-bd8a282c.so.3.10.0"
