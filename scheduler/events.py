@@ -32,6 +32,7 @@ class PinTerms:
 
     name: str  # drawn by the daemon, unguessable
     ttl_s: float | None = None  # from when it is made; None: until it is unpinned
+    bytes_max: int | None = None  # of all pins of its principal; None: no bound of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class PinView:
     """
 
     name: str
+    principal: str
     number: int
     tokens: int
     size: int

@@ -127,7 +127,7 @@ class Admission:
             max_tokens=1,
             sampling=Sampling(),
             deadline=deadline,
-            pin=PinTerms(secrets.token_hex(8), ttl_s),
+            pin=PinTerms(secrets.token_hex(8), ttl_s, principal.quotas.pin_bytes_max),
             principal=principal.name,
             weight=principal.weight,
         )

@@ -1,5 +1,6 @@
-"""CacheService for operators: what the tree holds, what is pinned in it, and what is taken out.
+"""CacheService: what the tree holds, what is pinned in it, and what is taken out.
 
+- It is for operators. Users have pins of their own, and see and give up no others.
 - What is read is asked of the engine thread between two steps: what a reply stored is in the answer
   to whoever has read its finish, and the answers agree with each other. Roots are not nodes.
 - What changes something goes to the core as a command and is answered through a mailbox, so that a
@@ -21,6 +22,7 @@ from sapwood.daemon.engine.loaded import Loaded, TreeView
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
+from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.rules import unsupported
 from sapwood.scheduler.events import (
     Answered,
@@ -40,7 +42,7 @@ _A = TypeVar("_A", bound=Answered)
 
 
 class CacheService:
-    """Looks into and steers the prefix tree, all principals' parts of it."""
+    """Looks into and steers the prefix tree; for operators, all principals' parts of it."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -111,26 +113,34 @@ class CacheService:
         answer = await self._ordered(Submit(admitted), admitted.id, Pinned, undone)
         return pb.PinPrefixResponse(pin=_pin(answer.pin))
 
-    async def _list_pins(self, request: pb.ListPinsRequest, _call: Call) -> pb.ListPinsResponse:
+    async def _list_pins(self, request: pb.ListPinsRequest, call: Call) -> pb.ListPinsResponse:
         self._gate.enter()
         limits = self._gate.limits
         size = min(request.page_size or limits.pins_page_default, limits.pins_page_max)
         after = _pins_before(request.page_token)
-        pins = await self._gate.ask(partial(Loaded.view_pins, now=time.monotonic()))
+        pins = await self._pins_of(call.principal)
         rest = [pin for pin in pins if pin.number > after]
         page = rest[:size]
         token = str(page[-1].number) if len(rest) > len(page) else ""
         return pb.ListPinsResponse(pins=map(_pin, page), next_page_token=token)
 
     async def _unpin_prefix(
-        self, request: pb.UnpinPrefixRequest, _call: Call
+        self, request: pb.UnpinPrefixRequest, call: Call
     ) -> pb.UnpinPrefixResponse:
         self._gate.enter()
+        own = await self._pins_of(call.principal)
+        if not any(pin.name == request.pin_id for pin in own):
+            raise _no_such_pin()
         id = self._gate.admission.draw_id()
         answer = await self._ordered(Unpin(id, request.pin_id), id, Unpinned)
         if not answer.found:
-            raise Refused(Reason.PIN_NOT_FOUND, "there is no such pin", field="pin_id")
+            raise _no_such_pin()
         return pb.UnpinPrefixResponse()
+
+    async def _pins_of(self, principal: Principal) -> list[PinView]:
+        """Its own, and all of them for an operator; oldest first."""
+        pins = await self._gate.ask(partial(Loaded.view_pins, now=time.monotonic()))
+        return [p for p in pins if principal.is_operator or p.principal == principal.name]
 
     async def _evict_prefix(
         self, request: pb.EvictPrefixRequest, _call: Call
@@ -211,6 +221,10 @@ def _pin(pin: PinView) -> pb.Pin:
         ends = timestamp_pb2.Timestamp()
         ends.FromMilliseconds(round(1000 * (time.time() + pin.expires_at - time.monotonic())))
     return pb.Pin(id=pin.name, tokens=pin.tokens, expire_time=ends, bytes=pin.size)
+
+
+def _no_such_pin() -> Refused:
+    return Refused(Reason.PIN_NOT_FOUND, "there is no such pin", field="pin_id")
 
 
 def _pins_before(token: str) -> int:

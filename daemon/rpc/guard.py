@@ -1,7 +1,7 @@
 """Who may call what: an interceptor before every method of a server.
 
-- Nothing is open but health. Users may generate, tokenise and ask what is served; what is not
-  listed here as theirs, a service that is added tomorrow included, is for operators.
+- Nothing is open but health. Users may generate, tokenise, ask what is served and pin what is
+  theirs; what is not listed here, a service that is added tomorrow included, is for operators.
 - One guard for each address: it knows whom a call is from that proves nothing, and whether
   connections come with certificates.
 - Who is unknown, or may not, is refused before the request is parsed, but for what a certificate
@@ -31,6 +31,10 @@ _FOR_USERS = {
     "vllm.grpc.engine.VllmEngine",
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
+    # Of a service whose other methods are for operators.
+    "sapwood.v1.CacheService/PinPrefix",
+    "sapwood.v1.CacheService/ListPins",
+    "sapwood.v1.CacheService/UnpinPrefix",
 }
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -64,16 +68,16 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Handler | None:
         """The method's own handler for who may call it, else one that refuses."""
         handler = await continuation(handler_call_details)
-        service = handler_call_details.method.strip("/").partition("/")[0]
-        if handler is None or service in _OPEN:
+        method = handler_call_details.method.strip("/")
+        if handler is None or _service(method) in _OPEN:
             return handler
         try:
             who = self._shown(handler_call_details.invocation_metadata)
             if who is not None:
-                _require(service, who)
+                _require(method, who)
         except Refused as refusal:
             return self._refusing(handler, refusal)
-        return self._entered(handler, service, who)
+        return self._entered(handler, method, who)
 
     def _shown(self, metadata: Any) -> Identified | None:
         """Whose a call with this metadata is; None where the certificate tells. Raises Refused."""
@@ -92,12 +96,12 @@ class Guard(grpc.aio.ServerInterceptor):
         uris, dns_names = ([_text(name) for name in told.get(key, ())] for key in _NAMES)
         return self._callers.directory.by_certificate(uris, dns_names)
 
-    def _entered(self, handler: Handler, service: str, who: Identified | None) -> Handler:
+    def _entered(self, handler: Handler, method: str, who: Identified | None) -> Handler:
         def enter(context: Context) -> None:
             found = who
             if found is None:
                 found = self._certified(context)
-                _require(service, found)
+                _require(method, found)
             self._callers.enter(found)
 
         async def called(request: Any, context: Context) -> Any:
@@ -128,9 +132,13 @@ class Guard(grpc.aio.ServerInterceptor):
         return _parts(handler)[0](refuse)
 
 
-def _require(service: str, who: Identified) -> None:
-    if service not in _FOR_USERS and not who.principal.is_operator:
+def _require(method: str, who: Identified) -> None:
+    if not (who.principal.is_operator or _FOR_USERS & {method, _service(method)}):
         raise Refused(Reason.PERMISSION_DENIED, "this is for operators")
+
+
+def _service(method: str) -> str:
+    return method.partition("/")[0]
 
 
 # As gRPC's core calls them in the context of a connection.

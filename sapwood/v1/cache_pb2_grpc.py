@@ -91,21 +91,22 @@ class CacheServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PinPrefix(self, request, context):
-        """Computes a prefix if need be and keeps it.
+        """Computes a prefix if need be and keeps it. CLIENT_QUOTA for more pins or bytes of pins than there
+        may be.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPins(self, request, context):
-        """Lists what is pinned.
+        """Lists what is pinned: by the caller, and for an operator by anybody.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UnpinPrefix(self, request, context):
-        """Gives a pinned prefix back to ordinary eviction.
+        """Gives a pinned prefix back to ordinary eviction: one of the caller's, or for an operator any.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -6,6 +6,7 @@
   and so that whoever was let in still fits, were they alone (L5). Who comes is measured by that.
 - What pins keep grows when a prompt parts from it in the middle of an edge: a cut begins a page and
   a buffer. Each pin brings room for some cuts; what would cut beyond that is not stored.
+- A principal's own bound (`bytes_max`) counts each of its pins whole, whatever others keep of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sapwood.cache.prefix.leases import pin_bytes
+from sapwood.cache.prefix.leases import kept_tokens, pin_bytes
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Lease, Room
 from sapwood.cache.prefix.tree import Tree
@@ -39,8 +40,18 @@ class PinRefusal(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Pin:
     number: int
+    principal: str
     lease: Lease
     expires_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """room: what the pin adds to what is kept, at most. size: bytes that it will keep."""
+
+    principal: str
+    room: Room
+    size: int
 
 
 class Pins:
@@ -59,13 +70,13 @@ class Pins:
         self._bytes = bytes_.budget_bytes - bytes_.weights_bytes
         self._buffers = buffers.budget_bytes - buffers.weights_bytes - facts.live_buffers
         self._pins: dict[str, _Pin] = {}
-        self._coming: dict[int, Room] = {}  # by sequence: what its pin will keep at most
+        self._coming: dict[int, _Coming] = {}  # by sequence
         self._made = 0
 
     @property
     def bytes_beside(self) -> int:
         """What a request may count on, were it alone, whatever becomes of pins under way."""
-        return self._bytes - Room.sum(self._stored.pins_max, *self._coming.values()).bytes
+        return self._bytes - Room.sum(self._stored.pins_max, *self._rooms_coming()).bytes
 
     def views(self, now: float) -> tuple[PinView, ...]:
         """Those whose time is not over, oldest first."""
@@ -79,12 +90,16 @@ class Pins:
         if len(self._pins) + len(self._coming) >= self._limits.pins_max:
             message = f"at most {self._limits.pins_max} prefixes are pinned at once"
             return PinRefusal(Reason.CLIENT_QUOTA, message)
-        wanted = self._estimate(request)
-        kept = Room.sum(self._stored.pins_max, wanted, *self._coming.values())
+        coming = self._estimate(request)
+        bound = request.pin.bytes_max if request.pin is not None else None
+        if bound is not None and self._bytes_of(request.principal) + coming.size > bound:
+            message = f"this client's pins would take more than its {bound} bytes"
+            return PinRefusal(Reason.CLIENT_QUOTA, message)
+        kept = Room.sum(self._stored.pins_max, coming.room, *self._rooms_coming())
         if not self._leaves_room(kept, (*accepted, request)):
             message = "the prefix would take more memory than there is for pins"
             return PinRefusal(Reason.OUT_OF_MEMORY, message)
-        self._coming[request.id] = wanted
+        self._coming[request.id] = coming
         return None
 
     def give_up(self, id: int) -> None:
@@ -110,11 +125,11 @@ class Pins:
             return None
         bound = self._bound(len(self._pins) + 1)
         others = [other for other in accepted if other is not request]
-        if not self._leaves_room(Room.sum(bound, *self._coming.values()), others):
+        if not self._leaves_room(Room.sum(bound, *self._rooms_coming()), others):
             self._stored.release(kept, step)
             return None
         self._stored.pins_max = bound
-        return self._add(terms, kept, now)
+        return self._add(terms, request.principal, kept, now)
 
     def unpin(self, name: str, step: int) -> bool:
         """Give a pin back to ordinary eviction. False where there is none of that name."""
@@ -147,17 +162,27 @@ class Pins:
         assert self._stored.keeps_bound(), f"M1: {kept} of {self._stored.pins_max}"
         assert bool(self._pins) == bool(kept.buffers), f"{kept} kept by {len(self._pins)} pins"
 
-    def _add(self, terms: PinTerms, lease: Lease, now: float) -> PinView:
+    def _add(self, terms: PinTerms, principal: str, lease: Lease, now: float) -> PinView:
         self._made += 1
         expires_at = None if terms.ttl_s is None else now + terms.ttl_s
-        pin = self._pins[terms.name] = _Pin(self._made, lease, expires_at)
+        pin = self._pins[terms.name] = _Pin(self._made, principal, lease, expires_at)
         return _view(terms.name, pin)
 
-    def _estimate(self, request: Request) -> Room:
-        """What its pin adds to what is kept: all that no other pin keeps of it."""
+    def _estimate(self, request: Request) -> _Coming:
+        """Its pin adds to what is kept all that no other pin keeps of it."""
         fresh = self._tree.unpinned_tokens(request.root, request.prompt)
-        wanted = self._stored.wanted(*fresh)
-        return Room.sum(wanted, self._stored.cuts(CUTS_SPARE))
+        room = Room.sum(self._stored.wanted(*fresh), self._stored.cuts(CUTS_SPARE))
+        tokens = len(request.prompt)
+        whole = self._stored.wanted(tokens, kept_tokens(tokens, self._tree.window))
+        return _Coming(request.principal, room, whole.bytes)
+
+    def _bytes_of(self, principal: str) -> int:
+        made = (pin_bytes(pin.lease) for pin in self._pins.values() if pin.principal == principal)
+        coming = (each.size for each in self._coming.values() if each.principal == principal)
+        return sum(made) + sum(coming)
+
+    def _rooms_coming(self) -> Iterable[Room]:
+        return (coming.room for coming in self._coming.values())
 
     def _bound(self, pins: int) -> Room:
         """Of what so many pins keep, as the tree is now and after some cuts."""
@@ -182,4 +207,5 @@ def _over(pin: _Pin, now: float) -> bool:
 
 
 def _view(name: str, pin: _Pin) -> PinView:
-    return PinView(name, pin.number, pin.lease.end, pin_bytes(pin.lease), pin.expires_at)
+    size = pin_bytes(pin.lease)
+    return PinView(name, pin.principal, pin.number, pin.lease.end, size, pin.expires_at)

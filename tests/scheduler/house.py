@@ -169,10 +169,16 @@ class House:
         self.handle(Submit(request))
         return stream
 
-    def pin(self, prompt: tuple[int, ...], ttl_s: float | None = None, **options: object) -> Stream:
+    def pin(
+        self,
+        prompt: tuple[int, ...],
+        ttl_s: float | None = None,
+        bytes_max: int | None = None,
+        **options: object,
+    ) -> Stream:
         """Named after the stream's request."""
         name = f"pin {len(self.streams)}"
-        return self.submit(prompt, 1, pin=PinTerms(name, ttl_s), **options)
+        return self.submit(prompt, 1, pin=PinTerms(name, ttl_s, bytes_max), **options)
 
     def unpin(self, stream: Stream) -> bool:
         """Whether it was pinned still."""

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from sapwood.daemon.rpc.principals import Directory, root_key
 from sapwood.daemon.settings.principals import PrincipalSettings, Role
 from sapwood.v1 import cache_pb2
-from tests.daemon.conftest import Running, collect, prompt_of, running
+from tests.daemon.conftest import Running, collect, prompt_of, reason_of, running
 from tests.daemon.rpc.conftest import PROMPT
 from tests.daemon.tenants import Shown, Tokens, shown
 
 pytestmark = pytest.mark.anyio
+LIST = cache_pb2.ListPinsRequest()
 
 
 async def found(run: Running, metadata: Shown, **fields: Any) -> tuple[int, int]:
@@ -104,3 +106,29 @@ async def test_operators_see_the_tree_and_users_do_not(folder: Path) -> None:
         assert nodes
         with pytest.raises(Exception, match="operators"):
             await collect(run.cache.DescribeTree(request, metadata=alice))
+
+
+async def test_users_have_pins_of_their_own_and_see_no_others(folder: Path, tmp_path: Path) -> None:
+    tokens = Tokens(folder)
+    alice, bob = shown(tokens.new("alice")), shown(tokens.new("bob"))
+    root = shown(tokens.new("root", Role.OPERATOR))
+    file = tmp_path / "c.toml"
+    file.write_text("[principals.bob]\npin_bytes_max = 1\n")
+    settings = {"tokens": str(tokens.path), "config": str(file)}
+    async with running(settings=settings) as run:
+        asked = cache_pb2.PinPrefixRequest(text="system")
+        pin = (await run.cache.PinPrefix(asked, metadata=alice)).pin
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await run.cache.PinPrefix(asked, metadata=bob)
+        assert reason_of(caught.value) == ("RESOURCE_EXHAUSTED", "CLIENT_QUOTA")
+        listed = [
+            [each.id for each in (await run.cache.ListPins(LIST, metadata=metadata)).pins]
+            for metadata in (alice, bob, root)
+        ]
+        assert listed == [[pin.id], [], [pin.id]]
+        unpinned = cache_pb2.UnpinPrefixRequest(pin_id=pin.id)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await run.cache.UnpinPrefix(unpinned, metadata=bob)
+        assert reason_of(caught.value) == ("NOT_FOUND", "PIN_NOT_FOUND")
+        await run.cache.UnpinPrefix(unpinned, metadata=alice)
+        assert not (await run.cache.ListPins(LIST, metadata=root)).pins

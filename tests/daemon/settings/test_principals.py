@@ -25,7 +25,9 @@ def test_all_settings_of_a_principal(tmp_path: Path) -> None:
         'pool = "team"\n[principals.default]\nweight = 1\n'
     )
     assert config_of(text, tmp_path).principals == {
-        "spiffe://mesh/alice": PrincipalSettings(Role.OPERATOR, 1000, Quotas(1, 0, 1), "team"),
+        "spiffe://mesh/alice": PrincipalSettings(
+            Role.OPERATOR, 1000, Quotas(1, 0, 1, 1 << 30), "team"
+        ),
         "default": PrincipalSettings(),
     }
     assert load_config({}).principals == {}

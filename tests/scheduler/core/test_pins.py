@@ -119,6 +119,25 @@ def test_pins_are_counted() -> None:
     house.close()
 
 
+def test_a_principals_own_bound_counts_its_pins_whole_and_those_under_way() -> None:
+    house = House(limits=LIMITS)
+    bound = 2 * KEPT_BYTES
+    first = house.pin(SYSTEM, bytes_max=bound, principal="alice")
+    house.run()
+    second = house.pin(SYSTEM, bytes_max=bound, principal="alice")
+    third = house.pin(SYSTEM, bytes_max=bound, principal="alice")
+    other = house.pin(SYSTEM, bytes_max=bound, principal="bob")
+    house.run()
+    assert failed(third).reason is Reason.CLIENT_QUOTA, "the second was under way"
+    assert [pin.principal for pin in house.core.pins(house.now)] == ["alice", "alice", "bob"]
+    assert pinned(second) and pinned(other)
+    assert house.unpin(first)
+    last = house.pin(SYSTEM, bytes_max=bound, principal="alice")
+    house.run()
+    assert pinned(last)
+    house.close()
+
+
 def test_what_would_be_more_than_their_share_is_refused_at_once() -> None:
     facts = toy_facts()
     limits = replace(LIMITS, pins_share_max=0.25)
