@@ -7,7 +7,7 @@
 - Its position is constant over a round: the bonus token's slot, or the last committed one.
   Implementations differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` W.
 - A row that wants bias or penalties has them here too, with its own drafts so far as history; what
-  the model never generates is not drafted.
+  the model never generates is not drafted, nor what would end a reply too early.
 - Lazy throughout: drafts feed the target's forward without passing the host.
 """
 
@@ -28,7 +28,7 @@ from sapwood.cache.arrays.window import WindowStore
 from sapwood.model.assistant import Assistant, Turns
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.sampling.distribution import DrawRows
-from sapwood.model.sampling.proposals import DraftDistribution, draft
+from sapwood.model.sampling.proposals import DraftDistribution, draft, without_ends
 from sapwood.model.sampling.suppression import Suppression
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice
 
@@ -99,7 +99,7 @@ class Drafter:
                 live, count = remaining, len(remaining)
                 tokens, hidden = tokens[:count], hidden[:count]
             logits, hidden = self.assistant.step(self.target.embed(tokens), hidden, turns, attend)
-            logits = self.suppression.of_drafter(logits)
+            logits = without_ends(self.suppression.of_drafter(logits), rows, live, depth)
             tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
             built(tokens)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))

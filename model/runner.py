@@ -3,8 +3,9 @@
 - Owns the live caches, the frontier hidden row and the sampler of every slot, all on one thread.
 - What penalties count and where a constraint has led advances in wait, by committed tokens: drafts
   are counted on the device, and walked without moving (constraints/guide).
-- Where a row is held to a constraint the host reads the drafts while the target computes them, and
-  gives the verification its masks. Nothing else reads anything before wait.
+- Where a row's masks depend on its drafts (a constraint, a thought's budget that may run out) the
+  host reads them while the target computes, and gives the verification the masks. Nothing else
+  reads anything before wait.
 - submit: captures (copied out and evaluated first), releases, admits, then drafts -> packed target
   forward -> verify, started without waiting (hand_over says in which parts). wait: the one sync,
   every number held against its range, then commit, an integer per slot.
@@ -35,6 +36,7 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.model import device
 from sapwood.model.constraints.step_masks import StepMasks
 from sapwood.model.drafting import Drafter, DraftPosition, Drafts, packed_tokens
+from sapwood.model.drawing import draw_rows, drawing_slots, follows_drafts, step_masks
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.hand_over import ForwardParts, HandOver
 from sapwood.model.lost_step import attempted
@@ -44,8 +46,7 @@ from sapwood.model.sampler import Sampler
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
-from sapwood.model.sampling.masking import packed_masks
-from sapwood.model.step_values import read_drafts, read_rows
+from sapwood.model.step_values import read_rows
 from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 
@@ -229,7 +230,9 @@ class Runner:
             [Span(p.slot, p.start, len(p.tokens), p.draws) for p in plan.prefills],
         )
         self.caches.prepare(batch)
-        rows = self._draw_rows(decodes, [p for p in plan.prefills if p.draws])
+        slots = drawing_slots(decodes, plan.prefills)
+        samplers = [self._samplers[slot] for slot in slots]
+        rows = draw_rows(decodes, [p for p in plan.prefills if p.draws], samplers)
         drafts = self._drafts(decodes, rows)
         drafted = None if drafts is None else drafts.tokens
         parts = ForwardParts(self._hand_over, drafted, self.target.first_donor)
@@ -238,9 +241,11 @@ class Runner:
         forward = self.target.forward(tokens, batch, layers, parts.built)
         masks = None
         if rows is not None and rows.constrained:
-            parts.rest((forward.hidden,))  # the device goes on while the host walks
-            masks = self._step_masks(decodes, plan.prefills, rows, drafts)
-        drawn, reported = self._draw(decodes, plan.prefills, rows, drafts, forward, masks)
+            followed = drafts if follows_drafts(rows, samplers) else None
+            if followed is not None:
+                parts.rest((forward.hidden,))  # the device goes on while the host walks
+            masks = step_masks(self._masks, rows, samplers, followed)
+        drawn, reported = self._draw(slots, rows, drafts, forward, masks)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
         first = () if drawn is None else (drawn,)
@@ -252,51 +257,6 @@ class Runner:
             plan, decodes, depths, drawn, reported, payloads, captured, pending, transaction
         )
 
-    def _draw_rows(
-        self, decodes: Sequence[DecodeRow], firsts: Sequence[PrefillSlice]
-    ) -> DrawRows | None:
-        """Every row that draws: the decode rows, then the prompts that end in this step."""
-        if not decodes and not firsts:
-            return None
-        slots = [d.slot for d in decodes] + [p.slot for p in firsts]
-        samplers = [self._samplers[slot] for slot in slots]
-        tallies = tuple(sampler.tally for sampler in samplers)
-        held = [sampler.guide is not None for sampler in samplers]
-        return DrawRows(
-            tuple(sampler.sampling for sampler in samplers),
-            tuple([d.depth for d in decodes] + [0] * len(firsts)),
-            tuple([d.index for d in decodes] + [p.index for p in firsts]),
-            tallies if any(tallies) else (),
-            self._constrained(held, firsts) if any(held) else (),
-        )
-
-    def _constrained(
-        self, held: Sequence[bool], firsts: Sequence[PrefillSlice]
-    ) -> tuple[bool, ...]:
-        """What is drawn behind a reply that was parked counts nowhere: it has no mask."""
-        counts = [True] * (len(held) - len(firsts)) + [not p.index for p in firsts]
-        masked = tuple(h and c for h, c in zip(held, counts, strict=True))
-        return masked if any(masked) else ()
-
-    def _step_masks(
-        self,
-        decodes: Sequence[DecodeRow],
-        prefills: Sequence[PrefillSlice],
-        rows: DrawRows,
-        drafts: Drafts | None,
-    ) -> mx.array:
-        """uint8 [places of constrained rows, bytes], of rows in order. Raises DeviceFault."""
-        slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
-        table = None if drafts is None else read_drafts(drafts, self.vocabulary)
-        guides, paths = [], []
-        for row, slot in enumerate(slots):
-            if rows.constrained[row]:
-                guide, depth = self._samplers[slot].guide, rows.depth[row]
-                assert guide is not None
-                guides.append(guide)
-                paths.append(table[row, :depth].tolist() if table is not None and depth else [])
-        return packed_masks(self._masks.of(guides, paths))
-
     def _drafts(self, decodes: Sequence[DecodeRow], rows: DrawRows | None) -> Drafts | None:
         if not any(d.depth for d in decodes):
             return None
@@ -307,8 +267,7 @@ class Runner:
 
     def _draw(
         self,
-        decodes: Sequence[DecodeRow],
-        prefills: Sequence[PrefillSlice],
+        slots: tuple[int, ...],
         rows: DrawRows | None,
         drafts: Drafts | None,
         forward: Forward,
@@ -323,7 +282,6 @@ class Runner:
         logits = self.target.logits(forward.hidden)
         allowed = self.suppression.of_target(logits, rows.firsts)
         drawn = verify(allowed, rows, table, distributions, masks)
-        slots = [d.slot for d in decodes] + [p.slot for p in prefills if p.draws]
         newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)

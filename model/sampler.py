@@ -8,6 +8,7 @@ from typing import cast
 
 from sapwood.model.constraints.constraint import Constraint
 from sapwood.model.constraints.guide import Guide
+from sapwood.model.constraints.length_guide import LengthGuide
 from sapwood.model.sampling.penalties import Tally
 from sapwood.scheduler.plan import Admit
 from sapwood.scheduler.sampling import Sampling
@@ -15,28 +16,45 @@ from sapwood.scheduler.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """tally: of rows with bias or penalties. guide: of rows that are held to a constraint."""
+    """tally: of rows with bias or penalties. guide: of rows that are held to a constraint.
+
+    length: of rows whose length has bounds.
+    """
 
     sampling: Sampling
     tally: Tally | None
     top_logprobs: int
     guide: Guide | None = None
+    length: LengthGuide | None = None
 
     @classmethod
     def of(cls, admit: Admit, vocabulary: int) -> Sampler:
         """Of a sequence that is admitted, with what it said before it was parked."""
-        sampling, tally, guide = admit.sampling, None, None
+        sampling, tally, guide, length = admit.sampling, None, None, None
         if sampling.adjusted:
             tally = Tally(sampling, admit.prompt, vocabulary)
             tally.push(admit.reply)
         if admit.constraint is not None:
             guide = Guide(cast("Constraint", admit.constraint), admit.prompt, admit.reply)
-        return cls(sampling, tally, admit.top_logprobs, guide)
+        if admit.bounds is not None:
+            length = LengthGuide(admit.bounds, admit.prompt, admit.reply)
+        return cls(sampling, tally, admit.top_logprobs, guide, length)
+
+    def follows(self, depth: int) -> bool:
+        """Whether the masks of a round of so many drafts depend on which they are."""
+        bounded = self.length is not None and self.length.follows(depth)
+        return bounded or (self.guide is not None and depth > 0)
+
+    def masks(self, depth: int) -> bool:
+        """Whether a round of so many drafts has masks."""
+        return self.guide is not None or (self.length is not None and self.length.masks(depth))
 
     def push(self, tokens: Sequence[int]) -> str:
         """Tokens that were committed. Why the reply cannot go on, "" where it can."""
         if self.tally is not None:
             self.tally.push(tokens)
+        if self.length is not None:
+            self.length.push(tokens)
         if self.guide is None:
             return ""
         self.guide.push(tokens)

@@ -17,3 +17,8 @@ class ControlTokens:
     call_start: int | None = None  # of a function
     call_end: int | None = None
     quote: int | None = None  # before and after a string in a call
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model has channels to think in, and a token that closes them."""
+        return self.channel_start is not None and self.channel_end is not None

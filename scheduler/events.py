@@ -47,6 +47,8 @@ class Request:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    min_tokens: int = 0  # before anything but max_tokens may end the reply
+    thinking_tokens_max: int | None = None  # of all thoughts; None: as the model likes
     top_logprobs: int = 0  # alternatives to report for each token; 0: no logprobs at all
     depth: int | None = None  # pinned draft depth; None: the daemon decides
     cache_bypass: bool = False
@@ -63,6 +65,12 @@ class Request:
     def tokens_max(self) -> int:
         """What its sequence may grow to."""
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def masked(self) -> bool:
+        """Whether masks may lie over what is drawn for it."""
+        bounded = self.min_tokens > 0 or self.thinking_tokens_max is not None
+        return bounded or self.constraint is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,7 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    thinking_tokens: int  # of these
     decode_steps: int
     rounds: int
     draft_tokens: int

@@ -27,7 +27,7 @@ class ModelFacts:
     drawn_bytes_per_row: int = 0  # and per such row that is not greedy
     wide_bytes_per_row: int = 0  # instead, of a wide sampler
     whole_bytes_per_row: int = 0  # or of one that weighs the whole vocabulary
-    masked_bytes_per_row: int = 0  # and beside any of these, of a row that is held to a constraint
+    masked_bytes_per_row: int = 0  # and beside any of these, of a row that masks may lie over
     score_bytes_per_key: int = 0  # and per decode row and key of its context
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
@@ -81,14 +81,14 @@ class ModelFacts:
         full = (tokens - base) * self.full_bytes_per_token
         return full + min(tokens, self.window_tokens) * self.sliding_bytes_per_token
 
-    def draw_bytes_per_row(self, sampling: Sampling, constrained: bool = False) -> int:
+    def draw_bytes_per_row(self, sampling: Sampling, masked: bool = False) -> int:
         """What a draw takes beside the logits that all rows have."""
-        masked = self.masked_bytes_per_row if constrained else 0
+        mask = self.masked_bytes_per_row if masked else 0
         if sampling.whole:
-            return masked + self.whole_bytes_per_row
+            return mask + self.whole_bytes_per_row
         if sampling.wide:
-            return masked + self.wide_bytes_per_row
-        return masked + (0 if sampling.greedy else self.drawn_bytes_per_row)
+            return mask + self.wide_bytes_per_row
+        return mask + (0 if sampling.greedy else self.drawn_bytes_per_row)
 
     def round_bytes(self, rows: int, tokens: int, draw_bytes_per_row: int = 0) -> int:
         """Transient of verifying `rows` rows of one sequence that holds up to `tokens` tokens."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.scheduler.reply_bounds import ReplyBounds
 from sapwood.scheduler.sampling import Sampling
 
 
@@ -37,7 +38,7 @@ class Admit:
     base: full layers hold [0, base) by reference, base <= target, and copy the rest.
     room: tokens that the slot has room for until a Grow; 0: what each step takes.
     reply: what was drawn already, of a sequence that was parked; its newest token is in no cache.
-    constraint: as in Request.
+    constraint: as in Request. bounds: None where they bind nothing.
     """
 
     slot: int
@@ -51,6 +52,7 @@ class Admit:
     room: int = 0
     reply: tuple[int, ...] = ()
     constraint: object | None = None
+    bounds: ReplyBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,12 @@ EDGES: Mapping[str, set[str]] = {
     "scheduler/core": {"cache/prefix", "scheduler", "scheduler/policy", "scheduler/reply"},
     "model/checkpoint": set(),
     "model/prompt": {"model/checkpoint", "scheduler/control_tokens", "scheduler/sampling"},
-    "model/constraints": {"scheduler/control_tokens"},
-    "model/sampling": {"scheduler/result", "scheduler/sampling"},
+    "model/constraints": {
+        *(f"scheduler/{file}" for file in ("control_tokens", "reply_bounds", "thinking")),
+    },
+    "model/sampling": {
+        *(f"scheduler/{file}" for file in ("reply_bounds", "result", "sampling")),
+    },
     "model": {
         *("cache", "cache/arrays", "cache/prefix/catalogue", "cache/prefix/snapshot"),
         *("model/checkpoint", "model/constraints", "model/prompt", "model/sampling"),

@@ -35,9 +35,9 @@ ALLOWED = {
     "model/device": dict.fromkeys(
         ("_is_cpu", "can_wire", "shares_host_memory"), "what the device is: no array"
     ),
+    "model/drawing": {"step_masks": HOST},
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
-    "model/runner": {"_step_masks": HOST},
     "model/step_values": {
         "read_drafts": "of constrained rows: the target is at work meanwhile",
         "read_rows": WAIT,

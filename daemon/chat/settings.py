@@ -15,6 +15,8 @@ from sapwood.daemon.suggestion import suggestion
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "max_tokens": unsigned(32),
+    "min_tokens": unsigned(32),
+    "thinking_tokens_max": unsigned(32),
     "temperature": float,
     "top_k": unsigned(32),
     "top_p": float,

@@ -119,6 +119,8 @@ def sampling_options(arguments: argparse.Namespace) -> GenerateOptions:
     """Unset flags stay unset: their defaults are the model's, not ours."""
     return GenerateOptions(
         max_tokens=arguments.max_tokens,
+        min_tokens=arguments.min_tokens,
+        thinking_tokens_max=arguments.thinking_tokens_max,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,

@@ -56,6 +56,9 @@ def add_client(parser: Parser, run: Callable[[argparse.Namespace], int]) -> Pars
 def _add_sampling(parser: Parser) -> None:
     add = parser.add_argument
     add("--max-tokens", type=unsigned(32), metavar="N")
+    add("--min-tokens", type=unsigned(32), metavar="N", help="go on for at least so many")
+    help = "of all that the model thinks, before it has to answer"
+    add("--thinking-tokens-max", type=unsigned(32), metavar="N", help=help)
     add("--temperature", type=float, metavar="T", help="0 is greedy")
     add("--top-k", type=unsigned(32), metavar="K")
     add("--top-p", type=float, metavar="P")

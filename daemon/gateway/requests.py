@@ -32,7 +32,7 @@ _SAMPLER = frozenset(
 _HONOURED = frozenset(
     {
         *("max_tokens", "stop", "stop_token_ids", "ignore_eos", "n", "logprobs", "seed"),
-        *("logit_bias", *_SAMPLER, *_OF_THE_TEXT),
+        *("min_tokens", "logit_bias", *_SAMPLER, *_OF_THE_TEXT),
     }
 )
 # Theirs to ours. Which of ours the daemon does is said by its own rules, under the same names.
@@ -52,6 +52,7 @@ def our_request(given: Any, limits: Limits) -> pb.GenerateRequest:
         stop=params.stop,
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
+        min_tokens=params.min_tokens,
         top_logprobs=_top_logprobs(params, limits),
     )
     _set_prompt(request, given)

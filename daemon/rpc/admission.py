@@ -98,6 +98,8 @@ class Admission:
             stop=tuple(request.stop),
             stop_token_ids=frozenset(request.stop_token_ids),
             ignore_eos=request.ignore_eos,
+            min_tokens=request.min_tokens,
+            thinking_tokens_max=_thinking_tokens_max(request),
             top_logprobs=min(request.top_logprobs, self._card.facts.vocabulary),
             depth=request.draft_tokens if request.HasField("draft_tokens") else self._depth,
             cache_bypass=request.cache.bypass,
@@ -251,7 +253,7 @@ class Admission:
         room = self._card.facts.context_tokens_max - prompt_tokens
         if request.HasField("max_tokens"):
             return min(request.max_tokens, room)
-        return min(self._default_tokens(prompt_tokens), room)
+        return min(max(self._default_tokens(prompt_tokens), request.min_tokens), room)
 
     def _default_tokens(self, prompt_tokens: int) -> int:
         """The model's own default; where it has none the daemon's, within the model's total."""
@@ -261,6 +263,11 @@ class Admission:
         if defaults.total_tokens is not None:
             return max(1, min(tokens, defaults.total_tokens - prompt_tokens))
         return tokens
+
+
+def _thinking_tokens_max(request: pb.GenerateRequest) -> int | None:
+    given = request.HasField("thinking_tokens_max")
+    return request.thinking_tokens_max if given else None
 
 
 def _at_most(tokens: int) -> str:

@@ -43,6 +43,8 @@ def constraint_spec(
         _bad("a reply is held to a constraint or to a choice of tools, not to both", TOOL_CHOICE)
     if request.ignore_eos:
         _bad("a reply that is held to something ends where that ends", "ignore_eos")
+    if request.min_tokens:
+        _bad("a reply that is held to something ends where that ends", "min_tokens")
     thinks = request.WhichOneof("prompt") == "messages" and request.messages.thinking
     spec = _calls(request, control) if field is None else _of_text(request, field, served)
     size = len(spec.text.encode()) + sum(len(text.encode()) for _, text in spec.tools)

@@ -77,6 +77,7 @@ def _usage(usage: Usage, waited_s: float) -> pb.Usage:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
+        thinking_tokens=usage.thinking_tokens,
         decode_steps=usage.decode_steps,
         rounds=usage.rounds,
         draft_tokens=usage.draft_tokens,

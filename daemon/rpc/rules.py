@@ -164,6 +164,18 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         lambda r, _: r.max_tokens > 0 or not r.HasField("max_tokens"),
         "max_tokens must be at least 1",
     ),
+    Rule(
+        "min_tokens",
+        Reason.BAD_REQUEST,
+        lambda r, _: r.min_tokens <= r.max_tokens or not r.HasField("max_tokens"),
+        "min_tokens is at most max_tokens",
+    ),
+    Rule(
+        "thinking_tokens_max",
+        Reason.UNSUPPORTED,
+        lambda r, b: not r.HasField("thinking_tokens_max") or b.facts.control_tokens.thinks,
+        "thinking_tokens_max: the model's vocabulary has no tokens for thoughts",
+    ),
 )
 
 

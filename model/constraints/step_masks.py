@@ -8,14 +8,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llguidance.numpy import allocate_token_bitmask
 
 from sapwood.model.constraints.guide import Guide, MaskRows, Walk
+from sapwood.model.constraints.length_guide import LengthGuide
 from sapwood.model.constraints.mask_worker import MaskWorker
-from sapwood.model.constraints.vocabulary import allow
+from sapwood.model.constraints.vocabulary import ALL_ALLOWED, allow
 
 _TOO_LONG = "the next token of the constraint takes too long to find"
+
+
+@dataclass(frozen=True, slots=True)
+class HeldRow:
+    """A row with masks: of its constraint, of its bounds, or of both. depth: of its round.
+
+    drafts: of the round; none of them where neither asks for them.
+    """
+
+    guide: Guide | None
+    length: LengthGuide | None
+    depth: int
+    drafts: Sequence[int] = ()
 
 
 class StepMasks:
@@ -23,9 +38,26 @@ class StepMasks:
 
     def __init__(self, vocabulary: int, mask_s_max: float) -> None:
         """vocabulary: tokens. mask_s_max: of a step's call; where it is over, of each reply's."""
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._mask_s_max = mask_s_max
         self._worker: MaskWorker | None = None
+
+    def of_rows(self, rows: Sequence[HeldRow]) -> MaskRows:
+        """int32 [places, words]: of each row depth + 1 places, one behind another."""
+        masks = allocate_token_bitmask(sum(row.depth + 1 for row in rows), self.vocabulary)
+        masks[:] = ALL_ALLOWED
+        guided = [(row.guide, row.drafts) for row in rows if row.guide is not None]
+        walked = self.of(*zip(*guided, strict=True)) if guided else masks[:0]
+        at = taken = 0
+        for row in rows:
+            end = at + row.depth + 1
+            if row.guide is not None:
+                masks[at:end] = walked[taken : taken + row.depth + 1]
+                taken += row.depth + 1
+            if row.length is not None:
+                row.length.apply(masks[at:end], row.drafts)
+            at = end
+        return masks
 
     def of(self, guides: Sequence[Guide], paths: Sequence[Sequence[int]]) -> MaskRows:
         """int32 [places, words]: of each guide len(path) + 1 places, one behind another.
@@ -41,7 +73,7 @@ class StepMasks:
         return masks
 
     def _one_by_one(self, every: Sequence[tuple[Guide, Sequence[int]]]) -> MaskRows:
-        masks = allocate_token_bitmask(sum(len(path) + 1 for _, path in every), self._vocabulary)
+        masks = allocate_token_bitmask(sum(len(path) + 1 for _, path in every), self.vocabulary)
         at = 0
         for guide, path in every:
             guide.renew()
@@ -56,7 +88,7 @@ class StepMasks:
 
     def _computed(self, some: Sequence[tuple[Guide, Sequence[int]]]) -> MaskRows | None:
         """None where it takes too long, or the library breaks down over it."""
-        masks = allocate_token_bitmask(sum(len(path) + 1 for _, path in some), self._vocabulary)
+        masks = allocate_token_bitmask(sum(len(path) + 1 for _, path in some), self.vocabulary)
         walks: list[Walk] = []
         at = 0
         for guide, path in some:

@@ -25,6 +25,7 @@ import numpy.ma  # np.unique imports it: not in a step, where no file may be lef
 from sapwood.model.sampling import noise
 from sapwood.model.sampling.noise import NoiseStream
 from sapwood.model.sampling.penalties import Penalties, Tally
+from sapwood.scheduler.reply_bounds import ReplyBounds
 from sapwood.scheduler.sampling import CANDIDATES_FEW, CANDIDATES_MAX, Sampling
 
 # A row's reach: how many candidates its distribution needs. Positive values are ranked candidates.
@@ -87,7 +88,7 @@ class DrawRows:
     reply index of the first token it draws. Its target logits are the flat rows
     [starts[b], starts[b] + depth[b] + 1). tallies: one for each row with bias or penalties, None
     for the others; () where there are only others. constrained: whether a row has masks, () where
-    none has.
+    none has. bounds: of rows whose length has some, None for the others, () where none has.
     """
 
     samplings: tuple[Sampling, ...]
@@ -95,6 +96,7 @@ class DrawRows:
     index: tuple[int, ...]
     tallies: tuple[Tally | None, ...] = ()
     constrained: tuple[bool, ...] = ()
+    bounds: tuple[ReplyBounds | None, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.samplings) == len(self.depth) == len(self.index) > 0
@@ -173,6 +175,13 @@ class DrawRows:
     def keys(self) -> np.ndarray:
         """uint32 [B, 2]: each row's noise key, low word first."""
         return np.array([noise.key_words(s.noise_key) for s in self.samplings], np.uint32)
+
+    def ruled_out(self, row: int, offset: int) -> frozenset[int]:
+        """Tokens that are not drafted at this place of a row: what would end it too early."""
+        bounds = self.bounds[row] if self.bounds else None
+        if bounds is None or bounds.may_end(self.index[row] + offset):
+            return frozenset()
+        return bounds.ending_ids
 
     def gumbel(
         self, owners: np.ndarray, offsets: np.ndarray | int, unseeded: NoiseStream, ids: mx.array

@@ -2,6 +2,7 @@
 
 - That is the row's own sampler over the drafter's best tokens, its bias and penalties applied with
   the drafts so far as history. Any distribution is lossless as long as it is the one drawn from.
+- A token that would end a reply too early is not drafted: the target would never have it.
 - Seeded rows use the noise that the target will use at that index, so both draw the same token
   wherever their distributions agree enough.
 """
@@ -88,6 +89,27 @@ def draft(
         if not rows.seeded[drawing].all():
             distributions.append(DraftDistribution(tuple(drawing.tolist()), ids, log_probs))
     return join_rows(tokens, members), _join_distributions(distributions)
+
+
+def without_ends(
+    drafted: DraftLogits, rows: DrawRows, subset: Sequence[int], j: int
+) -> DraftLogits:
+    """A drafter's logits at position j of the rows in `subset`, -inf for what ends too early.
+
+    A row that scores nothing else keeps its scores: the target will not have its draft.
+    """
+    found = [sorted(rows.ruled_out(row, j)) for row in subset]
+    if not any(found):
+        return drafted
+    if drafted.ids is None:
+        places = [(n, id) for n, ids in enumerate(found) for id in ids]
+        at, ids = (mx.array(part) for part in zip(*places, strict=True))
+        return DraftLogits(drafted.logits.at[at, ids].add(-mx.inf))
+    width = max(map(len, found))
+    table = mx.array([ids + [-1] * (width - len(ids)) for ids in found], mx.int32)
+    banned = mx.any(drafted.ids[:, :, None] == table[:, None, :], axis=-1)
+    banned = banned & mx.any(~banned, axis=-1, keepdims=True)
+    return DraftLogits(mx.where(banned, -mx.inf, drafted.logits), drafted.ids)
 
 
 def _adjusted(

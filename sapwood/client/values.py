@@ -91,6 +91,8 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     stop_token_ids: TokenIds | None
     ignore_eos: bool | None
+    min_tokens: int | None  # before anything but max_tokens ends the reply
+    thinking_tokens_max: int | None  # of all that it thinks; there its channel is closed
     draft_tokens: int | None  # pins the depth of speculation; 0 turns it off
     # What the reply must belong to, one of these.
     json_schema: str | Mapping[str, Any] | None
@@ -168,6 +170,7 @@ class Usage:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    thinking_tokens: int = 0  # of completion_tokens
 
 
 @dataclass(frozen=True, slots=True)

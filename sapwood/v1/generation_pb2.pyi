@@ -173,6 +173,8 @@ class GenerateRequest(_message.Message):
     REGEX_FIELD_NUMBER: _builtins.int
     GRAMMAR_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    THINKING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
     DEADLINE_POLICY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Gets BOS if it is missing and may contain control tokens."""
@@ -206,6 +208,14 @@ class GenerateRequest(_message.Message):
     grammar: _builtins.str
     """A context-free grammar in llguidance's dialect of Lark. UNSUPPORTED unless the daemon runs with
     --grammar lark.
+    """
+    thinking_tokens_max: _builtins.int
+    """Tokens that the reply may think, calls aside. There an open channel is closed by the model's own
+    token, and none is opened again. UNSUPPORTED where the model has no channels. Unset: no bound.
+    """
+    min_tokens: _builtins.int
+    """Below so many tokens only max_tokens ends the reply: no end of turn or token of `stop_token_ids` is
+    drawn, no string of `stop` looked for. At most max_tokens, and not beside a constraint (BAD_REQUEST).
     """
     deadline_policy: Global___DeadlinePolicy.ValueType
     """What becomes of it where it cannot begin before its deadline."""
@@ -262,16 +272,20 @@ class GenerateRequest(_message.Message):
         regex: _builtins.str = ...,
         grammar: _builtins.str = ...,
         tool_choice: _prompt_pb2.ToolChoice | None = ...,
+        thinking_tokens_max: _builtins.int | None = ...,
+        min_tokens: _builtins.int = ...,
         deadline_policy: Global___DeadlinePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "min_tokens", b"min_tokens", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_tokens: _TypeAlias = _typing.Literal["draft_tokens"]  # noqa: Y015
     _WhichOneofArgType__draft_tokens: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__thinking_tokens_max: _TypeAlias = _typing.Literal["thinking_tokens_max"]  # noqa: Y015
+    _WhichOneofArgType__thinking_tokens_max: _TypeAlias = _typing.Literal["_thinking_tokens_max", b"_thinking_tokens_max"]  # noqa: Y015
     _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "regex", "grammar"]  # noqa: Y015
     _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "messages"]  # noqa: Y015
@@ -280,6 +294,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__draft_tokens) -> _WhichOneofReturnType__draft_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__thinking_tokens_max) -> _WhichOneofReturnType__thinking_tokens_max | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_constraint) -> _WhichOneofReturnType_constraint | None: ...
     @_typing.overload
@@ -290,7 +306,6 @@ Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 @_typing.final
 class Sampling(_message.Message):
     """How tokens are drawn, in this order: bias, penalties, temperature, top_k, top_p, min_p, renormalise.
-
     Unset fields come from the model's generation config; keys that it lacks are the defaults given
     here. Values out of range are BAD_SAMPLING.
     """
@@ -563,11 +578,9 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
-    """How probable an emitted token and its alternatives were.
-
-    These are the model's own probabilities, given everything before the token: the log-softmax of its
-    scores before bias, penalties, temperature and filters. They are the target's, with speculation as
-    without, so an emitted token need not be among the alternatives.
+    """How probable an emitted token and its alternatives were, given everything before the token: the
+    log-softmax of the target's scores before bias, penalties, temperature and filters, with speculation
+    as without. So an emitted token need not be among the alternatives.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -657,7 +670,6 @@ Global___Finish: _TypeAlias = Finish  # noqa: Y015
 @_typing.final
 class Usage(_message.Message):
     """What one reply took.
-
     completion_tokens = 1 + decode_steps + accepted_tokens, less 1 where a stop cut the bonus token.
     """
 
@@ -673,6 +685,7 @@ class Usage(_message.Message):
     QUEUE_SECONDS_FIELD_NUMBER: _builtins.int
     PREFILL_SECONDS_FIELD_NUMBER: _builtins.int
     DECODE_SECONDS_FIELD_NUMBER: _builtins.int
+    THINKING_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt."""
     cached_tokens: _builtins.int
@@ -693,6 +706,8 @@ class Usage(_message.Message):
     """From there to the first token."""
     decode_seconds: _builtins.float
     """From there to the last token."""
+    thinking_tokens: _builtins.int
+    """Of completion_tokens, those in the model's channels, without what opens and closes them and calls."""
     def __init__(
         self,
         *,
@@ -706,10 +721,11 @@ class Usage(_message.Message):
         queue_seconds: _builtins.float = ...,
         prefill_seconds: _builtins.float = ...,
         decode_seconds: _builtins.float = ...,
+        thinking_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "decode_seconds", b"decode_seconds", "decode_steps", b"decode_steps", "draft_tokens", b"draft_tokens", "prefill_seconds", b"prefill_seconds", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_tokens", b"accepted_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "decode_seconds", b"decode_seconds", "decode_steps", b"decode_steps", "draft_tokens", b"draft_tokens", "prefill_seconds", b"prefill_seconds", "prompt_tokens", b"prompt_tokens", "queue_seconds", b"queue_seconds", "rounds", b"rounds", "thinking_tokens", b"thinking_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -35,7 +35,7 @@ class Demand(NamedTuple):
 
 def drawn_bytes(request: Request, facts: ModelFacts) -> int:
     """What a request's draw takes for each row, beside the logits."""
-    return facts.draw_bytes_per_row(request.sampling, request.constraint is not None)
+    return facts.draw_bytes_per_row(request.sampling, request.masked)
 
 
 # A prompt of one token, a reply of one, greedy: no request asks for less.

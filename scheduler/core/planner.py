@@ -278,6 +278,7 @@ class Planner:
                     sequence.demand.tokens,
                     tuple(sequence.reply.tokens),
                     request.constraint,
+                    sequence.reply.bounds if sequence.reply.bounds.binds else None,
                 )
             )
         return tuple(admits), found

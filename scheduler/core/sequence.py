@@ -248,6 +248,7 @@ class Sequence:
             prompt_tokens=self.prompt_tokens,
             cached_tokens=self.cached,
             completion_tokens=self.emitted,
+            thinking_tokens=reply.parts.thinking_tokens,
             decode_steps=reply.decode_steps,
             rounds=reply.rounds,
             draft_tokens=reply.draft_tokens,

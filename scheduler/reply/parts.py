@@ -19,6 +19,7 @@ from sapwood.scheduler.events import ToolCall
 from sapwood.scheduler.reply.channel_name import ChannelName
 from sapwood.scheduler.reply.text import ReplyText
 from sapwood.scheduler.reply.tool_calls import read_calls
+from sapwood.scheduler.thinking import Thinking, opened_channel
 
 
 class ReplyParts:
@@ -31,7 +32,7 @@ class ReplyParts:
         "_name",
         "_text",
         "_thinking",
-        "_thinks",
+        "_thought",
         "_token_bytes",
     )
 
@@ -49,8 +50,8 @@ class ReplyParts:
         self._thinking = ReplyText(token_bytes)
         self._call: list[bytearray] | None = None
         self._calls: list[ToolCall] = []
-        opened = _since_last(prompt, control_tokens)
-        self._thinks = bool(opened)
+        self._thought = Thinking(control_tokens, prompt)
+        opened = opened_channel(prompt, control_tokens)
         self._name = ChannelName(b"".join(token_bytes[token] for token in opened))
 
     @property
@@ -58,13 +59,23 @@ class ReplyParts:
         """The stop string that was found in the text, "" where none was."""
         return self._text.stopped_by
 
+    @property
+    def thinking_tokens(self) -> int:
+        """How many of the tokens are thought."""
+        return self._thought.tokens
+
+    def look_for(self, stops: Sequence[str]) -> None:
+        """The reply ends with one of these, if it begins in what comes from now on."""
+        self._text.look_for(stops)
+
     def push(self, token: int) -> bool:
         """Append a token. True when it completed a stop string: the reply ends with this token."""
+        self._thought.push(token)
         if self._call is not None:
             return self._push_call(token, self._call)
         if self._divides(token):
             return False
-        if self._thinks:
+        if self._thought.thinks:
             return self._thinking.push_bytes(self._name.push(self._token_bytes[token]))
         return self._text.push(token)
 
@@ -98,10 +109,9 @@ class ReplyParts:
         control_tokens = self._control_tokens
         if token == control_tokens.channel_start:
             self._end_name()
-            self._thinks, self._name = True, ChannelName()
+            self._name = ChannelName()
         elif token == control_tokens.channel_end:
             self._end_name()
-            self._thinks = False
         elif token == control_tokens.call_start:
             self._end_name()
             self._call = [bytearray()]
@@ -127,18 +137,5 @@ class ReplyParts:
 
     def _spell(self, call: list[bytearray]) -> bool:
         """Say what is no call, where it stands. True when it completed a stop string."""
-        where = self._thinking if self._thinks else self._text
+        where = self._thinking if self._thought.channel_open else self._text
         return where.push_bytes(SPELLED_QUOTE.encode().join(call))
-
-
-def _since_last(prompt: Sequence[int], control_tokens: ControlTokens) -> Sequence[int]:
-    """The prompt from where it last opened a channel that it did not close, else nothing."""
-    if control_tokens.channel_start is None:
-        return ()
-    ends = (control_tokens.channel_end, control_tokens.turn_start)
-    for index in range(len(prompt) - 1, -1, -1):
-        if prompt[index] in ends:
-            return ()
-        if prompt[index] == control_tokens.channel_start:
-            return prompt[index:]
-    return ()

@@ -4,6 +4,7 @@
   nothing after an EOS, stop id, stop string or max_tokens is emitted, drafts or not.
 - The token that ends a reply is emitted. Text holds neither the stop sequence nor that token's
   bytes where its id ended the reply.
+- Below min_tokens no stop string is looked for; that no token ends it there is the device's matter.
 - A reply whose text was cut at a stop string says so, whatever its last token was: what was held
   back (half a call, half a character) may hold the stop string when the reply ends otherwise.
 - completion_tokens == 1 + decode_steps + accepted_tokens, less 1 where a stop cut the bonus.
@@ -17,6 +18,7 @@ from sapwood.scheduler.events import Request
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.reply.parts import ReplyParts
+from sapwood.scheduler.reply_bounds import ReplyBounds
 from sapwood.scheduler.result import Decoded
 
 
@@ -24,9 +26,10 @@ class GeneratedReply:
     """What one sequence has emitted. `reason` is None while the reply goes on."""
 
     __slots__ = (
-        "_ending_ids",
         "_max_tokens",
+        "_stops",
         "accepted_tokens",
+        "bounds",
         "decode_steps",
         "draft_tokens",
         "parts",
@@ -37,9 +40,15 @@ class GeneratedReply:
 
     def __init__(self, request: Request, facts: ModelFacts, token_bytes: Sequence[bytes]) -> None:
         eos = frozenset[int]() if request.ignore_eos else facts.eos_token_ids
-        self._ending_ids = eos | request.stop_token_ids
+        self.bounds = ReplyBounds(
+            eos | request.stop_token_ids,
+            request.min_tokens,
+            request.thinking_tokens_max,
+            facts.control_tokens,
+        )
         self._max_tokens = request.max_tokens
-        self.parts = ReplyParts(token_bytes, request.stop, facts.control_tokens, request.prompt)
+        self._stops = request.stop
+        self.parts = ReplyParts(token_bytes, (), facts.control_tokens, request.prompt)
         self.tokens: list[int] = []
         self.reason: FinishReason | None = None
         self.decode_steps = 0
@@ -80,8 +89,10 @@ class GeneratedReply:
 
     def _push(self, token: int) -> None:
         assert not self.reason, f"token {token} after the reply ended by {self.reason}"
+        if len(self.tokens) == self.bounds.min_tokens:
+            self.parts.look_for(self._stops)
         self.tokens.append(token)
-        if token in self._ending_ids:
+        if token in self.bounds.ending_ids:
             self._end(FinishReason.STOP)
         elif self.parts.push(token):
             self._end(FinishReason.STOP_SEQUENCE)

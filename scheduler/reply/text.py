@@ -36,11 +36,17 @@ class ReplyText:
         """`token_bytes[id]` are the bytes of a token, b"" for specials; shared, never changed."""
         self._token_bytes = token_bytes
         self._decoder = _Utf8("replace")
-        self._automaton = StopAutomaton(stops) if stops else None
+        self._automaton: StopAutomaton | None = None
         self._state = 0
         self._held = ""
         self._ready: list[str] = []
         self.stopped_by = ""
+        self.look_for(stops)
+
+    def look_for(self, stops: Sequence[str]) -> None:
+        """From the next character on; before, it looked for none."""
+        assert self._automaton is None, "it looks for others already"
+        self._automaton = StopAutomaton(stops) if stops else None
 
     def push(self, token: int) -> bool:
         """Append a token. True when it completed a stop string: the reply ends with this token."""

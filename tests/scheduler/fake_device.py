@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.reply_bounds import ReplyBounds
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 from sapwood.scheduler.sampling import Sampling
 from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker, toy_logprobs
@@ -62,8 +63,14 @@ def said(tokens: Iterable[int]) -> int:
     return sum(mix(7, token) ** 2 for token in tokens) % _PRIME
 
 
-def toy_draw(state: int, sampling: Sampling, counts: int) -> int:
+def toy_draw(state: int, sampling: Sampling, counts: int, banned: Collection[int] = ()) -> int:
     """The target's next token after a log that hashes to `state` and said `counts`."""
+    while (token := _unmasked(state, sampling, counts)) in banned:
+        state = mix(state, 5)
+    return token
+
+
+def _unmasked(state: int, sampling: Sampling, counts: int) -> int:
     noise = 0 if sampling.greedy else sampling.noise_key + 1
     spread = mix(mix(state, noise), 77)
     spread = (mix(spread, counts) if sampling.penalised else spread) >> 17
@@ -86,6 +93,7 @@ class Slot:
     referred: list[tuple[int, ...]] = field(default_factory=list)  # full K/V of payloads
     base: int = 0
     known: int | None = None  # drawn before it was parked, and not to be drawn again
+    bounds: ReplyBounds | None = None
 
     def append(self, token: int) -> None:
         assert len(self.log) < self.room, f"past the room for {self.room}"
@@ -97,8 +105,11 @@ class Slot:
             self.log.append(token)
             self.states.append(mix(self.states[-1], token))
 
-    def draw(self) -> int:
-        token = toy_draw(self.states[-1], self.sampling, self.counts)
+    def draw(self, index: int) -> int:
+        bounds, banned = self.bounds, frozenset[int]()
+        if bounds is not None and index < bounds.min_tokens:
+            banned = bounds.ending_ids
+        token = toy_draw(self.states[-1], self.sampling, self.counts, banned)
         self.counts = (self.counts + said([token])) % _PRIME
         return token
 
@@ -182,6 +193,7 @@ class FakeDevice:
             said((*admit.prompt, *admit.reply)),
             drawn=len(admit.reply),
             known=admit.reply[-1] if admit.reply else None,
+            bounds=admit.bounds,
         )
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
@@ -225,7 +237,7 @@ class FakeDevice:
         if slot.known is not None:
             slot.bonus = slot.known
             return Prefilled(None, payload)
-        slot.bonus, slot.drawn = slot.draw(), 1
+        slot.bonus, slot.drawn = slot.draw(0), 1
         return Prefilled(slot.bonus, payload, toy_logprobs([slot.bonus], slot.top_logprobs))
 
     def _decode(self, row: DecodeRow) -> Decoded:
@@ -239,9 +251,9 @@ class FakeDevice:
         self.evaluated_tokens += row.depth + 1
         accepted: list[int] = []
         while len(accepted) < row.depth and self._agrees(slot.states[-1]):
-            accepted.append(slot.draw())
+            accepted.append(slot.draw(row.index + len(accepted)))
             slot.append(accepted[-1])
-        slot.bonus = slot.draw()
+        slot.bonus = slot.draw(row.index + len(accepted))
         slot.drawn += len(accepted) + 1
         tokens = (*accepted, slot.bonus)
         return Decoded(tokens, row.depth, toy_logprobs(tokens, slot.top_logprobs))

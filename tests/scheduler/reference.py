@@ -22,25 +22,32 @@ def expected_reply(request: Request) -> Expected:
     for token in request.prompt:
         state = mix(state, token)
     tokens: list[int] = []
-    raw = b""
+    raw, ends = b"", request.stop_token_ids | (set() if request.ignore_eos else {EOS})
+    skip = 0  # characters that came before stop strings are looked for
     while True:
-        token = toy_draw(state, request.sampling, said((*request.prompt, *tokens)))
+        banned = ends if len(tokens) < request.min_tokens else ()
+        token = toy_draw(state, request.sampling, said((*request.prompt, *tokens)), banned)
+        if len(tokens) == request.min_tokens:
+            skip = len(whole_characters(raw))
         state = mix(state, token)
         tokens.append(token)
-        if token in request.stop_token_ids or (token == EOS and not request.ignore_eos):
-            return _ended(tokens, raw, "stop", request.stop)
+        looked_for = request.stop if len(tokens) > request.min_tokens else ()
+        if token in ends:
+            return _ended(tokens, raw, "stop", looked_for, skip)
         raw += TOKEN_BYTES[token]
-        cut = first_stop(whole_characters(raw), request.stop)
+        cut = first_stop(whole_characters(raw), looked_for, skip)
         if cut is not None:
             return Expected(tuple(tokens), cut[0], "stop_sequence", cut[1])
         if len(tokens) == request.max_tokens:
-            return _ended(tokens, raw, "length", request.stop)
+            return _ended(tokens, raw, "length", looked_for, skip)
 
 
-def _ended(tokens: list[int], raw: bytes, reason: str, stops: tuple[str, ...]) -> Expected:
+def _ended(
+    tokens: list[int], raw: bytes, reason: str, stops: tuple[str, ...], skip: int
+) -> Expected:
     """Half a character at the end is U+FFFD, which may complete a stop string."""
     text = raw.decode(errors="replace")
-    cut = first_stop(text, stops)
+    cut = first_stop(text, stops, skip)
     if cut is not None:
         return Expected(tuple(tokens), cut[0], "stop_sequence", cut[1])
     return Expected(tuple(tokens), text, reason, "")
@@ -62,10 +69,13 @@ def _unfinished(tail: bytes) -> bool:
     return False
 
 
-def first_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str] | None:
-    """The text before the stop string that is complete first, and the longest such."""
-    for end in range(1, len(text) + 1):
-        matches = [stop for stop in stops if text[:end].endswith(stop)]
+def first_stop(text: str, stops: tuple[str, ...], skip: int = 0) -> tuple[str, str] | None:
+    """The text before the stop string that is complete first, and the longest such.
+
+    skip: characters that belong to none.
+    """
+    for end in range(skip + 1, len(text) + 1):
+        matches = [stop for stop in stops if text[skip:end].endswith(stop)]
         if matches:
             longest = max(matches, key=len)
             return text[: end - len(longest)], longest

@@ -139,7 +139,7 @@ def test_who_is_parked_goes_on_where_its_constraint_was(
     replies = []
     with exact_buffers(monkeypatch):
         facts = replace(model_facts(pair(name), TIGHT.draft_depth_max), row_tokens_min=ROW_TOKENS)
-        draw = facts.draw_bytes_per_row(sampling, constrained=True)
+        draw = facts.draw_bytes_per_row(sampling, masked=True)
         slots = slots_bytes(facts, TIGHT, [Demand(32, draw)] * 3)
         for budget in (4 << 30, facts.weights_bytes + slots):
             stack = Stack(pair(name), TIGHT, budget, row_tokens_min=ROW_TOKENS)

@@ -17,7 +17,7 @@ LIMITS = Limits()
 NOT_DONE = {
     *("kv_transfer_params", "mm_inputs", "extra_mm_inputs", "kv_transfer_params_json"),
     *("data_parallel_rank", "media_refs"),
-    *("sampling_params.min_tokens", "sampling_params.prompt_logprobs"),
+    "sampling_params.prompt_logprobs",
     *("sampling_params.truncate_prompt_tokens", "sampling_params.grammar_from_first_token"),
     *("sampling_params.grammar", "sampling_params.structural_tag"),
     *("sampling_params.json_object", "sampling_params.choice"),
@@ -53,6 +53,7 @@ def test_everything_that_is_done_arrives() -> None:
             stop=["x", "yz"],
             stop_token_ids=[3],
             ignore_eos=True,
+            min_tokens=4,
             seed=-1,
             logprobs=0,
             logit_bias={4: -100.0},
@@ -65,7 +66,7 @@ def test_everything_that_is_done_arrives() -> None:
     sampling = found.sampling
     assert list(found.token_ids.ids) == [5, 6]
     assert (found.max_tokens, list(found.stop), list(found.stop_token_ids)) == (9, ["x", "yz"], [3])
-    assert (found.ignore_eos, found.top_logprobs) == (True, 1)
+    assert (found.ignore_eos, found.min_tokens, found.top_logprobs) == (True, 4, 1)
     assert sampling.HasField("temperature") and sampling.temperature == 0
     assert (sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 7, 0.25)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)

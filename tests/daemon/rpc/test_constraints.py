@@ -137,6 +137,7 @@ REFUSED: dict[str, tuple[pb.GenerateRequest, Reason, str]] = {
     "refused": (talk(json_schema="no"), Reason.BAD_CONSTRAINT, "json_schema"),
     "past the bytes": (talk(regex="ä" * 32 + "a"), Reason.BAD_CONSTRAINT, "regex"),
     "ends not": (talk(regex="a", ignore_eos=True), Reason.BAD_REQUEST, "ignore_eos"),
+    "ends late": (talk(regex="a", min_tokens=1), Reason.BAD_REQUEST, "min_tokens"),
     "both": (
         talk(regex="a", tool_choice=prompt_pb2.ToolChoice(name="f")),
         Reason.BAD_REQUEST, "tool_choice",

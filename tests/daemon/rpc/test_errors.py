@@ -72,6 +72,8 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         "BAD_TOKEN_ID",
         "stop_token_ids",
     ),
+    "longer than it may be": (text_of(min_tokens=9, max_tokens=8), "BAD_REQUEST", "min_tokens"),
+    "endless": (text_of(min_tokens=2**32 - 1, max_tokens=8), "BAD_REQUEST", "min_tokens"),
     "arguments are no object": (
         pb.GenerateRequest(
             messages=said("assistant", tool_calls=[{"name": "f", "arguments": "1"}])
@@ -159,6 +161,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
 }
 
 UNSUPPORTED: dict[str, pb.GenerateRequest] = {
+    "thinking_tokens_max": text_of(thinking_tokens_max=0),  # of this model, without channels
     "session": text_of(session="a"),
     "cache.mark": text_of(cache={"mark": True}),
     "candidates": text_of(candidates=2),
@@ -205,7 +208,7 @@ async def test_values_at_their_limits_are_served(run: Running) -> None:
             max_tokens=1,
         ),
         text_of(sampling={"logit_bias": {VOCABULARY - 1: 100, 0: -100}}, max_tokens=1),
-        text_of(draft_tokens=8, top_logprobs=20, max_tokens=1),
+        text_of(draft_tokens=8, top_logprobs=20, max_tokens=1, min_tokens=1),
         *(
             text_of(candidates=1, priority=urgency, max_tokens=1)
             for urgency in pb.Priority.values()

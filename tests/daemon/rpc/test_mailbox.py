@@ -15,7 +15,7 @@ from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.reasons import Reason, Refused
 from tests.fakes import toy_logprobs
 
-USAGE = Usage(3, 0, 5, 4, 0, 0, 0, 0.0, 0.0, 0.0)
+USAGE = Usage(3, 0, 5, 0, 4, 0, 0, 0, 0.0, 0.0, 0.0)
 FINISHED = Finished(1, FinishReason.STOP, "", USAGE)
 
 

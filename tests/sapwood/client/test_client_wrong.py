@@ -84,6 +84,8 @@ OPTIONS: Mapping[str, Wrong] = {
         (7, TypeError, " must be a string or a Tool"),
         ("any", ValueError, " must be 'auto', 'none', 'required' or a Tool"),
     ],
+    "min_tokens": INTEGER,
+    "thinking_tokens_max": INTEGER,
     "priority": [
         (2, TypeError, " must be a string, not int"),
         ("urgent", ValueError, " must be one of interactive, normal, batch"),
