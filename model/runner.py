@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 import mlx.core as mx
@@ -46,9 +47,10 @@ from sapwood.model.sampler import Sampler
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.logprobs import LogprobsReport, logprobs_report
-from sapwood.model.step_values import read_rows
+from sapwood.model.scoring import PromptScores, drawing_rows, score_prompts
+from sapwood.model.step_values import read_rows, read_scores
 from sapwood.scheduler.plan import Admit, DecodeRow, PrefillSlice, StepPlan
-from sapwood.scheduler.result import Decoded, Prefilled, StepResult
+from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -63,6 +65,7 @@ class Ticket:
     depths: tuple[int, ...]  # of the rows that draw
     drawn: mx.array | None
     report: LogprobsReport | None
+    scores: PromptScores | None
     payloads: tuple[EdgePayload | None, ...]
     captured: tuple[Payload | None, ...]
     pending: tuple[mx.array, ...]
@@ -142,7 +145,7 @@ class Runner:
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
-            return Ticket(plan, (), (), None, None, (), captured, (), None)
+            return Ticket(plan, (), (), None, None, None, (), captured, (), None)
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
@@ -165,17 +168,22 @@ class Runner:
             decoded[d.slot] = Decoded(tokens, d.depth, logprobs, failure)
             transaction.commit(d.slot, len(tokens))
         prefilled = []
-        for p, payload in zip(ticket.plan.prefills, ticket.payloads, strict=True):
+        told = self._read_scores(ticket)
+        for p, payload, scores in zip(ticket.plan.prefills, ticket.payloads, told, strict=True):
             tokens, logprobs = next(drawn) if p.draws else ((), ())
             if p.index:
                 tokens, logprobs = (), ()
             failure = self._samplers[p.slot].push(tokens)
             token = tokens[0] if tokens else None
-            prefilled.append(Prefilled(token, payload, logprobs, failure))
+            prefilled.append(Prefilled(token, payload, logprobs, failure, scores))
             transaction.commit(p.slot, len(p.tokens))
         return StepResult(
             tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
+
+    def _read_scores(self, ticket: Ticket) -> list[tuple[TokenLogprobs, ...]]:
+        asked = [self._samplers[p.slot].prompt_logprobs for p in ticket.plan.prefills]
+        return read_scores(ticket.scores, asked, self.vocabulary)
 
     def make_copies(self, bytes_max: int) -> None:
         """Make what the tree has cut, joined and thinned, up to so many bytes in each wait.
@@ -227,7 +235,10 @@ class Runner:
     ) -> Ticket:
         batch = Batch(
             [Span(d.slot, d.start, d.depth + 1) for d in decodes],
-            [Span(p.slot, p.start, len(p.tokens), p.draws) for p in plan.prefills],
+            [
+                Span(p.slot, p.start, len(p.tokens), p.draws, len(p.scored) > 0)
+                for p in plan.prefills
+            ],
         )
         self.caches.prepare(batch)
         slots = drawing_slots(decodes, plan.prefills)
@@ -245,16 +256,19 @@ class Runner:
             if followed is not None:
                 parts.rest((forward.hidden,))  # the device goes on while the host walks
             masks = step_masks(self._masks, rows, samplers, followed)
-        drawn, reported = self._draw(slots, rows, drafts, forward, masks)
+        hidden = drawing_rows(forward.hidden, batch)
+        drawn, reported = self._draw(slots, rows, drafts, hidden, masks)
+        asked = [self._samplers[p.slot].prompt_logprobs for p in plan.prefills]
+        scores = score_prompts(self.target.logits, forward.hidden, batch, plan.prefills, asked)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
         first = () if drawn is None else (drawn,)
-        extra = () if reported is None else reported.arrays
-        pending = (*first, *extra, self.frontier, *self.caches.arrays, *fresh)
+        extra = [each.arrays for each in (reported, scores) if each is not None]
+        pending = (*first, *chain.from_iterable(extra), self.frontier, *self.caches.arrays, *fresh)
         parts.rest(pending)
         depths = () if rows is None else rows.depth
         return Ticket(
-            plan, decodes, depths, drawn, reported, payloads, captured, pending, transaction
+            plan, decodes, depths, drawn, reported, scores, payloads, captured, pending, transaction
         )
 
     def _drafts(self, decodes: Sequence[DecodeRow], rows: DrawRows | None) -> Drafts | None:
@@ -270,7 +284,7 @@ class Runner:
         slots: tuple[int, ...],
         rows: DrawRows | None,
         drafts: Drafts | None,
-        forward: Forward,
+        hidden: mx.array,
         masks: mx.array | None,
     ) -> tuple[mx.array | None, LogprobsReport | None]:
         """Accept, draw, report, and move the frontier to each row's last committed position."""
@@ -279,10 +293,10 @@ class Runner:
         table, distributions = (
             (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.distributions)
         )
-        logits = self.target.logits(forward.hidden)
+        logits = self.target.logits(hidden)
         allowed = self.suppression.of_target(logits, rows.firsts)
         drawn = verify(allowed, rows, table, distributions, masks)
-        newest = forward.hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
+        newest = hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
         return drawn, logprobs_report(logits, rows, drawn, asked)

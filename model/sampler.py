@@ -18,7 +18,7 @@ from sapwood.scheduler.sampling import Sampling
 class Sampler:
     """tally: of rows with bias or penalties. guide: of rows that are held to a constraint.
 
-    length: of rows whose length has bounds.
+    length: of rows whose length has bounds. prompt_logprobs: alternatives to its prompt's tokens.
     """
 
     sampling: Sampling
@@ -26,6 +26,7 @@ class Sampler:
     top_logprobs: int
     guide: Guide | None = None
     length: LengthGuide | None = None
+    prompt_logprobs: int = 0
 
     @classmethod
     def of(cls, admit: Admit, vocabulary: int) -> Sampler:
@@ -38,7 +39,7 @@ class Sampler:
             guide = Guide(cast("Constraint", admit.constraint), admit.prompt, admit.reply)
         if admit.bounds is not None:
             length = LengthGuide(admit.bounds, admit.prompt, admit.reply)
-        return cls(sampling, tally, admit.top_logprobs, guide, length)
+        return cls(sampling, tally, admit.top_logprobs, guide, length, admit.prompt_logprobs)
 
     def follows(self, depth: int) -> bool:
         """Whether the masks of a round of so many drafts depend on which they are."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sapwood.model.drafting import Drafts
 from sapwood.model.sampling.logprobs import LogprobsReport
+from sapwood.model.scoring import PromptScores
 from sapwood.scheduler.result import TokenLogprobs
 
 RowValues = tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]
@@ -47,6 +48,17 @@ def read_rows(
         _require_ids([id for place in logprobs for id, _ in place.alternatives], vocabulary)
         rows.append((tuple(ids[:count]), logprobs))
     return rows
+
+
+def read_scores(
+    scores: PromptScores | None, asked: Sequence[int], vocabulary: int
+) -> list[tuple[TokenLogprobs, ...]]:
+    """Of each slice what its slot asked for, so many alternatives. Raises DeviceFault."""
+    if scores is None:
+        return [()] * len(asked)
+    told = [scores.read(index, alternatives) for index, alternatives in enumerate(asked)]
+    _require_ids([id for row in told for p in row for id, _ in p.alternatives], vocabulary)
+    return told
 
 
 def read_drafts(drafts: Drafts, vocabulary: int) -> npt.NDArray[np.int32]:

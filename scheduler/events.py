@@ -50,6 +50,7 @@ class Request:
     min_tokens: int = 0  # before anything but max_tokens may end the reply
     thinking_tokens_max: int | None = None  # of all thoughts; None: as the model likes
     top_logprobs: int = 0  # alternatives to report for each token; 0: no logprobs at all
+    prompt_logprobs: int = 0  # likewise of the prompt, which then is read whole, tree or not
     depth: int | None = None  # pinned draft depth; None: the daemon decides
     cache_bypass: bool = False
     store_reply: bool = True
@@ -152,12 +153,17 @@ class PinView:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Prefill advanced: `processed` (cached included) of `total` prompt tokens are evaluated."""
+    """Prefill advanced: `processed` (cached included) of `total` prompt tokens are evaluated.
+
+    logprobs: where the request asked, one for each prompt token from where the last one ended up to
+    `processed`, its end included where there is a token; so none for the first of all.
+    """
 
     id: int
     cached: int
     processed: int
     total: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class Limits:
     penalty_max: float = 2.0  # of presence and frequency, either sign
     logit_bias_max: float = 100.0  # either sign
     logit_bias_tokens_max: int = 1024
-    top_logprobs_max: int = 20
+    top_logprobs_max: int = 20  # of prompts and of replies
     error_detail_chars_max: int = 200
 
     # Sequences and queues.
@@ -90,6 +90,7 @@ class Limits:
     # One step.
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
+    scored_tokens_max: int = 128  # of one prompt in one step, whose log-probabilities are asked for
     lost_steps_max: int = 3  # one after another, for want of memory on the device
     mask_s_max: float = 0.25  # for the masks of a step; whoever takes longer by itself ends
 

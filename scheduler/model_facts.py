@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sapwood.cache.geometry import ROW_TOKENS_MIN, buffer_bytes, moved_bytes, row_tokens
 from sapwood.scheduler.control_tokens import ControlTokens
-from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.sampling import SCORED_ROWS, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,11 @@ class ModelFacts:
         if sampling.wide:
             return mask + self.wide_bytes_per_row
         return mask + (0 if sampling.greedy else self.drawn_bytes_per_row)
+
+    @property
+    def scoring_bytes(self) -> int:
+        """What the log-probabilities of prompts take in a step, however many tokens there are."""
+        return SCORED_ROWS * (self.logits_bytes_per_row + self.wide_bytes_per_row)
 
     def round_bytes(self, rows: int, tokens: int, draw_bytes_per_row: int = 0) -> int:
         """Transient of verifying `rows` rows of one sequence that holds up to `tokens` tokens."""

@@ -38,7 +38,7 @@ class Admit:
     base: full layers hold [0, base) by reference, base <= target, and copy the rest.
     room: tokens that the slot has room for until a Grow; 0: what each step takes.
     reply: what was drawn already, of a sequence that was parked; its newest token is in no cache.
-    constraint: as in Request. bounds: None where they bind nothing.
+    constraint, prompt_logprobs: as in Request. bounds: None where they bind nothing.
     """
 
     slot: int
@@ -53,6 +53,7 @@ class Admit:
     reply: tuple[int, ...] = ()
     constraint: object | None = None
     bounds: ReplyBounds | None = None
+    prompt_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,8 @@ class PrefillSlice:
     draws: the slice ends what is to be read, so the first token is drawn from its last row.
     capture: hand the slice's K/V back as a Payload. index: as in DecodeRow. Above 0 what is drawn
     counts nowhere: the token behind the slice is known, and only the drafter wants its last row.
+    scored: the tokens behind its rows, where the slot asks for their log-probabilities: of the last
+    row none where a prompt ends.
     """
 
     slot: int
@@ -98,6 +101,7 @@ class PrefillSlice:
     draws: bool
     capture: bool
     index: int = 0
+    scored: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:

@@ -54,6 +54,7 @@ class Prefilled:
     payload: Payload | None  # owned by the receiver
     logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the sequence asked
     failure: str = ""  # as in Decoded
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the slice's `scored`
 
 
 @dataclass(frozen=True, slots=True)

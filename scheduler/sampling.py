@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # top_k rounds up to one of these; a larger one is cut out of the whole vocabulary.
 CANDIDATES_FEW, CANDIDATES_MAX = 64, 1024
+# Of prompts whose log-probabilities are asked for: logits of so many rows exist at once.
+SCORED_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)

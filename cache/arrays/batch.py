@@ -4,8 +4,8 @@
 - A span is [start, start + length) of absolute positions of one slot; a slot has at most one
   span.
 - Past the last layer that owns K/V only the rows whose output is needed continue ("kept" rows):
-  all decode rows, and the last row of a prefill span that draws. Which is exact: nobody reads the
-  rest.
+  all decode rows, the last row of a prefill span that draws, and all rows of one that is scored.
+  Which is exact: nobody reads the rest.
 - Index arrays are built once per step and shared by all layers through `shared`.
 """
 
@@ -30,17 +30,26 @@ def indices(start: int, end: int) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, end) of the sequence in `slot`. `draws`: its last row's output is needed."""
+    """Tokens [start, end) of the sequence in `slot`. `draws`: its last row's output is needed.
+
+    scored: the output of all its rows is.
+    """
 
     slot: int
     start: int
     length: int
     draws: bool = True
+    scored: bool = False
 
     @property
     def end(self) -> int:
         """One past its last position."""
         return self.start + self.length
+
+    @property
+    def kept(self) -> int:
+        """How many of its last rows go on past the last layer that owns K/V."""
+        return self.length if self.scored else int(self.draws)
 
 
 class Batch:
@@ -76,8 +85,9 @@ class Batch:
     def kept_host(self) -> Ints:
         """Packed rows whose output is needed, in packed order."""
         firsts = self.firsts[len(self.decodes) :]
-        last = [f + s.length - 1 for s, f in zip(self.prefills, firsts, strict=True) if s.draws]
-        return np.concatenate([indices(0, self.decode_tokens), np.array(last, np.int32)])
+        ends = [first + s.length for s, first in zip(self.prefills, firsts, strict=True)]
+        last = [indices(e - s.kept, e) for s, e in zip(self.prefills, ends, strict=True)]
+        return np.concatenate([indices(0, self.decode_tokens), *last])
 
     @property
     def positions(self) -> mx.array:
@@ -87,7 +97,7 @@ class Batch:
     @property
     def kept(self) -> mx.array | None:
         """Device copy of kept_host; None where every row is kept."""
-        if all(s.draws and s.length == 1 for s in self.prefills):
+        if all(s.kept == s.length for s in self.prefills):
             return None
         return self.shared("kept", lambda: mx.array(self.kept_host))
 
@@ -99,11 +109,10 @@ class Batch:
     def queries_of(self, index: int, trimmed: bool) -> tuple[int, int]:
         """[first, end) of prefill `index`'s rows in the full or the trimmed packing.
 
-        In the trimmed packing a drawing span keeps its last row, any other none.
+        In the trimmed packing a span keeps its last `kept` rows.
         """
         if not trimmed:
             first = self.firsts[len(self.decodes) + index]
             return first, first + self.prefills[index].length
-        before = sum(s.draws for s in self.prefills[:index])
-        first = self.decode_tokens + before
-        return first, first + int(self.prefills[index].draws)
+        first = self.decode_tokens + sum(s.kept for s in self.prefills[:index])
+        return first, first + self.prefills[index].kept

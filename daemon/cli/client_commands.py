@@ -61,10 +61,11 @@ def generate(arguments: argparse.Namespace) -> int:
     conversational = arguments.system or arguments.tools or arguments.thinking is not None
     if arguments.raw and conversational:
         raise UsageError("--system, --tools and --thinking are for a conversation, --raw is none")
-    if arguments.top_logprobs and not arguments.json:
-        raise UsageError("--top-logprobs needs --json")
+    if (arguments.top_logprobs or arguments.prompt_logprobs) and not arguments.json:
+        raise UsageError("--top-logprobs and --prompt-logprobs need --json")
     options = sampling_options(arguments)
     options["top_logprobs"] = arguments.top_logprobs
+    options["prompt_logprobs"] = arguments.prompt_logprobs
     if arguments.schema is not None:
         options["json_schema"] = read_text(arguments.schema, SCHEMA_CHARS_MAX)
     options["regex"] = arguments.regex

@@ -97,6 +97,8 @@ def _add_generate(parser: Parser) -> None:
     held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
     help = "with --json: each token's log probability and N alternatives"
     add("--top-logprobs", type=unsigned(32), metavar="N", help=help)
+    help = "with --json: the same for each token of the prompt"
+    add("--prompt-logprobs", type=unsigned(32), metavar="N", help=help)
     add("--timeout", type=timeout_s, metavar="SECONDS")
 
 

@@ -2,6 +2,8 @@
 
 - Streamed, each delta is a chunk of its own with its own counts, and the end has totals and no ids:
   they were all said. Not streamed, the end has everything.
+- Log-probabilities of the prompt come with the first chunk, or with the end of a reply that is not
+  streamed: one for each prompt token, of which the first has none.
 - Ids are all that were emitted, the one that ended the reply included; text is the gateway's.
 - `finish_reason` is stop, length, or abort for one that was given up: what was said until then.
 """
@@ -31,6 +33,9 @@ class WorkerReply:
         self._streams: bool = given.stream
         self._stop_ids = frozenset(given.sampling_params.stop_token_ids)
         self._alternatives = logprobs_wanted(given)
+        self._prompt_alternatives = logprobs_wanted(given, "prompt_logprobs")
+        self._prompt_ids = tuple(given.tokenized.input_ids)
+        self._prompt_logprobs: list[TokenLogprobs] = []
         self._prompt_tokens = 0
         self._cached_tokens = 0
         self._ids: list[int] = []
@@ -42,6 +47,7 @@ class WorkerReply:
         match event:
             case Progress():
                 self._prompt_tokens, self._cached_tokens = event.total, event.cached
+                self._prompt_logprobs += event.logprobs
                 return None
             case Delta():
                 return self._delta(event)
@@ -66,6 +72,7 @@ class WorkerReply:
                 completion_tokens=len(delta.token_ids),
                 cached_tokens=self._cached_tokens,
                 output_logprobs=self._told(delta.token_ids, delta.logprobs),
+                input_logprobs=self._scores(),
             )
         )
 
@@ -91,7 +98,25 @@ class WorkerReply:
             completion_tokens=len(self._ids),
             cached_tokens=self._cached_tokens,
             output_logprobs=self._told(told, self._logprobs),
+            input_logprobs=self._scores(),
         )
+
+    def _scores(self) -> Any:
+        """Of the prompt, once."""
+        if self._prompt_alternatives is None:
+            return None
+        scores, alternatives = self._prompt_logprobs, self._prompt_alternatives
+        self._prompt_alternatives = None
+        told = vllm.InputLogProbs(token_ids=self._prompt_ids)
+        told.token_logprobs.add()
+        for each in scores:
+            told.token_logprobs.add(value=each.logprob)
+        for place in ((), *(each.alternatives for each in scores)) if alternatives else ():
+            best = place[:alternatives]
+            told.top_logprobs.add(
+                token_ids=[id for id, _ in best], values=[value for _, value in best]
+            )
+        return told
 
     def _told(self, ids: Any, logprobs: Any) -> Any:
         if self._alternatives is None or not logprobs:

@@ -32,7 +32,7 @@ _SAMPLER = frozenset(
 _HONOURED = frozenset(
     {
         *("max_tokens", "stop", "stop_token_ids", "ignore_eos", "n", "logprobs", "seed"),
-        *("min_tokens", "logit_bias", *_SAMPLER, *_OF_THE_TEXT),
+        *("min_tokens", "prompt_logprobs", "logit_bias", *_SAMPLER, *_OF_THE_TEXT),
     }
 )
 # Theirs to ours. Which of ours the daemon does is said by its own rules, under the same names.
@@ -53,8 +53,11 @@ def our_request(given: Any, limits: Limits) -> pb.GenerateRequest:
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
         min_tokens=params.min_tokens,
-        top_logprobs=_top_logprobs(params, limits),
+        top_logprobs=_alternatives(params, "logprobs", limits),
+        prompt_logprobs=_alternatives(params, "prompt_logprobs", limits),
     )
+    if request.prompt_logprobs and not given.HasField("tokenized"):
+        raise _unsupported("prompt_logprobs", "sampling_params.")  # they are told with the ids
     _set_prompt(request, given)
     for theirs, ours in _CONSTRAINTS.items():
         if params.WhichOneof("constraint") == theirs:
@@ -62,10 +65,10 @@ def our_request(given: Any, limits: Limits) -> pb.GenerateRequest:
     return request
 
 
-def logprobs_wanted(given: Any) -> int | None:
+def logprobs_wanted(given: Any, field: str = "logprobs") -> int | None:
     """How many alternatives a token's log probability comes with; None: there are none at all."""
     params = given.sampling_params
-    return params.logprobs if params.HasField("logprobs") else None
+    return getattr(params, field) if params.HasField(field) else None
 
 
 def _set_prompt(request: pb.GenerateRequest, given: Any) -> None:
@@ -97,14 +100,14 @@ def _sampling(params: Any) -> pb.Sampling:
     return sampling
 
 
-def _top_logprobs(params: Any, limits: Limits) -> int:
+def _alternatives(params: Any, field: str, limits: Limits) -> int:
     """Ours come with an alternative at least; none of it is told where none was asked for."""
-    if not params.HasField("logprobs"):
+    if not params.HasField(field):
         return 0
-    if not 0 <= params.logprobs <= limits.top_logprobs_max:
-        problem = f"logprobs is 0 to {limits.top_logprobs_max}"
-        raise Refused(Reason.BAD_REQUEST, problem, field="sampling_params.logprobs")
-    wanted: int = params.logprobs
+    wanted: int = getattr(params, field)
+    if not 0 <= wanted <= limits.top_logprobs_max:
+        problem = f"{field} is 0 to {limits.top_logprobs_max}"
+        raise Refused(Reason.BAD_REQUEST, problem, field=f"sampling_params.{field}")
     return max(1, wanted)
 
 

@@ -101,6 +101,7 @@ class Admission:
             min_tokens=request.min_tokens,
             thinking_tokens_max=_thinking_tokens_max(request),
             top_logprobs=min(request.top_logprobs, self._card.facts.vocabulary),
+            prompt_logprobs=min(request.prompt_logprobs, self._card.facts.vocabulary),
             depth=request.draft_tokens if request.HasField("draft_tokens") else self._depth,
             cache_bypass=request.cache.bypass,
             store_reply=request.cache.store_reply or not request.cache.HasField("store_reply"),

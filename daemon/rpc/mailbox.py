@@ -13,7 +13,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 import anyio
 
@@ -76,7 +77,7 @@ class Mailbox:
             return
         match effect:
             case Progress():
-                self._progress = effect
+                self._advance(effect)
             case Delta():
                 self._append(effect)
             case Failed():
@@ -125,6 +126,7 @@ class Mailbox:
             await self._arrived.wait()
         if (progress := self._progress) is not None:
             self._progress = None
+            self._bytes -= _logprobs_bytes(progress.logprobs)
             return progress
         if self._has_delta:
             return self._coalesced()
@@ -133,6 +135,23 @@ class Mailbox:
         assert isinstance(self._end, Finished), "a stream of a command that has none"
         return self._end
 
+    def _advance(self, progress: Progress) -> None:
+        """Where the newest stands for all, but for what each says of its own tokens."""
+        if self._progress is not None:
+            logprobs = self._progress.logprobs + progress.logprobs
+            self._progress = replace(progress, logprobs=logprobs)
+        else:
+            self._progress = progress
+        self._add(_logprobs_bytes(progress.logprobs))
+
+    def _add(self, size: int) -> bool:
+        """Bytes more that wait; where they are too many the RPC ends, and it is False."""
+        self._bytes += size
+        if self._bytes <= self._limits.mailbox_bytes_max:
+            return True
+        self.fail(slow_reader())
+        return False
+
     @property
     def _has_delta(self) -> bool:
         return bool(self._token_ids or self._texts)
@@ -140,11 +159,8 @@ class Mailbox:
     def _append(self, delta: Delta) -> None:
         texts = [delta.text, delta.thinking]
         texts += [text for call in delta.tool_calls for text in (call.name, call.arguments)]
-        self._bytes += sum(len(text.encode()) for text in texts)
-        self._bytes += _TOKEN_ID_BYTES * len(delta.token_ids)
-        self._bytes += _LOGPROB_BYTES * sum(1 + len(p.alternatives) for p in delta.logprobs)
-        if self._bytes > self._limits.mailbox_bytes_max:
-            self.fail(slow_reader())
+        size = sum(len(text.encode()) for text in texts) + _TOKEN_ID_BYTES * len(delta.token_ids)
+        if not self._add(size + _logprobs_bytes(delta.logprobs)):
             return
         self._texts.append(delta.text)
         self._token_ids.extend(delta.token_ids)
@@ -171,6 +187,10 @@ class Mailbox:
         self._calls.clear()
         self._logprobs.clear()
         self._bytes = 0
+
+
+def _logprobs_bytes(logprobs: Sequence[TokenLogprobs]) -> int:
+    return _LOGPROB_BYTES * sum(1 + len(place.alternatives) for place in logprobs)
 
 
 class Mailboxes:

@@ -30,6 +30,7 @@ def response_of(event: ReplyEvent, waited_s: float = 0.0) -> pb.GenerateResponse
                     cached_tokens=event.cached,
                     processed_tokens=event.processed,
                     prompt_tokens=event.total,
+                    logprobs=[_logprobs(token) for token in event.logprobs],
                 )
             )
         case Delta():

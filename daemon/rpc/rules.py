@@ -138,6 +138,12 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         "top_logprobs is at most {limits.top_logprobs_max}",
     ),
     Rule(
+        "prompt_logprobs",
+        Reason.BAD_REQUEST,
+        lambda r, b: r.prompt_logprobs <= b.limits.top_logprobs_max,
+        "prompt_logprobs is at most {limits.top_logprobs_max}",
+    ),
+    Rule(
         "sampling.logit_bias",
         Reason.BAD_SAMPLING,
         lambda r, b: len(r.sampling.logit_bias) <= b.limits.logit_bias_tokens_max,

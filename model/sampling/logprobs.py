@@ -17,14 +17,9 @@ from sapwood.scheduler.result import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
-class LogprobsReport:
-    """Of n places: owners (host) [n], their rows; chosen [n]; best and ids [n, k], best first.
+class ScoredPlaces:
+    """Of n places: chosen [n]; best and ids [n, k], best first. Log-probabilities, float32."""
 
-    asked (host) [B]: how many alternatives each row wants, at most k.
-    """
-
-    owners: np.ndarray
-    asked: tuple[int, ...]
     chosen: mx.array
     best: mx.array
     ids: mx.array
@@ -34,14 +29,44 @@ class LogprobsReport:
         """What has to be evaluated before `read`."""
         return self.chosen, self.best, self.ids
 
+    def read(self, alternatives: int) -> list[TokenLogprobs]:
+        """Each place with so many alternatives, at most k."""
+        chosen, best, ids = (np.array(array).tolist() for array in self.arrays)
+        return [
+            TokenLogprobs(logprob, tuple(zip(row_ids, row, strict=True))[:alternatives])
+            for logprob, row_ids, row in zip(chosen, ids, best, strict=True)
+        ]
+
+
+def score_places(logits: mx.array, tokens: mx.array, k: int) -> ScoredPlaces:
+    """Of logits [n, V] and the token of each place [n], with the k most probable ones."""
+    part = logits.astype(mx.float32)
+    total = log_total(part)
+    best, ids = ranked(part, k)
+    chosen = mx.take_along_axis(part, tokens[:, None], axis=-1) - total
+    return ScoredPlaces(chosen[:, 0], best - total, ids)
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobsReport:
+    """owners (host) [n]: whose each place is. asked (host) [B]: alternatives for each row."""
+
+    owners: np.ndarray
+    asked: tuple[int, ...]
+    places: ScoredPlaces
+
+    @property
+    def arrays(self) -> tuple[mx.array, ...]:
+        """What has to be evaluated before `read`."""
+        return self.places.arrays
+
     def read(self) -> dict[int, list[TokenLogprobs]]:
         """Row -> its places in order, those past what it committed included."""
-        chosen, best, ids = (np.array(array).tolist() for array in self.arrays)
         rows: dict[int, list[TokenLogprobs]] = {}
-        for place, row in enumerate(self.owners.tolist()):
-            alternatives = zip(ids[place], best[place], strict=True)
-            kept = tuple(alternatives)[: self.asked[row]]
-            rows.setdefault(row, []).append(TokenLogprobs(chosen[place], kept))
+        told = self.places.read(max(self.asked))
+        for row, place in zip(self.owners.tolist(), told, strict=True):
+            kept = place.alternatives[: self.asked[row]]
+            rows.setdefault(row, []).append(TokenLogprobs(place.logprob, kept))
         return rows
 
 
@@ -56,9 +81,6 @@ def logprobs_report(
     if not flat.size:
         return None
     owners = rows.owners[flat]
-    part = take_rows(logits, flat).astype(mx.float32)
     tokens = drawn[mx.array(owners), mx.array(rows.offsets[flat])]
-    total = log_total(part)
-    best, ids = ranked(part, max(asked))
-    chosen = mx.take_along_axis(part, tokens[:, None], axis=-1) - total
-    return LogprobsReport(owners, asked, chosen[:, 0], best - total, ids)
+    places = score_places(take_rows(logits, flat), tokens, max(asked))
+    return LogprobsReport(owners, asked, places)

@@ -21,6 +21,7 @@ class ReplyBuilder:
         self._thinking: list[str] = []
         self._tool_calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] = []
         self._prefill: Prefill | None = None
         self._finish: Finish | None = None
 
@@ -29,6 +30,7 @@ class ReplyBuilder:
         match event:
             case Prefill():
                 self._prefill = event
+                self._prompt_logprobs.extend(event.logprobs)
             case Delta():
                 self._texts.append(event.text)
                 self._token_ids.extend(event.token_ids)
@@ -50,4 +52,5 @@ class ReplyBuilder:
             "".join(self._thinking),
             tuple(self._tool_calls),
             tuple(self._logprobs),
+            tuple(self._prompt_logprobs),
         )

@@ -88,6 +88,7 @@ class GenerateOptions(TypedDict, total=False):
     frequency_penalty: float | None  # off the score of tokens in the reply, for each occurrence
     logit_bias: Mapping[int, float] | None  # added to the scores of these token ids
     top_logprobs: int | None  # alternatives to report for each token; 0 is no logprobs
+    prompt_logprobs: int | None  # likewise for each prompt token; it is read whole for that
     stop: str | Sequence[str] | None
     stop_token_ids: TokenIds | None
     ignore_eos: bool | None
@@ -106,15 +107,6 @@ class GenerateOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """How far the prompt is. `processed_tokens` includes the cached ones."""
-
-    cached_tokens: int
-    processed_tokens: int
-    prompt_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class Alternative:
     """A token that could have been emitted, and its natural log probability."""
 
@@ -124,13 +116,27 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The model's own natural log probability of an emitted token and of the most probable ones.
+    """The model's own natural log probability of a token and of the most probable ones.
 
     Before bias, penalties, temperature and filters; alternatives best first.
     """
 
     logprob: float
     alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """How far the prompt is. `processed_tokens` includes the cached ones.
+
+    logprobs: where `prompt_logprobs` asked; of all events together one for each prompt token but
+    the first.
+    """
+
+    cached_tokens: int
+    processed_tokens: int
+    prompt_tokens: int
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,7 @@ class Reply:
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of all prompt tokens but the first
 
     def message(self) -> Message:
         """The turn as the next prompt takes it."""

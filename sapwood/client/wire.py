@@ -240,8 +240,7 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
     """None for a kind of event that only a newer daemon sends."""
     match response.WhichOneof("event"):
         case "prefill":
-            prefill = response.prefill
-            return Prefill(prefill.cached_tokens, prefill.processed_tokens, prefill.prompt_tokens)
+            return _prefill(response.prefill)
         case "delta":
             return _delta(response.delta)
         case "finish":
@@ -250,6 +249,12 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
             return Finish(reason, finish.stop_sequence, _usage(finish.usage))
         case _:
             return None
+
+
+def _prefill(prefill: generation_pb2.Prefill) -> Prefill:
+    logprobs = tuple(map(_logprobs, prefill.logprobs))
+    counts = prefill.cached_tokens, prefill.processed_tokens, prefill.prompt_tokens
+    return Prefill(*counts, logprobs)
 
 
 def _delta(delta: generation_pb2.Delta) -> Delta:

@@ -18,7 +18,6 @@ where a retry makes sense:
 UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED and UNIMPLEMENTED mean what gRPC
 says. What is in this contract but not built yet is refused, never ignored: an RPC answers
 UNIMPLEMENTED, a field FAILED_PRECONDITION UNSUPPORTED with the field's name.
-
 A request is at most 4 MiB and has at most 24576 fields, packed numbers counted as one. RPCs that
 are open at once, and texts that wait to be tokenised, are bounded: what is over is QUEUE_FULL with
 RetryInfo. Ranges of tokens are half-open everywhere.
@@ -81,8 +80,7 @@ class _DeadlinePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deadli
     """It is tried, and ends with its deadline."""
     DEADLINE_POLICY_EARLY: _DeadlinePolicy.ValueType  # 1
     """It ends with DEADLINE_EXCEEDED, and no reason, as soon as that is seen: at once where by what
-    requests and prompts have taken it cannot begin in time, and later where its prompt cannot be
-    read in time.
+    requests have taken it cannot begin in time, later where its prompt cannot be read in time.
     """
 
 class DeadlinePolicy(_DeadlinePolicy, metaclass=_DeadlinePolicyEnumTypeWrapper):
@@ -92,8 +90,7 @@ DEADLINE_POLICY_UNSPECIFIED: DeadlinePolicy.ValueType  # 0
 """It is tried, and ends with its deadline."""
 DEADLINE_POLICY_EARLY: DeadlinePolicy.ValueType  # 1
 """It ends with DEADLINE_EXCEEDED, and no reason, as soon as that is seen: at once where by what
-requests and prompts have taken it cannot begin in time, and later where its prompt cannot be
-read in time.
+requests have taken it cannot begin in time, later where its prompt cannot be read in time.
 """
 Global___DeadlinePolicy: _TypeAlias = DeadlinePolicy  # noqa: Y015
 
@@ -175,6 +172,7 @@ class GenerateRequest(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     THINKING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     MIN_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     DEADLINE_POLICY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Gets BOS if it is missing and may contain control tokens."""
@@ -216,6 +214,10 @@ class GenerateRequest(_message.Message):
     min_tokens: _builtins.int
     """Below so many tokens only max_tokens ends the reply: no end of turn or token of `stop_token_ids` is
     drawn, no string of `stop` looked for. At most max_tokens, and not beside a constraint (BAD_REQUEST).
+    """
+    prompt_logprobs: _builtins.int
+    """Alternatives to report for each prompt token, at most 20 (BAD_REQUEST), in Prefill.logprobs. The
+    prompt is read whole, nothing of it comes from the tree. 0: no `logprobs` at all.
     """
     deadline_policy: Global___DeadlinePolicy.ValueType
     """What becomes of it where it cannot begin before its deadline."""
@@ -274,11 +276,12 @@ class GenerateRequest(_message.Message):
         tool_choice: _prompt_pb2.ToolChoice | None = ...,
         thinking_tokens_max: _builtins.int | None = ...,
         min_tokens: _builtins.int = ...,
+        prompt_logprobs: _builtins.int = ...,
         deadline_policy: Global___DeadlinePolicy.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "min_tokens", b"min_tokens", "priority", b"priority", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "min_tokens", b"min_tokens", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_tokens: _TypeAlias = _typing.Literal["draft_tokens"]  # noqa: Y015
     _WhichOneofArgType__draft_tokens: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens"]  # noqa: Y015
@@ -500,22 +503,28 @@ class Prefill(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     PROCESSED_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     cached_tokens: _builtins.int
     """Prompt tokens found in the tree, not computed for this request."""
     processed_tokens: _builtins.int
     """Prompt tokens evaluated so far, cached ones included. Ends at prompt_tokens."""
     prompt_tokens: _builtins.int
     """Tokens of the whole prompt."""
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """For prompt_logprobs: all events together have one for each prompt token but the first, in order."""
+
     def __init__(
         self,
         *,
         cached_tokens: _builtins.int = ...,
         processed_tokens: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
+        logprobs: _abc.Iterable[Global___TokenLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "processed_tokens", b"processed_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "logprobs", b"logprobs", "processed_tokens", b"processed_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -578,7 +587,7 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
-    """How probable an emitted token and its alternatives were, given everything before the token: the
+    """How probable a token and its alternatives were, given everything before the token: the
     log-softmax of the target's scores before bias, penalties, temperature and filters, with speculation
     as without. So an emitted token need not be among the alternatives.
     """
@@ -612,7 +621,7 @@ class TokenLogprobs(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     ALTERNATIVES_FIELD_NUMBER: _builtins.int
     logprob: _builtins.float
-    """Natural logarithm of the emitted token's probability."""
+    """Natural logarithm of the token's probability."""
     @_builtins.property
     def alternatives(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs.Alternative]:
         """The most probable tokens at this position, best first."""

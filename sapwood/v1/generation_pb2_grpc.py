@@ -63,7 +63,6 @@ class GenerationServiceServicer:
 
     def Generate(self, request, context):
         """Continues one prompt. One message per stream and engine step; the last one is `finish`.
-
         The deadline is honoured in the queue, in prefill and in decode. Cancelling frees the row at the
         next step and keeps the prefix that was computed.
         """

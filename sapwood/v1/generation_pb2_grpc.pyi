@@ -18,7 +18,6 @@ where a retry makes sense:
 UNAUTHENTICATED, PERMISSION_DENIED, DEADLINE_EXCEEDED, CANCELLED and UNIMPLEMENTED mean what gRPC
 says. What is in this contract but not built yet is refused, never ignored: an RPC answers
 UNIMPLEMENTED, a field FAILED_PRECONDITION UNSUPPORTED with the field's name.
-
 A request is at most 4 MiB and has at most 24576 fields, packed numbers counted as one. RPCs that
 are open at once, and texts that wait to be tokenised, are bounded: what is over is QUEUE_FULL with
 RetryInfo. Ranges of tokens are half-open everywhere.
@@ -56,7 +55,6 @@ class GenerationServiceStub:
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
     """Continues one prompt. One message per stream and engine step; the last one is `finish`.
-
     The deadline is honoured in the queue, in prefill and in decode. Cancelling frees the row at the
     next step and keeps the prefix that was computed.
     """
@@ -74,7 +72,6 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
     """Continues one prompt. One message per stream and engine step; the last one is `finish`.
-
     The deadline is honoured in the queue, in prefill and in decode. Cancelling frees the row at the
     next step and keeps the prefix that was computed.
     """
@@ -95,7 +92,6 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
         """Continues one prompt. One message per stream and engine step; the last one is `finish`.
-
         The deadline is honoured in the queue, in prefill and in decode. Cancelling frees the row at the
         next step and keeps the prefix that was computed.
         """

@@ -249,7 +249,7 @@ class Core(CoreState):
             sequence, payload, self._steps, turn_end=whole
         )
         sequence.evaluated = piece.end
-        self._count_slice(sequence, piece.end)
+        self._count_slice(sequence, piece, prefilled.prompt_logprobs)
         if prefilled.failure:
             self._break(sequence, now, prefilled.failure)
         elif token is not None:
@@ -259,13 +259,16 @@ class Core(CoreState):
         elif sequence.request.pin and (whole or not sequence.storing):
             self._pin(sequence, now)
 
-    def _count_slice(self, sequence: Sequence, end: int) -> None:
+    def _count_slice(
+        self, sequence: Sequence, piece: PrefillSlice, logprobs: tuple[TokenLogprobs, ...]
+    ) -> None:
         """Of what was computed for the second time nobody is told."""
-        start, end = sequence.processed, min(end, sequence.prompt_tokens)
+        assert len(logprobs) == len(piece.scored), f"{len(logprobs)} scores: {sequence.tell()}"
+        start, end = sequence.processed, min(piece.end, sequence.prompt_tokens)
         if start < end:
             self._meters.count_computed(start, end, sequence.causes)
             sequence.processed = end
-            told = Progress(sequence.id, sequence.cached, end, sequence.prompt_tokens)
+            told = Progress(sequence.id, sequence.cached, end, sequence.prompt_tokens, logprobs)
             self._effects.append(told)
 
     def _pin(self, sequence: Sequence, now: float) -> None:

@@ -14,13 +14,14 @@ class Demand(NamedTuple):
     """What a slot's bytes follow from: the tokens it has room for, and how it draws.
 
     base: full layers hold as many of them by reference, in the tree. expected: tokens that it will
-    likely grow to.
+    likely grow to. scored_bytes: of the log-probabilities of its prompt, if it asks for them.
     """
 
     tokens: int
     draw_bytes_per_row: int = 0
     base: int = 0
     expected: int = 0
+    scored_bytes: int = 0
 
     @property
     def row_tokens(self) -> int:
@@ -30,12 +31,18 @@ class Demand(NamedTuple):
     @classmethod
     def of(cls, request: Request, facts: ModelFacts) -> Demand:
         """All that a request may grow to, with the bytes that its sampler takes for each row."""
-        return cls(request.tokens_max, drawn_bytes(request, facts))
+        scored = scored_bytes(request, facts)
+        return cls(request.tokens_max, drawn_bytes(request, facts), scored_bytes=scored)
 
 
 def drawn_bytes(request: Request, facts: ModelFacts) -> int:
     """What a request's draw takes for each row, beside the logits."""
     return facts.draw_bytes_per_row(request.sampling, request.masked)
+
+
+def scored_bytes(request: Request, facts: ModelFacts) -> int:
+    """What the log-probabilities of a request's prompt take in a step."""
+    return facts.scoring_bytes if request.prompt_logprobs else 0
 
 
 # A prompt of one token, a reply of one, greedy: no request asks for less.
@@ -68,5 +75,6 @@ def workspace_bytes(
     rounds = sum(facts.round_bytes(rows, slot.tokens, slot.draw_bytes_per_row) for slot in slots)
     longest = max(slot.tokens for slot in slots)
     step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step += max(slot.scored_bytes for slot in slots)  # one slice's after another's
     step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
     return max(step, moved_bytes)

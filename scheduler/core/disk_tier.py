@@ -130,7 +130,7 @@ class DiskTier(NoDisk):
 
     def awaits(self, sequence: Sequence, match: Match) -> bool:
         """NoDisk.awaits."""
-        if self._failed or sequence.request.cache_bypass:
+        if self._failed or sequence.request.cache_bypass or sequence.scores_left:
             return False
         return self._ins.begin(sequence, match, self._reading_s, self._step, self._now)
 

@@ -18,7 +18,7 @@ from sapwood.cache.prefix.ledger import Ledger, LedgerView
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Match, Tree
-from sapwood.scheduler.core.demand import Demand, drawn_bytes, round_rows, slots_bytes
+from sapwood.scheduler.core.demand import Demand, round_rows, slots_bytes
 from sapwood.scheduler.core.disk_tier import DiskTier, NoDisk, ReadingTime
 from sapwood.scheduler.core.pins import Pins
 from sapwood.scheduler.core.sequence import Sequence
@@ -79,13 +79,11 @@ class DeviceMemory:
 
     def match(self, sequence: Sequence) -> Match:
         """What the tree has of the prompt; asked again only after the tree changed."""
-        request = sequence.request
-        if request.cache_bypass:
+        if not sequence.reads_tree:
             sequence.match = NOTHING
         elif sequence.match is None or sequence.match_version != self._stored.version:
-            # A pin's own K/V reaches as far back as what it is to keep.
-            limit = len(request.prompt) - 1 - PIN_MARGIN_TOKENS if request.pin else None
-            sequence.match = self._tree.match(request.root, sequence.packed, limit)
+            limit = sequence.restored_max
+            sequence.match = self._tree.match(sequence.request.root, sequence.packed, limit)
             sequence.match_version = self._stored.version
         return sequence.match
 
@@ -312,8 +310,9 @@ class DeviceMemory:
         row = self._facts.row_tokens(self._tokens(sequence) - base)
         prompt_tokens, tokens_max = sequence.prompt_tokens, sequence.tokens_max
         reply = self._reply_length.expected(sequence.emitted, tokens_max - prompt_tokens)
-        draw = drawn_bytes(sequence.request, self._facts)
-        return Demand(min(base + row, tokens_max), draw, base, prompt_tokens + reply)
+        return Demand.of(sequence.request, self._facts)._replace(
+            tokens=min(base + row, tokens_max), base=base, expected=prompt_tokens + reply
+        )
 
     @property
     def _freed_later(self) -> int:

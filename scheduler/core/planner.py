@@ -246,7 +246,7 @@ class Planner:
         spare = self._fairness.spares(prefilling)
         budget = prefill_budget(decode_tokens, limits.prefill_tokens_max, spare)
         shares = prefill_shares(
-            [sequence.unread for sequence in prefilling],
+            [self._readable(sequence) for sequence in prefilling],
             [sequence.served_step for sequence in prefilling],
             budget,
             limits.prefill_slices_max,
@@ -254,6 +254,13 @@ class Planner:
             self._fairness.parts(prefilling, budget),
         )
         return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
+
+    def _readable(self, sequence: Sequence) -> int:
+        """How much of its prefix may be one slice: whose scores are due, some; else all."""
+        if not sequence.scores_left:
+            return sequence.unread
+        again = sequence.processed - sequence.evaluated  # told of before it was parked
+        return min(sequence.unread, again or self._limits.scored_tokens_max)
 
     def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[tuple[Admit, ...], int]:
         """Lend what is restored, now that nothing of this plan evicts any more.
@@ -279,6 +286,7 @@ class Planner:
                     tuple(sequence.reply.tokens),
                     request.constraint,
                     sequence.reply.bounds if sequence.reply.bounds.binds else None,
+                    request.prompt_logprobs,
                 )
             )
         return tuple(admits), found
@@ -309,7 +317,16 @@ class Planner:
         tokens = sequence.prefix[start:end]
         sequence.served_step = step
         draws = end == len(sequence.prefix) and sequence.request.pin is None
-        return PrefillSlice(sequence.slot, start, tokens, draws, sequence.storing, sequence.emitted)
+        scored = sequence.scores_left and start == sequence.processed
+        return PrefillSlice(
+            sequence.slot,
+            start,
+            tokens,
+            draws,
+            sequence.storing,
+            sequence.emitted,
+            sequence.request.prompt[start + 1 : end + 1] if scored else (),
+        )
 
 
 def _rank(sequence: Sequence) -> int:

@@ -22,6 +22,7 @@ from array import array
 from collections import abc
 from enum import Enum
 
+from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
@@ -172,6 +173,24 @@ class Sequence:
     def unread(self) -> int:
         """Tokens of the prefix that no layer holds yet."""
         return len(self.prefix) - self.evaluated
+
+    @property
+    def scores_left(self) -> bool:
+        """Whether log-probabilities of the prompt are due still: it is read for them."""
+        return self.request.prompt_logprobs > 0 and self.processed < self.prompt_tokens
+
+    @property
+    def reads_tree(self) -> bool:
+        """Whether it may begin with what others have stored. Of a prompt that is scored only what
+        was told of already: it was parked."""
+        return not self.request.cache_bypass and not (self.scores_left and not self.processed)
+
+    @property
+    def restored_max(self) -> int | None:
+        """How much it may begin with at most; None: whatever there is."""
+        if self.request.pin:  # its own K/V reaches as far back as what it is to keep
+            return self.prompt_tokens - 1 - PIN_MARGIN_TOKENS
+        return self.processed if self.scores_left else None
 
     @property
     def stored(self) -> int:

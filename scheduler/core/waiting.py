@@ -196,7 +196,7 @@ class Waiting:
     def _awaits(self, sequence: Sequence, prefilling: tuple[Sequence, ...]) -> bool:
         """Remember and tell whether somebody in prefill will soon store a prefix of `sequence`."""
         sequence.awaited = None
-        if sequence.request.cache_bypass:
+        if not sequence.reads_tree:
             return False
         cached = self._memory.match(sequence).tokens
         shared = {other.id: _shared(sequence, other) for other in prefilling if other.storing}

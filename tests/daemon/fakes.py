@@ -111,6 +111,7 @@ class FakeDevice:
         self.tracker = Tracker()
         self.slots: dict[int, list[int]] = {}
         self.top_logprobs: dict[int, int] = {}  # by slot
+        self.prompt_logprobs: dict[int, int] = {}
         self.fault: BaseException | None = None
         self.closed_on = ""
         self.steps = 0
@@ -151,6 +152,7 @@ class FakeDevice:
             path = [t for p in admit.path if isinstance(p, TokenLog) for t in p.full]
             self.slots[admit.slot] = path[: admit.target]
             self.top_logprobs[admit.slot] = admit.top_logprobs
+            self.prompt_logprobs[admit.slot] = admit.prompt_logprobs
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         self.steps += 1
@@ -175,7 +177,9 @@ class FakeDevice:
         payload = self.tracker.log(tokens, piece.start, piece.end) if piece.capture else None
         drawn = [self.next_token(tokens)] if piece.draws and not piece.index else []
         logprobs = toy_logprobs(drawn, self.top_logprobs[piece.slot])
-        return Prefilled(drawn[0] if drawn else None, payload, logprobs)
+        scores = toy_logprobs(piece.scored, self.prompt_logprobs[piece.slot])
+        token = drawn[0] if drawn else None
+        return Prefilled(token, payload, logprobs, prompt_logprobs=scores)
 
     def _decode(self, row: DecodeRow) -> Decoded:
         """Every third position rejects its draft."""

@@ -8,8 +8,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sapwood.model.sampling.logprobs import LogprobsReport
-from sapwood.model.step_values import DeviceFault, read_rows
+from sapwood.model.sampling.logprobs import LogprobsReport, ScoredPlaces
+from sapwood.model.scoring import PromptScores
+from sapwood.model.step_values import DeviceFault, read_rows, read_scores
 from sapwood.scheduler.result import TokenLogprobs
 
 VOCABULARY = 10
@@ -30,9 +31,8 @@ def report(chosen: float = -1.0, best: float = -0.5, id: int = 4) -> LogprobsRep
     """Of the second row's one place, and of the third's two, of which it committed one."""
     values = mx.array([chosen, -1.0, math.nan])
     alternatives = mx.array([[best], [-0.5], [math.inf]])
-    return LogprobsReport(
-        np.array([1, 2, 2]), (0, 1, 1), values, alternatives, mx.array([[id], [4], [99]])
-    )
+    places = ScoredPlaces(values, alternatives, mx.array([[id], [4], [99]]))
+    return LogprobsReport(np.array([1, 2, 2]), (0, 1, 1), places)
 
 
 def test_what_is_past_the_count_is_nobodys_affair() -> None:
@@ -78,3 +78,15 @@ def test_a_model_that_overflows_is_no_fault_of_the_device() -> None:
 def test_an_alternative_outside_of_the_vocabulary(id: int) -> None:
     with pytest.raises(DeviceFault, match="token id"):
         read_rows(array(), report(id=id), DEPTHS, VOCABULARY)
+
+
+def test_an_id_outside_of_the_vocabulary_among_a_prompts_scores() -> None:
+    def scored(id: int) -> PromptScores:
+        places = ScoredPlaces(mx.array([-1.0]), mx.array([[math.nan]]), mx.array([[id]]))
+        return PromptScores({1: [places]})
+
+    (none, found) = read_scores(scored(4), (0, 1), VOCABULARY)
+    assert none == () and len(found) == 1
+    assert read_scores(None, (0, 1), VOCABULARY) == [(), ()]
+    with pytest.raises(DeviceFault, match="token id"):
+        read_scores(scored(VOCABULARY), (0, 1), VOCABULARY)

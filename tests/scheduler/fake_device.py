@@ -94,6 +94,7 @@ class Slot:
     base: int = 0
     known: int | None = None  # drawn before it was parked, and not to be drawn again
     bounds: ReplyBounds | None = None
+    prompt_logprobs: int = 0
 
     def append(self, token: int) -> None:
         assert len(self.log) < self.room, f"past the room for {self.room}"
@@ -194,6 +195,7 @@ class FakeDevice:
             drawn=len(admit.reply),
             known=admit.reply[-1] if admit.reply else None,
             bounds=admit.bounds,
+            prompt_logprobs=admit.prompt_logprobs,
         )
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
@@ -229,16 +231,20 @@ class FakeDevice:
         assert len(slot.log) == piece.start, f"{piece.start} after {len(slot.log)} tokens"
         for token in piece.tokens:
             slot.append(token)
+        scores = toy_logprobs(piece.scored, slot.prompt_logprobs)
+        assert len(piece.scored) <= self.limits.scored_tokens_max, "L6"
+        assert not piece.scored or piece.scored[:-1] == piece.tokens[1 : len(piece.scored)]
         self.evaluated_tokens += len(piece.tokens)
         payload = self.tracker.log(slot.log, piece.start, piece.end) if piece.capture else None
         assert slot.drawn == piece.index, f"index {piece.index} after {slot.drawn} draws"
         if not piece.draws:
-            return Prefilled(None, payload)
+            return Prefilled(None, payload, prompt_logprobs=scores)
         if slot.known is not None:
             slot.bonus = slot.known
-            return Prefilled(None, payload)
+            return Prefilled(None, payload, prompt_logprobs=scores)
         slot.bonus, slot.drawn = slot.draw(0), 1
-        return Prefilled(slot.bonus, payload, toy_logprobs([slot.bonus], slot.top_logprobs))
+        told = toy_logprobs([slot.bonus], slot.top_logprobs)
+        return Prefilled(slot.bonus, payload, told, prompt_logprobs=scores)
 
     def _decode(self, row: DecodeRow) -> Decoded:
         slot = self.slots[row.slot]

@@ -88,6 +88,13 @@ class Stream:
         if self.progress:
             assert effect.cached >= self.progress[-1].cached
             assert effect.processed > self.progress[-1].processed
+            seen = self.progress[-1].processed + 1
+        else:
+            seen = 1
+        asked, prompt = self.request.prompt_logprobs, self.request.prompt
+        told = toy_logprobs(prompt[seen : effect.processed + 1], asked)
+        assert effect.logprobs == told, "each prompt token's but the first's, once"
+        assert not asked or not effect.cached, "what is scored is read"
         self.progress.append(effect)
 
     def _check_pin(self, effect: Pinned) -> None:

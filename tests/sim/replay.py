@@ -156,7 +156,11 @@ def _result(core: Core, plan: StepPlan, line: dict[str, Any]) -> StepResult:
     ]
     prefilled = [
         Prefilled(
-            token, _span(payload), _logprobs((token is not None) * asked[piece.slot]), failure
+            token,
+            _span(payload),
+            _logprobs((token is not None) * asked[piece.slot]),
+            failure,
+            _logprobs(len(piece.scored)),
         )
         for piece, (token, payload, failure) in zip(plan.prefills, line["prefilled"], strict=True)
     ]

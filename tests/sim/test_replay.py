@@ -49,6 +49,7 @@ def recorded(
             stop_token_ids=frozenset({random.randrange(4, 48)}),
             ignore_eos=number % 2 == 0,
             top_logprobs=number % 3,
+            prompt_logprobs=number % 4 // 3,
             root=b"salt %d" % (number % 2),
             deadline=house.now + 0.1 if number % 7 == 0 else None,
         )

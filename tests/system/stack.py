@@ -67,6 +67,7 @@ class Stream:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     text: str = ""
     progress: list[Progress] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     end: Finished | Failed | Pinned | None = None
 
     @property
@@ -85,6 +86,7 @@ class Stream:
                 assert not self.tokens, "progress after the first delta"
                 assert effect.cached < effect.processed <= effect.total == len(self.request.prompt)
                 self.progress.append(effect)
+                self.prompt_logprobs += effect.logprobs
             case Delta():
                 assert self.progress[-1].processed == len(self.request.prompt)
                 self.tokens += effect.token_ids

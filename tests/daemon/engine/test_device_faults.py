@@ -116,9 +116,10 @@ def alternative(value: int) -> Callable[[Ticket], None]:
 
     def damage(ticket: Ticket) -> None:
         assert ticket.report is not None
-        ids = np.array(ticket.report.ids)
+        places = ticket.report.places
+        ids = np.array(places.ids)
         ids.flat[0] = value
-        ticket.report = replace(ticket.report, ids=mx.array(ids))
+        ticket.report = replace(ticket.report, places=replace(places, ids=mx.array(ids)))
 
     return damage
 

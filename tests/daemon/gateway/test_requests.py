@@ -17,7 +17,6 @@ LIMITS = Limits()
 NOT_DONE = {
     *("kv_transfer_params", "mm_inputs", "extra_mm_inputs", "kv_transfer_params_json"),
     *("data_parallel_rank", "media_refs"),
-    "sampling_params.prompt_logprobs",
     *("sampling_params.truncate_prompt_tokens", "sampling_params.grammar_from_first_token"),
     *("sampling_params.grammar", "sampling_params.structural_tag"),
     *("sampling_params.json_object", "sampling_params.choice"),
@@ -56,6 +55,7 @@ def test_everything_that_is_done_arrives() -> None:
             min_tokens=4,
             seed=-1,
             logprobs=0,
+            prompt_logprobs=3,
             logit_bias={4: -100.0},
             n=1,
             skip_special_tokens=True,
@@ -67,6 +67,7 @@ def test_everything_that_is_done_arrives() -> None:
     assert list(found.token_ids.ids) == [5, 6]
     assert (found.max_tokens, list(found.stop), list(found.stop_token_ids)) == (9, ["x", "yz"], [3])
     assert (found.ignore_eos, found.min_tokens, found.top_logprobs) == (True, 4, 1)
+    assert found.prompt_logprobs == 3
     assert sampling.HasField("temperature") and sampling.temperature == 0
     assert (sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 7, 0.25)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
@@ -119,11 +120,23 @@ def with_field(name: str) -> Any:
     return given
 
 
-@pytest.mark.parametrize("logprobs", [-1, 21])
-def test_more_log_probabilities_than_there_are_to_have_are_refused(logprobs: int) -> None:
+@pytest.mark.parametrize("wanted", [-1, 21])
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
+def test_more_log_probabilities_than_there_are_to_have_are_refused(field: str, wanted: int) -> None:
     with pytest.raises(Refused) as caught:
-        ours(request(logprobs=logprobs))
-    assert caught.value.field == "sampling_params.logprobs"
+        ours(request(**{field: wanted}))
+    assert (caught.value.reason, caught.value.field) == (
+        Reason.BAD_REQUEST,
+        f"sampling_params.{field}",
+    )
+
+
+def test_a_text_is_not_scored_since_its_ids_are_not_told() -> None:
+    given = request(prompt_logprobs=1)
+    given.text = "x"
+    with pytest.raises(Refused) as caught:
+        ours(given)
+    assert caught.value.field == "sampling_params.prompt_logprobs"
 
 
 def test_unset_max_tokens_is_long() -> None:

@@ -104,6 +104,23 @@ async def test_log_probabilities_come_to_who_asks(wanted: int | None, stream: bo
         assert list(best[0].token_ids) == [reply_to((5, 6), 1)[0] + n for n in range(3)]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("wanted", [0, 2])
+async def test_scores_of_the_prompt_are_told_once(stream: bool, wanted: int) -> None:
+    async with working() as worker:
+        responses = await worker.ask(*PROMPT, max_tokens=7, stream=stream, prompt_logprobs=wanted)
+        silent = await worker.ask(*PROMPT, max_tokens=7, stream=stream)
+    told = [getattr(one, one.WhichOneof("response")) for one in responses]
+    assert [one.HasField("input_logprobs") for one in told] == [True] + [False] * (len(told) - 1)
+    scores, expected = told[0].input_logprobs, toy_logprobs(PROMPT[1:], 1)
+    assert tuple(scores.token_ids) == PROMPT
+    assert not scores.token_logprobs[0].HasField("value"), "nothing comes before the first"
+    assert [one.value for one in scores.token_logprobs[1:]] == [one.logprob for one in expected]
+    best = [list(place.token_ids) for place in scores.top_logprobs]
+    assert best == ([[], *([t, t + 1] for t in PROMPT[1:])] if wanted else [])
+    assert not any(getattr(o, o.WhichOneof("response")).HasField("input_logprobs") for o in silent)
+
+
 async def test_abort_ends_the_stream_with_what_was_said_and_frees_the_row() -> None:
     async with working(FakeDevice(gated=True)) as worker:
         call = worker.stub.Generate(worker.request(5, 6, max_tokens=500, id="gone"))

@@ -68,6 +68,7 @@ async def test_a_request_carries_what_was_asked_for() -> None:
         draft_tokens=3,
         cache={"bypass": True, "store_reply": False},
         top_logprobs=4,
+        prompt_logprobs=6,
         priority=pb.PRIORITY_INTERACTIVE,
         deadline_policy=pb.DEADLINE_POLICY_EARLY,
         sampling={
@@ -98,6 +99,7 @@ async def test_a_request_carries_what_was_asked_for() -> None:
         ignore_eos=True,
         min_tokens=2,
         top_logprobs=4,
+        prompt_logprobs=6,
         depth=3,
         cache_bypass=True,
         store_reply=False,

@@ -157,6 +157,7 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
         "sampling.logit_bias",
     ),
     "top_logprobs 21": (text_of(top_logprobs=21), "BAD_REQUEST", "top_logprobs"),
+    "prompt_logprobs 21": (text_of(prompt_logprobs=21), "BAD_REQUEST", "prompt_logprobs"),
     "draft_tokens 9": (text_of(draft_tokens=9), "BAD_SAMPLING", "draft_tokens"),
 }
 

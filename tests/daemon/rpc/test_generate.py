@@ -68,6 +68,22 @@ async def test_logprobs_come_one_for_each_id_and_only_to_who_asks() -> None:
     assert not any(event.delta.logprobs for event in silent)
 
 
+async def test_scores_of_the_prompt_come_with_its_prefill() -> None:
+    prompt = tuple(range(5, 200))
+    async with running() as run:
+        await collect(run.generation.Generate(prompt_of(*prompt, max_tokens=2)))
+        request = prompt_of(*prompt, max_tokens=2, prompt_logprobs=3)
+        _, _, events = await collect(run.generation.Generate(request))
+    prefills = [event.prefill for event in events if event.WhichOneof("event") == "prefill"]
+    told = toy_logprobs(prompt[1:], 3)
+    scores = [token for prefill in prefills for token in prefill.logprobs]
+    assert [token.logprob for token in scores] == [token.logprob for token in told]
+    alternatives = [[(a.token_id, a.logprob) for a in token.alternatives] for token in scores]
+    assert alternatives == [list(token.alternatives) for token in told]
+    assert prefills[-1].processed_tokens == len(prompt)
+    assert events[-1].finish.usage.cached_tokens == prefills[-1].cached_tokens == 0
+
+
 async def test_a_stop_string_a_stop_id_and_eos_end_a_reply_with_their_reasons() -> None:
     async with running() as run:
         reply = reply_to((5, 6), 30)

@@ -164,3 +164,31 @@ async def test_an_effect_that_cannot_be_taken_in_ends_one_rpc_alone(
     assert caught.value.reason is Reason.INTERNAL
     assert await pumped(second) == [Delta(2, "whole", (6,)), finished]
     assert "UnicodeEncodeError" in caplog.text and "secret" not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_scores_of_prompts_wait_together_and_are_bounded() -> None:
+    """What the newest event says stands for all, but each has logarithms of its own."""
+    places = toy_logprobs(range(6), 3)
+    mailbox = Mailbox(1, Limits())
+    mailbox.put(Progress(1, 0, 3, 7, places[:3]))
+    mailbox.put(Progress(1, 0, 7, 7, places[3:]))
+    mailbox.put(delta("x", 9))
+    mailbox.put(FINISHED)
+    written: list[ReplyEvent] = []
+
+    async def write(event: ReplyEvent) -> None:
+        written.append(event)
+
+    await mailbox.pump(write)
+    assert written[0] == Progress(1, 0, 7, 7, places)
+    full = Mailbox(1, Limits(mailbox_bytes_max=12 * 4 * 6))
+    full.put(Progress(1, 0, 7, 9, places))
+    full.put(Progress(1, 0, 8, 9, places[:1]))
+    with pytest.raises(Refused) as caught:
+        await full.pump(write)
+    assert caught.value.reason is Reason.SLOW_READER
+    read = Mailbox(1, Limits(mailbox_bytes_max=12 * 4 * 6))
+    for _ in range(3):
+        read.put(Progress(1, 0, 7, 9, places))
+        assert isinstance(await read._take(), Progress)

@@ -96,8 +96,10 @@ def test_reported_log_probabilities_are_the_models_own(dtype: mx.Dtype) -> None:
     assert report is not None
     wide = np.array(logits.astype(mx.float32), np.float64)
     own = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(np.array(report.chosen), own[range(4), [5, 6, 7, 8]], atol=4e-6)
-    np.testing.assert_allclose(np.array(report.best), -np.sort(-own)[:, :3], atol=4e-6)
+    np.testing.assert_allclose(
+        np.array(report.places.chosen), own[range(4), [5, 6, 7, 8]], atol=4e-6
+    )
+    np.testing.assert_allclose(np.array(report.places.best), -np.sort(-own)[:, :3], atol=4e-6)
 
 
 @pytest.mark.parametrize("width", [1, 7, 511, 512, 513, 1000, 1024, 70_001])

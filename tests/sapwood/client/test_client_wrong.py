@@ -67,6 +67,7 @@ OPTIONS: Mapping[str, Wrong] = {
         ({7: None}, TypeError, r"\[7\] must be a number, not None"),
     ],
     "top_logprobs": INTEGER,
+    "prompt_logprobs": INTEGER,
     "stop": [
         (7, TypeError, " must be a list, not int"),
         (b"x", TypeError, " must be a list, not bytes"),
