@@ -5,21 +5,59 @@
 - At most LINES_MAX wait. What comes then is dropped, and the next line that goes out says how many.
 - Written to the descriptor: a thread that waits within Python's stream would hold its lock, and
   with it the process's last flush.
+- Two forms: for people, with fields as `name=value`; or one JSON object a line, whatever a message
+  holds. A record's fields are in its attribute `fields`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 LINES_MAX = 1000
 LAST_LINES_S = 0.2  # at the end of the process, for what waits
-LINE_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("human", "json")
+_PLAIN = re.compile(r"[\w.:/+@,-]+", re.ASCII)
+
+
+class HumanFormat(logging.Formatter):
+    """One line, with the fields after the message; what a fault adds comes below."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Formatter.formatMessage, with the fields."""
+        told = (f" {name}={_plain(value)}" for name, value in _fields(record).items())
+        return super().formatMessage(record) + "".join(told)
+
+
+class JsonFormat(logging.Formatter):
+    """One JSON object: `time` (UTC), `level`, `logger`, `message`, and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Formatter.format, on one line."""
+        at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "time": at.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps({**line, **_fields(record)}, ensure_ascii=False, default=str)
 
 
 class LineWriter(logging.Handler):
@@ -37,7 +75,7 @@ class LineWriter(logging.Handler):
         try:
             line = self.format(record)
             if self._dropped:
-                line = f"({self._dropped} lines were dropped)\n{line}"
+                line = f"{self.format(_dropped(self._dropped))}\n{line}"
             self._lines.put_nowait(f"{line}\n")
             self._dropped = 0
         except queue.Full:
@@ -58,11 +96,34 @@ class LineWriter(logging.Handler):
             self._lines.task_done()
 
 
-def log_to_stderr() -> None:
-    """Warnings of everybody's; what a model leaves out is worth a line without being one."""
+def log_to_stderr(level: str = "info", form: str = "human") -> None:
+    """Ours from `level` on, other libraries' warnings. Once; later calls set the level alone."""
     # None where it was closed at the start: its number may be another file's by now. What stands
     # in for it and is no file, as in a notebook, is left to whoever put it there.
     with suppress(OSError):
         if sys.stderr is not None:
-            logging.basicConfig(format=LINE_FORMAT, handlers=[LineWriter(sys.stderr.fileno())])
-    logging.getLogger("sapwood.model").setLevel(logging.INFO)
+            writer = LineWriter(sys.stderr.fileno())
+            writer.setFormatter(JsonFormat() if form == "json" else HumanFormat())
+            logging.basicConfig(handlers=[writer])
+    logging.getLogger().setLevel(max(logging.WARNING, _number(level)))
+    logging.getLogger("sapwood").setLevel(_number(level))
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = getattr(record, "fields", {})
+    return found
+
+
+def _plain(value: Any) -> str:
+    """As it is, where nothing in it could be taken for another field or line."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _dropped(count: int) -> logging.LogRecord:
+    told = f"{count} lines were dropped"
+    return logging.LogRecord(__name__, logging.WARNING, __file__, 0, told, None, None)

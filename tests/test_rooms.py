@@ -53,15 +53,16 @@ EDGES: Mapping[str, set[str]] = {
         *(f"cache/prefix/{file}" for file in ("catalogue", "describe", "snapshot")),
         *("model/constraints/spec", "model/prompt/errors", "scheduler"),
     },
+    "daemon/telemetry": {"daemon", "scheduler"},
     "daemon/rpc": {
-        *("cache/prefix/describe", "daemon", "daemon/engine"),
+        *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/telemetry"),
         *("model/constraints/spec", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
         *(f"daemon/settings/{file}" for file in ("followed", "principals", "tokens")),
     },
     "daemon/http": {
         *("daemon", "daemon/engine", "daemon/rpc/gate", "daemon/rpc/principals"),
-        *("daemon/settings", "scheduler"),
+        *("daemon/settings", "daemon/telemetry", "sapwood", "scheduler"),
     },
     "daemon/gateway": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/rpc", "daemon/settings"),
@@ -69,12 +70,12 @@ EDGES: Mapping[str, set[str]] = {
     },
     "daemon/process": {
         *("cache/disk", "cache/prefix", "daemon", "daemon/engine", "daemon/gateway"),
-        *("daemon/http", "daemon/rpc"),
+        *("daemon/http", "daemon/rpc", "daemon/telemetry"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
         *("model/prompt/errors", "sapwood/client/address"),
         *("scheduler", "scheduler/core"),
     },
-    "daemon/demo": {"daemon", "daemon/http/metrics", "sapwood", "scheduler/outcomes"},
+    "daemon/demo": {"daemon", "daemon/http/families", "sapwood", "scheduler/outcomes"},
     "daemon/chat": {"daemon", "sapwood"},
     "daemon/cli": {
         *(

@@ -22,7 +22,7 @@ from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
-from sapwood.daemon.log import log_to_stderr
+from sapwood.daemon.log import FORMATS, LEVELS, log_to_stderr
 from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
 from sapwood.daemon.sizes import unsigned
 
@@ -66,10 +66,10 @@ def _demo(arguments: Sequence[str]) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     require_serve("serve")
-    log_to_stderr()
     flags = vars(arguments)
     flags.pop("run")
     config = load_config(flags)
+    log_to_stderr(config.log_level, config.log_format)
     if config.gateway is not None or config.http is not None:
         require_gateway(http=config.http is not None)
     import anyio
@@ -205,6 +205,8 @@ def _add_serve(parser: Parser) -> None:
     )
     add("--numerics", metavar="fast", help="only fast is built")
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
+    add("--log-level", metavar="|".join(LEVELS), help="of the log on stderr (default: info)")
+    add("--log-format", metavar="|".join(FORMATS), help="one JSON object a line, or for people")
     add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
     add(
         "--reflection",

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sapwood.daemon.demo.dialogue import Counts, Dialogue, Turn
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.script import PINNED_DEPTH, REPLY_TOKENS_MAX
-from sapwood.daemon.http.metrics import PREFIX
+from sapwood.daemon.http.families import PREFIX
 from sapwood.scheduler.outcomes import Outcome
 
 CANCEL_STEPS_MAX = 2
@@ -56,7 +56,7 @@ class Check:
 
 
 def parse_metrics(text: str) -> Counters:
-    """Text exposition to our own samples; each has one label at most, buckets are left out."""
+    """Text exposition to our own samples, their labels joined; buckets are left out."""
     samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -6,23 +6,26 @@ way round. All that comes by it is one principal's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
 from sapwood.daemon.gateway.worker_service import WORKER, WorkerService
 from sapwood.daemon.rpc import boundary
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
-from sapwood.daemon.rpc.guard import Guard
 from sapwood.daemon.rpc.services import server_options
 
 _CONNECTIONS_SHARE = 16  # a gateway needs one, so all of them get such a part of what there may be
 
 
-def worker_server(gate: Gate, guard: Guard) -> grpc.aio.Server:
+def worker_server(
+    gate: Gate, interceptors: Sequence[grpc.aio.ServerInterceptor]
+) -> grpc.aio.Server:
     """Not started, and listening nowhere yet."""
     limits = gate.limits
     server = grpc.aio.server(
-        interceptors=[guard],
+        interceptors=tuple(interceptors),
         options=server_options(limits, _CONNECTIONS_SHARE),
         maximum_concurrent_rpcs=limits.transport_rpcs_max,
     )

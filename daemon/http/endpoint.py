@@ -12,6 +12,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from prometheus_client import CollectorRegistry
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route, Router
@@ -25,6 +26,8 @@ from sapwood.daemon.http.negotiation import encoder_for
 from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.daemon.settings.bind_errors import not_bound
 from sapwood.scheduler.limits import Limits
+
+_GZIP_LEVEL = 5  # of the text of a scrape little is gained above
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ class ScrapeEndpoint:
         places = {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
         routes = [Route(path, answer) for path, answer in places.items()]
         router = Router(routes, redirect_slashes=False, default=_not_here)
-        self._connections = Connections(_Front(router), limits)
+        zipped = GZipMiddleware(router, compresslevel=_GZIP_LEVEL)
+        self._connections = Connections(_Front(zipped), limits)
 
     async def start(self, address: TcpAddress, door: ScrapeDoor | None = None) -> TcpAddress:
         """Listen; returns the address with its real port. Raises StartError."""

@@ -37,8 +37,10 @@ from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.rpc.refusals import draining, engine_failed
 from sapwood.daemon.rpc.services import built_services, make_handlers
+from sapwood.daemon.rpc.watch import CallWatch
 from sapwood.daemon.settings.addresses import Address, TcpAddress
 from sapwood.daemon.settings.config import Config
+from sapwood.daemon.telemetry.request_log import log_call
 from sapwood.scheduler.events import Drain, Effect
 
 FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have returned
@@ -67,6 +69,7 @@ class Daemon:
         self._engine = Engine(load, self, config.limits)
         self._health = Health(built_services())
         self._gate = Gate(self._engine, config.limits, config.draft_depth)
+        self._gate.telemetry.add_sink(log_call)
         self._scrape = ScrapeEndpoint(
             registry(self._engine, self._gate),
             self._is_healthy,
@@ -74,7 +77,8 @@ class Daemon:
             config.limits,
         )
         handlers = make_handlers(self._gate, self._health, reflection=config.reflection)
-        self._servers = Servers(config, handlers)
+        self._watch = CallWatch(self._gate.telemetry, config.limits.deadline_slack_s)
+        self._servers = Servers(config, handlers, self._watch)
         self._credentials = Credentials(None, None)
         self._following: asyncio.Future[None] | None = None
         self._reread = anyio.Event()
@@ -280,7 +284,8 @@ class Daemon:
         from sapwood.daemon.gateway.listener import worker_server
 
         entry = Entry(self._config.gateway_principal)
-        server = worker_server(self._gate, Guard(self._callers, entry, self._limits))
+        guard = Guard(self._callers, entry, self._limits)
+        server = worker_server(self._gate, (self._watch, guard))
         return self._servers.bind_plain(server, address)
 
 

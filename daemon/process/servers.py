@@ -20,6 +20,7 @@ from sapwood.daemon.process.credentials import Credentials, server_credentials
 from sapwood.daemon.rpc.callers import Callers
 from sapwood.daemon.rpc.guard import Entry, Guard
 from sapwood.daemon.rpc.services import make_server
+from sapwood.daemon.rpc.watch import CallWatch
 from sapwood.daemon.settings.addresses import (
     Address,
     TcpAddress,
@@ -38,9 +39,12 @@ from sapwood.daemon.settings.principals import LOCAL
 class Servers:
     """Of one daemon. Made in its event loop."""
 
-    def __init__(self, config: Config, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+    def __init__(
+        self, config: Config, handlers: Sequence[grpc.GenericRpcHandler], watch: CallWatch
+    ) -> None:
         self._config = config
         self._handlers = handlers
+        self._watch = watch
         self._servers: list[grpc.aio.Server] = []
         self._sockets: list[tuple[Path, Identity]] = []
 
@@ -70,7 +74,7 @@ class Servers:
     def _bind(self, address: Address, callers: Callers, credentials: Credentials) -> Address:
         limits, listeners = self._config.limits, len(self._config.listen)
         guard = Guard(callers, self._entry(address, credentials), limits)
-        server = make_server(self._handlers, guard, limits, listeners)
+        server = make_server(self._handlers, (self._watch, guard), limits, listeners)
         self._servers.append(server)
         if isinstance(address, TcpAddress):
             secured = None if credentials.tls is None else server_credentials(credentials.tls)

@@ -108,13 +108,16 @@ def _guarded(name: str, behaviour: Behaviour, entrance: Entrance) -> Any:
             with entrance.place(name), call.allowed():
                 return await behaviour(request, call)
         except Refused as refusal:
+            call.record.reason = refusal.reason
             status = status_of(refusal, entrance.limits)
             # Whoever keeps it keeps the frames that it passed, and the request with them.
             refusal.with_traceback(None)
         except grpc.aio.InternalError:
+            call.record.reason = Reason.CANCELLED
             return None  # the client went while a write was blocked; nobody is left to answer
         except Exception as bug:
             _log.error("%s failed with %s", name, described(bug))
+            call.record.reason = Reason.INTERNAL
             status = status_of(internal(), entrance.limits)
         # gRPC keeps what abort raises, and with it this frame, in a cycle: until a collection.
         del request

@@ -20,6 +20,7 @@ from google.protobuf.message import Message
 from sapwood.daemon.rpc.callers import caller_of_call
 from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.refusals import slow_reader
+from sapwood.daemon.telemetry.calls import REQUEST_ID, record_of_call
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -31,6 +32,7 @@ class Call:
         self._context = context
         self._headers: asyncio.Task[None] | None = None
         self._caller = caller_of_call()
+        self.record = record_of_call()
 
     @property
     def principal(self) -> Principal:
@@ -67,5 +69,11 @@ class Call:
         if self._headers is not None:
             with suppress(grpc.aio.InternalError):  # the client went: abort says so itself
                 await self._headers
-        await self._context.abort_with_status(status)
-        raise AssertionError("abort_with_status returned")
+        await end_with(self._context, status)
+
+
+async def end_with(context: Context, status: grpc.Status) -> NoReturn:
+    """End the RPC with this status and its request's id, which abort takes out of the trailers."""
+    trailers = (*status.trailing_metadata, (REQUEST_ID, record_of_call().id))
+    await context.abort(status.code, status.details, trailers)
+    raise AssertionError("abort returned")

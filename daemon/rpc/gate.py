@@ -21,6 +21,7 @@ from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.mailbox import Mailboxes
 from sapwood.daemon.rpc.quotas import Accounts
 from sapwood.daemon.rpc.refusals import engine_failed, model_loading
+from sapwood.daemon.telemetry.telemetry import Telemetry
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
@@ -36,6 +37,7 @@ class Gate:
         self.limits = limits
         self.mailboxes = Mailboxes(limits)
         self.accounts = Accounts(limits.queue_s_max)
+        self.telemetry = Telemetry()
         self.turned_away: Counter[Outcome] = Counter()
         self.rejected: Counter[Reason] = Counter()
         self.closed_by: Callable[[], Refused] | None = model_loading
@@ -48,6 +50,16 @@ class Gate:
         """The loaded model's; only behind enter()."""
         assert self._card is not None, "asked for the model before enter()"
         return self._card
+
+    @property
+    def loaded_card(self) -> ModelCard | None:
+        """The loaded model's; None until there is one."""
+        return self._card
+
+    @property
+    def loading(self) -> bool:
+        """Whether the model is still to come."""
+        return self.closed_by is model_loading
 
     @property
     def admission(self) -> Admission:

@@ -19,7 +19,8 @@ from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
 from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.quotas import Stake
 from sapwood.daemon.rpc.responses import response_of
-from sapwood.scheduler.events import Cancel, Request, Submit
+from sapwood.daemon.telemetry.calls import GenerationRecord
+from sapwood.scheduler.events import Cancel, Effect, Request, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
@@ -52,12 +53,26 @@ class GenerationService:
     async def reply(self, request: pb.GenerateRequest, call: Call, write: Write) -> None:
         """One reply, for whichever contract it is written in. Raises Refused."""
         deadline = self._gate.deadline(call)
+        call.record.is_chat = request.HasField("messages")
         with self._gate.accounts.stake(call.principal) as stake:
             admitted = await self._admit(request, deadline, call.principal, stake)
-            await self._pump(admitted, deadline, stake, write)
+            call.record.model = self._gate.card.name
+            call.record.generation = GenerationRecord(admitted, stake.waited_s)
+            await self._pump(admitted, deadline, stake, call.record.generation, write)
 
-    async def _pump(self, admitted: Request, deadline: float, stake: Stake, write: Write) -> None:
-        mailbox = self._gate.mailboxes.open(admitted.id, stake.observe)
+    async def _pump(
+        self,
+        admitted: Request,
+        deadline: float,
+        stake: Stake,
+        generation: GenerationRecord,
+        write: Write,
+    ) -> None:
+        def observe(effect: Effect) -> None:
+            stake.observe(effect)
+            generation.observe(effect)
+
+        mailbox = self._gate.mailboxes.open(admitted.id, observe)
         self._gate.engine.send(Submit(admitted))
 
         async def write_event(event: ReplyEvent) -> None:

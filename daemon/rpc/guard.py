@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import grpc
 
-from sapwood.daemon.rpc.call import Context
+from sapwood.daemon.rpc.call import Context, end_with
 from sapwood.daemon.rpc.callers import Callers
+from sapwood.daemon.rpc.handlers import Handler, handler_parts
 from sapwood.daemon.rpc.principals import Identified
 from sapwood.daemon.rpc.refusals import status_of
+from sapwood.daemon.telemetry.calls import record_of_call
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 
@@ -36,9 +38,6 @@ _FOR_USERS = {
     "sapwood.v1.CacheService/ListPins",
     "sapwood.v1.CacheService/UnpinPrefix",
 }
-
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-_Behaviour = Callable[[Any, Context], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +107,15 @@ class Guard(grpc.aio.ServerInterceptor):
             try:
                 enter(context)
             except Refused as refusal:
-                status = status_of(refusal.with_traceback(None), self._limits)
+                status = self._status(refusal.with_traceback(None))
             else:
                 working = behaviour(request, context)
                 del request  # what ends the call may keep this frame, and is not to keep that
                 return await working
             del request
-            await context.abort_with_status(status)
+            await end_with(context, status)
 
-        make, behaviour = _parts(handler)
+        make, behaviour = handler_parts(handler)
         return make(
             called,
             request_deserializer=handler.request_deserializer,
@@ -124,12 +123,16 @@ class Guard(grpc.aio.ServerInterceptor):
         )
 
     def _refusing(self, handler: Handler, refusal: Refused) -> Handler:
-        status = status_of(refusal, self._limits)
+        status = self._status(refusal)
 
         async def refuse(_request: Any, context: Context) -> None:
-            await context.abort_with_status(status)
+            await end_with(context, status)
 
-        return _parts(handler)[0](refuse)
+        return handler_parts(handler)[0](refuse)
+
+    def _status(self, refusal: Refused) -> grpc.Status:
+        record_of_call().reason = refusal.reason
+        return status_of(refusal, self._limits)
 
 
 def _require(method: str, who: Identified) -> None:
@@ -147,17 +150,3 @@ _NAMES = ("peer_uri", "peer_dns")
 
 def _text(name: bytes) -> str:
     return name.decode(errors="replace")
-
-
-def _parts(handler: Handler) -> tuple[Callable[..., Handler], _Behaviour]:
-    """What makes a handler of the same kind, and what it calls."""
-    match handler.request_streaming, handler.response_streaming:
-        case False, False:
-            found = grpc.unary_unary_rpc_method_handler, handler.unary_unary
-        case False, True:
-            found = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-        case True, False:
-            found = grpc.stream_unary_rpc_method_handler, handler.stream_unary
-        case _:
-            found = grpc.stream_stream_rpc_method_handler, handler.stream_stream
-    return cast("tuple[Callable[..., Handler], _Behaviour]", found)

@@ -19,7 +19,6 @@ from sapwood.daemon.rpc.cache_service import CacheService
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
-from sapwood.daemon.rpc.guard import Guard
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.reflection import reflection_handlers
 from sapwood.scheduler.limits import Limits
@@ -51,6 +50,11 @@ def make_handlers(
         (HEALTH, health.behaviours(), others),
         *((service, {}, ours) for service in NOT_BUILT),
     )
+    gate.telemetry.expect(
+        f"{service.full_name}/{method.name}"
+        for service, *_ in services
+        for method in service.methods
+    )
     handlers = [boundary.service_handler(*service) for service in services]
     if reflection:
         names = [service.full_name for service, *_ in services]
@@ -59,11 +63,17 @@ def make_handlers(
 
 
 def make_server(
-    handlers: Sequence[grpc.GenericRpcHandler], guard: Guard, limits: Limits, listeners: int
+    handlers: Sequence[grpc.GenericRpcHandler],
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+    limits: Limits,
+    listeners: int,
 ) -> grpc.aio.Server:
-    """For one address of so many. Not started, and listening nowhere yet."""
+    """For one address of so many. Not started, and listening nowhere yet.
+
+    interceptors: the outermost first, a guard last.
+    """
     server = grpc.aio.server(
-        interceptors=(guard,),
+        interceptors=tuple(interceptors),
         options=server_options(limits, listeners),
         maximum_concurrent_rpcs=limits.transport_rpcs_max,
     )

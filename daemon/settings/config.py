@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sapwood.daemon.errors import UsageError
+from sapwood.daemon.log import FORMATS, LEVELS
 from sapwood.daemon.settings.addresses import (
     Address,
     Listening,
@@ -68,6 +69,8 @@ class Config:
     wire_memory: bool  # whether the device keeps it resident
     numerics: str
     dtype: str
+    log_level: str
+    log_format: str
     ready_file: Path | None
     reflection: bool
     record: Path | None  # of what reaches the core, without text
@@ -232,10 +235,10 @@ def _numerics(value: Any) -> str:
     return "fast"
 
 
-def _dtype(value: Any) -> str:
-    if value is not None and value not in DTYPES:
-        raise UsageError(f"{value!r} is not one of {', '.join(DTYPES)}")
-    return value or "auto"
+def _one_of(values: Sequence[str], default: str, value: Any) -> str:
+    if value is not None and value not in values:
+        raise UsageError(f"{value!r} is not one of {', '.join(values)}")
+    return default if value is None else str(value)
 
 
 def _grammar(value: Any) -> str | None:
@@ -295,7 +298,9 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cache_writes": parse_size,
     "wire_memory": partial(_flag, False),
     "numerics": _numerics,
-    "dtype": _dtype,
+    "dtype": partial(_one_of, DTYPES, "auto"),
+    "log_level": partial(_one_of, LEVELS, "info"),
+    "log_format": partial(_one_of, FORMATS, "human"),
     "ready_file": _path,
     "reflection": partial(_flag, True),
     "record": _path,

@@ -48,7 +48,6 @@ def main(step: str, folder: str) -> NoReturn:
     if "FAKE_TRIMS" in os.environ:
         trim = ctypes.CDLL(None).malloc_trim
         signal.signal(signal.SIGRTMIN, lambda *_: trim(0))
-    log_to_stderr()
     config = load_config(
         {
             "config": f"{folder}/c.toml",
@@ -57,6 +56,7 @@ def main(step: str, folder: str) -> NoReturn:
             "ready_file": f"{folder}/ready.json",
         }
     )
+    log_to_stderr(config.log_level, config.log_format)
 
     def load() -> Loaded:
         Path(folder, "loading").touch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -70,7 +71,7 @@ def test_r6_a_stderr_that_nobody_reads_holds_up_nobody(pipe: tuple[int, int]) ->
     while b"the last" not in read:
         read += os.read(pipe[0], 1 << 16)
     lines = read.lstrip(b".").decode().splitlines()
-    dropped = re.fullmatch(r"\((\d+) lines were dropped\)", lines[-2])
+    dropped = re.fullmatch(r"(\d+) lines were dropped", lines[-2])
     assert dropped is not None and lines[-1] == "the last"
     kept = LINES_MAX + 50 - int(dropped[1])
     assert lines[:-2] == [f"line {number}" for number in range(kept)]
@@ -114,3 +115,24 @@ def test_r6_a_daemon_serves_while_its_stderr_is_full(tmp_path: Path, pipe: tuple
                 assert list(reply.token_ids) == reply_to(ids, 5)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_a_daemon_logs_as_it_is_told(tmp_path: Path) -> None:
+    """Each request is one object on a line, and the prompt is nowhere."""
+    settings = {"log_format": "json", "log_level": "info"}
+    with serving(tmp_path, "0", settings=settings) as (process, ready):
+        with closing(Client(ready["grpc"][-1])) as client:
+            client.generate("the name of the rose", max_tokens=5, timeout=30).collect()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=30)
+    (line,) = [json.loads(line) for line in err.splitlines()]
+    assert (line["message"], line["outcome"], line["completion_tokens"]) == ("request", "length", 5)
+    assert "rose" not in err and "\\u" not in err
+
+
+def test_a_daemon_that_is_to_be_quiet_says_nothing_of_requests(tmp_path: Path) -> None:
+    with serving(tmp_path, "0", settings={"log_level": "warning"}) as (process, ready):
+        with closing(Client(ready["grpc"][-1])) as client:
+            client.generate([5, 6], max_tokens=5, timeout=30).collect()
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30)[1] == ""

@@ -35,8 +35,7 @@ HISTOGRAMS = {
     "draft_depth",
 }
 COUNTERS = {
-    "requests",
-    "requests_rejected",
+    *("requests", "requests_rejected", "rpcs"),
     "prompt_tokens",
     "generated_tokens",
     "prefix_cached_tokens",
@@ -56,8 +55,8 @@ GAUGES = {
     "tree_depth_tokens",
     *("tree_bytes", "disk_state"),
     *("tree_leased_bytes", "tree_pinned_bytes"),
-    "memory_bytes",
-    "memory_budget_bytes",
+    *("build_info", "model_info", "drafter_info", "uptime_seconds", "model_loading"),
+    *("memory_bytes", "memory_budget_bytes"),
     "memory_buffers",
     "memory_unaccounted_bytes",
 }
@@ -78,6 +77,7 @@ LABELS = {
     "kind": {"weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free"},
     "phase": {"plan", "emit", "build", "device", "commit"},
 }
+PROCESS_LABELS = ("version", "name", "family", "fingerprint", "method", "code")
 
 
 async def get(run: Running, request: bytes) -> tuple[int, str, str]:
@@ -199,7 +199,8 @@ async def test_the_names_and_label_values_are_those_of_the_contract() -> None:
     """All of them from the first scrape on, and no `_created` series."""
     async with running() as run:
         text = await scrape(run)
-    families = {f.name.removeprefix("sapwood_"): f for f in text_string_to_metric_families(text)}
+    ours = [f for f in text_string_to_metric_families(text) if not f.name.startswith("process_")]
+    families = {family.name.removeprefix("sapwood_"): family for family in ours}
     kinds = Counter(family.type for family in families.values())
     assert families.keys() == HISTOGRAMS | COUNTERS | GAUGES | UNTYPED
     assert kinds == {
@@ -220,7 +221,7 @@ async def test_the_names_and_label_values_are_those_of_the_contract() -> None:
     assert {label: seen[label] for label in LABELS} == LABELS
     evictions = {"thinned", "evicted", "crowded", "cleared", "expired"}
     assert seen["cause"] == {"diverged", "evicted", "thinned", "cold"} | evictions
-    assert seen.keys() == {*LABELS, "cause", "le"}
+    assert seen.keys() == {*LABELS, "cause", "le", *PROCESS_LABELS}
 
 
 async def test_histograms_are_cumulative_and_end_at_infinity() -> None:

@@ -69,6 +69,8 @@ def test_sizes(text: Any, size: int) -> None:
         ({"numerics": "strict"}, "strict is not built"),
         ({"numerics": "exact"}, "not a numerics mode"),
         ({"dtype": "int4"}, "not one of"),
+        ({"log_level": "loud"}, "log-level: 'loud' is not one of debug, info, warning, error"),
+        ({"log_format": "xml"}, "log-format: 'xml' is not one of human, json"),
         ({"draft_depth": "9"}, "neither auto nor 0 to 8"),
         ({"draft_depth": "-1"}, "neither auto nor 0 to 8"),
         ({"draft_depth": True}, "neither auto nor 0 to 8"),
