@@ -147,9 +147,9 @@ proto: $(STAMP)
 COMPILE := uv pip compile pyproject.toml --group dev --group bench --universal --generate-hashes \
 	--no-emit-index-url --custom-compile-command "make lock" --python-version 3.11 --quiet
 lock:
-	$(COMPILE) --extra serve --extra gateway --extra typed --output-file requirements.lock
+	$(COMPILE) --extra serve --extra gateway --extra otel --extra typed --output-file requirements.lock
 	cp requirements.lock requirements-cuda.lock
-	$(COMPILE) --extra cuda --extra gateway --extra typed --output-file requirements-cuda.lock
+	$(COMPILE) --extra cuda --extra gateway --extra otel --extra typed --output-file requirements-cuda.lock
 
 # The same for each peer's environment in bench/peers.
 lock-peers:

@@ -53,7 +53,7 @@ EDGES: Mapping[str, set[str]] = {
         *(f"cache/prefix/{file}" for file in ("catalogue", "describe", "snapshot")),
         *("model/constraints/spec", "model/prompt/errors", "scheduler"),
     },
-    "daemon/telemetry": {"daemon", "scheduler"},
+    "daemon/telemetry": {"daemon", "sapwood", "scheduler"},
     "daemon/rpc": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/telemetry"),
         *("model/constraints/spec", "model/prompt/errors"),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -41,10 +42,12 @@ from sapwood.daemon.rpc.watch import CallWatch
 from sapwood.daemon.settings.addresses import Address, TcpAddress
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.telemetry.request_log import log_call
+from sapwood.daemon.telemetry.tracing import spans_from
 from sapwood.scheduler.events import Drain, Effect
 
 FLUSH_S = 0.3  # for statuses on their way to clients once their handlers have returned
 FAILED_S = 0.5  # for handlers to return once their mailboxes failed
+SPANS_S = 0.3  # for spans that no collector has yet
 # All of the above and the engine's last step. D1 promises 2 s past the drain: the rest is for what
 # comes before and after, the signal's way to the loop and the process's end with all its memory.
 LEAVE_S = 1.2
@@ -69,6 +72,9 @@ class Daemon:
         self._engine = Engine(load, self, config.limits)
         self._health = Health(built_services())
         self._gate = Gate(self._engine, config.limits, config.draft_depth)
+        self._spans = spans_from(os.environ)
+        if self._spans is not None:
+            self._gate.telemetry.add_sink(self._spans.export)  # first: others tell of its trace
         self._gate.telemetry.add_sink(log_call)
         self._scrape = ScrapeEndpoint(
             registry(self._engine, self._gate),
@@ -169,6 +175,7 @@ class Daemon:
                 self._following.cancel()
             await anyio.to_thread.run_sync(self._engine.join, self._left_s)
             self._gate.close()
+            await self._flush_spans()
         if self._fault is not None:
             return 2 if self._fault.usage else 1
         return 1 if self._forced.is_set() else 0
@@ -243,6 +250,11 @@ class Daemon:
     @property
     def _left_s(self) -> float:
         return max(0.0, self._leave_by - _now())
+
+    async def _flush_spans(self) -> None:
+        if self._spans is not None:
+            with anyio.move_on_after(min(SPANS_S, self._left_s)):
+                await anyio.to_thread.run_sync(self._spans.close, abandon_on_cancel=True)
 
     async def _finish_running(self) -> None:
         async with anyio.create_task_group() as tasks:

@@ -30,9 +30,7 @@ HISTOGRAMS = {
     "request_decode_seconds",
     "request_duration_seconds",
     "step_duration_seconds",
-    "rows_per_step",
-    "tokens_per_step",
-    "draft_depth",
+    *("rows_per_step", "tokens_per_step", "draft_depth"),
 }
 COUNTERS = {
     *("requests", "requests_rejected", "rpcs"),
@@ -40,9 +38,7 @@ COUNTERS = {
     "generated_tokens",
     "prefix_cached_tokens",
     "prefix_recomputed_tokens",
-    "draft_rounds",
-    "draft_tokens",
-    "accepted_tokens",
+    *("draft_rounds", "draft_tokens", "accepted_tokens"),
     "tree_evictions",
     *("tree_splits", "tree_merges"),
     *("page_in_bytes", "page_out_bytes", "disk_quarantined"),
