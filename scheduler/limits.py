@@ -88,6 +88,7 @@ class Limits:
     http_connections_max: int = 32
 
     # One step.
+    itl_target: float = 1.6  # beside prompts, times what it takes without them
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
     scored_tokens_max: int = 128  # of one prompt in one step, whose log-probabilities are asked for

@@ -23,7 +23,7 @@ from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import FORMATS, LEVELS, log_to_stderr
-from sapwood.daemon.settings.config import DEFAULT_METRICS, DTYPES, load_config
+from sapwood.daemon.settings.config import DEFAULT_ITL_TARGET, DEFAULT_METRICS, DTYPES, load_config
 from sapwood.daemon.sizes import unsigned
 
 if TYPE_CHECKING:
@@ -176,6 +176,12 @@ def _add_serve(parser: Parser) -> None:
     )
     add("--draft", metavar="DIR|ID|none", help="the drafter (default: the model bundle's own)")
     add("--draft-depth", metavar="auto|0..8", help="tokens drafted per round (default: auto)")
+    add(
+        "--itl-target",
+        metavar="RATIO",
+        help="gaps between a stream's tokens while others' prompts are read, times those without "
+        f"(default: {DEFAULT_ITL_TARGET:g})",
+    )
     add(
         "--listen",
         metavar="ADDR",

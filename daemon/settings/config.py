@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
@@ -44,6 +45,8 @@ from sapwood.scheduler.limits import Limits
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+ITL_TARGET_MAX = 100.0
+DEFAULT_ITL_TARGET = Limits().itl_target
 CONFIG_BYTES_MAX = 1 << 20
 DEFAULT_CACHE_DISK = 20 << 30
 DEFAULT_CACHE_WRITES = 100 << 30
@@ -93,6 +96,8 @@ def load_config(flags: Mapping[str, Any]) -> Config:
     _check_disk(settings)
     parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
     listenings: tuple[Listening, ...] = parsed.pop("listen")
+    if (itl_target := parsed.pop("itl_target")) is not None:
+        parsed["limits"] = dataclasses.replace(parsed["limits"], itl_target=itl_target)
     config = Config(
         memory_bytes=parsed.pop("memory"),
         cache_disk_bytes=parsed.pop("cache_disk") or DEFAULT_CACHE_DISK,
@@ -201,6 +206,19 @@ def _draft_depth(value: Any) -> int | None:
     return int(digits)
 
 
+def _itl_target(value: Any) -> float | None:
+    """1: prompts have what they always have beside those who decode, and no more."""
+    if value is None:
+        return None
+    try:
+        ratio = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        ratio = math.nan
+    if not 1.0 <= ratio <= ITL_TARGET_MAX:
+        raise UsageError(f"{value!r} is not a number from 1 to {ITL_TARGET_MAX:g}")
+    return ratio
+
+
 def _listen(value: Any) -> tuple[Listening, ...]:
     if value is None:
         return default_listeners(os.environ)
@@ -285,6 +303,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "model": _text,
     "draft": _text,
     "draft_depth": _draft_depth,
+    "itl_target": _itl_target,
     "listen": _listen,
     "metrics": _metrics,
     "tls_cert": _path,

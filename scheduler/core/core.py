@@ -26,6 +26,7 @@ from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
 from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
+from sapwood.scheduler.core.slicing import Slicing
 from sapwood.scheduler.core.state import CoreState
 from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import (
@@ -77,10 +78,12 @@ class Core(CoreState):
         super().__init__(facts, limits, tree, ledger, depth_max)
         self._token_bytes = token_bytes
         self._fairness = Fairness(limits, self._roster)
+        parts = limits, self._roster, self._memory
+        slicing = Slicing(limits, self._roster, self._depth, self._fairness)
         if folder is not None:
-            self._memory.use_disk(folder, self._fairness.reading_s)
-        self._planner = Planner(limits, self._roster, self._memory, self._depth, self._fairness)
-        self._door = Door(limits, self._roster, self._memory, self._meters, self._fairness)
+            self._memory.use_disk(folder, slicing.reading_s)
+        self._planner = Planner(*parts, self._depth, self._fairness, slicing)
+        self._door = Door(*parts, self._meters, self._fairness, slicing)
         self._planned: PlannedStep | None = None
         self._lost = 0  # of the newest steps
 

@@ -32,8 +32,8 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason
 
-# Seconds that computing so many tokens of a prompt takes, 0 where nobody knows.
-ReadingTime = Callable[[int], float]
+# Seconds that computing so many tokens of a prompt from a position on takes, 0 where nobody knows.
+ReadingTime = Callable[[int, int], float]
 
 LEFT = "the cache folder cannot be written to: files of what was cleared are left in it"
 

@@ -17,6 +17,7 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
+from sapwood.scheduler.core.slicing import Slicing
 from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
@@ -55,8 +56,9 @@ class Door:
         memory: DeviceMemory,
         meters: Meters,
         fairness: Fairness,
+        slicing: Slicing,
     ) -> None:
-        self._limits, self._roster = limits, roster
+        self._limits, self._roster, self._slicing = limits, roster, slicing
         self._memory, self._meters, self._fairness = memory, meters, fairness
 
     def refusal(self, sequence: Sequence, now: float) -> Verdict | None:
@@ -100,12 +102,13 @@ class Door:
     def _reads_too_late(self, sequence: Sequence, now: float) -> bool:
         """Whether what is left of its prompt takes too long, were it to have every step."""
         if sequence.state is SequenceState.QUEUED:
-            unread = len(sequence.prefix) - self._memory.match(sequence).tokens
+            start = self._memory.match(sequence).tokens
         elif sequence.state is SequenceState.PREFILL and not sequence.emitted:
-            unread = sequence.unread
+            start = sequence.evaluated
         else:
             return False
-        return now + self._fairness.reading_s(unread) >= sequence.expires_at
+        reading_s = self._slicing.reading_s(start, len(sequence.prefix) - start)
+        return now + reading_s >= sequence.expires_at
 
     @property
     def _held_s(self) -> float:

@@ -25,13 +25,16 @@ from sapwood.scheduler.events import Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.device_time import DeviceTime, Work
-from sapwood.scheduler.policy.shares import max_min, prefill_budget
+from sapwood.scheduler.policy.shares import max_min
+from sapwood.scheduler.policy.slice_cost import Reading
 
 SLIVER = 1e-9  # of a slot: what floats lose
 WHOLE_MIN = 0.9  # of a slot: counts as one, so that a tilt takes none away
 BEHIND_MIN = 0.25  # dearest steps, that are worth a row
 TILT = 0.004  # of a share, in each step, for each dearest step that one is behind
 TILT_MAX = 4.0
+OWED_MORE = 1.25  # times its part of a step's time: who is behind is to come level
+OWED_MAX = 0.75  # of a step's time
 
 
 class Fairness:
@@ -117,15 +120,6 @@ class Fairness:
         decodes = sequence.state is SequenceState.DECODE
         return decodes and step - sequence.served_step >= self._limits.yield_steps_min
 
-    def reading_s(self, tokens: int) -> float:
-        """Seconds that so many tokens of a prompt take beside the rows that decode now.
-
-        Had it all prefill from now on; 0 where nothing was learned yet.
-        """
-        rows = len(self._roster.in_state(SequenceState.DECODE))
-        budget = prefill_budget(rows, self._limits.prefill_tokens_max)
-        return self.time.reading(tokens, rows, -(-tokens // budget))
-
     def turns_before(self, request: Request) -> float:
         """How many times a request's time with a slot pass before this one has one.
 
@@ -155,32 +149,37 @@ class Fairness:
 
         return max(sequences, key=over)
 
-    def parts(self, prefilling: abc.Iterable[Sequence], budget: int) -> dict[str, int]:
-        """Of a step's prompt tokens what is whose, who is furthest behind first; {}: one's alone.
+    def parts(
+        self, demands: abc.Mapping[str, float], seconds: float, level: float
+    ) -> dict[str, float]:
+        """Of the seconds of a step's prompts what is whose, who is furthest behind first.
 
-        Who is behind has as many more as make up for it.
+        Who is behind has as many more as make up for it. level: how slow the device is now, which
+        `seconds` and `demands` know nothing of.
         """
-        rests: Counter[str] = Counter()
-        for sequence in prefilling:
-            rests[sequence.request.principal] += sequence.unread
-        if len(rests) < 2:
-            return {}
-        names = sorted(rests, key=self._behind, reverse=True)
-        shares = max_min([rests[n] for n in names], [self._weights[n] for n in names], budget)
-        token = self.time.prompt_token or 1.0
-        more = [self._behind(name) / token for name in names]
-        return {n: max(0, round(s + m)) for n, s, m in zip(names, shares, more, strict=True)}
+        names = sorted(demands, key=self._behind, reverse=True)
+        wanted, weights = [demands[n] for n in names], [self._weights[n] for n in names]
+        shares = max_min(wanted, weights, seconds)
+        more = [self._behind(name) / level for name in names]
+        return {n: max(0.0, s + m) for n, s, m in zip(names, shares, more, strict=True)}
 
-    def spares(self, prefilling: abc.Iterable[Sequence]) -> bool:
-        """Whether prompts may have what decode rows leave of a step.
+    def owed(self, readers: set[str]) -> float | None:
+        """Of a step's time what is due to those who read; None: as much as the pace allows.
 
-        Not where those who read have had more than their shares and somebody else less.
+        More where some of them are behind those who contend with them, whether those read or not.
+        0, which is what prompts always have, where all who read have had too much and others too
+        little.
         """
-        readers = {sequence.request.principal for sequence in prefilling}
-        others = [name for name in self._entitled if name not in readers]
-        if not readers or not any(self._steps_behind(name) >= BEHIND_MIN for name in others):
-            return True
-        return any(self._steps_behind(name) > -BEHIND_MIN for name in readers)
+        short = readers.union(line.principal for line in self._roster.waiting.lines)
+        if not self._entitled or len(short) < 2:
+            return None
+        behind = [name for name in readers if self._steps_behind(name) >= BEHIND_MIN]
+        if behind and len(behind) < len(short):
+            weights = self._weights
+            part = sum(weights[name] for name in behind) / sum(weights[name] for name in short)
+            return min(OWED_MAX, OWED_MORE * part)
+        late = any(self._steps_behind(name) >= BEHIND_MIN for name in short - readers)
+        return 0.0 if late and all(self._steps_behind(n) <= -BEHIND_MIN for n in readers) else None
 
     def charge(
         self,
@@ -199,7 +198,7 @@ class Fairness:
             price = self.time.row(work.parts, row.depth + 1, row.start)
             taken[sequence.request.principal] += price
         for sequence, piece in zip(prefilling, plan.prefills, strict=True):
-            price = self.time.slice(work.parts, len(piece.tokens))
+            price = self.time.slice(work.parts, piece.start, len(piece.tokens))
             taken[sequence.request.principal] += price
         self._charge(taken, self._short(plan))
 
@@ -312,8 +311,8 @@ def _work(plan: StepPlan) -> Work:
     return Work(
         parts=len(plan.decodes) + len(plan.prefills),
         decode_tokens=sum(row.depth + 1 for row in plan.decodes),
-        prompt_tokens=sum(len(piece.tokens) for piece in plan.prefills),
         context_tokens=sum(row.start for row in plan.decodes),
+        reading=Reading.of((p.start, len(p.tokens)) for p in plan.prefills),
     )
 
 

@@ -107,13 +107,13 @@ class PageIns:
         self,
         sequence: Sequence,
         match: Match,
-        reading_s: Callable[[int], float],
+        reading_s: Callable[[int, int], float],
         step: int,
         now: float,
     ) -> bool:
         """Whether the prompt is to wait for the disk; begins to read for it where that pays.
 
-        reading_s: what computing so many tokens takes, 0 where nobody knows.
+        reading_s: what computing so many tokens from a position on takes, 0 where nobody knows.
         """
         if self.waits(sequence):
             return True
@@ -131,7 +131,7 @@ class PageIns:
             return False
         groups = tuple(self._groups(found))
         size = sum(file.size for group in groups for file in group.files)
-        if not self.cost.pays(size, reading_s(found.end - match.tokens)):
+        if not self.cost.pays(size, reading_s(match.tokens, found.end - match.tokens)):
             return False
         return self._hold(sequence, match, found, groups, step, now)
 

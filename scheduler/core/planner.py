@@ -22,6 +22,7 @@ from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
+from sapwood.scheduler.core.slicing import Slicing
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import (
     Admit,
@@ -34,7 +35,7 @@ from sapwood.scheduler.plan import (
     StepPlan,
 )
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
-from sapwood.scheduler.policy.shares import prefill_budget, prefill_shares
+from sapwood.scheduler.policy.slice_cost import Reading
 from sapwood.scheduler.policy.step_cost import StepShape
 
 Left = tuple[Sequence, int]  # a sequence whose slot the plan releases, and which it was
@@ -67,8 +68,9 @@ class PlannedStep:
             drafted=sum(depths),
             iterations=max(depths, default=0),
             context_tokens=sum(row.start for row in plan.decodes),
-            prefill_tokens=sum(len(piece.tokens) for piece in plan.prefills),
-            copied=bool(plan.captures or plan.admits or plan.grows or plan.pack),
+            reading=Reading.of((p.start, len(p.tokens)) for p in plan.prefills),
+            copied=bool(plan.captures or plan.grows or plan.pack)
+            or any(a.target for a in plan.admits),
         )
 
 
@@ -82,6 +84,7 @@ class Planner:
         memory: DeviceMemory,
         depth: DepthPolicy,
         fairness: Fairness,
+        slicing: Slicing,
     ) -> None:
         self._limits = limits
         self._roster = roster
@@ -90,6 +93,7 @@ class Planner:
         self._reshaped = 0  # of the tree, when all references were right
         self._fairness = fairness
         self._claims = Claims(limits, roster, fairness)
+        self._slicing = slicing
 
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
@@ -111,8 +115,8 @@ class Planner:
         admitted = () if parked else self._admit(victim, step, now)
         decoding = roster.in_state(SequenceState.DECODE)
         prefilling = roster.in_state(SequenceState.PREFILL)
-        decodes = self._decodes(decoding, prefilling)
-        shares = self._shares(prefilling, decodes)
+        decodes = self._decodes(decoding, reads=bool(prefilling))
+        shares = self._slicing.shares(prefilling, decoding, decodes)
         for sequence, share in shares:
             sequence.storing = sequence.storing and self._memory.promise(
                 share, share, step, of_slot=False
@@ -217,13 +221,9 @@ class Planner:
                 return sequence
         return None
 
-    def _decodes(
-        self, decoding: tuple[Sequence, ...], prefilling: tuple[Sequence, ...]
-    ) -> tuple[DecodeRow, ...]:
+    def _decodes(self, decoding: tuple[Sequence, ...], *, reads: bool) -> tuple[DecodeRow, ...]:
         rows = [self._row(sequence) for sequence in decoding]
-        rests = sum(sequence.unread for sequence in prefilling)
-        prefill = min(rests, prefill_budget(len(rows), self._limits.prefill_tokens_max))
-        depths = self._depth.choose(rows, prefill)
+        depths = self._depth.choose(rows, reads=reads)
         return tuple(
             DecodeRow(s.slot, s.evaluated, s.reply.tokens[-1], depth, s.emitted)
             for s, depth in zip(decoding, depths, strict=True)
@@ -236,31 +236,6 @@ class Planner:
         if pinned is not None:
             pinned = min(pinned, depth_max)
         return Row(sequence.drafting, depth_max, sequence.evaluated, pinned)
-
-    def _shares(
-        self, prefilling: tuple[Sequence, ...], decodes: tuple[DecodeRow, ...]
-    ) -> list[tuple[Sequence, int]]:
-        """Who has a slice in this step, and of how many tokens."""
-        limits = self._limits
-        decode_tokens = sum(d.depth + 1 for d in decodes)
-        spare = self._fairness.spares(prefilling)
-        budget = prefill_budget(decode_tokens, limits.prefill_tokens_max, spare)
-        shares = prefill_shares(
-            [self._readable(sequence) for sequence in prefilling],
-            [sequence.served_step for sequence in prefilling],
-            budget,
-            limits.prefill_slices_max,
-            [sequence.request.principal for sequence in prefilling],
-            self._fairness.parts(prefilling, budget),
-        )
-        return [(s, share) for s, share in zip(prefilling, shares, strict=True) if share]
-
-    def _readable(self, sequence: Sequence) -> int:
-        """How much of its prefix may be one slice: whose scores are due, some; else all."""
-        if not sequence.scores_left:
-            return sequence.unread
-        again = sequence.processed - sequence.evaluated  # told of before it was parked
-        return min(sequence.unread, again or self._limits.scored_tokens_max)
 
     def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[tuple[Admit, ...], int]:
         """Lend what is restored, now that nothing of this plan evicts any more.

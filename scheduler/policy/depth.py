@@ -5,7 +5,9 @@
 - Nothing is chosen far from what was seen: a step has at most one iteration more, and twice the
   tokens, of the largest so far. So the first steps of a process go up from plain decoding, and what
   a deep round costs is not found out by one.
-- Where no row is free to choose, nothing is reckoned.
+- Where no row is free to choose, nothing is reckoned, and little learned.
+- A step that reads prompts too has the depths that it would have without: what its slices take is
+  decided by what its rows take then (core/slicing), and deeper rounds would come out of the slices.
 - Deterministic: no randomness, no clock; the core measures a step from its plan to its commit.
 """
 
@@ -24,6 +26,8 @@ from sapwood.scheduler.policy.acceptance import (
 from sapwood.scheduler.policy.exploration import Exploration
 from sapwood.scheduler.policy.search import Reach, Search
 from sapwood.scheduler.policy.step_cost import StepCost, StepShape
+
+SELDOM = 4  # of so many plain steps in which nobody chose one is learned from, for slices' sake
 
 
 class Drafting:
@@ -58,37 +62,38 @@ class DepthPolicy:
         self.depth_max = depth_max
         self.parked_rows = 0
         self._model = Acceptance(depth_max, MODEL_RATE)
-        self._cost = StepCost()
+        self.cost = StepCost()  # of all steps, with a drafter and without
         self._exploration = Exploration()
         self._chosen: list[int] = []  # for the newest step, if any row was free
         self._emitted = 0  # by the rows of the newest step
-        self._learns = True  # whether a choice may come to depend on the newest step
+        self._chose = False  # whether any row of the newest step was free
+        self._steps = 0
 
     def drafting(self) -> Drafting:
         """For a new sequence, which keeps it: nothing is known of its drafts yet."""
         return Drafting(self.depth_max)
 
-    def choose(self, rows: Sequence[Row], prefill_tokens: int) -> list[int]:
-        """One depth per row, for a step that also evaluates `prefill_tokens`."""
+    def choose(self, rows: Sequence[Row], *, reads: bool = False) -> list[int]:
+        """One depth per row. reads: the step has slices of prompts too."""
         self.parked_rows = 0
         self._exploration.settle(self._emitted)
         self._emitted = 0
         free = any(row.limit and row.pinned is None for row in rows)
-        self._learns = free or not rows
+        self._chose = free
         if not free:
             self._chosen = []
             return [row.limit for row in rows]
-        search, reach = self._search(rows, prefill_tokens)
+        search, reach = self._search(rows)
         best = search.best(reach)
         self.parked_rows = sum(
             not depth and row.pinned is None and row.depth_max > 0
             for row, depth in zip(rows, best, strict=True)
         )
-        if self._cost.surprised and len(self._chosen) == len(rows):
+        if self.cost.surprised and len(self._chosen) == len(rows):
             self._chosen = [_near(d, row) for d, row in zip(self._chosen, rows, strict=True)]
             self._exploration.repeat(search, best, self._chosen)
             return self._chosen
-        plain = not prefill_tokens and all(row.pinned is None for row in rows)
+        plain = not reads and all(row.pinned is None for row in rows)
         limits = [row.limit for row in rows]
         self._chosen = self._exploration.tried(search, best, limits, reach, plain)
         return self._chosen
@@ -106,13 +111,14 @@ class DepthPolicy:
 
     def observe_step(self, shape: StepShape, seconds: float) -> None:
         """`seconds` as in StepCost.observe."""
-        if self.depth_max and self._learns:
-            self._cost.observe(shape, seconds)
+        self._steps += 1
+        if self._chose or shape.reading.tokens or self._steps % SELDOM == 0:
+            self.cost.observe(shape, seconds)
 
-    def _search(self, rows: Sequence[Row], prefill_tokens: int) -> tuple[Search, Reach]:
+    def _search(self, rows: Sequence[Row]) -> tuple[Search, Reach]:
         """This step's, and how far it may look."""
-        cost, count = self._cost, len(rows)
-        prices = cost.prices(count, sum(row.context_tokens for row in rows), prefill_tokens)
+        cost, count = self.cost, len(rows)
+        prices = cost.prices(count, sum(row.context_tokens for row in rows))
         gains = [gains_of(row.drafting.acceptance, self._model, row.limit) for row in rows]
         drafted = max(2 * cost.tokens_seen - count, 1)
         reach = Reach(cost.iterations_seen + 1, drafted)

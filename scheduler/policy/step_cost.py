@@ -12,15 +12,17 @@
   newest steps for the level, the upper end of the lowest third is believed. One sample of a new
   kind may be any of these, so one that is far above what was expected says that it wants another.
 - The line is fitted when somebody asks for prices and a mean has moved, and at no other time.
-- A step that evaluates prompts or copies prefixes as well teaches a kind only what no other step
-  does: where sequences come and go there may be none without.
+- A step that reads prompts too tells what its slices take (slice_cost), and nothing of its rows:
+  of one sum only one part can be learned. So while prompts are read there is now and then a step
+  with one token of them (wants_look), which counts as one without.
+- A step that copies prefixes teaches a kind only what no other step does.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sapwood.scheduler.policy.cost_line import (
     CONTEXT,
@@ -34,8 +36,8 @@ from sapwood.scheduler.policy.cost_line import (
     features,
     piece_of,
 )
+from sapwood.scheduler.policy.slice_cost import NO_READING, Reading, SliceCost
 
-TRUST = 1.25  # a lone sample counts as at most this factor away from its mean
 RATE = 0.1  # weight of a sample in a settled mean
 LEVEL_STEPS = 9
 KIND_SAMPLES = 8
@@ -45,7 +47,9 @@ COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge 
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was expected
 KINDS_MAX = 64
-STALE_STEPS = 64  # a kind that was not seen for so long learns from any step
+STALE_STEPS = 64  # a kind that was not seen for so long learns from a step that copies, too
+LOOK_STEPS = 32  # after so many steps with slices a kind is looked at once without
+LOOK_APART = 4
 
 
 KindName = tuple[int, int, bool]
@@ -60,14 +64,14 @@ def kind_name(rows: int, drafted: int, iterations: int) -> KindName:
 class StepShape:
     """What a step's time depends on. `context_tokens` is summed over its decode rows.
 
-    copied: the step also copied a prefix in or out.
+    reading: of prompts. copied: the step also copied a prefix in or out.
     """
 
     rows: int
     drafted: int
     iterations: int
     context_tokens: int
-    prefill_tokens: int = 0
+    reading: Reading = NO_READING
     copied: bool = False
 
     @property
@@ -85,37 +89,6 @@ class StepShape:
         return features(self.tokens, self.drafted, self.iterations, self.context_tokens)
 
 
-class Mean:
-    """Running mean of positive numbers in which one outlier cannot move much."""
-
-    __slots__ = ("_streak", "count", "value")
-
-    def __init__(self) -> None:
-        self.value = 0.0
-        self.count = 0
-        self._streak = 0  # samples in a row beyond TRUST, negative below
-
-    def add(self, sample: float) -> None:
-        """One more sample; a run of them on one side is followed within a few."""
-        self.count += 1
-        if self.count == 1:
-            self.value = sample
-            return
-        factor = 1.0 + (TRUST - 1.0) * 2.0 ** min(abs(self._streak), 16)
-        bounded = min(max(sample, self.value / factor), self.value * factor)
-        self._streak = self._next_streak(sample)
-        settled = abs(self._streak) < 3
-        rate = max(RATE, 1.0 / self.count) if settled else 0.5
-        self.value += rate * (bounded - self.value)
-
-    def _next_streak(self, sample: float) -> int:
-        if sample > self.value * TRUST:
-            return max(self._streak, 0) + 1
-        if sample < self.value / TRUST:
-            return min(self._streak, 0) - 1
-        return 0
-
-
 class _Kind:
     """Typical time and mean features of the steps of one kind.
 
@@ -123,7 +96,7 @@ class _Kind:
     and a change is followed once it has two thirds. expected: by other kinds, before the first.
     """
 
-    __slots__ = ("_newest", "count", "expected", "features", "fitted", "seconds", "step")
+    __slots__ = ("_newest", "count", "expected", "features", "fitted", "seconds", "seen", "step")
 
     def __init__(self) -> None:
         self.features: Vector = []
@@ -132,6 +105,7 @@ class _Kind:
         self.expected = 0.0
         self.fitted = 0.0  # the seconds that the line was fitted through
         self.step = 0  # of its newest sample
+        self.seen = 0  # of the newest step of its kind that read nothing
         self._newest: deque[float] = deque(maxlen=KIND_SAMPLES)
 
     def add(self, x: Vector, seconds: float) -> None:
@@ -184,8 +158,8 @@ class StepCost:
     """Learns from steps, predicts them, and gives the prices that a choice goes by."""
 
     __slots__ = (
-        "_kinds", "_level", "_line", "_moved", "_offsets", "_prefill", "_ratios",
-        "_step", "iterations_seen", "surprised", "tokens_seen",
+        "_kinds", "_line", "_moved", "_offsets", "_ratios", "_since_look",
+        "_step", "iterations_seen", "level", "slices", "surprised", "tokens_seen",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -196,27 +170,43 @@ class StepCost:
         self._kinds: dict[KindName, _Kind] = {}  # the one learned of last comes last
         self._offsets: dict[KindName, float] = {}
         self._moved = False
-        self._prefill = Mean()  # seconds of a token
-        self._level = 1.0  # how slow steps are now: by the newest ratios
+        self.slices = SliceCost()  # at the level of 1, as all that is learned
+        self.level = 1.0  # how slow steps are now: by the newest ratios
         # Of the newest steps of known kinds: seconds by what was expected.
         self._ratios: deque[tuple[_Kind, float]] = deque(maxlen=LEVEL_STEPS)
         self._step = 0
+        self._since_look = 0  # steps with slices since the last one as good as without
 
-    def prices(self, rows: int, context_tokens: int, prefill_tokens: int) -> Prices:
-        """For a step of `rows` beside so much prefill. Fits, where a mean has moved."""
+    def prices(self, rows: int, context_tokens: int) -> Prices:
+        """For a step of `rows`. Fits, where a mean has moved."""
         line = self._fitted()
         theta = line.coefficients
         draft = theta[DRAFT]
         fixed = theta[0] + theta[CONTEXT] * context_tokens / 1024
-        fixed += self._prefill.value * prefill_tokens if self._kinds else 0.0
         slopes = [theta[k] + draft for k in SLOPES]
         curve, iteration = line.curve(), theta[ITERATION]
         return Prices(rows, slopes, fixed, curve, draft, iteration, self._offsets, self._kinds)
 
-    def predict(self, shape: StepShape) -> float:
-        """Seconds of a step now; of its decode part alone, in PRIOR's unit, until one was seen."""
-        prices = self.prices(shape.rows, shape.context_tokens, shape.prefill_tokens)
-        return prices.seconds(shape.drafted, shape.iterations) * self._level
+    def decode_s(self, shape: StepShape) -> float:
+        """Seconds of a step's decode part alone, at the level of 1, as `slices` are."""
+        prices = self.prices(shape.rows, shape.context_tokens)
+        seconds = prices.seconds(shape.drafted, shape.iterations)
+        return seconds if self._kinds else seconds * self.slices.unit_s
+
+    @property
+    def base_s(self) -> float:
+        """Seconds of a step by itself, now."""
+        base = self._fitted().coefficients[0] if self._kinds else self.slices.unit_s
+        return base * self.level
+
+    def wants_look(self, shape: StepShape) -> bool:
+        """Whether what rows take is to be seen once more, without slices that hide it."""
+        if self._since_look < LOOK_APART:
+            return False
+        kind = self._kinds.get(shape.kind)
+        if kind is None or kind.count < COUNT_SETTLED:
+            return True
+        return self._step - kind.seen >= LOOK_STEPS
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """`seconds` from the step's plan to its commit, as the engine's clock saw it."""
@@ -224,20 +214,25 @@ class StepCost:
             return
         self._step += 1
         self.surprised = False
+        if shape.reading.tokens:
+            self._since_look = 0 if shape.reading.light else self._since_look + 1
         if shape.rows:
             self.iterations_seen = max(self.iterations_seen, shape.iterations)
             self.tokens_seen = max(self.tokens_seen, shape.tokens)
-        if shape.prefill_tokens or shape.copied:
-            self._observe_mixed(shape, seconds / self._level)
+        if shape.copied or (shape.reading.tokens and not (shape.rows and shape.reading.light)):
+            self._observe_mixed(shape, seconds / self.level)
         elif shape.rows:
-            self._observe_plain(shape, seconds)
+            slices_s = self.slices.of(shape.reading) if self.slices.known else 0.0
+            self._observe_plain(shape, max(seconds - slices_s * self.level, 0.5 * seconds))
 
     def _observe_plain(self, shape: StepShape, seconds: float) -> None:
         """A step of decode rows alone."""
         x, kind = shape.features(), self._kinds.get(shape.kind)
         if kind is None or kind.count < COUNT_SETTLED:
-            self._learn(shape, x, seconds / self._level)
+            self._learn(shape, x, seconds / self.level)
+            self._kinds[shape.kind].seen = self._step
             return
+        kind.seen = self._step
         # A run of one kind says nothing of others, and against a level made of itself it would
         # drift, or never leave what it was first taken for: it learns from the others around it.
         others = [ratio for other, ratio in self._ratios if other is not kind]
@@ -246,27 +241,20 @@ class StepCost:
         own = self._line.seconds(kind.features)
         expected = kind.seconds * (self._line.seconds(x) / own if own > 0.0 else 1.0)
         self._ratios.append((kind, seconds / expected))
-        self._level = _low([ratio for _, ratio in self._ratios])
+        self.level = _low([ratio for _, ratio in self._ratios])
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
-        prefill = self._prefill.value * shape.prefill_tokens
-        if shape.rows and self._wanted(shape):
-            # A prefill priced too high must not make the rows free.
-            self._learn(shape, shape.features(), max(seconds - prefill, 0.1 * seconds))
-        elif shape.prefill_tokens and not shape.copied:
-            decode = 0.0
-            if shape.rows and self._kinds:
-                decode = self.predict(replace(shape, prefill_tokens=0)) / self._level
-            each = max(seconds - decode, 0.1 * seconds) / shape.prefill_tokens
-            self._prefill.add(each)
-
-    def _wanted(self, shape: StepShape) -> bool:
-        """Whether a mixed step is the best that there is to learn of its kind from."""
-        if not self._prefill.count and shape.prefill_tokens:
-            return False
+        if shape.reading.tokens:
+            decode_s = None
+            if self._kinds:
+                decode_s = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
+            clear = shape.rows > 0 and not shape.copied
+            self.slices.observe(shape.reading, decode_s, seconds, beside_rows=clear)
+            return
         kind = self._kinds.get(shape.kind)
-        return kind is None or self._step - kind.step > STALE_STEPS
+        if shape.rows and (kind is None or self._step - kind.step > STALE_STEPS):
+            self._learn(shape, shape.features(), seconds)
 
     def _learn(self, shape: StepShape, x: Vector, seconds: float) -> None:
         kind = self._kinds.pop(shape.kind, None)

@@ -141,7 +141,7 @@ class RowChecks:
         if waiting:
             # A share is cut before it is known how much of a new one's prefix is still whole.
             rests = [1 if r.admitted_step == plan.number else r.rest for r in waiting.values()]
-            due = min(least_share(self._limits), *rests)
+            due = min(LEAST_SHARE, *rests)
             given = sum(len(piece.tokens) for piece in plan.prefills)
             assert given >= due, f"L3: {given} prompt tokens, {due} are their share"
 
@@ -246,9 +246,7 @@ class WatchedTree(Tree):
         return freed
 
 
-def least_share(limits: Limits) -> int:
-    """Prompt tokens that a step gives whoever went without the longest, if so many are left."""
-    return max(1, -(-limits.prefill_tokens_max // 4) // limits.prefill_slices_max)
+LEAST_SHARE = 1  # prompt tokens that a step gives whoever went without the longest, at any price
 
 
 def shared_tokens(ours: tuple[int, ...], theirs: tuple[int, ...]) -> int:

@@ -106,10 +106,13 @@ class SimDevice(FakeDevice):
             rows.reserve([(seal.slot, seal.room)])
 
     def seconds(self, plan: StepPlan) -> float:
+        hitch = self._config.hitch_s if plan.number % HITCH_STEPS == 0 else 0.0
+        return self.slow * self.steady_s(plan) + hitch
+
+    def steady_s(self, plan: StepPlan) -> float:
+        """What it takes where nothing slows it."""
         config, depth = self._config, max((row.depth for row in plan.decodes), default=0)
-        seconds = config.step_s + config.token_s * plan.tokens + config.draft_s * depth
-        hitch = config.hitch_s if plan.number % HITCH_STEPS == 0 else 0.0
-        return self.slow * seconds + hitch
+        return config.step_s + config.token_s * plan.tokens + config.draft_s * depth
 
     def _capture(self, capture: Capture) -> Payload:
         self.tracker.operate()

@@ -18,9 +18,10 @@ from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import ROOMY, House, Stream, bare
-from tests.sim.checks import LOOK_STEPS, RowChecks, TreeChecks, WatchedTree, least_share
+from tests.sim.checks import LEAST_SHARE, LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
 from tests.sim.device import SimDevice
 from tests.sim.operators import OperatorChecks
+from tests.sim.pace_checks import PaceChecks
 from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
 
@@ -81,6 +82,7 @@ class Life(House):
         self._rows = RowChecks(self.core, self.tree, limits)
         roomy = config.budget_bytes >= ROOMY and config.buffers_max in (0, 499_000 // 2)
         self._shares = ShareChecks(self.core, limits) if roomy else None
+        self._pace = PaceChecks(self.core, self.device, limits)
         self._trees = TreeChecks(self.tree, limits)
         room = config.budget_bytes - facts.weights_bytes
         self._operators = OperatorChecks(self.core, self.tree, limits, room)
@@ -146,6 +148,7 @@ class Life(House):
     def planned(self, plan: StepPlan | None) -> None:
         """Called by step()."""
         self._rows.planned(plan)
+        self._pace.planned(plan)
         if self._shares is not None:
             self._shares.planned(plan)
         for admit in plan.admits if plan else ():
@@ -220,10 +223,10 @@ class Life(House):
 
         And read again as often as each may be parked.
         """
-        share, limits = least_share(self.limits), self.limits
+        limits = self.limits
         left = [stream.request for stream in self.streams.values() if stream.end is None]
         times = [limits.parks_max + 2 + r.max_tokens // limits.yield_steps_min for r in left]
-        read = [n * (3 + r.tokens_max // share) for n, r in zip(times, left, strict=True)]
+        read = [n * (3 + r.tokens_max // LEAST_SHARE) for n, r in zip(times, left, strict=True)]
         return 4 + sum(read) + sum(r.max_tokens for r in left)
 
     def _evicted(self) -> int:

@@ -19,9 +19,11 @@ from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.planner import Planner
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence
+from sapwood.scheduler.core.slicing import Slicing
 from sapwood.scheduler.core.slot_rooms import PoolRows, RowClass
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
+from sapwood.scheduler.policy.slice_cost import SliceCost
 from tests.sim.draw import scenario
 from tests.sim.play import play
 from tests.sim.story import Ask, Config, Scenario
@@ -129,13 +131,24 @@ def no_keeping_of_windows(patch: pytest.MonkeyPatch) -> None:
 
 def no_share_of_prefill(patch: pytest.MonkeyPatch) -> None:
     """Decode rows may take all of a step."""
-    patch.setattr(f"{CORE}.planner.prefill_budget", lambda rows, most, _=True: max(0, most - rows))
+    right = Slicing.shares
+
+    def shares(self: Slicing, *parts: Any) -> list[tuple[Sequence, int]]:
+        *_, decodes = parts
+        return [] if decodes else right(self, *parts)
+
+    patch.setattr(Slicing, "shares", shares)
+
+
+def no_time_slices(patch: pytest.MonkeyPatch) -> None:
+    """Prompts have what decode rows leave of a step's tokens, whatever it takes."""
+    patch.setattr(SliceCost, "tokens", lambda *_: 1 << 20)
 
 
 def no_parking(patch: pytest.MonkeyPatch) -> None:
     """Everybody drafts, whatever comes of it."""
 
-    def choose(_: object, rows: abc.Sequence[Row], __: int) -> list[int]:
+    def choose(_: object, rows: abc.Sequence[Row], **__: object) -> list[int]:
         return [row.depth_max if row.pinned is None else row.pinned for row in rows]
 
     patch.setattr(DepthPolicy, "choose", choose)
@@ -218,6 +231,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
         (no_repoints, "stale"),
         (no_keeping_of_windows, "T9"),
         (no_share_of_prefill, "L2|L3|L6"),
+        (no_time_slices, "L3: steps with prompts"),
         (no_parking, "S8"),
         (no_bound_of_passing, "L4"),
         (no_room_for_cuts, "OutOfMemory"),

@@ -39,7 +39,8 @@ def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> Non
     file = tmp_path / "sapwood.toml"
     file.write_text(
         'model = "from/file"\ndraft_depth = 3\nmemory = "2GiB"\nreflection = false\n'
-        'listen = ["127.0.0.1:1", "[::1]:2"]\n[limits]\nslots_max = 4\ndrain_s_max = 3\n'
+        'listen = ["127.0.0.1:1", "[::1]:2"]\nitl_target = 2\n'
+        "[limits]\nslots_max = 4\ndrain_s_max = 3\n"
     )
     config = load_config({"config": str(file), "model": "from/flag", "memory": None})
     assert config.model == "from/flag"
@@ -47,7 +48,7 @@ def test_flags_win_over_the_file_which_wins_over_defaults(tmp_path: Path) -> Non
     assert config.memory_bytes == 2 << 30
     assert config.reflection is False
     assert config.listen == (TcpAddress("127.0.0.1", 1), TcpAddress("::1", 2))
-    assert config.limits == Limits(slots_max=4, drain_s_max=3)
+    assert config.limits == Limits(slots_max=4, drain_s_max=3, itl_target=2.0)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,10 @@ def test_sizes(text: Any, size: int) -> None:
         ({"draft_depth": "9"}, "neither auto nor 0 to 8"),
         ({"draft_depth": "-1"}, "neither auto nor 0 to 8"),
         ({"draft_depth": True}, "neither auto nor 0 to 8"),
+        ({"itl_target": "0.9"}, "itl-target: '0.9' is not a number from 1 to 100"),
+        ({"itl_target": "nan"}, "not a number from 1 to 100"),
+        ({"itl_target": True}, "not a number from 1 to 100"),
+        ({"itl_target": "soon"}, "not a number from 1 to 100"),
         ({"memory": "8 GiBs"}, "not a size"),
         ({"memory": "0"}, "more than 0"),
         ({"memory": "much"}, "not a size"),

@@ -10,8 +10,17 @@ import pytest
 
 from sapwood.scheduler.policy.depth import DepthPolicy, Drafting, Row
 from sapwood.scheduler.policy.exploration import PROBE_STEPS_MAX
-from sapwood.scheduler.policy.step_cost import StepShape
-from tests.scheduler.policy.world import CONTEXT, COSTS, Cost, fixed_rate, linear, tokens_of
+from sapwood.scheduler.policy.slice_cost import NO_READING, Reading
+from sapwood.scheduler.policy.step_cost import StepCost, StepShape
+from tests.scheduler.policy.world import (
+    CONTEXT,
+    COSTS,
+    Cost,
+    fixed_rate,
+    linear,
+    predicted,
+    tokens_of,
+)
 
 FLAT, STEEP, CPU = COSTS["flat"], COSTS["steep"], COSTS["cpu"]
 CURVED: Cost = lambda s: 1.0 + 0.05 * max(s.rows + s.drafted - 8, 0) + 0.08 * s.iterations  # noqa: E731
@@ -34,7 +43,7 @@ class World:
         return [Row(drafting, 8, CONTEXT) for drafting in self.draftings]
 
     def step(self, stall: float = 1.0, prefill_tokens: int = 0) -> list[int]:
-        depths = self.policy.choose(self.rows(), prefill_tokens)
+        depths = self.policy.choose(self.rows(), reads=prefill_tokens > 0)
         self.play(depths, stall, prefill_tokens)
         return depths
 
@@ -46,7 +55,13 @@ class World:
             self.policy.observe_row(drafting, depth, accepted)
             self.tokens += accepted + 1
         context = CONTEXT * len(depths)
-        shape = StepShape(len(depths), sum(depths), max(depths), context, prefill_tokens)
+        shape = StepShape(
+            len(depths),
+            sum(depths),
+            max(depths),
+            context,
+            Reading(1, prefill_tokens) if prefill_tokens else NO_READING,
+        )
         seconds = (self.cost(shape) + 0.02 * prefill_tokens) * stall
         self.policy.observe_step(shape, seconds)
         self.seconds += seconds
@@ -174,19 +189,17 @@ def test_a_prefill_in_the_step_does_not_pollute_the_cost_of_decoding() -> None:
     for _ in range(100):
         world.step(prefill_tokens=512)
     shape = StepShape(4, 8, 2, 4 * CONTEXT)
-    expected = plain.policy._cost.predict(shape)
-    assert world.policy._cost.predict(shape) == pytest.approx(expected, rel=0.1)
+    expected = predicted(plain.policy.cost, shape)
+    assert predicted(world.policy.cost, shape) == pytest.approx(expected, rel=0.1)
 
 
-def test_beside_a_long_prefill_drafts_are_worth_more() -> None:
-    """The step's time is spent anyway, so what may come out of it counts more."""
+def test_beside_prompts_rows_draft_as_they_would_without() -> None:
+    """What a step reads is reckoned from what its rows take, and not the other way round."""
     world = World(CPU, [0.6] * 8)
     world.run(150)
-    for _ in range(20):
-        world.step(prefill_tokens=512)
+    world.policy._exploration.tried = lambda search, best, *_: best  # type: ignore[method-assign]
     rows = world.rows()
-    beside = sum(world.policy.choose(rows, 512))
-    assert beside > sum(world.policy.choose(rows, 0))
+    assert world.policy.choose(rows, reads=True) == world.policy.choose(rows)
 
 
 def test_pinned_rows_keep_their_depth_and_lend_their_iterations() -> None:
@@ -194,13 +207,13 @@ def test_pinned_rows_keep_their_depth_and_lend_their_iterations() -> None:
     costly = linear(1.0, 0.01, 0.001, 0.9)
     world = World(costly, [0.6] * 3)
     world.run(200)
-    alone = world.policy.choose(world.rows(), 0)
+    alone = world.policy.choose(world.rows())
     rows = [*world.rows(), Row(Drafting(8), 8, CONTEXT, pinned=4)]
     for _ in range(30):
-        beside = world.policy.choose(rows, 0)
+        beside = world.policy.choose(rows)
         assert beside[3] == 4
     assert sum(beside[:3]) > sum(alone)
-    assert world.policy.choose([Row(Drafting(8), 3, CONTEXT, pinned=0)], 0) == [0]
+    assert world.policy.choose([Row(Drafting(8), 3, CONTEXT, pinned=0)]) == [0]
 
 
 def test_a_row_never_drafts_past_what_it_may_emit() -> None:
@@ -209,12 +222,12 @@ def test_a_row_never_drafts_past_what_it_may_emit() -> None:
     for depth_max in range(9):
         for _ in range(40):
             row = Row(world.draftings[0], depth_max, CONTEXT)
-            assert 0 <= world.policy.choose([row], 0)[0] <= depth_max
+            assert 0 <= world.policy.choose([row])[0] <= depth_max
 
 
 def test_without_a_drafter_every_depth_is_0() -> None:
     policy = DepthPolicy(0)
-    assert policy.choose([Row(policy.drafting(), 0, CONTEXT)] * 3, 0) == [0, 0, 0]
+    assert policy.choose([Row(policy.drafting(), 0, CONTEXT)] * 3) == [0, 0, 0]
     assert policy.parked_rows == 0
 
 
@@ -224,11 +237,11 @@ def test_the_choice_is_the_joint_optimum_of_the_model(cost: Cost) -> None:
     world = World(cost, [0.9, 0.5, 0.2, 0.7])
     world.run(300)
     policy, rows = world.policy, [Row(d, 3, CONTEXT) for d in world.draftings]
-    search, reach = policy._search(rows, 0)
+    search, reach = policy._search(rows)
 
     def rate(depths: Sequence[int]) -> float:
         shape = StepShape(4, sum(depths), max(depths), 4 * CONTEXT)
-        return search.tokens(depths) / policy._cost.predict(shape)
+        return search.tokens(depths) / predicted(policy.cost, shape)
 
     every = list(product(range(4), repeat=4))
     assert rate(search.best(reach)) == pytest.approx(max(map(rate, every)), rel=1e-6)
@@ -238,7 +251,7 @@ def test_parked_rows_are_counted_but_probes_and_pins_are_not_parking() -> None:
     world = World(STEEP, [0.0] * 3)
     world.run(100)
     pinned = Row(world.policy.drafting(), 8, CONTEXT, pinned=0)
-    world.policy.choose([*world.rows(), pinned], 0)
+    world.policy.choose([*world.rows(), pinned])
     assert world.policy.parked_rows == 3
 
 
@@ -249,7 +262,7 @@ def test_a_search_that_is_cut_short_keeps_what_it_found(monkeypatch: pytest.Monk
 
     def depths(iterations: int) -> list[int]:
         monkeypatch.setattr("sapwood.scheduler.policy.search.RATE_ITERATIONS", iterations)
-        search, reach = world.policy._search(world.rows(), 0)
+        search, reach = world.policy._search(world.rows())
         return search.best(reach)
 
     assert depths(0) == [0, 0, 0]
@@ -272,15 +285,15 @@ def test_nothing_is_chosen_far_from_what_was_seen() -> None:
 
 
 @pytest.mark.parametrize(("pinned", "depth_max"), [(0, 8), (3, 8), (None, 0)])
-def test_where_nobody_chooses_nothing_is_reckoned(pinned: int | None, depth_max: int) -> None:
-    """Pinned rows, or no drafter: no price is asked for, and nothing is learned."""
+def test_where_nobody_chooses_nothing_is_reckoned(
+    pinned: int | None, depth_max: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pinned rows, or no drafter: no price is asked for, and of few steps anything is learned."""
     policy = DepthPolicy(depth_max)
     rows = [Row(policy.drafting(), depth_max, CONTEXT, pinned)] * 2
-    cost = policy._cost
-    policy._cost = None  # type: ignore[assignment]
+    monkeypatch.setattr(StepCost, "prices", None)
     depth = pinned or 0
-    for _ in range(5):
-        assert policy.choose(rows, 0) == [depth, depth]
+    for _ in range(8):
+        assert policy.choose(rows) == [depth, depth]
         policy.observe_step(StepShape(2, 2 * depth, depth, 2 * CONTEXT), 0.1)
-    policy._cost = cost
-    assert cost.tokens_seen == 0
+    assert policy.cost._step == 2

@@ -11,7 +11,7 @@ from math import exp
 from random import Random
 
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
-from sapwood.scheduler.policy.step_cost import StepShape
+from sapwood.scheduler.policy.step_cost import StepCost, StepShape
 
 DEPTH_MAX = 8
 CONTEXT = 500
@@ -86,6 +86,11 @@ def bursts(random: Random) -> Iterator[float]:
         yield exp(random.gauss(0.0, 0.15)) * (3.0 if random.random() < 0.3 else 1.0)
 
 
+def predicted(cost: StepCost, shape: StepShape) -> float:
+    """Seconds of a step now, by what was learned."""
+    return (cost.decode_s(shape) + cost.slices.of(shape.reading)) * cost.level
+
+
 def tokens_of(chances: Sequence[float], depth: int) -> float:
     """What a round of this depth gives, in expectation."""
     found, chance = 1.0, 1.0
@@ -154,7 +159,7 @@ class World:
             Row(drafting, min(DEPTH_MAX, left - 1), CONTEXT)
             for drafting, left in zip(self._draftings, self._left, strict=True)
         ]
-        depths = self.policy.choose(rows, 0)
+        depths = self.policy.choose(rows)
         for row, depth in enumerate(depths):
             self._round(row, depth)
         shape = StepShape(len(depths), sum(depths), max(depths), CONTEXT * len(depths))
