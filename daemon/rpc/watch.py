@@ -2,8 +2,8 @@
 
 - An RPC has the id that its client showed in `x-request-id`, else one that is drawn here; it goes
   back in the trailers, however the RPC ends.
-- Innermost in nothing: what is refused by the guard or the entrance is counted here as well. What
-  gRPC itself refuses (unknown methods, messages that are too large) reaches nobody of ours.
+- What the guard or the entrance refuses is counted here as well. What gRPC itself refuses (unknown
+  methods, messages that are too large) reaches nobody of ours.
 """
 
 from __future__ import annotations
