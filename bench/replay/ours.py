@@ -14,6 +14,7 @@ from array import array
 from bench.replay.payload import WeightlessPayload
 from bench.replay.trace import KVShape, TraceRequest
 from sapwood.cache.geometry import ring_tokens
+from sapwood.cache.prefix.describe import EdgeView
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.limits import Limits
@@ -35,6 +36,10 @@ class ProductionTree:
     @property
     def held_bytes(self) -> int:
         return self._tree.bytes
+
+    def edges(self) -> list[EdgeView]:
+        """All there are, parents first: what a router is told of."""
+        return self._tree.outline(_ROOT)
 
     def serve(self, request: TraceRequest) -> int:
         found = self._tree.match(_ROOT, request.prompt).tokens

@@ -56,23 +56,25 @@ class BlockIndex:
         """window: tokens of sliding K/V that a restore needs."""
         self._window, self._block_tokens = window, block_tokens
         self._edges: dict[tuple[int, int], _EdgeBlocks] = {}
-        self._told: set[int] = set()
 
     def update(self, edges: Sequence[EdgeView]) -> BlockChange:
         """`edges`: all there are, parents first. What changed since the last call."""
         wanted = restorable_edges(edges, self._window)
         before, self._edges = self._edges, {}
         at: dict[int, _EdgeBlocks] = {}
+        come: list[TokenBlock] = []
         for edge in edges:
             if edge.id in wanted:
                 key = edge.id, edge.start
-                above = _NOTHING if edge.parent is None else at[edge.parent]
-                at[edge.id] = self._edges[key] = before.get(key) or self._blocks(edge, above)
-        blocks = {block.hash: block for one in at.values() for block in one.blocks}
-        gone = self._told - blocks.keys()
-        come = tuple(block for hash, block in blocks.items() if hash not in self._told)
-        self._told = set(blocks)
-        return BlockChange(tuple(gone), come)
+                known = before.pop(key, None)
+                if known is None:
+                    known = self._blocks(edge, _NOTHING if edge.parent is None else at[edge.parent])
+                    come += known.blocks
+                at[edge.id] = self._edges[key] = known
+        # What an edge lost to another, by a split or a merge, is there as before.
+        gone = {block.hash for one in before.values() for block in one.blocks}
+        moved = gone.intersection(block.hash for block in come)
+        return BlockChange(tuple(gone - moved), tuple(b for b in come if b.hash not in moved))
 
     def _blocks(self, edge: EdgeView, above: _EdgeBlocks) -> _EdgeBlocks:
         tokens, size = above.rest + edge.tokens, self._block_tokens
