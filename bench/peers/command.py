@@ -29,6 +29,7 @@ from bench.peers.pages import write_pages
 from bench.peers.pairs import pair_plans
 from bench.peers.question import Answer, Question
 from bench.peers.records import join, read_records, record, write_record
+from bench.peers.schedule import ask_schedule
 from bench.peers.throughput import ask_throughput
 from bench.peers.turns import ask_turns
 from bench.report import BenchRun, show
@@ -64,6 +65,11 @@ JOBS = {
     "lengths": Job(ask_lengths, dict.fromkeys(_TWO, ("ours", "mlx_lm"))),
     "gaps": Job(ask_gaps, _TWO, runs=3),
     "turns": Job(ask_turns, _TWO),
+    "schedule": Job(
+        ask_schedule,
+        dict.fromkeys(("bundled", "heavy", "heavy-60", "heavy-30"), ("ours",)),
+        runs=2,
+    ),
     "footprint": Job(ask_footprint, _TWO),
 }
 
@@ -123,6 +129,11 @@ def _parser() -> argparse.ArgumentParser:
         help=", ".join(JOBS),
     )
     add("--pair", action="append", dest="pairs", choices=list(pair_plans()), help="repeatable")
-    add("--runs", type=flag_count, metavar="N", help="alternations of each (default: 5, of gaps 3)")
+    add(
+        "--runs",
+        type=flag_count,
+        metavar="N",
+        help="alternations of each (default: 5, of gaps 3, of schedule 2)",
+    )
     add("--quick", action="store_true", help="little work, to see that it runs")
     return parser

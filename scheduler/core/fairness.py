@@ -75,7 +75,7 @@ class Fairness:
 
     def order(self) -> list[Line]:
         """Lines in the order of their turns, from who is furthest below its share."""
-        lines, rows = list(self._roster.waiting.lines), self._rows()
+        lines, rows = list(self._roster.waiting.lines), self._roster.rows
         if self._roster.free_slots <= self._kept(rows):
             lines = [line for line in lines if self._is_whole(line.principal, rows)]
         if len(lines) > 1:
@@ -101,7 +101,7 @@ class Fairness:
         """
         if not self._entitled:
             return None
-        rows, entitled = self._rows(), self._entitle(len(self._roster.live))
+        rows, entitled = self._roster.rows, self._entitle(len(self._roster.live))
         if entitled[name] - rows[name] < WHOLE_MIN - SLIVER:
             return None
         over = {n: count - entitled[n] for n, count in rows.items()}
@@ -134,13 +134,13 @@ class Fairness:
         ahead = [len(line.sequences) for line in own if line.priority <= request.priority]
         others = len(roster.waiting) - sum(ahead)
         free = roster.free_slots + len(roster.leaving) - others
-        rows = self._rows()[name]
+        rows = self._roster.rows[name]
         lacking = rows + sum(ahead) + 1 - max(share, rows + free)
         return max(0.0, lacking / share)
 
     def furthest_over(self, sequences: abc.Sequence[Sequence]) -> Sequence:
         """Of these whose row goes where memory is short: the youngest of who has most."""
-        rows, fewer = self._rows(), len(self._roster.live) - 1
+        rows, fewer = self._roster.rows, len(self._roster.live) - 1
         entitled = self._entitle(fewer) if self._entitled else {}
 
         def over(sequence: Sequence) -> tuple[float, int]:
@@ -228,7 +228,7 @@ class Fairness:
         for sequence in self._roster.live.values():
             if sequence.state is SequenceState.PREFILL and sequence.slot not in drawn:
                 short.add(sequence.request.principal)
-        over = {n for n, rows in self._rows().items() if rows > self._entitled[n] + SLIVER}
+        over = {n for n, rows in self._roster.rows.items() if rows > self._entitled[n] + SLIVER}
         return short | over
 
     def _kept(self, rows: Counter[str]) -> int:
@@ -249,9 +249,6 @@ class Fairness:
         weights = [self._weights[name] * self._tilts.get(name, 1.0) for name in names]
         shares = max_min([self._streams[name] for name in names], weights, slots)
         return dict(zip(names, shares, strict=True))
-
-    def _rows(self) -> Counter[str]:
-        return Counter(s.request.principal for s in self._roster.live.values())
 
     def _behind(self, name: str) -> float:
         """Seconds of device time that it has had less than its share."""
@@ -281,7 +278,7 @@ class Fairness:
         """Of these who goes for a share of `line`'s principal."""
         if not self._entitled:
             return None
-        rows, name, entitled = self._rows(), line.principal, self._entitled
+        rows, name, entitled = self._roster.rows, line.principal, self._entitled
         claim = self._claim(name, rows[name])
         whole = not claim[0]
         if not whole and not self._lacks_a_part(name, rows[name]):

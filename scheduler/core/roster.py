@@ -28,6 +28,7 @@ class Roster:
         self.live: dict[int, Sequence] = {}
         self.leaving: list[Sequence] = []
         self.storing: list[Sequence] = []
+        self.rows: Counter[str] = Counter()  # of `live`, by principal
         self._slots_max = slots_max
         self._free_slots = list(range(slots_max))  # a heap
 
@@ -91,13 +92,14 @@ class Roster:
         sequence.storing = sequence.lease is not None
         sequence.evaluated = sequence.stored
         self.live[sequence.id] = sequence
+        self.rows[sequence.request.principal] += 1
 
     def end(self, sequence: Sequence, now: float, why: str) -> None:
         """The one edge to DONE, from any state."""
         if sequence.state in (SequenceState.QUEUED, SequenceState.PARKED):
             self.waiting.remove(sequence)
         else:
-            del self.live[sequence.id]
+            self._leave_live(sequence)
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
 
@@ -106,11 +108,18 @@ class Roster:
 
         forced: as in Sequence.park.
         """
-        del self.live[sequence.id]
+        self._leave_live(sequence)
         sequence.move(SequenceState.PARKED, now, why)
         heappush(self._free_slots, sequence.slot)
         sequence.park(forced)
         self.waiting.put_back(sequence)
+
+    def _leave_live(self, sequence: Sequence) -> None:
+        del self.live[sequence.id]
+        name = sequence.request.principal
+        self.rows[name] -= 1
+        if not self.rows[name]:
+            del self.rows[name]
 
     def leave(self, captured: Iterable[Sequence]) -> None:
         """A plan releases the slots of all that were leaving, and captures of these."""
@@ -140,6 +149,8 @@ class Roster:
             assert sequence.stored <= sequence.evaluated, sequence.tell()
         for sequence in self.leaving + self.storing:
             assert sequence.state is SequenceState.DONE, sequence.tell()
+        rows = Counter(sequence.request.principal for sequence in self.live.values())
+        assert self.rows == rows and all(self.rows.values()), f"L4: {self.rows} of {rows}"
         taken = [sequence.slot for sequence in (*self.live.values(), *self.leaving)]
         assert sorted(taken + self._free_slots) == list(range(self._slots_max)), f"L1: {taken}"
 

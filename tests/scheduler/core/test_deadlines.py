@@ -112,3 +112,37 @@ def test_where_nothing_was_learned_everything_is_tried() -> None:
     house.run()
     assert finished(stream)
     house.close()
+
+
+def test_a_deadline_ends_a_reply_between_two_rounds_and_its_slot_is_free_in_the_next_plan() -> None:
+    house = taught()
+    late = ask(house, 20, 40, deadline=house.now + 0.3, max_tokens=500)
+    other = ask(house, 20, 41, max_tokens=60)
+    while late.end is None:
+        before, plan = house.now, house.step()
+        house.deliver()
+    assert plan is not None and len(plan.releases) == 1, "the plan that ends it gives its slot"
+    assert failed(late).reason is Reason.DEADLINE_EXCEEDED and late.tokens
+    request = late.request
+    assert request.deadline is not None and before >= request.deadline
+    assert before - request.deadline < 0.05, "one step late at most"
+    house.run()
+    assert finished(other).usage.completion_tokens == 60
+    house.close()
+
+
+def test_a_deadline_ends_a_prompt_between_two_slices() -> None:
+    """Beside one who decodes its slices are short."""
+    house = taught()
+    ask(house, 20, 41, max_tokens=300)
+    for _ in range(5):
+        house.step()
+    late = ask(house, 600, 40, deadline=house.now + 0.2)
+    while late.end is None:
+        before, _ = house.now, house.step()
+        house.deliver()
+    assert failed(late).reason is Reason.DEADLINE_EXCEEDED
+    assert len(late.progress) > 2 and not late.tokens
+    assert late.request.deadline is not None and before - late.request.deadline < 0.05
+    house.run()
+    house.close()
