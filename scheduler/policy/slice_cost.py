@@ -22,6 +22,10 @@ KEYS_UNIT = 1024
 _KEPT = 0.95  # of what a step counts, with each that follows
 _PULL, _SWEEPS = 0.0002, 6  # slices are but a part of a step, and there are few such steps
 OTHERS_WEIGHT = 0.05  # of a step without decode rows, or that copied something as well
+YOUNG_STEPS = 8  # beside rows, that are believed as they are
+# Of a whole step. What disturbs makes steps longer, so it is half as much above: two steps in three
+# may lie there, as in what rows are learned to take.
+ABOVE_MOST, BELOW_MOST = 0.15, 0.3
 TOKEN_LEAST = 0.1  # of what the prior's proportion says: no token is free
 BESIDE_TOKENS_START = 32
 
@@ -58,10 +62,11 @@ NO_READING = Reading()
 class SliceCost:
     """Seconds of slices beside decode rows; in the prior's unit until any were seen."""
 
-    __slots__ = ("_each", "_key", "_line", "_token", "tokens_seen")
+    __slots__ = ("_count", "_each", "_key", "_line", "_token", "tokens_seen")
 
     def __init__(self) -> None:
         self.tokens_seen = BESIDE_TOKENS_START  # the most of a step with decode rows
+        self._count = 0  # of the steps with decode rows
         self._line = RecentLine(_PRIOR, _KEPT, _PULL, _SWEEPS)
         self._each, self._token, self._key = self._line.coefficients
 
@@ -94,6 +99,13 @@ class SliceCost:
         slope = self._token + self._key * (start + 0.5) / KEYS_UNIT
         return int(2.0 * room / (slope + (slope * slope + 4.0 * bend * room) ** 0.5))
 
+    def _believed(self, seconds: float, expected: float) -> float:
+        """Not further from what was expected than these: of noise its lowest third is believed."""
+        self._count += 1
+        if self._count <= YOUNG_STEPS:
+            return seconds
+        return min(max(seconds, (1.0 - BELOW_MOST) * expected), (1.0 + ABOVE_MOST) * expected)
+
     def observe(
         self, reading: Reading, decode_s: float | None, seconds: float, *, beside_rows: bool
     ) -> None:
@@ -106,6 +118,7 @@ class SliceCost:
         if decode_s is None:
             decode_s = seconds / (1.0 + self._line.in_prior(units))
         if beside_rows:
+            seconds = self._believed(seconds, decode_s + self.of(reading))
             self.tokens_seen = max(self.tokens_seen, reading.tokens)
         # Of a stall no more than that: it is nobody's price.
         decode_s = min(decode_s, 0.95 * seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import exp
 from random import Random
 from statistics import median
 from typing import Any
@@ -24,7 +25,8 @@ LONG = 2500
 class Law:
     """Seconds of a step: by itself, a row's token, a draft iteration, a prompt's token and keys.
 
-    noise: of each step, in standard deviations.
+    noise: of each step, in standard deviations. busy: others compute on the same cores, so that
+    every fifth step takes four times as long.
     """
 
     base: float = 0.010
@@ -34,6 +36,7 @@ class Law:
     keys: float = 1e-7
     each: float = 0.0002
     noise: float = 0.0
+    busy: bool = False
 
 
 LAWS = {
@@ -56,6 +59,8 @@ class TimedDevice(FakeDevice):
             tokens = len(piece.tokens)
             keys = keys_read(piece.start, tokens)
             seconds += law.each + law.prompt * tokens + law.keys * keys
+        if law.busy:
+            return seconds * exp(self.random.gauss(0.0, 0.5)) * self.random.choice((1, 1, 1, 1, 4))
         return seconds * max(0.7, self.random.gauss(1.0, law.noise))
 
 
@@ -65,9 +70,9 @@ class Shop:
     def __init__(self, law: Law, drafter: bool = True, **limits: Any) -> None:
         facts = replace(toy_facts(drafter), context_tokens_max=20_000)
         bounds = Limits(**limits)
-        device = TimedDevice(facts, bounds, quality=0.9)
-        device.law, device.random = law, Random(5)
-        self.house = House(limits=bounds, facts=facts, device=device, budget_bytes=10**9)
+        self.device = TimedDevice(facts, bounds, quality=0.9)
+        self.device.law, self.device.random = law, Random(5)
+        self.house = House(limits=bounds, facts=facts, device=self.device, budget_bytes=10**9)
         self._random = Random(7)
 
     def ask(self, tokens: int, max_tokens: int, **options: Any) -> Stream:
@@ -125,6 +130,17 @@ def test_l3_slices_that_are_told_in_tokens_slow_streams_by_far_more(
     monkeypatch.setattr(SliceCost, "tokens", lambda *_: 1 << 20)
     with pytest.raises(AssertionError, match=r"\d"):
         test_l3_a_long_prompt_slows_streams_by_the_target_and_has_its_share("near", True)
+
+
+def test_l2_on_a_busy_machine_prompts_keep_their_share() -> None:
+    """Whatever disturbs is no price: else slices shrink, and small ones tell still less."""
+    shop = Shop(Law(busy=True), drafter=False)
+    shop.device.random = Random(1)
+    alone_s, _ = shop.read_s(3000)
+    shop.ask(20, 6000)
+    shop.run(80)
+    beside_s, _ = shop.read_s(3000)
+    assert beside_s <= 1.45 * alone_s / paced_share(1.6), beside_s / alone_s
 
 
 def test_l3_where_nothing_was_learned_yet_streams_keep_their_pace() -> None:
