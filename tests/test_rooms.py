@@ -88,7 +88,7 @@ EDGES: Mapping[str, set[str]] = {
         ),
         *("model", "model/checkpoint", "model/convert"),
         *("sapwood", "sapwood/client/address", "sapwood/client/credentials"),
-        "sapwood/client/fields",
+        *("sapwood/client/fields", "scheduler/limits"),
     },
     "sapwood/__main__": {"daemon/cli", "daemon/entry"},
 }

@@ -9,14 +9,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
+from sapwood.daemon.cli import config_commands, tokens
 from sapwood.daemon.cli import daemon_commands as daemons
-from sapwood.daemon.cli import tokens
 from sapwood.daemon.cli.client_flags import add_client, add_client_commands
 from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.cli.parser import Parser
@@ -68,7 +69,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     require_serve("serve")
     flags = vars(arguments)
     flags.pop("run")
-    config = load_config(flags)
+    config = load_config(flags, os.environ)
     log_to_stderr(config.log_level, config.log_format)
     if config.gateway is not None or config.http is not None:
         require_gateway(http=config.http is not None)
@@ -161,6 +162,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
     _add_daemon(add)
+    _add_config(add("config", "what `serve` would go by, and whether a file of it holds"))
     return parser, dict(subparsers.choices)
 
 
@@ -274,6 +276,17 @@ def _add_check(parser: Parser) -> None:
     add("--draft", metavar="DIR|ID|none", help="the drafter (default: the bundle's own)")
     add("--dtype", metavar="|".join(DTYPES), help="to compute in (default: auto)")
     add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_config(parser: Parser) -> None:
+    kinds = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    show = kinds.add_parser("show", help="print it as TOML, with the same flags as serve")
+    _add_serve(show)
+    show.add_argument("--json", action="store_true", help="print it as JSON")
+    show.set_defaults(run=config_commands.run_config_show)
+    check = kinds.add_parser("check", help="read a file, and say whether it can be served by")
+    check.add_argument("file", metavar="FILE", help="TOML, as --config takes it")
+    check.set_defaults(run=config_commands.run_config_check)
 
 
 def _add_models(add: Callable[[str, str], Parser]) -> None:

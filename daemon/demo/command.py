@@ -86,7 +86,9 @@ def perform(serve_flags: Sequence[str], view: View, say: Callable[[str], object]
 def _phase(
     serve_flags: Sequence[str], together: bool, view: View, deadline: float
 ) -> tuple[Phase, str]:
-    environ = blas.environment(os.environ)
+    # What is set for another daemon is not for this one.
+    plain = {name: it for name, it in os.environ.items() if not name.startswith("SAPWOOD_")}
+    environ = blas.environment(plain)
     with running(serve_command(*serve_flags), environ, deadline) as daemon:
 
         async def played() -> Phase:

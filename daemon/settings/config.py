@@ -1,8 +1,7 @@
-"""What the operator set: flags win over the TOML file, which wins over defaults.
+"""What the operator set: by flags, the environment, a TOML file (sources.py has the order).
 
 - `load_config` is the only way to a Config; a Config is complete, checked and frozen.
-- Names are the same everywhere: `--draft-depth` is `draft_depth` in the file. `[limits]` may set
-  any field of Limits, with a value of its type.
+- `[limits]` may set any field of Limits, with a value of its type.
 - What is not built is refused here, with exit code 2, before anything is opened.
 """
 
@@ -12,8 +11,7 @@ import dataclasses
 import math
 import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,15 +37,16 @@ from sapwood.daemon.settings.principals import (
     is_name,
     parse_principals,
 )
+from sapwood.daemon.settings.sources import WrittenSetting, gather
 from sapwood.daemon.settings.tls import TlsFiles
 from sapwood.daemon.sizes import parse_size
+from sapwood.daemon.suggestion import suggestion
 from sapwood.scheduler.limits import Limits
 
 DEFAULT_METRICS = "127.0.0.1:9464"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ITL_TARGET_MAX = 100.0
 DEFAULT_ITL_TARGET = Limits().itl_target
-CONFIG_BYTES_MAX = 1 << 20
 DEFAULT_CACHE_DISK = 20 << 30
 DEFAULT_CACHE_WRITES = 100 << 30
 
@@ -85,16 +84,12 @@ class Config:
     limits: Limits
 
 
-def load_config(flags: Mapping[str, Any]) -> Config:
-    """Merge flags (None: not given) over the file that `config` names. Raises UsageError."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    source = given.pop("config", None)
-    settings = _read(Path(source)) if source is not None else {}
-    if unknown := settings.keys() - _PARSERS.keys():
-        raise UsageError(f"{source}: unknown setting {min(unknown)!r}")
-    settings |= given
+def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = {}) -> Config:
+    """flags: by name, None is not given. environ: read for settings. Raises UsageError."""
+    written = gather(flags, environ, _PARSERS)
+    settings = {name: each.value for name, each in written.items()}
     _check_disk(settings)
-    parsed = {name: _parsed(name, settings.get(name)) for name in _PARSERS}
+    parsed = {name: _parsed(name, written.get(name)) for name in _PARSERS}
     listenings: tuple[Listening, ...] = parsed.pop("listen")
     if (itl_target := parsed.pop("itl_target")) is not None:
         parsed["limits"] = dataclasses.replace(parsed["limits"], itl_target=itl_target)
@@ -166,24 +161,29 @@ def _check_http(config: Config) -> None:
         raise UsageError(f"http: {told}: serving it needs {', and '.join(missing)}")
 
 
-def _parsed(name: str, value: Any) -> Any:
+def _parsed(name: str, written: WrittenSetting | None) -> Any:
+    if written is None:
+        return _PARSERS[name](None)
     try:
-        return _PARSERS[name](value)
+        return _PARSERS[name](written.value)
     except UsageError as error:
-        raise UsageError(f"{name.replace('_', '-')}: {error}") from None
+        raise UsageError(f"{written.where}: {error}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            text = file.read(CONFIG_BYTES_MAX + 1)
-        if len(text) > CONFIG_BYTES_MAX:
-            raise UsageError(f"{path} is longer than {CONFIG_BYTES_MAX} bytes")
-        return tomllib.loads(text.decode())
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
+def effective_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
+    """Each setting's name, value and where it was written, "" for a default. Raises UsageError.
+
+    A default is as it was parsed, None where there is none.
+    """
+    load_config(flags, environ)  # what does not fit together is no configuration
+    written = gather(flags, environ, _PARSERS)
+    for name in _PARSERS:
+        if name in written:
+            yield name, written[name].value, written[name].where
+        else:
+            yield name, _PARSERS[name](None), ""
 
 
 def _text(value: Any) -> str | None:
@@ -291,7 +291,7 @@ def _limits(value: Any) -> Limits:
     defaults = dataclasses.asdict(Limits())
     for name, setting in value.items():
         if name not in defaults:
-            raise UsageError(f"there is no limit {name!r}")
+            raise UsageError(f"there is no limit {name!r}{suggestion(name, defaults)}")
         wanted = type(defaults[name])
         fits = type(setting) is int or (wanted is float and type(setting) is float)
         if not fits or not setting > 0:

@@ -16,6 +16,7 @@ from typing import Any
 
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.sizes import parse_size
+from sapwood.daemon.suggestion import suggestion
 
 LOCAL = "local"
 REST = "default"
@@ -99,7 +100,7 @@ def _parsed(name: str, table: Any) -> PrincipalSettings:
 
 def _setting(name: str, key: str, value: Any) -> Any:
     if key not in _PARSERS:
-        raise UsageError(f"{name}: unknown setting {key!r}")
+        raise UsageError(f"{name}: unknown setting {key!r}{suggestion(key, _PARSERS)}")
     try:
         return _PARSERS[key](value)
     except UsageError as error:

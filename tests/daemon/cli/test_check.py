@@ -190,6 +190,6 @@ def test_usage_and_places_that_do_not_exist(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["check", TARGET, "--dtype", "int8"]) == 2
-    assert capsys.readouterr().err.startswith("sapwood: dtype: ")
+    assert capsys.readouterr().err.startswith("sapwood: --dtype: ")
     assert main(["check", str(tmp_path / "nothing")]) == 1
     assert "neither a directory nor a hub id" in capsys.readouterr().out

@@ -189,7 +189,10 @@ def test_help_leaves_with_0(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--listen", "0.0.0.0:1"], "needs --tls-cert and --tls-key, and --tokens or"),
         (["serve", "--memory", "lots"], "not a size"),
         (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),
-        (["generate", "x", "--top-logprobs", "2"], "--top-logprobs needs --json"),
+        (
+            ["generate", "x", "--top-logprobs", "2"],
+            "--top-logprobs and --prompt-logprobs need --json",
+        ),
         (["status", "--connect", "nowhere"], "neither unix:PATH nor HOST:PORT"),
     ],
 )
