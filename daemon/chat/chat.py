@@ -67,8 +67,6 @@ class HeldChat:
 
     def retry(self) -> bool:
         """Ask the last question again; whether there was one."""
-        if not self.talk.messages and self.talk.unanswered is None:
-            return False
         if not self.talk.retry():
             return False
         self.answer()
@@ -89,13 +87,15 @@ class HeldChat:
             self._around.complain(str(error))
         self.last_thought = "".join(heard.thoughts) or self.last_thought
         self.talk.answer(heard.message)
-        if self.talk.unanswered is not None:
-            heard.cut += ("; " if heard.cut else "") + "/retry asks again"
         if heard.finish is not None:
             self._around.count(figures(heard.finish))
             heard.cut = why_cut(heard.finish, self.model.context_tokens_max)
-        if heard.cut:
-            self._around.note(heard.cut)
+        notes = [heard.cut] if heard.cut else []
+        if self.talk.unanswered is not None:
+            notes += ["the reply is empty"] if heard.finish is not None else []
+            notes.append("/retry asks again")
+        if notes:
+            self._around.note("; ".join(notes))
 
     def _hear(self, heard: _Heard) -> None:
         talk = self.talk

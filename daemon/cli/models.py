@@ -165,7 +165,7 @@ def _lines(summary: ModelSummary) -> Iterator[tuple[str, str]]:
     yield "family", f"{summary.family}, {summary.quantization or 'not quantised'}"
     yield "layers", f"{summary.layers}, sliding window {summary.window_tokens} tokens"
     yield "context", f"{summary.context_tokens_max} tokens, vocabulary {summary.vocabulary}"
-    yield "weights", format_bytes(summary.weights_bytes)
+    yield "weights", f"{format_bytes(summary.weights_bytes)} in its files"
     for name in _ITEM_BYTES:
         thousand = format_bytes(1000 * summary.full_bytes_per_token[name])
         window = format_bytes(summary.window_bytes[name])

@@ -92,6 +92,7 @@ async def _served(
             # What is loaded stays; nobody waits for a collection that looks through all of it.
             gc.collect()
             gc.freeze()
+            screen.close()
             http = None if smg is None else smg.address
             file.write(listeners, metrics, gateway=daemon.gateway_address, http=http)
             print_ready(ready_line(listeners, metrics, "" if smg is None else smg.base_url))

@@ -59,8 +59,14 @@ class StartScreen:
         """console: None is stderr."""
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        # Standard output is not this screen's: the ready line is for whoever reads there.
         self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=self._console, transient=True
+            *columns,
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._task = self._progress.add_task("starting", total=None)
         self._progress.start()

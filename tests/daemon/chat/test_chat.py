@@ -91,6 +91,14 @@ def test_ctrl_c_before_anything_came_takes_the_question_back() -> None:
     assert held.talk.messages == []
 
 
+def test_an_empty_reply_takes_the_question_back_and_says_so() -> None:
+    held, client, around = chat_with([finish()], said("b"))
+    assert lines(held, around, "a")[1:] == ["the reply is empty; /retry asks again"]
+    assert held.talk.messages == []
+    lines(held, around, "/retry")
+    assert client.asked[1] == client.asked[0]
+
+
 def test_what_the_client_refuses_is_said() -> None:
     held, client, around = chat_with()
 

@@ -36,13 +36,15 @@ def test_why_there_is_no_drafter(draft: str | None, says: str) -> None:
     assert says in dict(start_lines(config, replace(CARD, drafter=""), MEMORY))["drafter"]
 
 
-def test_a_bar_and_then_the_lines() -> None:
+def test_a_bar_and_then_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
     file = io.StringIO()
     screen = StartScreen(Console(file=file, width=100, force_terminal=True, color_system=None))
     screen.report(1, 2)
+    print("ready")
     screen.report(2, 2)
     screen.show(load_config({}), CARD, MEMORY, ["unix:/s", "127.0.0.1:1"])
     screen.close()
     text = file.getvalue()
+    assert capsys.readouterr().out == "ready\n"  # standard output is not the screen's
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
     assert text.index("warming up") < text.index("drafter  fake-drafter") < text.index("unix:/s")
