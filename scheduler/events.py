@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from sapwood.scheduler.disk import DiskReport
@@ -33,6 +33,14 @@ class PinTerms:
     name: str  # drawn by the daemon, unguessable
     ttl_s: float | None = None  # from when it is made; None: until it is unpinned
     bytes_max: int | None = None  # of all pins of its principal; None: no bound of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Another reply to a request's prompt. noise_key: as in Sampling."""
+
+    id: int
+    noise_key: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,36 @@ class Request:
     weight: float = 1.0  # of the principal beside others, above 0
     priority: Priority = Priority.NORMAL
     early: bool = False  # end it as soon as its first token cannot come before the deadline
+    forks: tuple[
+        Fork, ...
+    ] = ()  # more replies to the prompt, each a sequence with an id of its own
+    fork_of: int | None = None  # it is such a one, of the request with this id
 
     @property
     def tokens_max(self) -> int:
         """What its sequence may grow to."""
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is a client's request, and not a pin or a further reply."""
+        return self.pin is None and self.fork_of is None
+
+    @property
+    def rows(self) -> tuple[Request, ...]:
+        """The request itself, which reads the prompt, and after it one for each fork."""
+        return self, *(self._forked(fork) for fork in self.forks)
+
+    def _forked(self, fork: Fork) -> Request:
+        return replace(
+            self,
+            id=fork.id,
+            sampling=replace(self.sampling, noise_key=fork.noise_key),
+            prompt_logprobs=0,
+            early=False,
+            forks=(),
+            fork_of=self.id,
+        )
 
     @property
     def masked(self) -> bool:
@@ -76,7 +109,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Begin a request. One whose id lives already is a no-op."""
+    """Begin a request, with its forks or not at all. One whose id lives already is a no-op."""
 
     request: Request
 

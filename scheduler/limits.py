@@ -38,6 +38,7 @@ class Limits:
     penalty_max: float = 2.0  # of presence and frequency, either sign
     logit_bias_max: float = 100.0  # either sign
     logit_bias_tokens_max: int = 1024
+    candidates_max: int = 8  # replies to one prompt
     top_logprobs_max: int = 20  # of prompts and of replies
     error_detail_chars_max: int = 200
 

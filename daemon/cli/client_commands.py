@@ -63,7 +63,10 @@ def generate(arguments: argparse.Namespace) -> int:
         raise UsageError("--system, --tools and --thinking are for a conversation, --raw is none")
     if (arguments.top_logprobs or arguments.prompt_logprobs) and not arguments.json:
         raise UsageError("--top-logprobs and --prompt-logprobs need --json")
+    if (arguments.candidates or 1) > 1 and not arguments.json:
+        raise UsageError("--candidates needs --json: its events say whose they are")
     options = sampling_options(arguments)
+    options["candidates"] = arguments.candidates
     options["top_logprobs"] = arguments.top_logprobs
     options["prompt_logprobs"] = arguments.prompt_logprobs
     if arguments.schema is not None:
@@ -106,6 +109,8 @@ def _standard_input() -> str:
 def event_json(event: Event) -> dict[str, object]:
     """One event with its kind, and what is empty left out."""
     told = {name: it for name, it in asdict(event).items() if it not in ("", (), None)}
+    if not told.get("candidate"):
+        told.pop("candidate", None)
     return {"event": type(event).__name__.lower()} | told
 
 

@@ -95,6 +95,8 @@ def _add_generate(parser: Parser) -> None:
     held = parser.add_mutually_exclusive_group()
     held.add_argument("--schema", metavar="FILE", help="a JSON schema that the reply follows")
     held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
+    help = "with --json: so many replies to the one prompt"
+    add("--candidates", type=unsigned(32), metavar="N", help=help)
     help = "with --json: each token's log probability and N alternatives"
     add("--top-logprobs", type=unsigned(32), metavar="N", help=help)
     help = "with --json: the same for each token of the prompt"

@@ -75,6 +75,7 @@ class Disguise:
             principal=str(principal),
             prompt=self.ids(request.prompt),
             sampling=self._sampling(request.sampling),
+            forks=tuple(replace(fork, noise_key=0) for fork in request.forks),
             stop=(),
             stop_token_ids=frozenset(),
             ignore_eos=False,

@@ -29,11 +29,13 @@ _FINISH_REASONS = {
 class WorkerReply:
     """The reply to one request; `said` each event in order, or `aborted` once."""
 
-    def __init__(self, given: Any) -> None:
+    def __init__(self, given: Any, index: int = 0) -> None:
+        """index: which of a request's replies. Of the prompt's scores the first one tells."""
+        self._index = index
         self._streams: bool = given.stream
         self._stop_ids = frozenset(given.sampling_params.stop_token_ids)
         self._alternatives = logprobs_wanted(given)
-        self._prompt_alternatives = logprobs_wanted(given, "prompt_logprobs")
+        self._prompt_alternatives = None if index else logprobs_wanted(given, "prompt_logprobs")
         self._prompt_ids = tuple(given.tokenized.input_ids)
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._prompt_tokens = 0
@@ -73,12 +75,14 @@ class WorkerReply:
                 cached_tokens=self._cached_tokens,
                 output_logprobs=self._told(delta.token_ids, delta.logprobs),
                 input_logprobs=self._scores(),
+                index=self._index,
             )
         )
 
     def _finish(self, finished: Finished) -> Any:
         usage = finished.usage
-        self._prompt_tokens, self._cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        if not self._index:
+            self._prompt_tokens, self._cached_tokens = usage.prompt_tokens, usage.cached_tokens
         self.ended = True
         complete = self._complete(_FINISH_REASONS[finished.reason])
         complete.spec_draft_tokens = usage.draft_tokens
@@ -99,6 +103,7 @@ class WorkerReply:
             cached_tokens=self._cached_tokens,
             output_logprobs=self._told(told, self._logprobs),
             input_logprobs=self._scores(),
+            index=self._index,
         )
 
     def _scores(self) -> Any:

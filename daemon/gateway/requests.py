@@ -44,14 +44,13 @@ def our_request(given: Any, limits: Limits) -> pb.GenerateRequest:
     params = given.sampling_params
     _refuse_others(given, _REQUEST, "")
     _refuse_others(params, _HONOURED | _CONSTRAINTS.keys(), "sampling_params.")
-    if params.n > 1:
-        raise _unsupported("n", "sampling_params.")
     request = pb.GenerateRequest(
         max_tokens=_max_tokens(params, limits),
         sampling=_sampling(params),
         stop=params.stop,
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
+        candidates=params.n,
         min_tokens=params.min_tokens,
         top_logprobs=_alternatives(params, "logprobs", limits),
         prompt_logprobs=_alternatives(params, "prompt_logprobs", limits),

@@ -34,6 +34,7 @@ from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.mailbox import ReplyEvent
+from sapwood.scheduler.events import Progress
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import SamplingDefaults
@@ -70,11 +71,15 @@ class WorkerService:
 
     async def _generate(self, given: Any, call: Call) -> None:
         self._received_at = time.time()
-        reply = WorkerReply(given)
+        count = min(max(1, given.sampling_params.n), self._gate.limits.candidates_max)
+        replies = [WorkerReply(given, index) for index in range(count)]
 
-        async def write(event: ReplyEvent, _waited_s: float) -> None:
-            if (response := reply.said(event)) is not None:
-                await call.write(response)
+        async def write(event: ReplyEvent, candidate: int, _waited_s: float) -> None:
+            # The prompt is read once, and counted in each reply, as the protocol has it.
+            told = replies if isinstance(event, Progress) else [replies[candidate]]
+            for response in [reply.said(event) for reply in told]:
+                if response is not None:
+                    await call.write(response)
 
         with self._replies.place(f"{WORKER.full_name}.Generate"):
             scope = anyio.CancelScope()
@@ -87,8 +92,9 @@ class WorkerService:
                 same.discard(scope)
                 if not same:
                     self._running.pop(given.request_id, None)
-        if scope.cancelled_caught and not reply.ended:
-            await call.write_in_time(reply.aborted(), self._gate.limits.write_s_max)
+        for reply in replies if scope.cancelled_caught else ():
+            if not reply.ended:
+                await call.write_in_time(reply.aborted(), self._gate.limits.write_s_max)
 
     def _ours(self, given: Any) -> pb.GenerateRequest:
         """Counted like every other refusal. Raises Refused."""

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Sequence
 
 from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.rpc.candidates import forks_of, require_several
 from sapwood.daemon.rpc.constraints import TOOL_CHOICE, constraint_spec, without_calls
 from sapwood.daemon.rpc.conversation import conversation_of
 from sapwood.daemon.rpc.principals import Principal, root_key
@@ -85,6 +86,7 @@ class Admission:
         """`deadline` is in the engine's clock. Raises Refused."""
         check(request, GENERATE_RULES, self._bounds)
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
+        require_several(request.candidates, sampling)
         sampling = without_calls(request, sampling, self._card.facts.control_tokens)
         spec = self._spec(request)
         prompt = await self._prompt(request)
@@ -111,6 +113,7 @@ class Admission:
             weight=principal.weight,
             priority=_PRIORITIES[request.priority],
             early=request.deadline_policy == pb.DEADLINE_POLICY_EARLY,
+            forks=forks_of(request.candidates, sampling, self.draw_id),
         )
 
     async def admit_pin(

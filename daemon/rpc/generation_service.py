@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
+from sapwood.daemon.rpc.candidates import pump_all
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
 from sapwood.daemon.rpc.principals import Principal
@@ -25,8 +26,9 @@ from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import generation_pb2 as pb
 
-# Of one event, and of how long the request waited for its principal's quotas, in seconds.
-Write = Callable[[ReplyEvent, float], Awaitable[None]]
+# Of one event, which reply's it is, and how long the request waited for its principal's quotas, in
+# seconds.
+Write = Callable[[ReplyEvent, int, float], Awaitable[None]]
 
 
 class GenerationService:
@@ -45,13 +47,13 @@ class GenerationService:
         }
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
-        async def write(event: ReplyEvent, waited_s: float) -> None:
-            await call.write(response_of(event, waited_s))
+        async def write(event: ReplyEvent, candidate: int, waited_s: float) -> None:
+            await call.write(response_of(event, candidate, waited_s))
 
         await self.reply(request, call, write)
 
     async def reply(self, request: pb.GenerateRequest, call: Call, write: Write) -> None:
-        """One reply, for whichever contract it is written in. Raises Refused."""
+        """Its replies, for whichever contract it is written in. Raises Refused."""
         deadline = self._gate.deadline(call)
         call.record.is_chat = request.HasField("messages")
         with self._gate.accounts.stake(call.principal) as stake:
@@ -72,30 +74,33 @@ class GenerationService:
             stake.observe(effect)
             generation.observe(effect)
 
-        mailbox = self._gate.mailboxes.open(admitted.id, observe)
+        opened = self._gate.mailboxes.open
+        mailboxes = [opened(row.id, observe) for row in admitted.rows]
         self._gate.engine.send(Submit(admitted))
 
-        async def write_event(event: ReplyEvent) -> None:
-            await write(event, stake.waited_s)
+        async def write_event(event: ReplyEvent, candidate: int) -> None:
+            await write(event, candidate, stake.waited_s)
 
         why: CancelReason | None = None
         try:
-            await mailbox.pump(write_event)
+            await pump_all(mailboxes, write_event)
         except Refused as refusal:
             slow = refusal.reason is Reason.SLOW_READER
             why = CancelReason.SLOW_READER if slow else CancelReason.FAULT
             raise
         finally:
-            self._leave(mailbox, why or self._why_gone(deadline))
+            for mailbox in mailboxes:
+                self._leave(mailbox, why or self._why_gone(deadline))
 
     async def _admit(
         self, request: pb.GenerateRequest, deadline: float, principal: Principal, stake: Stake
     ) -> Request:
         try:
             self._gate.enter()
-            stake.enter()  # before any work for who may have no more
+            rows = min(max(1, request.candidates), self._gate.limits.candidates_max)
+            stake.enter(rows)  # before any work for who may have no more
             admitted = await self._gate.admission.admit(request, deadline, principal)
-            await stake.turn(len(admitted.prompt), admitted.max_tokens)
+            await stake.turn(len(admitted.prompt), rows * admitted.max_tokens)
             self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
         except Refused as refusal:
             self._gate.turn_away(Outcome.REJECTED, refusal.reason)

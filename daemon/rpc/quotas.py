@@ -1,5 +1,6 @@
 """What each principal has under way, and what is refused of it: CLIENT_QUOTA, with a time to retry.
 
+- A request is as many rows as it wants replies, and has all their places or none.
 - `running_max` of its requests are with the scheduler at once; `queued_max` more wait here for one
   of these to end, in the order they came (0 where it is not set). What waits here takes no place
   in the scheduler's queue, which all share.
@@ -18,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 import anyio
@@ -72,6 +74,14 @@ class Accounts:
                 del self._holdings[name]
 
 
+@dataclass(eq=False, slots=True)
+class Places:
+    """Places for the rows of one request: had, waited for (`given` is done then), or given up."""
+
+    rows: int
+    given: asyncio.Future[None]
+
+
 class Holding:
     """What one principal has under way and has used."""
 
@@ -81,15 +91,15 @@ class Holding:
         self._used = 0.0  # tokens of the last minute, forgotten evenly
         self._reserved = 0  # tokens that requests under way may still use
         self._rate = 0.0  # tokens forgotten in a second
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: deque[Places] = deque()
         self.places = 0  # requests that came and did not leave
         self.running = 0  # with the scheduler
         self.unbegun = 0  # of these, those that no step has begun
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for one with the scheduler to end."""
-        return len(self._line)
+        """Rows that wait for others with the scheduler to end."""
+        return sum(turn.rows for turn in self._line)
 
     @property
     def idle(self) -> bool:
@@ -97,32 +107,41 @@ class Holding:
         self._forget(self._rate)
         return not (self.places or self._used)
 
-    def enter(self, quotas: Quotas) -> asyncio.Future[None]:
-        """A place with the scheduler, or in line for one. Raises Refused where neither is free."""
-        queued_max, turn = quotas.queued_max, asyncio.get_running_loop().create_future()
-        if quotas.running_max is not None:
-            if self.running < quotas.running_max:
+    def enter(self, quotas: Quotas, rows: int = 1) -> Places:
+        """Places with the scheduler, or in line for them. Raises Refused where neither are free."""
+        queued_max, running_max = quotas.queued_max, quotas.running_max
+        turn = Places(rows, asyncio.get_running_loop().create_future())
+        if running_max is not None:
+            if rows > running_max:
+                told = f"{rows} candidates are more than the {running_max} rows it may have"
+                raise Refused(Reason.CLIENT_QUOTA, told, field="candidates")
+            if not self._line and self.running + rows <= running_max:
                 self._begin(turn)
-            elif len(self._line) < (queued_max or 0):
+            elif self.waiting + rows <= (queued_max or 0):
                 self._line.append(turn)
             else:
                 self._refuse_place()
-        elif queued_max is not None and self.unbegun >= max(1, queued_max):
+        elif queued_max is not None and self.unbegun + rows > max(rows, queued_max):
             self._refuse_place()
         else:
             self._begin(turn)
         return turn
 
-    def leave(self, turn: asyncio.Future[None]) -> None:
-        """What `enter` gave is given back: to the next in line, where there is one."""
+    def leave(self, turn: Places, quotas: Quotas) -> None:
+        """What `enter` gave is given back: to the next in line, where there are any."""
         if turn in self._line:
             self._line.remove(turn)
-        if not turn.done() or turn.cancelled() or turn.exception() is not None:
-            return  # it never had a place with the scheduler
-        self.running -= 1
+        given = turn.given
+        if given.done() and not given.cancelled() and given.exception() is None:
+            self.running -= turn.rows  # else it never had a place with the scheduler
         while self._line:
-            if not (following := self._line.popleft()).done():  # else it gave up, and leaves
-                return self._begin(following)
+            following = self._line[0]
+            if following.given.done():  # it gave up, and leaves
+                self._line.popleft()
+            elif self.running + following.rows <= (quotas.running_max or 0):
+                self._begin(self._line.popleft())
+            else:
+                return
 
     def reserve(self, tokens: int, tokens_per_minute_max: int) -> None:
         """Raises Refused where they do not fit into what is left of the minute."""
@@ -148,15 +167,15 @@ class Holding:
     def close(self, refusal: Callable[[], Refused]) -> None:
         """Whoever waits is refused."""
         for turn in self._line:
-            if not turn.done():
-                turn.set_exception(refusal())
+            if not turn.given.done():
+                turn.given.set_exception(refusal())
 
-    def _begin(self, turn: asyncio.Future[None]) -> None:
-        self.running += 1
-        turn.set_result(None)
+    def _begin(self, turn: Places) -> None:
+        self.running += turn.rows
+        turn.given.set_result(None)
 
     def _refuse_place(self) -> NoReturn:
-        told = _AS_MANY.format(self.running, max(len(self._line), self.unbegun))
+        told = _AS_MANY.format(self.running, max(self.waiting, self.unbegun))
         raise Refused(Reason.CLIENT_QUOTA, told, retry_after_s=RETRY_AFTER_S)
 
     def _forget(self, rate: float) -> None:
@@ -172,15 +191,15 @@ class Stake:
         self._holding = holding
         self._quotas = quotas
         self._queue_s_max = queue_s_max
-        self._turn: asyncio.Future[None] | None = None
-        self._unbegun = False
+        self._turn: Places | None = None
+        self._unbegun = 0
         self._prompt_tokens = self._reply_tokens = 0  # reserved
         self.waited_s = 0.0
         holding.places += 1
 
-    def enter(self) -> None:
+    def enter(self, rows: int = 1) -> None:
         """Before anything is done for the request. Raises Refused."""
-        self._turn = self._holding.enter(self._quotas)
+        self._turn = self._holding.enter(self._quotas, rows)
 
     async def turn(self, prompt_tokens: int, max_tokens: int) -> None:
         """Until the scheduler may have the request. Raises Refused."""
@@ -191,13 +210,13 @@ class Stake:
             self._prompt_tokens, self._reply_tokens = prompt_tokens, max_tokens
         began = anyio.current_time()
         with anyio.move_on_after(self._queue_s_max) as scope:
-            await self._turn
+            await self._turn.given
         if scope.cancelled_caught:
             told = f"none of this client's requests ended for {self._queue_s_max:g} s"
             raise Refused(Reason.CLIENT_QUOTA, told, retry_after_s=RETRY_AFTER_S)
         self.waited_s = anyio.current_time() - began
-        self._unbegun = True
-        self._holding.unbegun += 1
+        self._unbegun = self._turn.rows
+        self._holding.unbegun += self._unbegun
 
     def observe(self, effect: Effect) -> None:
         """What the engine tells of the request, whether its client reads it or not."""
@@ -218,9 +237,8 @@ class Stake:
         self._holding.give_back(self._prompt_tokens + self._reply_tokens)
         self._holding.places -= 1
         if self._turn is not None:
-            self._holding.leave(self._turn)
+            self._holding.leave(self._turn, self._quotas)
 
     def _begin(self) -> None:
-        if self._unbegun:
-            self._unbegun = False
-            self._holding.unbegun -= 1
+        self._holding.unbegun -= self._unbegun
+        self._unbegun = 0

@@ -21,7 +21,9 @@ _FINISH_REASONS = {
 }
 
 
-def response_of(event: ReplyEvent, waited_s: float = 0.0) -> pb.GenerateResponse:
+def response_of(
+    event: ReplyEvent, candidate: int = 0, waited_s: float = 0.0
+) -> pb.GenerateResponse:
     """One event, one message. waited_s: before the scheduler had the request."""
     match event:
         case Progress():
@@ -34,10 +36,11 @@ def response_of(event: ReplyEvent, waited_s: float = 0.0) -> pb.GenerateResponse
                 )
             )
         case Delta():
-            return pb.GenerateResponse(delta=_delta(event))
+            return pb.GenerateResponse(delta=_delta(event, candidate))
         case Finished():
             return pb.GenerateResponse(
                 finish=pb.Finish(
+                    candidate=candidate,
                     reason=_FINISH_REASONS[event.reason],
                     stop_sequence=event.stop_sequence,
                     usage=_usage(event.usage, waited_s),
@@ -45,8 +48,9 @@ def response_of(event: ReplyEvent, waited_s: float = 0.0) -> pb.GenerateResponse
             )
 
 
-def _delta(delta: Delta) -> pb.Delta:
+def _delta(delta: Delta, candidate: int) -> pb.Delta:
     return pb.Delta(
+        candidate=candidate,
         text=delta.text,
         token_ids=delta.token_ids,
         logprobs=[_logprobs(token) for token in delta.logprobs],

@@ -92,7 +92,12 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
     ),
     _not_yet("session", lambda r: bool(r.session)),
     _not_yet("cache.mark", lambda r: r.cache.mark),
-    _not_yet("candidates", lambda r: r.candidates > 1),
+    Rule(
+        "candidates",
+        Reason.BAD_REQUEST,
+        lambda r, b: r.candidates <= b.limits.candidates_max,
+        "candidates is at most {limits.candidates_max}",
+    ),
     Rule(
         "stop",
         Reason.BAD_REQUEST,

@@ -34,6 +34,7 @@ class GenerationRecord:
 
     def __init__(self, request: Request, waited_s: float) -> None:
         """waited_s: for its principal's quotas, before it is submitted, which is now."""
+        self.id = request.id
         self.submitted_at = time.monotonic()
         self.waited_s = waited_s
         self.prompt_tokens = len(request.prompt)
@@ -62,8 +63,10 @@ class GenerationRecord:
                     self.first_token_at = now
                 self.completion_tokens += len(effect.token_ids)
             case Finished():
-                self.finished, self.finished_at = effect, now
-                self.cached_tokens = effect.usage.cached_tokens
+                self.finished_at = now
+                if effect.id == self.id:  # of several replies the first has the prompt's account
+                    self.finished = effect
+                    self.cached_tokens = effect.usage.cached_tokens
 
 
 class CallRecord:

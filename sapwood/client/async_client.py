@@ -157,10 +157,17 @@ class AsyncStream:
         self._call.cancel()
 
     async def collect(self) -> Reply:
-        """Reads to the end and returns the whole reply, what was read before included."""
+        """Reads to the end and returns the whole reply, what was read before included.
+
+        Of several candidates the first.
+        """
+        return (await self.collect_all())[0]
+
+    async def collect_all(self) -> tuple[Reply, ...]:
+        """The same with the replies of all candidates."""
         async for _ in self:
             pass
-        return self._builder.reply()
+        return self._builder.replies()
 
     async def text(self) -> str:
         """Reads to the end and returns the whole text."""

@@ -13,17 +13,12 @@ from sapwood.client.values import Delta, Event, Finish, Prefill, Reply, TokenLog
 
 
 class ReplyBuilder:
-    """What has come so far of one reply."""
+    """What has come so far of a stream: one reply, or as many as were asked for."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
-        self._token_ids: list[int] = []
-        self._thinking: list[str] = []
-        self._tool_calls: list[ToolCall] = []
-        self._logprobs: list[TokenLogprobs] = []
+        self._parts: dict[int, _Parts] = {0: _Parts()}
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._prefill: Prefill | None = None
-        self._finish: Finish | None = None
 
     def add(self, event: Event) -> None:
         """The next event of the stream, each once."""
@@ -31,26 +26,47 @@ class ReplyBuilder:
             case Prefill():
                 self._prefill = event
                 self._prompt_logprobs.extend(event.logprobs)
-            case Delta():
-                self._texts.append(event.text)
-                self._token_ids.extend(event.token_ids)
-                self._thinking.append(event.thinking)
-                self._tool_calls.extend(event.tool_calls)
-                self._logprobs.extend(event.logprobs)
-            case Finish():
-                self._finish = event
+            case Delta() | Finish():
+                self._parts.setdefault(event.candidate, _Parts()).add(event)
 
-    def reply(self) -> Reply:
-        """The whole reply. Raises SapwoodError where the stream ended before its Finish."""
-        if self._prefill is None or self._finish is None:
+    def replies(self) -> tuple[Reply, ...]:
+        """All of them. Raises SapwoodError where the stream ended before the last Finish."""
+        parts = [self._parts[candidate] for candidate in sorted(self._parts)]
+        if self._prefill is None or any(part.finish is None for part in parts):
             raise SapwoodError(grpc.StatusCode.INTERNAL, "the stream ended before the reply did")
+        return tuple(part.reply(self._prefill, tuple(self._prompt_logprobs)) for part in parts)
+
+
+class _Parts:
+    """What has come so far of one reply, but for its prompt."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._token_ids: list[int] = []
+        self._thinking: list[str] = []
+        self._tool_calls: list[ToolCall] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self.finish: Finish | None = None
+
+    def add(self, event: Delta | Finish) -> None:
+        if isinstance(event, Finish):
+            self.finish = event
+            return
+        self._texts.append(event.text)
+        self._token_ids.extend(event.token_ids)
+        self._thinking.append(event.thinking)
+        self._tool_calls.extend(event.tool_calls)
+        self._logprobs.extend(event.logprobs)
+
+    def reply(self, prefill: Prefill, prompt_logprobs: tuple[TokenLogprobs, ...]) -> Reply:
+        assert self.finish is not None, "before its end"
         return Reply(
             "".join(self._texts),
             tuple(self._token_ids),
-            self._prefill,
-            self._finish,
+            prefill,
+            self.finish,
             "".join(self._thinking),
             tuple(self._tool_calls),
             tuple(self._logprobs),
-            tuple(self._prompt_logprobs),
+            prompt_logprobs,
         )

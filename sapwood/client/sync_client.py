@@ -114,10 +114,17 @@ class Stream:
         self._pauses.wake()
 
     def collect(self) -> Reply:
-        """Reads to the end and returns the whole reply, what was read before included."""
+        """Reads to the end and returns the whole reply, what was read before included.
+
+        Of several candidates the first.
+        """
+        return self.collect_all()[0]
+
+    def collect_all(self) -> tuple[Reply, ...]:
+        """The same with the replies of all candidates."""
         for _ in self:
             pass
-        return self._builder.reply()
+        return self._builder.replies()
 
     def text(self) -> str:
         """Reads to the end and returns the whole text."""

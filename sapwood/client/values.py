@@ -78,6 +78,7 @@ class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`. What is absent or None is the daemon's or the model's default."""
 
     max_tokens: int | None
+    candidates: int | None  # replies to the one prompt, each of its own; `collect_all` has them all
     temperature: float | None  # 0 is greedy
     top_k: int | None
     top_p: float | None
@@ -151,6 +152,7 @@ class Delta:
     thinking: str = ""  # what the model thinks before it speaks, apart from `text`
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
+    candidate: int = 0  # which reply, from 0
 
 
 class FinishReason(StrEnum):
@@ -186,6 +188,7 @@ class Finish:
     reason: FinishReason
     stop_sequence: str
     usage: Usage
+    candidate: int = 0  # which reply, from 0
 
 
 Event = Prefill | Delta | Finish

@@ -246,7 +246,7 @@ def event(response: generation_pb2.GenerateResponse) -> Event | None:
         case "finish":
             finish = response.finish
             reason = _REASONS.get(finish.reason, FinishReason.UNKNOWN)
-            return Finish(reason, finish.stop_sequence, _usage(finish.usage))
+            return Finish(reason, finish.stop_sequence, _usage(finish.usage), finish.candidate)
         case _:
             return None
 
@@ -260,7 +260,8 @@ def _prefill(prefill: generation_pb2.Prefill) -> Prefill:
 def _delta(delta: generation_pb2.Delta) -> Delta:
     calls = tuple(_called(call) for call in delta.tool_calls)
     logprobs = tuple(map(_logprobs, delta.logprobs))
-    return Delta(delta.text, tuple(delta.token_ids), delta.thinking, calls, logprobs)
+    ids, candidate = tuple(delta.token_ids), delta.candidate
+    return Delta(delta.text, ids, delta.thinking, calls, logprobs, candidate)
 
 
 def _called(call: prompt_pb2.ToolCall) -> ToolCall:

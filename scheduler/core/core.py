@@ -118,7 +118,7 @@ class Core(CoreState):
             return None
         self._steps += 1
         for sequence in self._planned.admitted:
-            if not sequence.parks and sequence.request.pin is None:
+            if not sequence.parks and sequence.request.counts:
                 self._meters.request_queue.observe(now - sequence.submitted_at)
         return self._planned.plan
 
@@ -154,14 +154,26 @@ class Core(CoreState):
     def _submit(self, request: Request, now: float) -> None:
         if self._roster.find(request.id) is not None:
             return
-        sequence = self._new_sequence(request, now)
-        refusal = SHUTTING_DOWN if self._draining else self._door.refusal(sequence, now)
-        if refusal is not None:
-            self._tell_end(request, refusal)
-            return
-        for displaced, verdict in self._door.displaced(request):
-            self._fail(displaced, now, verdict)
-        self._roster.waiting.add(sequence)
+        rows, entered = request.rows, list[Sequence]()
+        for row in rows:
+            sequence = self._new_sequence(row, now)
+            refusal = SHUTTING_DOWN if self._draining else self._door.refusal(sequence, now)
+            if refusal is not None:
+                self._turn_away(entered, rows[len(entered) :], refusal, now)
+                return
+            for displaced, verdict in self._door.displaced(row):
+                self._fail(displaced, now, verdict)
+            self._roster.waiting.add(sequence)
+            entered.append(sequence)
+
+    def _turn_away(
+        self, entered: list[Sequence], rest: abc.Sequence[Request], why: Verdict, now: float
+    ) -> None:
+        """One of a request's rows is refused: so are all."""
+        for sequence in entered:
+            self._fail(sequence, now, why)
+        for row in rest:
+            self._tell_end(row, why)
 
     def _new_sequence(self, request: Request, now: float) -> Sequence:
         assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
@@ -199,7 +211,7 @@ class Core(CoreState):
         self._tell_end(sequence.request, verdict)
 
     def _tell_end(self, request: Request, verdict: Verdict) -> None:
-        if request.pin is None:
+        if request.counts:
             self._meters.count_end(verdict.outcome, verdict.reason)
         told = Failed(request.id, verdict.reason, verdict.message, verdict.retry_after_s)
         self._effects.append(told)
@@ -291,8 +303,10 @@ class Core(CoreState):
     ) -> None:
         sequence.move(SequenceState.DECODE, now, "first token")
         sequence.first_token_at = now
-        self._meters.time_to_first_token.observe(now - sequence.submitted_at)
-        self._meters.request_prefill.observe(now - sequence.admitted_at)
+        if sequence.request.counts:
+            self._meters.time_to_first_token.observe(now - sequence.submitted_at)
+            self._meters.request_prefill.observe(now - sequence.admitted_at)
+        self._roster.waiting.release(sequence.id)
         sequence.reply.push_first(token)
         self._emit(sequence, (token,), logprobs, now)
 
@@ -314,8 +328,9 @@ class Core(CoreState):
         if reply.reason:
             self._reply_length.observe(sequence.emitted)
             usage = sequence.usage(now)
-            self._meters.request_decode.observe(usage.decode_seconds)
-            self._meters.request_duration.observe(now - sequence.submitted_at)
-            self._meters.count_end(reply.reason.outcome)
+            if sequence.request.counts:
+                self._meters.request_decode.observe(usage.decode_seconds)
+                self._meters.request_duration.observe(now - sequence.submitted_at)
+                self._meters.count_end(reply.reason.outcome)
             self._roster.end(sequence, now, reply.reason)
             self._effects.append(Finished(sequence.id, reply.reason, reply.stop_sequence, usage))

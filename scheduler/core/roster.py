@@ -84,6 +84,7 @@ class Roster:
     def give_slot(self, sequence: Sequence, now: float, step: int) -> None:
         """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
         self.waiting.take(sequence)
+        self.waiting.begin(sequence.id)
         if not sequence.parks:
             sequence.admitted_at = now
         sequence.move(SequenceState.PREFILL, now, "resumed" if sequence.parks else "admitted")
@@ -102,6 +103,7 @@ class Roster:
             self._leave_live(sequence)
             self.leaving.append(sequence)
         sequence.move(SequenceState.DONE, now, why)
+        self.waiting.release(sequence.id)
 
     def park(self, sequence: Sequence, now: float, why: str, *, forced: bool) -> None:
         """A plan takes the sequence's slot away, and releases it; it waits in its rank.

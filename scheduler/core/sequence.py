@@ -66,6 +66,7 @@ class Sequence:
         "admitted_at",
         "asked_disk",
         "awaited",
+        "begun",
         "cached",
         "causes",
         "common",
@@ -130,6 +131,7 @@ class Sequence:
         self.common: dict[int, int] = {}
         self.awaited: tuple[Sequence, int] | None = None
         self.overtaken = 0
+        self.begun = False  # it is a fork, and its leader has had a slot
         self.asked_disk = False
         # From admission on.
         self.slot = -1
@@ -141,7 +143,8 @@ class Sequence:
         self.evaluated = 0
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
-        self.processed = 0
+        # Of a fork's prompt its leader tells.
+        self.processed = 0 if request.fork_of is None else len(request.prompt)
         self.served_step = 0
 
     @property
@@ -262,9 +265,9 @@ class Sequence:
 
     def usage(self, now: float) -> Usage:
         """What a reply took that ends at `now`."""
-        reply = self.reply
+        reply, leads = self.reply, self.request.fork_of is None
         return Usage(
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=self.prompt_tokens if leads else 0,
             cached_tokens=self.cached,
             completion_tokens=self.emitted,
             thinking_tokens=reply.parts.thinking_tokens,
@@ -273,7 +276,7 @@ class Sequence:
             draft_tokens=reply.draft_tokens,
             accepted_tokens=reply.accepted_tokens,
             queue_seconds=self.admitted_at - self.submitted_at,
-            prefill_seconds=self.first_token_at - self.admitted_at,
+            prefill_seconds=self.first_token_at - self.admitted_at if leads else 0.0,
             decode_seconds=now - self.first_token_at,
         )
 

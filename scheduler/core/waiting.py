@@ -11,6 +11,9 @@
 - Who waits for the disk (page_ins.py) is not looked at meanwhile.
 - Who was parked waits where it would have waited, and longer than a queue's place is kept. Forced
   to parks_max times, it comes back only as the oldest of all, whom nobody parks.
+- Forks stand aside, in no line, until their leader has read the prompt or ended; then they stand in
+  their line by their rank. Once the leader has had a slot they have begun with it: neither the
+  queue's time nor a drain ends them.
 - A step costs O(1) per waiting sequence; prompts are compared once per pair, as whole slices, and
   only for the first admission_candidates_max of a line that could go, in as many lines; memory is
   asked for so many in all.
@@ -40,6 +43,7 @@ class Waiting:
         self._lines: dict[LineName, Line] = {}
         self._refused: list[Sequence] = []  # by memory, since somebody was taken
         self._came = 0
+        self._aside: dict[int, list[Sequence]] = {}  # by the id of whom they are forks of
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -71,7 +75,7 @@ class Waiting:
         queued: dict[str, Sequence] = {}
         for sequence in self:
             waiting[sequence.request.principal] += 1
-            if sequence.state is SequenceState.QUEUED:
+            if sequence.state is SequenceState.QUEUED and not sequence.begun:
                 queued[sequence.request.principal] = sequence
         ranked = [(waiting[name] / last.request.weight, name) for name, last in queued.items()]
         most, name = max(ranked, default=(0.0, ""))
@@ -89,8 +93,8 @@ class Waiting:
 
     @property
     def queued(self) -> list[Sequence]:
-        """Those that never had a slot."""
-        return [sequence for sequence in self if sequence.state is SequenceState.QUEUED]
+        """Those that never had a slot, nor a part in another's."""
+        return [s for s in self if s.state is SequenceState.QUEUED and not s.begun]
 
     def put_back(self, sequence: Sequence) -> None:
         """The sequence was parked: it comes before all that came after it."""
@@ -99,15 +103,33 @@ class Waiting:
         self._line_of(sequence).add(sequence)
 
     def add(self, sequence: Sequence) -> None:
-        """The sequence comes last."""
+        """The sequence comes last. A fork comes behind its leader, and waits for it."""
         self._came += 1
         sequence.rank = self._came
         self._sequences[sequence.id] = sequence
-        self._line_of(sequence).add(sequence)
+        leader = sequence.request.fork_of
+        if leader is not None and sequence.reads_tree:
+            self._aside.setdefault(leader, []).append(sequence)
+        else:
+            self._line_of(sequence).add(sequence)
+
+    def begin(self, leader: int) -> None:
+        """It has a slot: its forks have begun too."""
+        for fork in self._aside.get(leader, ()):
+            fork.begun = True
+
+    def release(self, leader: int) -> None:
+        """It has read its prompt, or ended: its forks may have slots."""
+        for fork in self._aside.pop(leader, ()):
+            self._line_of(fork).add(fork)
 
     def remove(self, sequence: Sequence) -> None:
         """The sequence ended while it waited."""
         del self._sequences[sequence.id]
+        aside = self._aside.get(sequence.request.fork_of or 0, [])
+        if sequence in aside:
+            aside.remove(sequence)
+            return
         line = self._line_of(sequence)
         del line.sequences[sequence.id]
         if not line.sequences:

@@ -23,6 +23,7 @@ from sapwood.scheduler.events import (
     Effect,
     Failed,
     Finished,
+    Fork,
     Pinned,
     PinTerms,
     Progress,
@@ -63,8 +64,9 @@ class Stream:
         if isinstance(effect, Progress):
             self._take_progress(effect)
         elif isinstance(effect, Delta):
-            assert self.progress, "progress comes before the first delta"
-            assert self.progress[-1].processed == len(self.request.prompt)
+            if self.request.fork_of is None:
+                assert self.progress, "progress comes before the first delta"
+                assert self.progress[-1].processed == len(self.request.prompt)
             assert effect.token_ids, "a delta without ids"
             assert self.deltas_by_step.setdefault(step, 0) == 0, "two deltas in one step"
             self.deltas_by_step[step] += 1
@@ -83,6 +85,7 @@ class Stream:
 
     def _take_progress(self, effect: Progress) -> None:
         assert not self.tokens, "progress after the first delta"
+        assert self.request.fork_of is None, "its leader tells of the prompt"
         assert effect.total == len(self.request.prompt)
         assert effect.cached < effect.processed <= effect.total
         if self.progress:
@@ -119,8 +122,12 @@ class Stream:
             expected.stop_sequence,
         )
         usage = self.end.usage
-        assert usage.prompt_tokens == len(self.request.prompt)
-        assert usage.cached_tokens == self.progress[-1].cached < usage.prompt_tokens
+        if self.request.fork_of is None:
+            assert usage.prompt_tokens == len(self.request.prompt)
+            assert usage.cached_tokens == self.progress[-1].cached < usage.prompt_tokens
+        else:
+            told = usage.prompt_tokens, usage.cached_tokens, usage.prefill_seconds
+            assert told == (0, 0, 0.0), "the prompt stands in its leader's usage"
         assert usage.completion_tokens == len(self.tokens)
         produced = 1 + usage.decode_steps + usage.accepted_tokens
         assert usage.completion_tokens in (produced, produced - 1)
@@ -164,17 +171,26 @@ class House:
         self._ids = itertools.count(1)
 
     def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, **options: object) -> Stream:
+        """`forks` among the options: how many further replies; `rows` has their streams."""
+        forks = options.pop("forks", 0)
+        assert isinstance(forks, int), forks
         request = Request(
             id=next(self._ids),
             root=b"root",
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=Sampling(),
+            forks=tuple(Fork(next(self._ids), 1000 + n) for n in range(forks)),
         )
         request = replace(request, **options)  # type: ignore[arg-type]
-        stream = self.streams[request.id] = Stream(request)
+        for row in request.rows:
+            self.streams[row.id] = Stream(row)
         self.handle(Submit(request))
-        return stream
+        return self.streams[request.id]
+
+    def rows(self, stream: Stream) -> list[Stream]:
+        """The streams of all replies to a request, its own first."""
+        return [self.streams[row.id] for row in stream.request.rows]
 
     def pin(
         self,

@@ -71,6 +71,7 @@ class RowChecks:
             row = Row(live[admit.slot].request, admit.target, plan.number, plan.number, prefix)
             if evictions == self._evictions:
                 self._check_alone(row, admit, plan.number)
+            self._check_fork(row.request)
             row.storing = not row.request.cache_bypass
             self.rows[admit.slot] = row
         self._evictions = evictions
@@ -103,9 +104,18 @@ class RowChecks:
                 assert not kept or min(ids) < sequence.id, f"L7: {sequence.tell()}"
                 assert sequence.forced <= self._limits.parks_max, f"L7: {sequence.tell()}"
 
+    def _check_fork(self, request: Request) -> None:
+        """L9: the prompt of several replies is read once, by the first of them."""
+        leader = self._core._roster.find(request.fork_of or 0)
+        if leader is not None and not request.cache_bypass:
+            assert leader.emitted, f"L9: a fork before its prompt is read: {leader.tell()}"
+
     def _check_alone(self, new: Row, admit: Admit, step: int) -> None:
-        """Of two with one prefix the second waits until the first has stored it."""
-        if new.request.cache_bypass:
+        """Of two with one prefix the second waits until the first has stored it.
+
+        Unless it reads all for its scores.
+        """
+        if new.request.cache_bypass or new.request.prompt_logprobs:
             return
         for row in self.rows.values():
             if row.decoding or not row.storing or row.request.root != new.request.root:
@@ -139,11 +149,18 @@ class RowChecks:
             steps = plan.number - row.served_step
             assert steps <= self._limits.slots_max, f"L2: slot {slot} without a slice for {steps}"
         if waiting:
-            # A share is cut before it is known how much of a new one's prefix is still whole.
-            rests = [1 if r.admitted_step == plan.number else r.rest for r in waiting.values()]
+            rests = [1 if self._may_be_cut(r, plan) else r.rest for r in waiting.values()]
             due = min(LEAST_SHARE, *rests)
             given = sum(len(piece.tokens) for piece in plan.prefills)
             assert given >= due, f"L3: {given} prompt tokens, {due} are their share"
+
+    @staticmethod
+    def _may_be_cut(row: Row, plan: StepPlan) -> bool:
+        """A share is cut before it is known how much of a new one's prefix is still whole.
+
+        And what is read again for scores ends where they go on.
+        """
+        return row.admitted_step == plan.number or row.request.prompt_logprobs > 0
 
 
 class TreeChecks:

@@ -43,7 +43,8 @@ def scenario(seed: int) -> Scenario:
     config = replace(config, pins_max=operators.choice((1, 3, 64)))
     config = replace(config, pins_share_max=operators.choice((0.2, 0.5, 1.0)))
     actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
-    return _shared(Random(f"principals {seed}"), config, actions)
+    shared = _shared(Random(f"principals {seed}"), config, actions)
+    return _varied(Random(f"candidates {seed}"), shared)
 
 
 def _operated(random: Random, asked: list[Action]) -> Iterator[Action]:
@@ -92,6 +93,23 @@ def _shared(random: Random, config: Config, actions: list[Action]) -> Scenario:
         config, passed_max=random.choice((1, 4)), yield_steps_min=random.choice((4, 16))
     )
     return Scenario(config, tuple(asks))
+
+
+def _varied(random: Random, drawn: Scenario) -> Scenario:
+    """Who wants several replies, no short one, or the scores of its prompt."""
+    several, long, scored = (random.choice((0.0, 0.0, chance)) for chance in (0.3, 0.3, 0.2))
+    actions = [
+        replace(
+            action,
+            candidates=random.choice((2, 3, 8)) if random.random() < several else 1,
+            min_tokens=random.randint(1, 60) if random.random() < long else 0,
+            prompt_logprobs=2 if random.random() < scored else 0,
+        )
+        if isinstance(action, Ask)
+        else action
+        for action in drawn.actions
+    ]
+    return replace(drawn, actions=tuple(actions))
 
 
 def _config(random: Random) -> Config:

@@ -94,13 +94,14 @@ class Life(House):
         room = pins.bytes_beside
         self._operators.came()
         stream = self.submit(prompt, ask.max_tokens, **_options(ask, self))
-        sequence = self.core._roster.find(stream.request.id)
-        if sequence is not None:
-            self.sequences.append(sequence)
-        if self.draining:
-            assert sequence is None, "D1: somebody came in behind the drain"
-        if not self.draining and self._alone_bytes(stream.request) > room:
-            self._too_large.add(stream.request.id)
+        for row in stream.request.rows:
+            sequence = self.core._roster.find(row.id)
+            if sequence is not None:
+                self.sequences.append(sequence)
+            if self.draining:
+                assert sequence is None, "D1: somebody came in behind the drain"
+            if not self.draining and self._alone_bytes(row) > room:
+                self._too_large.add(row.id)
         return stream
 
     def keep(self, prompt: tuple[int, ...], action: Keep) -> Stream:
@@ -129,7 +130,8 @@ class Life(House):
     def give_up(self, stream: Stream, why: CancelReason) -> None:
         """Cancel, and remember what a prompt that was being read has stored already (T12)."""
         sequence = self.core._roster.live.get(stream.request.id)
-        self.cancel(stream, why)
+        for row in self.rows(stream):
+            self.cancel(row, why)
         if sequence is not None and not sequence.emitted and sequence.lease is not None:
             request = stream.request
             # Not all that is stored: the window before its end may have been thinned under the
@@ -162,6 +164,7 @@ class Life(House):
         """Called by step()."""
         self._rows.committed(plan)
         self.deliver()
+        self._leave_failed()
         self._operators.look(self.streams, self.now)
         if self.config.buffers_max:
             slots = len(self.device.slots)
@@ -171,6 +174,14 @@ class Life(House):
         assert live == self.tree.nodes, f"T7: {live} payloads live, {self.tree.nodes} in the tree"
         if plan.number % LOOK_STEPS == 0:
             self._trees.look(plan, ((s.request, s.tokens) for s in self.streams.values()))
+
+    def _leave_failed(self) -> None:
+        """A client that hears that one of its replies failed gives the others up."""
+        for stream in list(self.streams.values()):
+            if stream.request.forks:
+                ends = [row.end for row in self.rows(stream)]
+                if None in ends and any(isinstance(end, Failed) for end in ends):
+                    self.give_up(stream, CancelReason.CANCELLED)
 
     def lost(self, plan: StepPlan) -> None:
         """Called by step()."""
@@ -264,4 +275,7 @@ def _options(ask: Ask, life: Life) -> dict[str, object]:
         "weight": ask.weight,
         "priority": Priority(ask.priority),
         "early": ask.early,
+        "forks": ask.candidates - 1,
+        "min_tokens": ask.min_tokens,
+        "prompt_logprobs": ask.prompt_logprobs,
     }

@@ -25,6 +25,7 @@ from sapwood.scheduler.events import (
     Clear,
     Command,
     Drain,
+    Fork,
     PinTerms,
     Priority,
     Request,
@@ -133,6 +134,7 @@ def _command(line: dict[str, Any]) -> Command:
         bias = tuple((id, value) for id, value in told["sampling"]["logit_bias"])
         sampling = Sampling(**told["sampling"] | {"logit_bias": bias})
         changed = {"root": told["root"].encode(), "prompt": tuple(told["prompt"])}
+        changed["forks"] = tuple(Fork(**fork) for fork in told.get("forks", ()))
         changed["pin"] = told.get("pin") and PinTerms(**told["pin"])
         changed["priority"] = Priority(told.get("priority", Priority.NORMAL))
         return Submit(Request(**told | changed | {"sampling": sampling}))

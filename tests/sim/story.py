@@ -83,6 +83,9 @@ class Ask(Action):
     weight: float = 1.0
     priority: int = 1
     early: bool = False
+    candidates: int = 1
+    min_tokens: int = 0
+    prompt_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slicing import Slicing
 from sapwood.scheduler.core.slot_rooms import PoolRows, RowClass
+from sapwood.scheduler.core.waiting import Waiting
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.slice_cost import SliceCost
@@ -102,6 +103,17 @@ def no_slot_release(patch: pytest.MonkeyPatch) -> None:
 
 def no_waiting_for_the_same_prefix(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"{CORE}.waiting.Waiting._awaits", lambda *_: False)
+
+
+def no_waiting_for_the_leader(patch: pytest.MonkeyPatch) -> None:
+    """A fork stands in its line from the first."""
+
+    def add(self: Waiting, sequence: Sequence) -> None:
+        right(self, sequence)
+        self.release(sequence.request.fork_of or 0)
+
+    right = Waiting.add
+    patch.setattr(Waiting, "add", add)
 
 
 def no_memory_limit(patch: pytest.MonkeyPatch) -> None:
@@ -225,6 +237,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
         (no_room_beside_slots, "M1: [0-9]+ bytes with a capture"),
         (no_slot_release, "L1"),
         (no_waiting_for_the_same_prefix, "computed twice"),
+        (no_waiting_for_the_leader, "L9"),
         (no_memory_limit, "L5|they wait for nothing"),
         (no_care_for_windows, "T2|T9"),
         (no_closing_of_duplicates, "T7"),

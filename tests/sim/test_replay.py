@@ -36,7 +36,7 @@ def recorded(
     operated: bool = False,
 ) -> House:
     """A house under all kinds of load whose core is recorded to `path`, to its very end."""
-    house = House(limits=limits, budget_bytes=1750, quality=0.6)
+    house = House(limits=limits, budget_bytes=1700, quality=0.6)
     file = out or create_private(path)
     house.core = RecordedCore(house.core, house.facts, limits, file)  # type: ignore[assignment]
     random = Random(5)
@@ -50,6 +50,7 @@ def recorded(
             ignore_eos=number % 2 == 0,
             top_logprobs=number % 3,
             prompt_logprobs=number % 4 // 3,
+            forks=number % 6 // 5,
             root=b"salt %d" % (number % 2),
             deadline=house.now + 0.1 if number % 7 == 0 else None,
         )

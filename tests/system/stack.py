@@ -88,7 +88,8 @@ class Stream:
                 self.progress.append(effect)
                 self.prompt_logprobs += effect.logprobs
             case Delta():
-                assert self.progress[-1].processed == len(self.request.prompt)
+                if self.request.fork_of is None:
+                    assert self.progress[-1].processed == len(self.request.prompt)
                 self.tokens += effect.token_ids
                 self.logprobs += effect.logprobs
                 asked = bool(self.request.top_logprobs)

@@ -121,6 +121,22 @@ async def test_scores_of_the_prompt_are_told_once(stream: bool, wanted: int) -> 
     assert not any(getattr(o, o.WhichOneof("response")).HasField("input_logprobs") for o in silent)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_several_replies_say_which_they_are(stream: bool) -> None:
+    warm = {"temperature": 1.0, "n": 3, "prompt_logprobs": 1}
+    async with working() as worker:
+        responses = await worker.ask(*PROMPT, max_tokens=7, stream=stream, **warm)
+    told = [getattr(one, one.WhichOneof("response")) for one in responses]
+    ends = [one.complete for one in responses if one.WhichOneof("response") == "complete"]
+    assert sorted(end.index for end in ends) == [0, 1, 2]
+    assert [end.prompt_tokens for end in ends] == [len(PROMPT)] * 3
+    for index in range(3):
+        own = [one for one in told if one.index == index]
+        ids = [i for one in own for i in (getattr(one, "token_ids", None) or one.output_ids)]
+        assert ids == reply_to(PROMPT, 7)
+        assert any(one.HasField("input_logprobs") for one in own) == (index == 0)
+
+
 async def test_abort_ends_the_stream_with_what_was_said_and_frees_the_row() -> None:
     async with working(FakeDevice(gated=True)) as worker:
         call = worker.stub.Generate(worker.request(5, 6, max_tokens=500, id="gone"))
@@ -178,7 +194,7 @@ async def test_a_gateway_that_leaves_takes_its_requests_along() -> None:
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"n": 2}, ("FAILED_PRECONDITION", "UNSUPPORTED")),
+        ({"n": 2}, ("INVALID_ARGUMENT", "BAD_SAMPLING")),
         ({"temperature": -1.0}, ("INVALID_ARGUMENT", "BAD_SAMPLING")),
         ({"max_tokens": 0}, ("INVALID_ARGUMENT", "BAD_REQUEST")),
         ({"logprobs": 21}, ("INVALID_ARGUMENT", "BAD_REQUEST")),

@@ -158,6 +158,9 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     ),
     "top_logprobs 21": (text_of(top_logprobs=21), "BAD_REQUEST", "top_logprobs"),
     "prompt_logprobs 21": (text_of(prompt_logprobs=21), "BAD_REQUEST", "prompt_logprobs"),
+    "candidates 9": (text_of(candidates=9), "BAD_REQUEST", "candidates"),
+    "many candidates": (text_of(candidates=2**32 - 1), "BAD_REQUEST", "candidates"),
+    "greedy candidates": (text_of(candidates=2), "BAD_SAMPLING", "candidates"),
     "draft_tokens 9": (text_of(draft_tokens=9), "BAD_SAMPLING", "draft_tokens"),
 }
 
@@ -165,7 +168,6 @@ UNSUPPORTED: dict[str, pb.GenerateRequest] = {
     "thinking_tokens_max": text_of(thinking_tokens_max=0),  # of this model, without channels
     "session": text_of(session="a"),
     "cache.mark": text_of(cache={"mark": True}),
-    "candidates": text_of(candidates=2),
     "json_schema": text_of(json_schema="{}"),
     "regex": text_of(regex=""),
     "grammar": text_of(grammar="root ::= 'a'"),

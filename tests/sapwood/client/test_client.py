@@ -81,26 +81,6 @@ async def test_logprobs_arrive_with_their_tokens(
     )
 
 
-async def test_scores_of_the_prompt_are_joined(
-    connect: Connect, daemon: FakeDaemon, address: str
-) -> None:
-    def reply(request: Request, context: grpc.ServicerContext) -> Responses:
-        for processed in (3, 4):
-            event = prefill(0, processed, 4)
-            for n in range(processed - 2):
-                event.prefill.logprobs.add(logprob=-processed).alternatives.add(token_id=n)
-            yield event
-        yield finish(**USAGE)
-
-    daemon.reply = reply
-    async with connect(address) as client:
-        whole = await done(client.generate("hello", prompt_logprobs=1).collect())
-    places = [(-3.0, 0), (-4.0, 0), (-4.0, 1)]
-    assert whole.prompt_logprobs == tuple(
-        sapwood.TokenLogprobs(logprob, (sapwood.Alternative(id, 0.0),)) for logprob, id in places
-    )
-
-
 async def test_stream_that_ends_without_finish_is_no_reply(
     connect: Connect, daemon: FakeDaemon, address: str
 ) -> None:

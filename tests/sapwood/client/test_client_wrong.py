@@ -49,6 +49,7 @@ IDS: Wrong = [
 ]
 OPTIONS: Mapping[str, Wrong] = {
     "max_tokens": INTEGER,
+    "candidates": INTEGER,
     "temperature": NUMBER,
     "top_k": INTEGER,
     "top_p": NUMBER,
