@@ -16,6 +16,7 @@ from sapwood import AsyncClient, CacheStats, Client, Delta
 
 ROOT = Path(__file__).parents[3]
 SETTLE_S_MAX = 30.0
+QUIET = 'log_level = "warning"\n'  # stderr has how a process ends, and no requests
 WAIT_S_MAX = 60.0  # beside everything else that a machine does
 
 
@@ -30,7 +31,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def started(folder: Path, step: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
     """A process of `tests.daemon.serve_fake`. options: Popen's, over pipes and no terminal."""
     config = folder / "c.toml"
-    config.touch()
+    if not config.exists():
+        config.write_text(QUIET)
     command = [sys.executable, "-m", "tests.daemon.serve_fake", step, str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
     options = {**pipes, "start_new_session": True, **options}
@@ -52,8 +54,9 @@ def serving(
     **limits: float,
 ) -> Iterator[tuple[subprocess.Popen[str], Any]]:
     """A process that serves, and what its ready file says. settings: of its configuration."""
+    told = {"log_level": "warning", **(settings or {})}
     (folder / "c.toml").write_text(
-        "".join(f"{name} = {text!r}\n" for name, text in (settings or {}).items())
+        "".join(f"{name} = {text!r}\n" for name, text in told.items())
         + "[limits]\n"
         + "\n".join(f"{k} = {v}" for k, v in limits.items())
     )
