@@ -14,9 +14,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Literal
+
+from sapwood.cache.geometry import ROW_TOKENS_MIN, TILE_TOKENS, whole_tiles
 
 MaskKind = Literal["none", "causal", "array"]
 
@@ -29,6 +31,8 @@ FULL_HEAD_SIZES = frozenset({64, 72, 80, 96, 128})
 LONG_QUERIES_MIN = 1024  # of the full kernel at head size 256 on matrix units
 WIDE_HEAD_KEYS_MIN = 1024  # of the vector kernel at head size 512
 TILE_QUERIES_MIN = 8  # of a prompt slice, however long its context is
+# Copies of a call's partials that exist at once under strict numerics: gathered, halved, joined.
+STRICT_PARTIALS = 4
 
 
 class Route(Enum):
@@ -45,11 +49,29 @@ class Kernels:
     """What of a device decides over attention.
 
     large: an Apple Max or Ultra. matrix_units: those of an M5 or later, which take the K/V's dtype.
+    tile_tokens: not the device's, but chosen: more than 1 where numerics are strict. Every sum that
+    a row sees has an order of its own then (arrays/strict_attention), and no route below is asked
+    for; rows, rings and prefixes that are held by reference are whole tiles of so many tokens.
     """
 
     backend: Literal["cpu", "metal", "cuda"]
     large: bool = False
     matrix_units: bool = False
+    tile_tokens: int = 1
+
+    @property
+    def strict(self) -> bool:
+        """Whether numerics are."""
+        return self.tile_tokens > 1
+
+    def strictly(self) -> Kernels:
+        """The same device with strict numerics."""
+        return replace(self, tile_tokens=TILE_TOKENS)
+
+    @property
+    def row_tokens_min(self) -> int:
+        """The smallest row of a full layer."""
+        return whole_tiles(ROW_TOKENS_MIN, self.tile_tokens)
 
     @property
     def slice_scores_max(self) -> int:
@@ -57,7 +79,8 @@ class Kernels:
 
         A CPU likes them in its caches; a GPU makes a pass over K and V for each tile.
         """
-        return 1 << 20 if self.backend == "cpu" else 1 << 26
+        most = 1 << 20 if self.backend == "cpu" else 1 << 26
+        return most // STRICT_PARTIALS if self.strict else most
 
     @property
     def score_arrays(self) -> int:
@@ -66,6 +89,12 @@ class Kernels:
         A CPU's is made in several steps (arrays/powers).
         """
         return 5 if self.backend == "cpu" else 2
+
+    def partial_bytes(self, head_size: int) -> int:
+        """And for each of its scores what tiles of them have become: nothing, unless strict."""
+        if not self.strict:
+            return 0
+        return -(-STRICT_PARTIALS * (head_size + 2) * 4 // self.tile_tokens)
 
     @property
     def wide_arrays(self) -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 # The smallest row of a full layer: a prompt's end and a reply of the usual length, behind a prefix.
 ROW_TOKENS_MIN = 160
+# Under strict numerics keys are summed over in tiles of so many absolute positions: tile t holds
+# [t * TILE_TOKENS, (t + 1) * TILE_TOKENS), and rows and rings are whole tiles.
+TILE_TOKENS = 64
 ROW_TOKENS_ROUND = 512
 ARRAY_ELEMENTS_MAX = (1 << 31) - 1  # past it not all of MLX's kernels count right
 # In how many evaluations, each of which the host waits for, pools grow and prefixes are restored.
@@ -30,13 +33,19 @@ def _rounded(capacity: int) -> int:
     return capacity if capacity < ROW_TOKENS_ROUND else 1 << (capacity.bit_length() - 1)
 
 
-def ring_tokens(window: int, round_rows_max: int) -> int:
+def whole_tiles(tokens: int, tile: int) -> int:
+    """So many tokens rounded up to whole tiles."""
+    return -(-tokens // tile) * tile
+
+
+def ring_tokens(window: int, round_rows_max: int, tile: int = 1) -> int:
     """A sliding layer's ring: the window, the deepest round's rows, and one more.
 
     The drafter looks at window + 1 committed positions while a round of `round_rows_max` rows, the
-    bonus token's included, is written behind them.
+    bonus token's included, is written behind them. tile: in whole ones, and one more of them, so
+    that what a query sees of a tile of the ring is of one tile of positions.
     """
-    return window + round_rows_max + 1
+    return whole_tiles(window + round_rows_max + tile, tile)
 
 
 def tail_tokens(window: int) -> int:

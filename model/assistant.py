@@ -89,7 +89,7 @@ class _Laid:
             (
                 layer.self_attn.kind,
                 norm(layer.input_layernorm),
-                Heads.of(layer.self_attn, keys=False),
+                Heads.of(layer.self_attn, keys=False, strict=kernels.strict),
                 Residual.of(layer, kernels),
             )
             for layer in assistant.model.layers

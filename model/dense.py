@@ -24,12 +24,14 @@ import mlx.core as mx
 from sapwood.cache.arrays.powers import EXPONENT_MAX, LOG2_E, power_of_two, whole_and_rest
 from sapwood.cache.attention_routes import Kernels
 from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
-from sapwood.model.products import OfRows, kept, product_of, product_of_all
+from sapwood.model.products import OfRows, in_row_tiles, kept, product_of, product_of_all
 
 # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
 #         = x * sigmoid(_CURVE * x * (_FLAT + x ** 2))
 _CURVE = 0.044715 * 2 * math.sqrt(2 / math.pi)
 _FLAT = 1 / 0.044715
+# From so many pairs of a row and an expert on mlx-lm's SwitchGLU sorts them.
+_SORTED_PAIRS = 64
 
 
 @partial(mx.compile, shapeless=True)
@@ -139,8 +141,10 @@ class Heads:
     eps: float
 
     @classmethod
-    def of(cls, attention: Any, queries: bool = True, keys: bool = True) -> Heads:
-        """Of mlx-lm's attention or the drafter's: what it has of these."""
+    def of(
+        cls, attention: Any, queries: bool = True, keys: bool = True, strict: bool = False
+    ) -> Heads:
+        """Of mlx-lm's attention or the drafter's: what it has of these. strict: as products."""
         keys = keys and attention.has_kv
         values = keys and not attention.use_k_eq_v
         wanted = {"q_proj": queries, "k_proj": keys, "v_proj": values}
@@ -152,7 +156,7 @@ class Heads:
             name = "_weights" if queries else "_key_weights"
             weights = kept(attention, name, norms, lambda: _repeated(norms, counts))
         dim, eps = attention.head_dim, attention.q_norm.eps
-        return cls(product_of_all(modules), *counts, values, dim, weights, eps)
+        return cls(product_of_all(modules, strict), *counts, values, dim, weights, eps)
 
     def __call__(
         self, normed: mx.array, rotate: OfRows
@@ -194,19 +198,21 @@ class Residual:
     @classmethod
     def of(cls, layer: Any, kernels: Kernels) -> Residual:
         """Of mlx-lm's layer, or the drafter's."""
-        mlp = layer.mlp
+        mlp, strict = layer.mlp, kernels.strict
         return cls(
-            product_of(layer.self_attn.o_proj),
+            product_of(layer.self_attn.o_proj, strict),
             norm(layer.post_attention_layernorm),
             norm(layer.pre_feedforward_layernorm),
-            product_of(mlp.gate_proj),
-            product_of(mlp.up_proj),
-            product_of(mlp.down_proj),
+            product_of(mlp.gate_proj, strict),
+            product_of(mlp.up_proj, strict),
+            product_of(mlp.down_proj, strict),
             norm(layer.post_feedforward_layernorm),
             layer.layer_scalar,
             gated_on_cpu if kernels.backend == "cpu" else gated,
-            RoutedExperts.of(layer) if getattr(layer, "enable_moe", False) else None,
-            LayerInputs.of(layer) if getattr(layer, "hidden_size_per_layer_input", 0) else None,
+            RoutedExperts.of(layer, strict) if getattr(layer, "enable_moe", False) else None,
+            LayerInputs.of(layer, strict)
+            if getattr(layer, "hidden_size_per_layer_input", 0)
+            else None,
         )
 
     def __call__(
@@ -234,11 +240,11 @@ class LayerInputs:
     after: OfRows
 
     @classmethod
-    def of(cls, layer: Any) -> LayerInputs:
+    def of(cls, layer: Any, strict: bool) -> LayerInputs:
         """Of mlx-lm's layer."""
         return cls(
-            product_of(layer.per_layer_input_gate),
-            product_of(layer.per_layer_projection),
+            product_of(layer.per_layer_input_gate, strict),
+            product_of(layer.per_layer_projection, strict),
             norm(layer.post_per_layer_input_norm),
         )
 
@@ -266,17 +272,20 @@ class RoutedExperts:
     after: OfRows
 
     @classmethod
-    def of(cls, layer: Any) -> RoutedExperts:
+    def of(cls, layer: Any, strict: bool) -> RoutedExperts:
         """Of mlx-lm's layer."""
-        router = layer.router
-        own = router.scale
+        router, experts = layer.router, layer.experts
+        own, top_k = router.scale, router.config.top_k_experts
+        if strict:
+            # So few that mlx-lm does not sort them by expert: each is multiplied by itself.
+            experts = in_row_tiles(experts, max(1, (_SORTED_PAIRS - 1) // top_k))
         return cls(
             kept(router, "_norm_scale", (own,), lambda: own * router._root_size),
             router.eps,
-            product_of(router.proj),
-            router.config.top_k_experts,
+            product_of(router.proj, strict),
+            top_k,
             router.per_expert_scale,
-            layer.experts,
+            experts,
             norm(layer.pre_feedforward_layernorm_2),
             norm(layer.post_feedforward_layernorm_1),
             norm(layer.post_feedforward_layernorm_2),

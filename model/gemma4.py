@@ -32,7 +32,7 @@ from sapwood.model.checkpoint.mlx_lm_modules import (
     logit_softcap,
 )
 from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu, norm
-from sapwood.model.products import OfRows
+from sapwood.model.products import OfRows, in_row_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,11 @@ class _Layer:
 
     @classmethod
     def of(cls, layer: DecoderLayer, source: int, apart: bool, kernels: Kernels) -> _Layer:
-        attention = layer.self_attn
-        owned = Heads.of(attention, queries=not apart) if attention.has_kv else None
-        queries = Heads.of(attention, keys=False) if apart or owned is None else None
+        attention, strict, owned, queries = layer.self_attn, kernels.strict, None, None
+        if attention.has_kv:
+            owned = Heads.of(attention, queries=not apart, strict=strict)
+        if apart or owned is None:
+            queries = Heads.of(attention, keys=False, strict=strict)
         before = norm(layer.input_layernorm)
         return cls(layer.layer_type, source, before, owned, queries, Residual.of(layer, kernels))
 
@@ -96,6 +98,11 @@ class PackedGemma4:
         }
         self._norm = norm(self.text.norm)
         self._capped = capped_on_cpu if kernels.backend == "cpu" else logit_softcap
+        head = self.text.embed_tokens.as_linear if model.tie_word_embeddings else model.lm_head
+        project = self.text._project_per_layer_inputs
+        if kernels.strict:
+            head, project = in_row_tiles(head), in_row_tiles(project)
+        self._head, self._project = head, project
         self._embed, self._scale = self.text.embed_tokens, self.text.embed_scale
         self._placeholders = mx.array(placeholders.ids, mx.int32) if placeholders.ids else None
         self._pad = placeholders.pad
@@ -158,10 +165,8 @@ class PackedGemma4:
 
     def logits(self, hidden: mx.array) -> mx.array:
         """[n, hidden] -> [n, vocabulary], soft-capped."""
-        model = self.model
-        head = self.text.embed_tokens.as_linear if model.tie_word_embeddings else model.lm_head
-        out = head(hidden)
-        cap = model.final_logit_softcapping
+        out = self._head(hidden)
+        cap = self.model.final_logit_softcapping
         return out if cap is None else self._capped(cap, out)
 
     def _fed(self, tokens: mx.array) -> mx.array:
@@ -186,4 +191,4 @@ class PackedGemma4:
         if not self.text.hidden_size_per_layer_input:
             return None
         looked_up = self.text._get_per_layer_inputs(tokens)
-        return self.text._project_per_layer_inputs(embedded, looked_up)
+        return self._project(embedded, looked_up)

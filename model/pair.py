@@ -3,8 +3,8 @@
 - `load_pair` runs on the thread that will use the arrays, and returns with all of them evaluated.
 - A drafter that does not fit is refused with every number that differs, and the files of both are
   checked against their configs, before any weight is read.
-- The fingerprint names the numbers that the K/V depend on: config, weights and dtype. Two pairs
-  with different K/V never share one.
+- The fingerprint names what the K/V depend on: config, weights, dtype and numerics. Two pairs with
+  different K/V never share one.
 """
 
 from __future__ import annotations
@@ -77,8 +77,12 @@ def load_pair(
     draft_dir: ModelDirectory | None,
     dtype: str = "auto",
     report: LoadReport = lambda done, total: None,
+    strict: bool = False,
 ) -> Pair:
-    """Load, check and evaluate a pair; draft_dir None: no drafter. Raises ModelRefused."""
+    """Load, check and evaluate a pair; draft_dir None: no drafter. Raises ModelRefused.
+
+    strict: it computes with strict numerics.
+    """
     float_dtype = resolve_dtype(dtype)
     config = read_target_config(model_dir)
     files = weight_files(model_dir)
@@ -101,6 +105,8 @@ def load_pair(
     # The drafter reads the target's K/V, so it works in the target's dtype.
     assistant = None if fitted_draft is None else fill_assistant(fitted_draft, used, read)
     kernels = device.attention_kernels(used)
+    if strict:
+        kernels = kernels.strictly()
     # Laid out here, once, so that facts and budget know of all that comes of it.
     PackedGemma4(target, config.placeholders, kernels)
     if assistant is not None:
@@ -113,7 +119,7 @@ def load_pair(
         suppression=Suppression(tokenizer.suppressed, config.text.vocabulary),
         dtype=used,
         kernels=kernels,
-        fingerprint=_fingerprint(model_dir, files, used),
+        fingerprint=_fingerprint(model_dir, files, f"{used}{' strict' if strict else ''}"),
         family=config.family,
         quantization=_quantization_name(target, assistant),
     )
@@ -213,7 +219,7 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         weights_bytes=sum(buffer_bytes(a.nbytes, page_bytes) + reuse_bytes for a in weights),
         full_bytes_per_token=config.kv_bytes_per_token("full", item_bytes),
         sliding_bytes_per_token=config.kv_bytes_per_token("sliding", item_bytes),
-        ring_bytes=_sliding_bytes(pair, ring_tokens(text.window_tokens, depth_max + 1)),
+        ring_bytes=_sliding_bytes(pair, _ring_tokens(pair, depth_max)),
         tail_bytes=_sliding_bytes(pair, tail_tokens(text.window_tokens)),
         workspace_bytes_per_token=per_token,
         # The head's logits, their softcap, a float32 copy for the sampler, what masking takes.
@@ -224,8 +230,10 @@ def model_facts(pair: Pair, depth_max: int) -> ModelFacts:
         whole_bytes_per_row=text.vocabulary * (WHOLE_DRAW_BYTES + late_draw),
         masked_bytes_per_row=text.vocabulary * (MASKED_DRAW_BYTES + late * 4),
         # Scores and their softmax, one layer at a time.
-        score_bytes_per_key=kernels.score_arrays * text.heads * item_bytes,
-        slice_score_bytes=kernels.score_arrays * kernels.slice_scores_max * item_bytes,
+        score_bytes_per_key=text.heads * _score_bytes(pair, item_bytes),
+        slice_score_bytes=kernels.slice_scores_max * _score_bytes(pair, item_bytes),
+        row_tokens_min=kernels.row_tokens_min,
+        referred_tokens_step=kernels.tile_tokens,
         control_tokens=pair.tokenizer.control_tokens,
         page_bytes=page_bytes,
         # The other half is for what a step makes and drops, and what MLX keeps of that.
@@ -252,6 +260,18 @@ def _sliding_bytes(pair: Pair, tokens: int) -> int:
     return 2 * layers * buffer_bytes(each, device.page_bytes())
 
 
+def _ring_tokens(pair: Pair, depth_max: int) -> int:
+    window = pair.target_config.text.window_tokens
+    return ring_tokens(window, depth_max + 1, pair.kernels.tile_tokens)
+
+
+def _score_bytes(pair: Pair, item_bytes: int) -> int:
+    """What a score of attention takes: its softmax with it, and what is made of it."""
+    text, kernels = pair.target_config.text, pair.kernels
+    head_size = max(text.head_dim, text.full_head_dim)
+    return kernels.score_arrays * item_bytes + kernels.partial_bytes(head_size)
+
+
 def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     """The transient of one packed row, from above: the widest layer's activations.
 
@@ -267,10 +287,10 @@ def _workspace_bytes_per_token(pair: Pair, depth_max: int) -> int:
     activations = (
         8 * text.hidden_size + pair.kernels.wide_arrays * wide + routed + attention + per_layer
     )
-    scores = text.heads * ring_tokens(text.window_tokens, depth_max + 1)
+    scores = text.heads * _ring_tokens(pair, depth_max)
     kinds: tuple[AttentionKind, ...] = ("full", "sliding")
     stored = sum(pair.target_config.kv_bytes_per_token(kind, item_bytes) for kind in kinds)
-    scored = pair.kernels.score_arrays * scores * 4
+    scored = scores * _score_bytes(pair, 4)
     return max(activations * item_bytes + parts + scored, stored)
 
 
@@ -283,13 +303,13 @@ def _quantization_name(target: Model, assistant: Assistant | None) -> str:
     return names[0] if assistant is None else f"{names[0]}; drafter {names[1]}"
 
 
-def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], dtype: mx.Dtype) -> str:
-    """Hex digest of config, weights and dtype.
+def _fingerprint(directory: ModelDirectory, files: Sequence[WeightFile], numbers: str) -> str:
+    """Hex digest of config, weights and how it is computed with them: dtype and numerics.
 
     Small weights count whole. Of large ones the headers, the sizes and evenly spaced samples do:
     two fine-tunes of one model differ in nearly every row.
     """
-    digest = hashlib.sha256(str(dtype).encode())
+    digest = hashlib.sha256(numbers.encode())
     digest.update(directory.text("config.json").encode())
     whole = sum(file.size for file in files) <= _HASHED_WHOLE_BYTES_MAX
     for file in files:

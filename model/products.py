@@ -21,6 +21,9 @@ from sapwood.model import device
 
 OfRows = Callable[[mx.array], mx.array]
 
+# Rows of a product under strict numerics: whole micro-kernels of every BLAS we know, and few enough
+# that a step of one row does not pay for many.
+ROW_TILE = 16
 _MARK, _LAID = "_side_by_side", "_laid"
 # A weight of more outputs than so many times its inputs is read by rows.
 _OUTPUTS_MOST = 2
@@ -42,8 +45,10 @@ class _Joined:
         )
 
 
-def product_of(module: Any) -> OfRows:
-    """What the module computes of rows [T, .]."""
+def product_of(module: Any, strict: bool = False) -> OfRows:
+    """What the module computes of rows [T, .]; strict: in tiles of rows."""
+    if strict:
+        return in_row_tiles(product_of(module))
     if _layout(module) is None:
         rows: OfRows = module
         return rows
@@ -52,11 +57,36 @@ def product_of(module: Any) -> OfRows:
     return _product(module, {name: module[name] for name in _names(module)})
 
 
-def product_of_all(modules: Sequence[Any]) -> OfRows:
+def in_row_tiles(rows_of: Callable[..., mx.array], tile: int = ROW_TILE) -> Callable[..., mx.array]:
+    """The same function of arrays of rows [T, ...], computed of `tile` rows at a time.
+
+    A product's bits depend on how many rows it has: so they always are as many, the last ones
+    padded with zeros, and a row's bits are its own wherever it lies (strict_check tries that).
+    """
+
+    def tiled(*arrays: mx.array) -> mx.array:
+        count = arrays[0].shape[0]
+        missing = -count % tile
+        cuts = list(range(tile, count, tile))
+        if missing:
+            arrays = tuple(mx.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)
+        if not cuts:
+            done = rows_of(*arrays)
+        else:
+            parts = zip(*(mx.split(a, cuts) for a in arrays), strict=True)
+            done = mx.concatenate([rows_of(*part) for part in parts])
+        return done[:count] if missing else done
+
+    return tiled
+
+
+def product_of_all(modules: Sequence[Any], strict: bool = False) -> OfRows:
     """What several modules compute of the same rows, side by side: one product if it can be one.
 
-    It can where they are plain, or packed alike.
+    It can where they are plain, or packed alike. strict: in tiles of rows.
     """
+    if strict:
+        return in_row_tiles(product_of_all(modules))
     layouts = {_layout(module) for module in modules}
     if len(modules) == 1:
         return product_of(modules[0])

@@ -8,7 +8,8 @@
   a capture after it.
 - Rows that go on come last, with a draft and without: one alone, whose arrays lie otherwise than
   those of several, so that a CPU has kernels of their own for them; one alone that holds half of
-  its prompt by reference; and both.
+  its prompt by reference, as far as that is whole tiles (what strict numerics take more is run by
+  strict_check); and both.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def _run(runner: Runner, depth: int, constraint: object | None) -> None:
     stored = begun[0].payload
     assert stored is not None, "a slice was to be captured"
     with closing(stored):
-        result = runner.wait(runner.submit(_mixed(begun, stored, depth, constraint)))
+        half = len(_PROMPT) // 2
+        base = half - half % runner.caches.kernels.tile_tokens
+        result = runner.wait(runner.submit(_mixed(begun, stored, base, depth, constraint)))
         number, ends = _go_on(runner, result, depth)
     told = [row.logprobs for row in result.decoded] + [row.logprobs for row in result.prefilled]
     if not all(isfinite(place.logprob) for row in told for place in row):
@@ -103,15 +106,15 @@ def _go_on(runner: Runner, mixed: StepResult, depth: int) -> tuple[int, dict[int
 
 
 def _mixed(
-    begun: Sequence[Prefilled], stored: Payload, depth: int, constraint: object | None
+    begun: Sequence[Prefilled], stored: Payload, base: int, depth: int, constraint: object | None
 ) -> StepPlan:
-    """The step itself; begun: what the rows that decode have drawn."""
+    """The step itself; begun: what the rows that decode have drawn. base: held by reference."""
     at = len(_PROMPT)
     restored, *cold = range(len(_DECODING), len(_DECODING) + len(_READING))
     return StepPlan(
         2,
         admits=(
-            _admit(restored, _READING[0], stored, constraint),
+            replace(_admit(restored, _READING[0], stored), base=base, constraint=constraint),
             *(_admit(slot, kind) for slot, kind in zip(cold, _READING[1:], strict=True)),
         ),
         decodes=tuple(
@@ -121,14 +124,10 @@ def _mixed(
     )
 
 
-def _admit(
-    slot: int, sampling: Sampling, stored: Payload | None = None, constraint: object | None = None
-) -> Admit:
+def _admit(slot: int, sampling: Sampling, stored: Payload | None = None) -> Admit:
     path = () if stored is None else (stored,)
     target = 0 if stored is None else stored.end
-    tokens_max, base = 4 * len(_PROMPT), target // 2
-    admit = Admit(slot, target, path, sampling, tokens_max, _PROMPT, top_logprobs=1, base=base)
-    return replace(admit, constraint=constraint)
+    return Admit(slot, target, path, sampling, 4 * len(_PROMPT), _PROMPT, top_logprobs=1)
 
 
 def _slice(slot: int, start: int, capture: bool = False) -> PrefillSlice:

@@ -32,6 +32,7 @@ class ModelFacts:
     slice_score_bytes: int = 0  # what the scores of a prompt slice take at most: they are tiled
     tail_bytes: int = 0  # and what a slot keeps aside of them while its prompt is read
     row_tokens_min: int = ROW_TOKENS_MIN  # the smallest row of live full K/V
+    referred_tokens_step: int = 1  # what is held by reference ends at a multiple of it
     page_bytes: int = 1  # what the device rounds a buffer up to
     buffers_max: int = 0  # how many buffers weights, slots and tree may be; 0: it counts none
     weights_buffers: int = 0
@@ -47,6 +48,10 @@ class ModelFacts:
     def row_tokens(self, tokens: int) -> int:
         """How many tokens the row of a full layer has room for that holds `tokens` of them."""
         return row_tokens(tokens, self.row_tokens_min)
+
+    def referred_tokens(self, tokens: int) -> int:
+        """How many of so many tokens at a beginning can be held by reference."""
+        return tokens - tokens % self.referred_tokens_step
 
     def row_bytes(self, tokens: int) -> int:
         """Such a row, of all full layers together."""

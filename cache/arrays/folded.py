@@ -39,13 +39,17 @@ def folded_partial(
 ) -> mx.array:
     """The same as a partial: [n, heads, Q, D + 2]."""
     heads = queries.shape[1]
-    scores = _scores(queries, keys, mask)
+    return unfold(partial_over(kernels, _scores(queries, keys, mask), values), heads)
+
+
+def partial_over(kernels: Kernels, scores: mx.array, values: mx.array) -> mx.array:
+    """Partials [.., rows, D + 2] of masked scores [.., rows, L] over values [.., L, D]."""
     if kernels.backend == "cpu" and scores.dtype == mx.float32:
-        return unfold(weighted_partial(scores, values), heads)
+        return weighted_partial(scores, values)
     mean = mx.softmax(scores, axis=-1, precise=True) @ values
     best = mx.logsumexp(scores.astype(mx.float32), axis=-1, keepdims=True)
     held = [mean.astype(mx.float32), mx.ones_like(best), best]
-    return unfold(mx.concatenate(held, axis=-1), heads)
+    return mx.concatenate(held, axis=-1)
 
 
 Partial = tuple[mx.array, mx.array, mx.array]

@@ -20,6 +20,7 @@ from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import Pools
 from sapwood.cache.arrays.prefixes import Prefixes
 from sapwood.cache.arrays.ranges import LayerRange, merge_full
+from sapwood.cache.arrays.strict_attention import StrictHistory
 from sapwood.cache.attention_routes import Kernels
 
 
@@ -41,6 +42,7 @@ class FullStore:
         """kernels: what attention over it is laid out for. index: among the full layers."""
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
         self.kernels = kernels
+        self._history = StrictHistory if kernels.strict else PoolHistory
         self.prefixes, self.index = prefixes, index
         self.offsets: dict[int, int] = {}
 
@@ -104,7 +106,9 @@ class FullStore:
             row, end = slice(place.row, place.row + 1), span.end - placement.base(span.slot)
             slices.append((keys[row, :, :end], values[row, :, :end]))
         held = self.prefixes.layer(self.index)
-        return PoolHistory(self.kernels, batch, placement, pools, None, tuple(slices), prefix=held)
+        return self._history(
+            self.kernels, batch, placement, pools, None, tuple(slices), prefix=held
+        )
 
     def view(self, batch: Batch, keep: int | None = None) -> PoolHistory:
         """Read-only: a decode span's last position sees the newest `keep` entries up to itself.
@@ -115,7 +119,7 @@ class FullStore:
         assert keep is None or not any(bases), "a reach within what is held by reference"
         placement, pools = self.pools.placement, self.pools.by_capacity
         held = self.prefixes.layer(self.index)
-        return PoolHistory(self.kernels, batch, placement, pools, keep, prefix=held)
+        return self._history(self.kernels, batch, placement, pools, keep, prefix=held)
 
     def commit(self, slot: int, offset: int) -> None:
         """The sequence in `slot` holds `offset` tokens; what its row holds beyond is dead."""

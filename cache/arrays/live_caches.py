@@ -36,7 +36,6 @@ from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.cache.geometry import (
     ARRAY_ELEMENTS_MAX,
     MOVED_GROUPS_MAX,
-    ROW_TOKENS_MIN,
     ring_tokens,
     row_tokens,
 )
@@ -60,16 +59,18 @@ class LiveCaches:
         window: int,
         round_max: int,
         dtype: mx.Dtype,
-        row_tokens_min: int = ROW_TOKENS_MIN,
+        row_tokens_min: int | None = None,
         kernels: Kernels = CPU_KERNELS,
         page_bytes: int = 1,
     ) -> None:
         """round_max: most rows one round verifies, the bonus token's included.
 
-        row_tokens_min: the smallest capacity of a full layer's row. kernels: those of the device.
+        row_tokens_min: the smallest capacity of a full layer's row; None: what kernels ask for,
+        those of the device.
         page_bytes: of what buffers of stored K/V are counted in.
         """
-        ring = ring_tokens(window, round_max)
+        ring = ring_tokens(window, round_max, kernels.tile_tokens)
+        row_tokens_min = row_tokens_min or kernels.row_tokens_min
         per_token = max((s.kv_heads * s.head_dim for s in layers), default=1)
         tokens_max = ARRAY_ELEMENTS_MAX // per_token
         self.rows = Placement(partial(row_tokens, tokens_min=row_tokens_min), tokens_max)
@@ -117,17 +118,21 @@ class LiveCaches:
         self.settle()  # or the pools would grow twice in one evaluation
         self.refer(slot, portions_of(path, base))
         self._reserve([(slot, max(room, target))])
-        for index, store in enumerate(self.full):
-            for payload in path:
-                start, end = max(base, payload.start), min(target, payload.end)
-                if start < end:
-                    assert payload.full is not None, (payload.start, payload.end)
-                    restored = store.restore(slot, payload.full.layer(index, start, end), end)
-                    assert restored, (slot, payload.start, payload.end, target)
+        self._feed(slot, path, base, target)
         window = window_of([p.sliding for p in path], target, self.window)
         for index, ring in enumerate(self.sliding):
             assert ring.restore(slot, read_portions(window, index), target), (slot, target)
         self._settled = False
+
+    def _feed(self, slot: int, path: Sequence[EdgePayload], start: int, end: int) -> None:
+        """Copy [start, end) of stored full K/V into the slot's rows, which end at `start`."""
+        for index, store in enumerate(self.full):
+            for payload in path:
+                first, last = max(start, payload.start), min(end, payload.end)
+                if first < last:
+                    assert payload.full is not None, (payload.start, payload.end)
+                    restored = store.restore(slot, payload.full.layer(index, first, last), last)
+                    assert restored, (slot, payload.start, payload.end, end)
 
     def refer(self, slot: int, portions: Sequence[Portion]) -> None:
         """Full layers of a slot without a row hold these, from position 0 on, and no more."""
@@ -145,14 +150,19 @@ class LiveCaches:
 
     def seal(self, slot: int, path: Sequence[EdgePayload], room: int) -> None:
         """All that full layers hold of a slot is stored in `path`: it is held by reference, and its
-        rows are given back for others that have room for [offset, room).
+        rows are given back for others that have room for [base, room). What of it is no whole tile
+        is copied; where there are no tiles all is held by reference.
         """
         offset = self.offset(slot)
+        base = offset - offset % self.kernels.tile_tokens
         self.rows.free(slot)
-        self.refer(slot, portions_of(path, offset))
+        self.refer(slot, portions_of(path, base))
         for store in self.full:
             store.pools.drop_unused()
         self.grow([(slot, room)])
+        if base < offset:
+            self._feed(slot, path, base, offset)
+            self._settled = False
 
     def holds(self, slot: int) -> bool:
         """Whether somebody has the slot."""

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -76,7 +76,7 @@ class PoolHistory:
         prefills = range(len(self.batch.prefills))
         ranges = [self.batch.queries_of(index, trimmed) for index in prefills]
         slices = tuple((i, *r) for i, r in enumerate(ranges) if r[1] > r[0])
-        order = _order([g.packed for g in grids] + [indices(*r) for r in ranges])
+        order = packed_order([g.packed for g in grids] + [indices(*r) for r in ranges])
         return _Layout(tuple(self._call(grid, dim, group) for grid in grids), slices, order)
 
     def _call(self, grid: Grid, dim: int, group: int) -> tuple[Grid, int, mx.array | None]:
@@ -120,7 +120,7 @@ class _Layout:
     """The calls of all layers with one placement and reach.
 
     calls: a grid, how many keys of its rows are read, and the mask over them. slices: index of a
-    prompt slice, and its rows [first, end). order: as _order gives it.
+    prompt slice, and its rows [first, end). order: as packed_order gives it.
     """
 
     calls: tuple[tuple[Grid, int, mx.array | None], ...]
@@ -128,7 +128,7 @@ class _Layout:
     order: mx.array | None
 
 
-def _order(packed: list[Ints]) -> mx.array | None:
+def packed_order(packed: Sequence[Ints]) -> mx.array | None:
     """What brings rows that lie in the given order back into packed order; None: they are."""
     rows = np.concatenate(packed)
     if np.array_equal(rows, indices(0, rows.size)):

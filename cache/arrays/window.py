@@ -25,6 +25,7 @@ from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.arrays.pool_history import PoolHistory
 from sapwood.cache.arrays.pools import KeysValues, Pools
 from sapwood.cache.arrays.ranges import LayerRange, merge_sliding
+from sapwood.cache.arrays.strict_attention import StrictHistory
 from sapwood.cache.attention_routes import Kernels
 from sapwood.cache.geometry import tail_tokens
 
@@ -61,6 +62,7 @@ class WindowStore:
         self.window, self.round_max, self.ring = window, round_max, placement.capacity_for(0)
         self.pools = Pools(kv_heads, head_dim, placement, dtype)
         self.kernels = kernels
+        self._history = StrictHistory if kernels.strict else PoolHistory
         self.offsets: dict[int, int] = {}
         self._floors: npt.NDArray[np.int64] = np.zeros(0, np.int64)  # by slot
         self._tails: dict[int, Tail] = {}
@@ -126,7 +128,7 @@ class WindowStore:
         self._fit(int(slots.max()))
         self._floors[slots] = np.maximum(self._floors[slots], floors)
         placement, pools = self.pools.placement, self.pools.by_capacity
-        return PoolHistory(self.kernels, batch, placement, pools, self.window, slices)
+        return self._history(self.kernels, batch, placement, pools, self.window, slices)
 
     def view(self, batch: Batch, keep: int) -> PoolHistory:
         """Read-only: each decode span's last position sees the newest `keep` entries up to itself.
@@ -136,7 +138,7 @@ class WindowStore:
         assert keep <= self.window + 1, (keep, self.window)
         floors = {span.slot: self._floor(span.slot) for span in batch.decodes}
         placement, pools = self.pools.placement, self.pools.by_capacity
-        return PoolHistory(self.kernels, batch, placement, pools, keep, floors=floors)
+        return self._history(self.kernels, batch, placement, pools, keep, floors=floors)
 
     def commit(self, slot: int, offset: int) -> None:
         """The sequence in `slot` holds `offset` tokens; what its ring holds beyond is dead."""

@@ -5,7 +5,7 @@
   one plain forward of mlx-lm.
 - Exit code 0: all is well. 1: one sentence says what is not. The drafter's acceptance is reported,
   never judged, and so is the share of replies that are the same alone: in half precision, and on a
-  GPU, nobody promises it.
+  GPU, nobody promises it, unless with --numerics strict, which is proved then.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.locate import Located, find
 from sapwood.model.pair import load_pair, try_out
 from sapwood.model.step_values import DeviceFault
+from sapwood.model.strict_check import refuse_unless_strict
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Findings:
     files: int = 0  # whose digests hold
     target: str = ""
     drafter: str = ""
+    numerics: str = ""  # that were proved to hold, where they are strict
     context_tokens: int = 0
     self_check: SelfCheck | None = None
     problem: str = ""
@@ -47,6 +49,7 @@ class Findings:
 def run_check(arguments: argparse.Namespace) -> int:
     """Check, print, and return the exit code. Raises UsageError."""
     flags = {"model": arguments.bundle, "draft": arguments.draft, "dtype": arguments.dtype}
+    flags |= {"numerics": arguments.numerics}
     config = load_config(flags)
     findings = Findings(config.model or "the bundled demo pair")
     try:
@@ -66,10 +69,14 @@ def _examine(config: Config, findings: Findings) -> None:
     if found.manifest is not None:
         _read_through(found, found.manifest)
         findings.files = len(found.manifest.files)
-    pair = load_pair(found.target, found.drafter, config.dtype)
+    strict = config.numerics == "strict"
+    pair = load_pair(found.target, found.drafter, config.dtype, strict=strict)
     try_out(pair)
+    if pair.kernels.strict:
+        refuse_unless_strict(pair)
     loaded = assemble.put_together(config, pair, "" if found.drafter is None else "drafter")
     target, _, drafter = pair.quantization.partition("; drafter ")
+    findings.numerics = config.numerics
     findings.target = f"{pair.family}, {target or 'not quantised'}, runs in {pair.dtype_name}"
     findings.context_tokens = loaded.card.facts.context_tokens_max
     if pair.assistant is not None:
@@ -80,6 +87,11 @@ def _examine(config: Config, findings: Findings) -> None:
     except (DeviceFault, RuntimeError) as error:  # a failed command buffer is a RuntimeError
         findings.problem = f"the self-check broke off, because the device failed: {error}"
         return
+    if checked.strict and checked.replies_equal < checked.prompts:
+        findings.problem = (
+            f"{checked.prompts - checked.replies_equal} of {checked.prompts} replies are others "
+            "alone without drafts, which strict numerics rule out"
+        )
     if checked.too_many(checked.replay_faults, checked.replayed):
         findings.problem = (
             f"{checked.replay_faults} of {checked.replayed} tokens come out otherwise when their "
@@ -136,6 +148,8 @@ def _lines(findings: Findings) -> list[tuple[str, str]]:
     if findings.target:
         lines.append(("target", findings.target))
         lines.append(("drafter", findings.drafter or "none"))
+    if findings.numerics == "strict":
+        lines.append(("numerics", "strict: a row has the same bits in whatever company"))
     if findings.self_check is not None and findings.self_check.tokens:
         lines += _self_check_lines(findings.self_check)
     return lines
@@ -164,4 +178,6 @@ def _self_check_lines(checked: SelfCheck) -> list[tuple[str, str]]:
 
 def _equal_line(checked: SelfCheck) -> str:
     same = f"{checked.replies_equal} of {checked.prompts} replies are the same alone without drafts"
-    return same if checked.bits_promised else f"{same}, which nothing promises here"
+    return (
+        same if checked.bits_promised or checked.strict else f"{same}, which nothing promises here"
+    )

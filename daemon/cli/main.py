@@ -24,7 +24,13 @@ from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.extras import require_gateway, require_serve
 from sapwood.daemon.log import FORMATS, LEVELS, log_to_stderr
-from sapwood.daemon.settings.config import DEFAULT_ITL_TARGET, DEFAULT_METRICS, DTYPES, load_config
+from sapwood.daemon.settings.config import (
+    DEFAULT_ITL_TARGET,
+    DEFAULT_METRICS,
+    DTYPES,
+    NUMERICS,
+    load_config,
+)
 from sapwood.daemon.sizes import unsigned
 
 if TYPE_CHECKING:
@@ -211,7 +217,11 @@ def _add_serve(parser: Parser) -> None:
         default=None,
         help="keep the budget resident on Metal; docs/memory.md says what it risks (default: no)",
     )
-    add("--numerics", metavar="fast", help="only fast is built")
+    add(
+        "--numerics",
+        metavar="|".join(NUMERICS),
+        help="strict: the same bits in any company (default: fast)",
+    )
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
     add("--log-level", metavar="|".join(LEVELS), help="of the log on stderr (default: info)")
     add("--log-format", metavar="|".join(FORMATS), help="one JSON object a line, or for people")
@@ -275,6 +285,7 @@ def _add_check(parser: Parser) -> None:
     )
     add("--draft", metavar="DIR|ID|none", help="the drafter (default: the bundle's own)")
     add("--dtype", metavar="|".join(DTYPES), help="to compute in (default: auto)")
+    add("--numerics", metavar="|".join(NUMERICS), help="strict: prove its promise (default: fast)")
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -79,6 +79,7 @@ class ModelCard:
     constraints: ServedConstraints | None = None
     drafter: str = ""
     quantization: str = ""
+    numerics: str = "fast"  # or "strict"
     device: str = "cpu"
     media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: in no conversation
     folder: Path | None = None  # the target's own; None: it is in none

@@ -35,6 +35,7 @@ from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pager import Pager
 from sapwood.model.pair import LoadReport, Pair, load_pair, model_facts, try_out
 from sapwood.model.runner import Runner
+from sapwood.model.strict_check import refuse_unless_strict
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.core.demand import DEMAND_MIN, slots_bytes
@@ -69,7 +70,8 @@ def _load(config: Config, report: LoadReport) -> Loaded:
 def _load_with(config: Config, disk: OpenDisk | None, report: LoadReport) -> Loaded:
     target_dir, draft_dir = locate(config.model, config.draft)
     process_bytes = peak_resident_bytes()  # while there are no arrays
-    pair = load_pair(target_dir, draft_dir, config.dtype, report)
+    strict = config.numerics == "strict"
+    pair = load_pair(target_dir, draft_dir, config.dtype, report, strict)
     try_out(pair)
     drafter = "" if draft_dir is None else draft_dir.path.name
     loaded = put_together(config, pair, drafter, process_bytes, disk)
@@ -77,6 +79,8 @@ def _load_with(config: Config, disk: OpenDisk | None, report: LoadReport) -> Loa
     constraints = loaded.card.constraints
     assert isinstance(constraints, ConstraintCompiler), "the daemon serves constraints"
     warm_up(pair, min(1, config.limits.draft_depth_max), constraints.anything())
+    if pair.kernels.strict:
+        refuse_unless_strict(pair)
     return replace(loaded, card=replace(loaded.card, folder=target_dir.path))
 
 
@@ -179,6 +183,7 @@ def _card(config: Config, pair: Pair, facts: ModelFacts, drafter: str) -> ModelC
         constraints=_constraints(config, pair),
         drafter=_last_part(drafter) if drafter else "",
         quantization=pair.quantization,
+        numerics=config.numerics,
         device=device.name(),
         media_token_ids=pair.target_config.media_token_ids,
     )

@@ -6,7 +6,8 @@
 - Some rounds are replayed at once, each alone through an isolated speculation: what packing and
   company did to a round shows there, before later rounds hide it.
 - Each prompt is asked again, cold, alone and without drafts. Replies that part from themselves are
-  counted: in float32 on a CPU only near-ties can do it, elsewhere rounding can.
+  counted: in float32 on a CPU only near-ties can do it, elsewhere rounding can; with strict
+  numerics nothing can.
 - Where bits are not promised a few faults may be rounding too: the share decides, not one token.
 """
 
@@ -48,12 +49,14 @@ class SelfCheck:
 
     replayed: tokens of replayed rounds; replay_faults: those that a replay would not have emitted.
     replies_equal: prompts that got the same reply alone, without drafts.
-    bits_promised: of dtype and device; a single fault is then wrong.
+    bits_promised: of dtype and device; a single fault is then wrong. strict: the pair's numerics; a
+    reply that is another one alone is then wrong.
     """
 
     prompts: int
     tolerance: float
     bits_promised: bool
+    strict: bool = False
     tokens: int = 0
     steps: int = 0
     near_ties: int = 0
@@ -72,7 +75,8 @@ class SelfCheck:
     @classmethod
     def of(cls, pair: Pair) -> SelfCheck:
         """One that has seen nothing yet. Its tolerance, in logits, is that of the pair's dtype."""
-        return cls(len(_QUESTIONS) + 1, near_tie(pair), promises_bits(pair))
+        prompts, strict = len(_QUESTIONS) + 1, pair.kernels.strict
+        return cls(prompts, near_tie(pair), promises_bits(pair), strict)
 
     def run(self, pair: Pair, loaded: Loaded) -> None:
         """Ask, and judge every token of the replies. Raises StartError; closes the runner."""

@@ -30,6 +30,8 @@ from sapwood.v1 import generation_pb2 as pb
 # seconds.
 Write = Callable[[ReplyEvent, int, float], Awaitable[None]]
 
+_NUMERICS = {"fast": pb.NUMERICS_FAST, "strict": pb.NUMERICS_STRICT}
+
 
 class GenerationService:
     """Text and tokens of the one loaded model."""
@@ -140,7 +142,7 @@ class GenerationService:
             eos_token_ids=sorted(card.facts.eos_token_ids),
             drafter=card.drafter,
             quantization=card.quantization,
-            numerics=pb.NUMERICS_FAST,
+            numerics=_NUMERICS[card.numerics],
             device=card.device,
         )
 

@@ -47,6 +47,7 @@ DEFAULT_METRICS = "127.0.0.1:9464"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ITL_TARGET_MAX = 100.0
 DEFAULT_ITL_TARGET = Limits().itl_target
+NUMERICS = ("fast", "strict")
 DEFAULT_CACHE_DISK = 20 << 30
 DEFAULT_CACHE_WRITES = 100 << 30
 
@@ -245,14 +246,6 @@ def _http(value: Any) -> TcpAddress | None:
     return None if value is None else parse_any_tcp(_text(value) or "")
 
 
-def _numerics(value: Any) -> str:
-    if value == "strict":
-        raise UsageError("strict is not built yet; fast is")
-    if value not in (None, "fast"):
-        raise UsageError(f"{value!r} is not a numerics mode: fast")
-    return "fast"
-
-
 def _one_of(values: Sequence[str], default: str, value: Any) -> str:
     if value is not None and value not in values:
         raise UsageError(f"{value!r} is not one of {', '.join(values)}")
@@ -316,7 +309,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cache_disk": parse_size,
     "cache_writes": parse_size,
     "wire_memory": partial(_flag, False),
-    "numerics": _numerics,
+    "numerics": partial(_one_of, NUMERICS, "fast"),
     "dtype": partial(_one_of, DTYPES, "auto"),
     "log_level": partial(_one_of, LEVELS, "info"),
     "log_format": partial(_one_of, FORMATS, "human"),

@@ -184,7 +184,8 @@ class DeviceMemory:
         if lease is None or lease.end < sequence.evaluated:
             return False
         another = self._facts.live_bytes(sequence.demand.row_tokens)
-        if another <= self._ledger.free or not sequence.base < lease.end <= self._long(sequence):
+        gains = sequence.base < self._facts.referred_tokens(lease.end)
+        if another <= self._ledger.free or not gains or lease.end > self._long(sequence):
             return False
         was = sequence.demand
         self._refer(sequence, lease.end)
@@ -346,4 +347,4 @@ class DeviceMemory:
         return max(sequence.base, long_tokens(edges, self._limits.referred_edge_tokens_min))
 
     def _refer(self, sequence: Sequence, base: int) -> None:
-        sequence.demand = self._demand(sequence, base)
+        sequence.demand = self._demand(sequence, self._facts.referred_tokens(base))

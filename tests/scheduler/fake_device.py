@@ -151,7 +151,8 @@ class FakeDevice:
             self._refer(self.slots[repoint.slot], repoint.path)
         for seal in plan.seals:
             sealed = self.slots[seal.slot]
-            sealed.base, sealed.room = len(sealed.log), seal.room
+            sealed.base = self.facts.referred_tokens(len(sealed.log))
+            sealed.room = seal.room
             self._refer(sealed, seal.path)
         for number in [row.slot for row in plan.decodes] + [piece.slot for piece in plan.prefills]:
             lying = self.tracker.lying

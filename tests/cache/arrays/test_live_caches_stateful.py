@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sapwood.cache.arrays.ranges import EdgePayload, window_of
+from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from tests.cache.arrays.world import ROUND, WINDOW, Feed, World, live_bytes
 
 SLOTS = 5
@@ -23,10 +24,11 @@ class Lives(RuleBasedStateMachine):
     """Slots are admitted, fed, rewound, captured and released in any order."""
 
     window = WINDOW
+    kernels = CPU_KERNELS
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = World(window=self.window)
+        self.world = World(window=self.window, kernels=self.kernels)
         #: paths root to leaf and the tokens they spell
         self.stored: list[tuple[list[EdgePayload], list[int]]] = []
         #: by slot what it was admitted from, or sealed to: [0, base) of it is held by reference
@@ -51,6 +53,7 @@ class Lives(RuleBasedStateMachine):
         if covered:
             slot = data.draw(st.sampled_from(self.free))
             base = data.draw(st.integers(0, target) | st.just(target))
+            base -= base % self.kernels.tile_tokens
             self.paths[slot] = [p for p in path if p.start < target]
             self.world.admit(slot, tokens[:target], self.paths[slot], base)
 
@@ -180,7 +183,15 @@ class LivesInAWindowOfOne(Lives):
     window = 1
 
 
+class StrictLives(Lives):
+    """Attention over tiles of positions, here of so few that every life has several."""
+
+    kernels = Kernels("cpu", tile_tokens=4)
+
+
 Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestLives = Lives.TestCase
 LivesInAWindowOfOne.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
+StrictLives.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
+TestStrictLives = StrictLives.TestCase
 TestLivesInAWindowOfOne = LivesInAWindowOfOne.TestCase

@@ -23,6 +23,7 @@ from sapwood.cache.arrays.full import FullStore
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload, LayerRange, Range
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
+from sapwood.cache.geometry import ring_tokens, whole_tiles
 
 Floats = npt.NDArray[np.float32]
 
@@ -81,8 +82,10 @@ class World:
         kernels: Kernels = CPU_KERNELS,
         heads: int = HEADS,
     ) -> None:
-        self.shapes, self.window, self.ring = shapes, window, window + ROUND + 1
-        self.caches = LiveCaches(shapes, window, ROUND, mx.float32, STEP, kernels)
+        self.shapes, self.window = shapes, window
+        self.ring = ring_tokens(window, ROUND, kernels.tile_tokens)
+        row = whole_tiles(STEP, kernels.tile_tokens)
+        self.caches = LiveCaches(shapes, window, ROUND, mx.float32, row, kernels)
         self.heads = heads
         self.tokens: dict[int, list[int]] = {}
         self.floors: dict[int, int] = {}

@@ -12,6 +12,7 @@ import pytest
 
 from sapwood.cache.arrays.batch import Batch
 from sapwood.daemon.cli.main import main
+from sapwood.daemon.process import self_check
 from sapwood.daemon.process.self_check import SelfCheck
 from sapwood.model.gemma4 import Forward, PackedGemma4
 from sapwood.model.runner import Runner
@@ -48,6 +49,27 @@ def test_a_good_bundle_passes_and_its_acceptance_is_shown(
     assert checked["rounds"] == drafted[0] > 0 and len(drafted) == len(accepted) == 4
     assert all(a <= d for a, d in zip(accepted, drafted, strict=True))
     assert accepted == sorted(accepted, reverse=True)
+
+
+STRICT = ["check", TARGET, "--draft", DRAFTER, "--numerics", "strict"]
+
+
+@pytest.mark.long
+def test_strict_numerics_are_proved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(STRICT) == 0
+    assert "numerics    strict" in capsys.readouterr().out
+
+
+def test_a_reply_that_is_another_one_alone_fails_strict_numerics(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that part at a near-tie, too, which is no fault otherwise."""
+    alone = self_check._alone
+    monkeypatch.setattr(self_check, "_alone", lambda *args: alone(*args)[:-1])
+    assert main([*STRICT, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["problem"].startswith("4 of 4 replies are others alone without drafts")
+    assert found["self_check"]["faults"] == 0 and found["numerics"] == "strict"
 
 
 def test_what_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:

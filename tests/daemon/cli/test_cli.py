@@ -185,7 +185,7 @@ def test_help_leaves_with_0(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["serve", "--numerics", "strict"], "numerics: strict is not built yet"),
+        (["serve", "--numerics", "exact"], "numerics: 'exact' is not one of fast, strict"),
         (["serve", "--listen", "0.0.0.0:1"], "needs --tls-cert and --tls-key, and --tokens or"),
         (["serve", "--memory", "lots"], "not a size"),
         (["serve", "--draft-depth", "12"], "neither auto nor 0 to 8"),

@@ -55,6 +55,21 @@ async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_com
     assert not daemon.engine_alive
 
 
+@pytest.mark.anyio
+async def test_a_strict_daemon_has_tried_it_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+    monkeypatch.setattr(
+        assemble, "refuse_unless_strict", lambda pair: tried.append(pair.kernels.strict)
+    )
+    daemon = Daemon(config_for(), loading(memory="1GiB", numerics="strict"))
+    await daemon.start()
+    assert await daemon.wait_loaded()
+    async with AsyncClient(str(daemon.grpc_addresses[0])) as client:
+        assert (await client.get_model()).numerics == "strict"
+    assert await daemon.stop() == 0
+    assert tried == [True]
+
+
 def test_rows_of_every_kind_have_run_before_a_daemon_serves_and_nobody_counts_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

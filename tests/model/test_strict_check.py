@@ -1,0 +1,89 @@
+"""What is tried before a daemon promises strict numerics, and that it notices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx import nn
+
+from sapwood.model.checkpoint.files import ModelRefused
+from sapwood.model.gemma4 import PackedGemma4
+from sapwood.model.pair import Pair, load_pair
+from sapwood.model.products import ROW_TILE, in_row_tiles
+from sapwood.model.strict_check import refuse_unless_strict
+from tests.model.reference import checkpoint
+from tests.system.pairs import pair
+
+
+def _packs(_: str, module: Any) -> bool:
+    return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
+
+
+def strict(name: str) -> Pair:
+    return replace(pair(name, drafter=False), kernels=pair(name).kernels.strictly())
+
+
+@pytest.mark.parametrize("name", ["e2b-tiny", "a4b-tiny"])
+def test_it_holds_here(name: str) -> None:
+    refuse_unless_strict(strict(name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["e4b-tiny", "12b-tiny", "31b-tiny"])
+@pytest.mark.parametrize("bits", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_it_holds_of_all_families_packed_and_in_half_precision(
+    name: str, bits: int, dtype: str
+) -> None:
+    loaded = load_pair(checkpoint(name), None, dtype, strict=True)
+    if bits:
+        nn.quantize(loaded.target, 64, bits, class_predicate=_packs)
+    refuse_unless_strict(loaded)
+
+
+def test_a_product_that_knows_how_many_rows_it_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a kernel that is chosen by the number of rows."""
+    right = PackedGemma4.logits
+
+    def by_rows(self: PackedGemma4, hidden: mx.array) -> mx.array:
+        return right(self, hidden * (1 + 1e-3 * hidden.shape[0]))
+
+    monkeypatch.setattr(PackedGemma4, "logits", by_rows)
+    with pytest.raises(ModelRefused, match=r"in rounds with drafts, 9 of 9 rows"):
+        refuse_unless_strict(strict("e2b-tiny"))
+
+
+def test_a_row_that_knows_its_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a kernel whose last rows are summed up otherwise."""
+    right = PackedGemma4.logits
+
+    def by_place(self: PackedGemma4, hidden: mx.array) -> mx.array:
+        return right(self, hidden) + 1e-3 * (mx.arange(hidden.shape[0]) % 2)[:, None]
+
+    monkeypatch.setattr(PackedGemma4, "logits", by_place)
+    with pytest.raises(ModelRefused, match="have other bits than alone; --numerics fast"):
+        refuse_unless_strict(strict("e2b-tiny"))
+
+
+def test_fast_attention_is_refused() -> None:
+    """It sums what is held by reference apart from the rest."""
+    with pytest.raises(ModelRefused, match="strict numerics do not hold"):
+        refuse_unless_strict(pair("e2b-tiny", drafter=False))
+
+
+@pytest.mark.parametrize("count", [0, 1, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 3 * ROW_TILE])
+def test_products_always_have_as_many_rows(count: int) -> None:
+    seen: list[int] = []
+
+    def rows_of(a: mx.array, b: mx.array) -> mx.array:
+        seen.append(a.shape[0])
+        return a + b.sum(axis=-1)
+
+    a, b = mx.arange(count), mx.ones((count, 2), mx.int32)
+    assert mx.array_equal(in_row_tiles(rows_of)(a, b), mx.arange(count) + 2)
+    assert set(seen) <= {ROW_TILE, *([0] if not count else [])}
