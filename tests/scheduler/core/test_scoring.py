@@ -92,3 +92,28 @@ def test_a_step_has_room_for_the_scores() -> None:
         house.core.plan(house.now)
         held.append(house.ledger.held("workspace"))
     assert held[1] - held[0] == facts.scoring_bytes == 16 * 7
+
+
+def _lose_step(house: House) -> None:
+    plan = house.core.plan(house.now)
+    assert plan is not None
+    house.deliver()
+    house.device.slots.clear()
+    house.device.steps += 1
+    house._lose(plan)
+
+
+def test_who_comes_back_takes_no_more_from_the_tree_than_was_told() -> None:
+    """Somebody else has stored all of the prompt; what is not told yet has no scores there."""
+    house = House(limits=LIMITS)
+    house.submit(prompt(40), 4)
+    house.run()
+    stream = house.submit(prompt(40), 4, prompt_logprobs=1)
+    house.step()
+    house.step()
+    house.core._memory._stored.shed = lambda step: None  # type: ignore[method-assign]
+    _lose_step(house)
+    house.run()
+    assert finished(stream).usage.cached_tokens == 0 and told(stream) == 39
+    assert house.device.evaluated_tokens < 40 + 40 + 40, "what was told is not read again"
+    house.close()
