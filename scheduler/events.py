@@ -3,11 +3,13 @@
 - Commands arrive through the inbox in order; effects leave once per step.
 - A sequence id is drawn by the daemon and is unique for the process; clients never choose it.
 - Exactly one Finished, Pinned or Failed per sequence, and nothing of that sequence after it.
-- Unpin and Clear are answered once each, under the id that they came with.
+- Unpin, Clear and commands of sessions are answered once each, under the id that they came with.
+- A reply that is resumed is told of under the id of who resumed it last.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -16,6 +18,12 @@ from sapwood.scheduler.outcomes import CancelReason, FinishReason
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.result import TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.session_events import (
+    ResumeReply,
+    SessionCommand,
+    SessionTold,
+    SessionTurn,
+)
 
 
 class Priority(IntEnum):
@@ -68,6 +76,7 @@ class Request:
     principal: str = ""  # with whose requests it shares what is scarce
     weight: float = 1.0  # of the principal beside others, above 0
     priority: Priority = Priority.NORMAL
+    session: SessionTurn | None = None  # that it goes on, and is the newest turn of
     early: bool = False  # end it as soon as its first token cannot come before the deadline
     forks: tuple[
         Fork, ...
@@ -149,7 +158,7 @@ class Clear:
     tokens: tuple[int, ...] = ()
 
 
-Command = Submit | Cancel | Drain | Unpin | Clear | DiskReport
+Command = Submit | Cancel | Drain | Unpin | Clear | DiskReport | ResumeReply | SessionCommand
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +210,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model wrote. `arguments` is the JSON text of an object."""
+    """A call that the model wrote. `arguments` is the JSON text of an object.
+
+    id: by which its result is known in a session; elsewhere whoever sends the call makes one.
+    """
 
     name: str
     arguments: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +254,22 @@ class Failed:
     reason: Reason
     message: str
     retry_after_s: float | None = None
+    field: str = ""  # of the command, where one is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A reply is gone on with. Comes first of all that its new stream is told.
+
+    request: as it came first. read: how far the prompt is; None: nothing of it was told of yet.
+    deltas: what was emitted, made again as they are asked for, by whoever has this alone; None
+    where one has to ask on.
+    """
+
+    id: int
+    request: Request
+    read: Progress | None
+    deltas: Iterator[Delta | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,5 +298,5 @@ class Cleared:
     held_bytes: int
 
 
-Answered = Pinned | Unpinned | Cleared
-Effect = Progress | Delta | Finished | Failed | Answered
+Answered = Pinned | Unpinned | Cleared | SessionTold
+Effect = Resumed | Progress | Delta | Finished | Failed | Answered

@@ -59,6 +59,13 @@ class Limits:
     pin_s_max: float = 10 * 366 * 86400.0  # of a ttl
     pins_page_default: int = 100
     pins_page_max: int = 1000
+    sessions_max: int = 1024
+    session_tokens_max: int = 64 * 1024 * 1024  # of all sessions: four bytes of the host's each
+    session_name_chars_max: int = 64
+    session_s_default: float = 86400.0
+    session_s_max: float = 30 * 86400.0
+    sessions_page_default: int = 100
+    sessions_page_max: int = 1000
     admission_candidates_max: int = 8
     request_s_max: float = 1800.0
     rpcs_max: int = 512

@@ -33,9 +33,14 @@ class ServedTokenizer(Protocol):
         """
 
     def encode_text(
-        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+        self,
+        text: str,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+        *,
+        bos: bool = True,
     ) -> list[int]:
-        """BOS is added if missing; control tokens are recognised."""
+        """Control tokens are recognised. bos: it is added if missing."""
 
     def encode_messages(
         self,
@@ -48,6 +53,21 @@ class ServedTokenizer(Protocol):
         """Messages and tools as transformers takes them, in the model's template, as plain text.
 
         Raises ValueError for a conversation that the template cannot express.
+        """
+
+    def encode_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        calls: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        thinking: bool | None,
+        after: int,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+    ) -> list[int]:
+        """As encode_messages, of what follows a reply whose last token is `after`.
+
+        calls: of the reply, whose results the messages begin with; none where they do not.
         """
 
     def decode(self, ids: Sequence[int], given_up: GivenUp = never) -> str:

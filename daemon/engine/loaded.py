@@ -15,6 +15,7 @@ from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Command, Effect, PinView
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
+from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionView
 from sapwood.scheduler.stats import Stats
 
 
@@ -59,6 +60,12 @@ class StepCore(Protocol):
 
     def pins(self, now: float) -> tuple[PinView, ...]:
         """What is pinned, oldest first."""
+
+    def sessions(self, owner: str, now: float) -> tuple[SessionView, ...]:
+        """Its owner's, by name."""
+
+    def session(self, key: SessionKey, now: float) -> HeldSession | None:
+        """None where there is no such session."""
 
     def readers(self) -> Mapping[int, int]:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
@@ -138,6 +145,14 @@ class Loaded:
     def view_pins(self, now: float) -> tuple[PinView, ...]:
         """What is pinned, oldest first: for Engine.ask. `now`: of the engine's clock."""
         return self.core.pins(now)
+
+    def view_sessions(self, owner: str, now: float) -> tuple[SessionView, ...]:
+        """Its owner's, by name: for Engine.ask. `now`: of the engine's clock."""
+        return self.core.sessions(owner, now)
+
+    def hold_session(self, key: SessionKey, now: float) -> HeldSession | None:
+        """What a prompt needs of it, None where there is none: for Engine.ask. `now`: as above."""
+        return self.core.session(key, now)
 
     def view_tree(self) -> TreeView:
         """Every node, without its tokens: for Engine.ask. O(nodes)."""

@@ -3,9 +3,10 @@
 - One JSON value a line: a head, then commands, plans and commits in the engine's order, with its
   times. `json` writes a float so that it is read back as the same.
 - No text and no secret: ids go through a permutation that is drawn here and never written; seeds
-  are left out, and so is what a constraint says; a root and a principal are the numbers of their
-  first use. Where a reply ends otherwise than by its length, its last token stands as END, which is
-  past the vocabulary: what text decided is a fact of the recording, and who plays it needs no text.
+  are left out, and so is what a constraint says; a root, a principal and a session are the numbers
+  of their first use. Where a reply ends otherwise than by its length, its last token stands as END,
+  which is past the vocabulary: what text decided is a fact of the recording, and who plays it needs
+  no text.
 - Bounded by `bytes_max`. A file that cannot be written to any more ends the recording, with one
   line in the log, and nothing else.
 """
@@ -16,7 +17,7 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, BinaryIO
 
 from sapwood.cache.prefix.snapshot import Payload
@@ -42,6 +43,15 @@ from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.plan import Admit, StepPlan
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.session_events import (
+    ForkSession,
+    HeldSession,
+    ResumeReply,
+    SessionCommand,
+    SessionKey,
+    SessionTurn,
+    SessionView,
+)
 from sapwood.scheduler.stats import Stats
 
 FORMAT = 3
@@ -59,6 +69,7 @@ class Disguise:
         secrets.SystemRandom().shuffle(self._ids)
         self._roots: dict[bytes, int] = {}
         self._principals: dict[str, int] = {}
+        self._sessions: dict[SessionKey, SessionKey] = {}
         self.end = vocabulary
 
     def ids(self, tokens: Iterable[int]) -> tuple[int, ...]:
@@ -68,11 +79,12 @@ class Disguise:
     def request(self, request: Request) -> Request:
         """The same to the core, but for what ends its text."""
         root = self._roots.setdefault(request.root, len(self._roots))
-        principal = self._principals.setdefault(request.principal, len(self._principals))
+        turn = request.session
         return replace(
             request,
             root=b"%d" % root,
-            principal=str(principal),
+            principal=self._principal(request.principal),
+            session=None if turn is None else SessionTurn(self.key(turn.key), turn.revision),
             prompt=self.ids(request.prompt),
             sampling=self._sampling(request.sampling),
             forks=tuple(replace(fork, noise_key=0) for fork in request.forks),
@@ -81,6 +93,25 @@ class Disguise:
             ignore_eos=False,
             constraint=None if request.constraint is None else HELD,
         )
+
+    def _principal(self, name: str) -> str:
+        return str(self._principals.setdefault(name, len(self._principals)))
+
+    def key(self, key: SessionKey) -> SessionKey:
+        """Another one, whose names are numbers."""
+        if key not in self._sessions:
+            name = str(len(self._sessions))
+            self._sessions[key] = SessionKey(self._principal(key.owner), name)
+        return self._sessions[key]
+
+    def session_command(
+        self, command: SessionCommand | ResumeReply
+    ) -> SessionCommand | ResumeReply:
+        """The same to the core."""
+        if isinstance(command, ForkSession):
+            made = self.key(SessionKey(command.key.owner, command.new_name))
+            command = replace(command, new_name=made.name)
+        return replace(command, key=self.key(command.key))
 
     def facts(self, facts: ModelFacts) -> ModelFacts:
         """A model with one more token, which alone ends a reply."""
@@ -146,8 +177,10 @@ class RecordedCore:
                 self._write(now=now, unpin=[id, name])
             case Clear(id, tokens):
                 self._write(now=now, clear=[id, self._disguise.ids(tokens)])
-            case Drain():  # pragma: no branch (there is no sixth)
+            case Drain():
                 self._write(now=now, drain=True)
+            case _ if isinstance(command, SessionCommand | ResumeReply):
+                self._write(now=now, session=_session(self._disguise.session_command(command)))
         self._core.handle(command, now)
 
     def plan(self, now: float) -> StepPlan | None:
@@ -208,6 +241,14 @@ class RecordedCore:
     def pins(self, now: float) -> tuple[PinView, ...]:
         """As StepCore says."""
         return self._core.pins(now)
+
+    def sessions(self, owner: str, now: float) -> tuple[SessionView, ...]:
+        """As StepCore says."""
+        return self._core.sessions(owner, now)
+
+    def session(self, key: SessionKey, now: float) -> HeldSession | None:
+        """As StepCore says."""
+        return self._core.session(key, now)
 
     def readers(self) -> Mapping[int, int]:
         """As StepCore says."""
@@ -294,6 +335,12 @@ def span(payload: Payload | None) -> list[int] | None:
         return None
     ranges = [payload.start, payload.end, payload.sliding_start]
     return [*ranges, payload.full_bytes, payload.sliding_bytes]
+
+
+def _session(command: SessionCommand | ResumeReply) -> list[Any]:
+    """Its kind, whose it is, and the rest in order."""
+    rest = [getattr(command, each.name) for each in fields(command) if each.name != "key"]
+    return [type(command).__name__, command.key.owner, command.key.name, *rest]
 
 
 def _request(request: Request) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
-from sapwood.daemon.rpc.mailbox import ReplyEvent
+from sapwood.daemon.rpc.mailbox import SentEvent
 from sapwood.scheduler.events import Progress
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
@@ -74,7 +74,7 @@ class WorkerService:
         count = min(max(1, given.sampling_params.n), self._gate.limits.candidates_max)
         replies = [WorkerReply(given, index) for index in range(count)]
 
-        async def write(event: ReplyEvent, candidate: int, _waited_s: float) -> None:
+        async def write(event: SentEvent, candidate: int, _waited_s: float) -> None:
             # The prompt is read once, and counted in each reply, as the protocol has it.
             told = replies if isinstance(event, Progress) else [replies[candidate]]
             for response in [reply.said(event) for reply in told]:

@@ -33,6 +33,7 @@ from sapwood.daemon.rpc.rules import (
     check,
     sampler_of,
 )
+from sapwood.daemon.rpc.turns import first_style, later_turn
 from sapwood.daemon.rpc.workers import Workers
 from sapwood.model.constraints.spec import ConstraintRefused, ConstraintSpec
 from sapwood.model.prompt.errors import GivenUp, PromptTooLong
@@ -40,6 +41,7 @@ from sapwood.scheduler.events import Clear, PinTerms, Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionTurn
 from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
 
@@ -81,15 +83,23 @@ class Admission:
         )
 
     async def admit(
-        self, request: pb.GenerateRequest, deadline: float, principal: Principal
+        self,
+        request: pb.GenerateRequest,
+        deadline: float,
+        principal: Principal,
+        held: HeldSession | None = None,
     ) -> Request:
-        """`deadline` is in the engine's clock. Raises Refused."""
+        """`deadline` is in the engine's clock. held: the session that it names. Raises Refused."""
         check(request, GENERATE_RULES, self._bounds)
+        turn = None
+        if held is not None:
+            turn = self._turn(request, held, principal)
+            request = later_turn(request, held) if held.tokens else request
         sampling = sampler_of(request.sampling, self._card.defaults, self._bounds)
         require_several(request.candidates, sampling)
         sampling = without_calls(request, sampling, self._card.facts.control_tokens)
         spec = self._spec(request)
-        prompt = await self._prompt(request)
+        prompt = await self._prompt(request, held)
         constraint = None if spec is None else await self._constraint(request, spec)
         return Request(
             id=self.draw_id(),
@@ -114,7 +124,17 @@ class Admission:
             priority=_PRIORITIES[request.priority],
             early=request.deadline_policy == pb.DEADLINE_POLICY_EARLY,
             forks=forks_of(request.candidates, sampling, self.draw_id),
+            session=turn,
         )
+
+    def _turn(
+        self, request: pb.GenerateRequest, held: HeldSession, principal: Principal
+    ) -> SessionTurn:
+        if held.view.busy:
+            problem = "another request runs in the session"
+            raise Refused(Reason.SESSION_BUSY, problem, field="session")
+        style = held.style if held.tokens else first_style(request, self._limits)
+        return SessionTurn(SessionKey(principal.name, request.session), held.revision, style)
 
     async def admit_pin(
         self, request: cache_pb2.PinPrefixRequest, deadline: float, principal: Principal
@@ -183,28 +203,34 @@ class Admission:
 
         return await self._codec.run(decode, _ID_BYTES * len(token_ids))
 
-    async def _prompt(self, request: pb.GenerateRequest | Prefix) -> tuple[int, ...]:
+    async def _prompt(
+        self, request: pb.GenerateRequest | Prefix, held: HeldSession | None = None
+    ) -> tuple[int, ...]:
+        """All of it: what the session holds comes first."""
         field: str = request.WhichOneof("prompt") or "prompt"
-        tokens_max = self._card.facts.context_tokens_max
+        before = () if held is None else tuple(held.tokens)
+        tokens_max = self._card.facts.context_tokens_max - len(before)
         if field == "token_ids":
             field, given = "token_ids.ids", request.token_ids.ids
             if not given:
                 raise _empty("token_ids")
             # As many as show that they are too many: what is copied must not grow with a request.
-            ids, told = tuple(given[:tokens_max]), str(len(given))
+            ids = (*before, *given[: max(0, tokens_max)])
+            told = str(len(before) + len(given))
         else:
-            ids = tuple(await self._encoded_to_generate(request, tokens_max - 1))
+            ids = (*before, *await self._encoded_to_generate(request, tokens_max - 1, held))
             told = str(len(ids))
         check(PromptTokens(field, ids, told), PROMPT_RULES, self._bounds)
         return ids
 
     async def _encoded_to_generate(
-        self, request: pb.GenerateRequest | Prefix, tokens_max: int
+        self, request: pb.GenerateRequest | Prefix, tokens_max: int, held: HeldSession | None
     ) -> list[int]:
         try:
-            return await self._encoded(request, self._workers, tokens_max)
+            return await self._encoded(request, self._workers, tokens_max, held)
         except PromptTooLong as error:
-            told = PromptTokens("prompt", (), f"at least {error.fewest}")
+            fewest = error.fewest + (0 if held is None else len(held.tokens))
+            told = PromptTokens("prompt", (), f"at least {fewest}")
             raise TOO_LONG.refusal(told, self._bounds) from None
 
     async def _encoded(
@@ -212,6 +238,7 @@ class Admission:
         request: pb.GenerateRequest | pb.TokenizeRequest | Prefix,
         workers: Workers,
         tokens_max: int,
+        held: HeldSession | None = None,
     ) -> list[int]:
         """Raises PromptTooLong for what is certainly longer, and Refused."""
         match request.WhichOneof("prompt"):
@@ -220,24 +247,40 @@ class Admission:
                 def work(given_up: GivenUp) -> list[int]:
                     if not (text := request.text):  # made here: a string as long as the request
                         raise _empty("text")
-                    return self._card.tokenizer.encode_text(text, tokens_max, given_up)
+                    bos = held is None or not held.tokens
+                    return self._card.tokenizer.encode_text(text, tokens_max, given_up, bos=bos)
             case "messages" if request.messages.messages:
                 messages = request.messages
 
                 def work(given_up: GivenUp) -> list[int]:
-                    return self._encode_messages(messages, tokens_max, given_up)
+                    return self._encode_messages(messages, tokens_max, given_up, held)
             case field:
                 raise _empty(field or "prompt")
         return await workers.run(work, request.ByteSize())
 
     def _encode_messages(
-        self, messages: prompt_pb2.Messages, tokens_max: int, given_up: GivenUp
+        self,
+        messages: prompt_pb2.Messages,
+        tokens_max: int,
+        given_up: GivenUp,
+        held: HeldSession | None,
     ) -> list[int]:
         tokenizer = self._card.tokenizer
-        said = conversation_of(messages, tokenizer.features(bool(messages.tools)), self._limits)
+        features = tokenizer.features(bool(messages.tools))
+        called = () if held is None else held.calls
+        said = conversation_of(messages, features, self._limits, called)
+        turn = said.messages, said.tools, said.thinking
         try:
-            return tokenizer.encode_messages(
-                said.messages, said.tools, said.thinking, tokens_max, given_up
+            if held is None or not held.tokens:
+                return tokenizer.encode_messages(*turn, tokens_max, given_up)
+            return tokenizer.encode_turn(
+                said.messages,
+                said.calls,
+                said.tools,
+                said.thinking,
+                held.tokens[-1],
+                tokens_max,
+                given_up,
             )
         except PromptTooLong:
             raise

@@ -34,12 +34,19 @@ class TemplateConversation:
     messages: Sequence[dict[str, Any]]
     tools: Sequence[dict[str, Any]]
     thinking: bool | None
+    calls: Sequence[dict[str, Any]] = ()  # of the reply before, where their results come first
 
 
 def conversation_of(
-    given: pb.Messages, features: frozenset[str] | None, limits: Limits
+    given: pb.Messages,
+    features: frozenset[str] | None,
+    limits: Limits,
+    called: Sequence[tuple[str, str]] = (),
 ) -> TemplateConversation:
-    """`features`: what the model's template has a place for; None without one. Raises Refused."""
+    """`features`: what the model's template has a place for; None without one. Raises Refused.
+
+    called: by the reply before the messages, where there is one: ids and names of functions.
+    """
     if features is None:
         problem = f"the model has no chat template for messages {_with(bool(given.tools))} tools"
         raise Refused(Reason.UNSUPPORTED, problem, field="messages")
@@ -52,8 +59,11 @@ def conversation_of(
     if given.thinking:
         _check_feature("enable_thinking", features, "messages.thinking")
     objects = _Objects(limits.json_items_max)
+    answers = bool(given.messages) and given.messages[0].role == "tool"
+    calls = [_call(id, name, {}) for id, name in called] if answers else []
     return TemplateConversation(
-        messages=_Turns(features, limits, objects).turned(given.messages),
+        calls=calls,
+        messages=_Turns(features, limits, objects, calls).turned(given.messages),
         tools=[_tool(tool, f"messages.tools[{i}]", objects) for i, tool in enumerate(given.tools)],
         thinking=given.thinking if given.HasField("thinking") else None,
     )
@@ -62,12 +72,18 @@ def conversation_of(
 class _Turns:
     """Messages in order, with the calls that wait for their results."""
 
-    def __init__(self, features: frozenset[str], limits: Limits, objects: _Objects) -> None:
+    def __init__(
+        self,
+        features: frozenset[str],
+        limits: Limits,
+        objects: _Objects,
+        calls: Sequence[dict[str, Any]],
+    ) -> None:
         self._features = features
         self._objects = objects
         self._calls_max = limits.tools_max
         self._call_id_bytes_max = limits.call_id_bytes_max
-        self._unanswered: list[dict[str, Any]] = []
+        self._unanswered = list(calls)
 
     def turned(self, messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
         return [
@@ -106,10 +122,8 @@ class _Turns:
             if not call.name:
                 _bad("a call needs the name of its tool", f"{field}[{index}].name")
             arguments = self._objects.parsed(call.arguments, f"{field}[{index}].arguments")
-            function = {"name": call.name, "arguments": arguments}
-            # Templates match results by id, and without ids take any result for the last call's.
             id = self._unused(call.id or f"call_{index}", f"{field}[{index}].id")
-            self._unanswered.append({"id": id, "type": "function", "function": function})
+            self._unanswered.append(_call(id, call.name, arguments))
         return list(self._unanswered)
 
     def _unused(self, id: str, field: str) -> str:
@@ -131,6 +145,12 @@ class _Turns:
             return {"name": called, "tool_call_id": call["id"]}
         problem = "the assistant's message before it has no such call without a result"
         _bad(problem, f"{field}.tool_call_id" if id else f"{field}.tool_name")
+
+
+def _call(id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Templates match results by id, and without ids take any result for the last call's."""
+    function = {"name": name, "arguments": arguments}
+    return {"id": id, "type": "function", "function": function}
 
 
 def _tool(tool: pb.Tool, field: str, objects: _Objects) -> dict[str, Any]:

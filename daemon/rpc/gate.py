@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from sapwood.daemon.engine.card import ModelCard
@@ -25,6 +26,7 @@ from sapwood.daemon.telemetry.telemetry import Telemetry
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
+from sapwood.scheduler.session_events import HeldSession, SessionKey
 
 _T = TypeVar("_T")
 
@@ -106,6 +108,13 @@ class Gate:
             return await asyncio.wrap_future(self.engine.ask(work))
         except EngineEnded:
             raise engine_failed() from None
+
+    async def held(self, key: SessionKey, field: str) -> HeldSession:
+        """The session as it is between two steps. Raises Refused, naming the request's field."""
+        held = await self.ask(partial(Loaded.hold_session, key=key, now=time.monotonic()))
+        if held is None:
+            raise Refused(Reason.SESSION_NOT_FOUND, "there is no such session", field=field)
+        return held
 
     def deadline(self, call: Call) -> float:
         """In the engine's clock; a client without a deadline gets `request_s_max`."""

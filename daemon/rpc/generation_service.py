@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.candidates import pump_all
 from sapwood.daemon.rpc.gate import Gate
-from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent
+from sapwood.daemon.rpc.mailbox import Mailbox, ReplyEvent, SentEvent
 from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.quotas import Stake
 from sapwood.daemon.rpc.responses import response_of
+from sapwood.daemon.rpc.rules import RESUME_RULES, Bounds, check
 from sapwood.daemon.telemetry.calls import GenerationRecord
-from sapwood.scheduler.events import Cancel, Effect, Request, Submit
+from sapwood.scheduler.events import Cancel, Effect, Resumed, Submit
 from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
+from sapwood.scheduler.session_events import ResumeReply, SessionKey
 from sapwood.v1 import generation_pb2 as pb
 
 # Of one event, which reply's it is, and how long the request waited for its principal's quotas, in
 # seconds.
-Write = Callable[[ReplyEvent, int, float], Awaitable[None]]
+Write = Callable[[SentEvent, int, float], Awaitable[None]]
 
 _NUMERICS = {"fast": pb.NUMERICS_FAST, "strict": pb.NUMERICS_STRICT}
 
@@ -49,7 +52,7 @@ class GenerationService:
         }
 
     async def _generate(self, request: pb.GenerateRequest, call: Call) -> None:
-        async def write(event: ReplyEvent, candidate: int, waited_s: float) -> None:
+        async def write(event: SentEvent, candidate: int, waited_s: float) -> None:
             await call.write(response_of(event, candidate, waited_s))
 
         await self.reply(request, call, write)
@@ -59,14 +62,21 @@ class GenerationService:
         deadline = self._gate.deadline(call)
         call.record.is_chat = request.HasField("messages")
         with self._gate.accounts.stake(call.principal) as stake:
-            admitted = await self._admit(request, deadline, call.principal, stake)
+            with self._counting(deadline):
+                admit = self._admit_resume if request.HasField("resume") else self._admit
+                command = await admit(request, deadline, call.principal, stake)
+                self._gate.enter()  # again: a drain may have begun meanwhile
             call.record.model = self._gate.card.name
-            call.record.generation = GenerationRecord(admitted, stake.waited_s)
-            await self._pump(admitted, deadline, stake, call.record.generation, write)
+            if isinstance(command, Submit):
+                record = GenerationRecord(command.request.id, stake.waited_s, command.request)
+            else:
+                record = GenerationRecord(command.id, stake.waited_s)
+            call.record.generation = record
+            await self._pump(command, deadline, stake, record, write)
 
     async def _pump(
         self,
-        admitted: Request,
+        command: Submit | ResumeReply,
         deadline: float,
         stake: Stake,
         generation: GenerationRecord,
@@ -76,12 +86,16 @@ class GenerationService:
             stake.observe(effect)
             generation.observe(effect)
 
+        ids = [row.id for row in command.request.rows] if isinstance(command, Submit) else []
         opened = self._gate.mailboxes.open
-        mailboxes = [opened(row.id, observe) for row in admitted.rows]
-        self._gate.engine.send(Submit(admitted))
+        mailboxes = [opened(id, observe) for id in ids or [generation.id]]
+        self._gate.engine.send(command)
 
         async def write_event(event: ReplyEvent, candidate: int) -> None:
-            await write(event, candidate, stake.waited_s)
+            if isinstance(event, Resumed):
+                await self._replay(event, stake, write)
+            else:
+                await write(event, candidate, stake.waited_s)
 
         why: CancelReason | None = None
         try:
@@ -94,16 +108,45 @@ class GenerationService:
             for mailbox in mailboxes:
                 self._leave(mailbox, why or self._why_gone(deadline))
 
+    async def _replay(self, event: Resumed, stake: Stake, write: Write) -> None:
+        if event.read is not None:
+            await write(event.read, 0, stake.waited_s)
+        for delta in event.deltas:
+            if delta is None:
+                await asyncio.sleep(0)  # it takes a while: others have their turns
+            else:
+                await write(delta, 0, stake.waited_s)
+
     async def _admit(
         self, request: pb.GenerateRequest, deadline: float, principal: Principal, stake: Stake
-    ) -> Request:
+    ) -> Submit:
+        self._gate.enter()
+        rows = min(max(1, request.candidates), self._gate.limits.candidates_max)
+        stake.enter(rows)  # before any work for who may have no more
+        held = None
+        if request.session:
+            key = SessionKey(principal.name, request.session)
+            held = await self._gate.held(key, "session")
+        admitted = await self._gate.admission.admit(request, deadline, principal, held)
+        await stake.turn(len(admitted.prompt), rows * admitted.max_tokens)
+        return Submit(admitted)
+
+    async def _admit_resume(
+        self, request: pb.GenerateRequest, deadline: float, principal: Principal, stake: Stake
+    ) -> ResumeReply:
+        self._gate.enter()
+        check(request, RESUME_RULES, Bounds(self._gate.limits, self._gate.card.facts))
+        key = SessionKey(principal.name, request.resume.session)
+        held = await self._gate.held(key, "resume.session")
+        stake.enter(replaces=held.view.busy)
+        await stake.turn(0, held.reply_tokens_left)
+        return ResumeReply(self._gate.admission.draw_id(), key, request.resume.from_token, deadline)
+
+    @contextmanager
+    def _counting(self, deadline: float) -> Iterator[None]:
+        """Around what comes before the scheduler: who ends there is counted here."""
         try:
-            self._gate.enter()
-            rows = min(max(1, request.candidates), self._gate.limits.candidates_max)
-            stake.enter(rows)  # before any work for who may have no more
-            admitted = await self._gate.admission.admit(request, deadline, principal)
-            await stake.turn(len(admitted.prompt), rows * admitted.max_tokens)
-            self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
+            yield
         except Refused as refusal:
             self._gate.turn_away(Outcome.REJECTED, refusal.reason)
             raise
@@ -113,7 +156,6 @@ class GenerationService:
         except Exception:  # a bug of ours, which the boundary answers
             self._gate.turn_away(Outcome.FAILED)
             raise
-        return admitted
 
     def _leave(self, mailbox: Mailbox, reason: CancelReason) -> None:
         self._gate.mailboxes.close(mailbox)

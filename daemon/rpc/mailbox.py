@@ -27,6 +27,7 @@ from sapwood.scheduler.events import (
     Failed,
     Finished,
     Progress,
+    Resumed,
     ToolCall,
 )
 from sapwood.scheduler.limits import Limits
@@ -36,7 +37,8 @@ from sapwood.scheduler.result import TokenLogprobs
 _TOKEN_ID_BYTES = 4
 _LOGPROB_BYTES = 12  # a log probability with its id and its tags
 
-ReplyEvent = Progress | Delta | Finished
+SentEvent = Progress | Delta | Finished  # a message of the stream, whatever its contract
+ReplyEvent = Resumed | SentEvent
 Observe = Callable[[Effect], None]
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Mailbox:
         self.id = id
         self._observe = observe
         self._limits = limits
+        self._resumed: Resumed | None = None
         self._progress: Progress | None = None
         self._texts: list[str] = []
         self._token_ids: list[int] = []
@@ -76,6 +79,8 @@ class Mailbox:
         if self._end is not None:
             return
         match effect:
+            case Resumed():
+                self._resumed = effect
             case Progress():
                 self._advance(effect)
             case Delta():
@@ -92,7 +97,7 @@ class Mailbox:
         """End now, dropping what waits and interrupting a write that is blocked."""
         if self._end is not None:
             return
-        self._progress = None
+        self._resumed = self._progress = None
         self._clear_delta()
         self._end = refusal
         self._arrived.set()
@@ -121,9 +126,12 @@ class Mailbox:
                 return
 
     async def _take(self) -> ReplyEvent:
-        while not (self._progress or self._has_delta or self._end):
+        while not (self._resumed or self._progress or self._has_delta or self._end):
             self._arrived = anyio.Event()
             await self._arrived.wait()
+        if (resumed := self._resumed) is not None:
+            self._resumed = None
+            return resumed
         if (progress := self._progress) is not None:
             self._progress = None
             self._bytes -= _logprobs_bytes(progress.logprobs)

@@ -107,11 +107,16 @@ class Holding:
         self._forget(self._rate)
         return not (self.places or self._used)
 
-    def enter(self, quotas: Quotas, rows: int = 1) -> Places:
-        """Places with the scheduler, or in line for them. Raises Refused where neither are free."""
+    def enter(self, quotas: Quotas, rows: int = 1, *, replaces: bool = False) -> Places:
+        """Places with the scheduler, or in line for them. Raises Refused where neither are free.
+
+        replaces: one that has its places, and leaves them then.
+        """
         queued_max, running_max = quotas.queued_max, quotas.running_max
         turn = Places(rows, asyncio.get_running_loop().create_future())
-        if running_max is not None:
+        if replaces:
+            self._begin(turn)
+        elif running_max is not None:
             if rows > running_max:
                 told = f"{rows} candidates are more than the {running_max} rows it may have"
                 raise Refused(Reason.CLIENT_QUOTA, told, field="candidates")
@@ -197,9 +202,9 @@ class Stake:
         self.waited_s = 0.0
         holding.places += 1
 
-    def enter(self, rows: int = 1) -> None:
-        """Before anything is done for the request. Raises Refused."""
-        self._turn = self._holding.enter(self._quotas, rows)
+    def enter(self, rows: int = 1, *, replaces: bool = False) -> None:
+        """Before anything is done for the request. Raises Refused. replaces: as Holding.enter."""
+        self._turn = self._holding.enter(self._quotas, rows, replaces=replaces)
 
     async def turn(self, prompt_tokens: int, max_tokens: int) -> None:
         """Until the scheduler may have the request. Raises Refused."""

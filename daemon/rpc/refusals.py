@@ -23,7 +23,9 @@ def refusal_of(failed: Failed) -> Refused:
     """The exception that ends an RPC whose sequence failed with this effect."""
     if failed.reason is Reason.DRAINING:
         return draining()  # the same for who waits, runs and comes: a retry finds the next daemon
-    return Refused(failed.reason, failed.message, retry_after_s=failed.retry_after_s)
+    return Refused(
+        failed.reason, failed.message, field=failed.field, retry_after_s=failed.retry_after_s
+    )
 
 
 def model_loading() -> Refused:

@@ -1,13 +1,13 @@
 """From what the engine says of a request to the messages of GenerationService.
 
-Pure, but for the ids of calls, which are drawn here.
+Pure, but for the ids of calls outside of sessions, which are drawn here.
 """
 
 from __future__ import annotations
 
 import secrets
 
-from sapwood.daemon.rpc.mailbox import ReplyEvent
+from sapwood.daemon.rpc.mailbox import SentEvent
 from sapwood.scheduler.events import Delta, Finished, Progress, Usage
 from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.result import TokenLogprobs
@@ -21,9 +21,7 @@ _FINISH_REASONS = {
 }
 
 
-def response_of(
-    event: ReplyEvent, candidate: int = 0, waited_s: float = 0.0
-) -> pb.GenerateResponse:
+def response_of(event: SentEvent, candidate: int = 0, waited_s: float = 0.0) -> pb.GenerateResponse:
     """One event, one message. waited_s: before the scheduler had the request."""
     match event:
         case Progress():
@@ -56,7 +54,7 @@ def _delta(delta: Delta, candidate: int) -> pb.Delta:
         logprobs=[_logprobs(token) for token in delta.logprobs],
         thinking=delta.thinking,
         tool_calls=[
-            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments, id=_call_id())
+            prompt_pb2.ToolCall(name=call.name, arguments=call.arguments, id=call.id or _call_id())
             for call in delta.tool_calls
         ],
     )

@@ -22,7 +22,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import Sampling, SamplingDefaults
-from sapwood.v1 import cache_pb2
+from sapwood.v1 import cache_pb2, session_pb2
 from sapwood.v1 import generation_pb2 as pb
 
 _M = TypeVar("_M")
@@ -90,7 +90,24 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         lambda r, _: r.deadline_policy in pb.DeadlinePolicy.values(),
         "there is no such deadline_policy",
     ),
-    _not_yet("session", lambda r: bool(r.session)),
+    Rule(
+        "candidates",
+        Reason.BAD_REQUEST,
+        lambda r, _: r.candidates <= 1 or not r.session,
+        "a session goes on with one reply",
+    ),
+    Rule(
+        "cache.bypass",
+        Reason.BAD_REQUEST,
+        lambda r, _: not (r.session and r.cache.bypass),
+        "a session lives in the cache",
+    ),
+    Rule(
+        "cache.store_reply",
+        Reason.BAD_REQUEST,
+        lambda r, _: not (r.session and _forgets_reply(r.cache)),
+        "a session keeps its replies",
+    ),
     _not_yet("cache.mark", lambda r: r.cache.mark),
     Rule(
         "candidates",
@@ -190,6 +207,27 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
 )
 
 
+RESUME_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
+    Rule(
+        "resume",
+        Reason.BAD_REQUEST,
+        lambda r, _: len(r.ListFields()) == 1,
+        "nothing stands beside resume: the reply is as it was asked for",
+    ),
+)
+
+
+SESSION_RULES: tuple[Rule[session_pb2.CreateSessionRequest | session_pb2.ForkSessionRequest], ...]
+SESSION_RULES = (
+    Rule(
+        "ttl",
+        Reason.BAD_REQUEST,
+        lambda r, b: not r.HasField("ttl") or _is_lasting(r.ttl, b.limits.session_s_max),
+        "ttl must be more than 0 and less than {limits.session_s_max:.0f} seconds",
+    ),
+)
+
+
 PIN_RULES: tuple[Rule[cache_pb2.PinPrefixRequest], ...] = (
     Rule(
         "ttl",
@@ -198,6 +236,10 @@ PIN_RULES: tuple[Rule[cache_pb2.PinPrefixRequest], ...] = (
         "ttl must be more than 0 and less than {limits.pin_s_max:.0f} seconds",
     ),
 )
+
+
+def _forgets_reply(cache: pb.CacheOptions) -> bool:
+    return cache.HasField("store_reply") and not cache.store_reply
 
 
 def _is_lasting(ttl: duration_pb2.Duration, s_max: float) -> bool:

@@ -21,6 +21,7 @@ from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.reflection import reflection_handlers
+from sapwood.daemon.rpc.session_service import SessionService
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2, generation_pb2, session_pb2
 
@@ -28,8 +29,7 @@ GENERATION = boundary.service(generation_pb2.DESCRIPTOR, "GenerationService")
 CACHE = boundary.service(cache_pb2.DESCRIPTOR, "CacheService")
 SESSION = boundary.service(session_pb2.DESCRIPTOR, "SessionService")
 HEALTH = boundary.service(health_pb2.DESCRIPTOR, "Health")
-BUILT = (GENERATION, CACHE, HEALTH)
-NOT_BUILT = (SESSION,)  # in the contract: every method answers UNIMPLEMENTED
+BUILT = (GENERATION, SESSION, CACHE, HEALTH)
 
 
 def built_services() -> list[str]:
@@ -46,9 +46,9 @@ def make_handlers(
     others = Entrance(limits, limits.watches_max)  # answered even where ours are at their bound
     services: tuple[tuple[ServiceDescriptor, dict[str, Behaviour], Entrance], ...] = (
         (GENERATION, GenerationService(gate).behaviours(), ours),
+        (SESSION, SessionService(gate).behaviours(), ours),
         (CACHE, CacheService(gate).behaviours(), ours),
         (HEALTH, health.behaviours(), others),
-        *((service, {}, ours) for service in NOT_BUILT),
     )
     gate.telemetry.expect(
         f"{service.full_name}/{method.name}"

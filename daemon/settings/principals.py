@@ -2,8 +2,7 @@
 
 - A name is what a token, a certificate or a socket says. `local` comes by the daemon's own socket,
   and by loopback TCP where no tokens are in use. `default` is for all that have no table.
-- A quota that is not set does not bind. Tenants have no sessions yet, so that a quota of these
-  holds whatever it is: it is checked, and not kept.
+- A quota that is not set does not bind.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class Quotas:
     queued_max: int | None = None
     tokens_per_minute_max: int | None = None
     pin_bytes_max: int | None = None
+    sessions_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,7 @@ def _parsed(name: str, table: Any) -> PrincipalSettings:
             values.get("queued_max"),
             values.get("tokens_per_minute_max"),
             values.get("pin_bytes_max"),
+            values.get("sessions_max"),
         ),
         pool=values.get("pool"),
     )

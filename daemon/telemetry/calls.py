@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 
-from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, Request
+from sapwood.scheduler.events import Delta, Effect, Failed, Finished, Progress, Request, Resumed
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Status
 from sapwood.scheduler.sampling import Sampling
@@ -32,14 +32,15 @@ _GONE = {Status.CANCELLED: Outcome.CANCELLED, Status.DEADLINE_EXCEEDED: Outcome.
 class GenerationRecord:
     """One admitted Generate, as the engine tells of it."""
 
-    def __init__(self, request: Request, waited_s: float) -> None:
-        """waited_s: for its principal's quotas, before it is submitted, which is now."""
-        self.id = request.id
+    def __init__(self, id: int, waited_s: float, request: Request | None = None) -> None:
+        """waited_s: for its principal's quotas, before it is submitted, which is now.
+
+        request: None of a reply that is resumed, of which the engine tells.
+        """
+        self.id = id
         self.submitted_at = time.monotonic()
         self.waited_s = waited_s
-        self.prompt_tokens = len(request.prompt)
-        self.max_tokens = request.max_tokens
-        self.sampling: Sampling = request.sampling
+        self._note(request)
         self.cached_tokens = 0
         self.processed_tokens = 0
         self.completion_tokens = 0
@@ -47,6 +48,11 @@ class GenerationRecord:
         self.first_token_at: float | None = None
         self.finished: Finished | None = None
         self.finished_at: float | None = None
+
+    def _note(self, request: Request | None) -> None:
+        self.prompt_tokens = 0 if request is None else len(request.prompt)
+        self.max_tokens = 0 if request is None else request.max_tokens
+        self.sampling = Sampling() if request is None else request.sampling
 
     def observe(self, effect: Effect) -> None:
         """What the engine tells of the request, whether its client reads it or not."""
@@ -56,6 +62,8 @@ class GenerationRecord:
         if self.begun_at is None:
             self.begun_at = now
         match effect:
+            case Resumed():
+                self._note(effect.request)
             case Progress():
                 self.cached_tokens, self.processed_tokens = effect.cached, effect.processed
             case Delta():

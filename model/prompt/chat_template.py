@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
+from secrets import token_hex
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -26,6 +27,7 @@ from sapwood.model.prompt.sandbox import Sandbox
 ROLES = frozenset({"system", "developer", "user", "assistant", "model", "tool"})
 
 _CONTENT = "qvolt7zink"  # no template says that by itself
+_CALL_END = "<tool_call|>"
 _STAND_INS = range(0xD800, 0xE000)
 _SEARCHED_CHARS = 64 * 1024
 # What a conversation may hold besides roles and contents, and by which names templates use it.
@@ -105,6 +107,35 @@ class ChatTemplate:
         except Exception:
             # A template is code of the model's author: any error of it refuses this prompt only.
             raise PromptRefused("the model's chat template does not take these messages") from None
+
+    def render_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        calls: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        given_up: GivenUp = never,
+    ) -> list[str]:
+        """As `render`, of what follows an assistant's reply, from the end of its content on.
+
+        calls: of the reply, with results of which `messages` begin: then from the last call's end.
+        """
+        mark = token_hex(8)  # found in what is rendered, so that nobody may know it before
+        reply: dict[str, Any] = {"role": "assistant", "content": "" if calls else mark}
+        if calls:
+            function = {**calls[-1]["function"], "arguments": {"mark": mark}}
+            reply["tool_calls"] = [*calls[:-1], {**calls[-1], "function": function}]
+        before = [{"role": "user", "content": "-"}, reply]
+        parts = self.render([*before, *messages], tools, thinking, given_up)
+        at = next((i for i in range(0, len(parts), 2) if mark in parts[i]), len(parts))
+        parts[:at] = []
+        if calls:
+            end = next((i for i in range(1, len(parts), 2) if parts[i] == _CALL_END), len(parts))
+            parts[: end + 1] = []
+        if not parts:
+            raise PromptRefused("the model's chat template cannot go on from a reply")
+        parts[0] = parts[0].rpartition(mark)[2]
+        return parts
 
     def _writes_name_of(self, role: str) -> bool:
         named = {"role": role, "content": _CONTENT, "name": _NAME}

@@ -25,6 +25,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from sapwood.model.checkpoint.files import ModelRefused, shown
+from sapwood.model.prompt.chat_template import ChatTemplate
 from sapwood.model.prompt.control_finder import ControlFinder
 from sapwood.model.prompt.errors import (
     GivenUp,
@@ -98,9 +99,14 @@ class Tokenizer:
         return self._encode([text], [], None, never)
 
     def encode_text(
-        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+        self,
+        text: str,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+        *,
+        bos: bool = True,
     ) -> list[int]:
-        """Ids of a text that may contain control tokens; BOS in front where it is missing.
+        """Ids of a text that may contain control tokens. bos: it comes first where it is missing.
 
         Raises PromptTooLong where there are certainly more than `tokens_max`, and PromptAbandoned
         soon after `given_up` says so.
@@ -108,7 +114,7 @@ class Tokenizer:
         _check_length(self._floor.of_uncut(text), tokens_max)
         runs, controls = self._finder.cut(text, given_up)
         ids = self._encode(runs, controls, tokens_max, given_up)
-        if self.bos_id is not None and ids[:1] != [self.bos_id]:
+        if bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
         return ids
 
@@ -125,12 +131,37 @@ class Tokenizer:
         Nothing in messages or tools gives a control token. Raises PromptRefused, and what
         `encode_text` does.
         """
+        parts = self._template(tools).render(messages, tools, thinking, given_up)
+        controls = [self.control_ids[token] for token in parts[1::2]]
+        return self._encode(parts[::2], controls, tokens_max, given_up)
+
+    def encode_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        calls: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        thinking: bool | None,
+        after: int,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+    ) -> list[int]:
+        """As `encode_messages`, of what follows a reply that ended with the token `after`.
+
+        What the template writes first, an end of turn or what announces a call's result, is left
+        out where the reply ended with it. calls: of the reply, where `messages` begin with results.
+        """
+        template = self._template(tools)
+        parts = template.render_turn(messages, calls, tools, thinking, given_up)
+        runs, controls = parts[::2], [self.control_ids[token] for token in parts[1::2]]
+        if not runs[0] and controls[:1] == [after]:
+            runs, controls = runs[1:], controls[1:]
+        return self._encode(runs, controls, tokens_max, given_up)
+
+    def _template(self, tools: Sequence[Mapping[str, Any]]) -> ChatTemplate:
         template = self._templates.of(bool(tools))
         if template is None:
             raise PromptRefused("the model has no chat template")
-        parts = template.render(messages, tools, thinking, given_up)
-        controls = [self.control_ids[token] for token in parts[1::2]]
-        return self._encode(parts[::2], controls, tokens_max, given_up)
+        return template
 
     def check_templates(self, media_ids: Collection[int] = ()) -> None:
         """Raise ModelRefused if one fails, writes media tokens into a plain turn, or builds control

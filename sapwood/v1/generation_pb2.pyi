@@ -28,6 +28,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from sapwood.v1 import prompt_pb2 as _prompt_pb2
+from sapwood.v1 import session_pb2 as _session_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -172,11 +173,12 @@ class GenerateRequest(_message.Message):
     THINKING_TOKENS_MAX_FIELD_NUMBER: _builtins.int
     MIN_TOKENS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
     DEADLINE_POLICY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Gets BOS if it is missing and may contain control tokens."""
     session: _builtins.str
-    """Name of a session of SessionService; the prompt is appended to it. Empty: none."""
+    """Name of a session, to which the prompt is appended; its rules are SessionService's. Empty: none."""
     max_tokens: _builtins.int
     """Tokens to generate at most, at least 1. Default: what the model's generation config says, else
     512; never more than the context leaves.
@@ -205,9 +207,7 @@ class GenerateRequest(_message.Message):
     word boundaries. \\d and \\w are ASCII.
     """
     grammar: _builtins.str
-    """A context-free grammar in llguidance's dialect of Lark. UNSUPPORTED unless the daemon runs with
-    --grammar lark.
-    """
+    """A context-free grammar in llguidance's dialect of Lark. UNSUPPORTED without --grammar lark."""
     thinking_tokens_max: _builtins.int
     """Tokens that the reply may think, calls aside. There an open channel is closed by the model's own
     token, and none is opened again. UNSUPPORTED where the model has no channels. Unset: no bound.
@@ -254,6 +254,10 @@ class GenerateRequest(_message.Message):
         Not beside a constraint, unless it is TOOL_CHOICE_MODE_NONE.
         """
 
+    @_builtins.property
+    def resume(self) -> _session_pb2.Resume:
+        """Goes on with the last reply of a session instead: no other field beside it, else BAD_REQUEST."""
+
     def __init__(
         self,
         *,
@@ -278,11 +282,12 @@ class GenerateRequest(_message.Message):
         thinking_tokens_max: _builtins.int | None = ...,
         min_tokens: _builtins.int = ...,
         prompt_logprobs: _builtins.int = ...,
+        resume: _session_pb2.Resume | None = ...,
         deadline_policy: Global___DeadlinePolicy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "sampling", b"sampling", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "constraint", b"constraint", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "prompt", b"prompt", "regex", b"regex", "resume", b"resume", "sampling", b"sampling", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "min_tokens", b"min_tokens", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens", "_max_tokens", b"_max_tokens", "_thinking_tokens_max", b"_thinking_tokens_max", "cache", b"cache", "candidates", b"candidates", "constraint", b"constraint", "deadline_policy", b"deadline_policy", "draft_tokens", b"draft_tokens", "grammar", b"grammar", "ignore_eos", b"ignore_eos", "json_schema", b"json_schema", "max_tokens", b"max_tokens", "messages", b"messages", "min_tokens", b"min_tokens", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "regex", b"regex", "resume", b"resume", "sampling", b"sampling", "session", b"session", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "thinking_tokens_max", b"thinking_tokens_max", "token_ids", b"token_ids", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__draft_tokens: _TypeAlias = _typing.Literal["draft_tokens"]  # noqa: Y015
     _WhichOneofArgType__draft_tokens: _TypeAlias = _typing.Literal["_draft_tokens", b"_draft_tokens"]  # noqa: Y015
@@ -346,9 +351,7 @@ class Sampling(_message.Message):
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """Finite and at least 0. 0 is greedy, and the default where the model does not ask for sampling;
-    otherwise 1.
-    """
+    """Finite and at least 0. 0 is greedy, and the default where the model asks for no sampling, else 1."""
     top_k: _builtins.int
     """Keep this many most probable tokens. 0 is off, the default, and so is the whole vocabulary."""
     top_p: _builtins.float
@@ -356,9 +359,7 @@ class Sampling(_message.Message):
     min_p: _builtins.float
     """Drop tokens less probable than this times the most probable one, in [0, 1]. Default 0."""
     seed: _builtins.int
-    """Makes the reply repeatable: the same tokens at any depth of speculation and in any company, but
-    for near-ties where numerics is NUMERICS_FAST.
-    """
+    """Makes the reply repeatable at any depth and in any company, but for near-ties with NUMERICS_FAST."""
     repetition_penalty: _builtins.float
     """Divides the positive scores of tokens in prompt and reply and multiplies their negative ones,
     before the other two penalties. Finite and more than 0. Default 1, which is off.

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sapwood/v1/session.proto\x12\nsapwood.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x0e\n\x06parked\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x14\x43reateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"!\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.sapwood.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x80\x01\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08\x61t_token\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08new_name\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_at_token\";\n\x13\x46orkSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"8\n\x16RollbackSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08to_token\x18\x02 \x01(\r\"?\n\x17RollbackSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session2\x88\x04\n\x0eSessionService\x12T\n\rCreateSession\x12 .sapwood.v1.CreateSessionRequest\x1a!.sapwood.v1.CreateSessionResponse\x12K\n\nGetSession\x12\x1d.sapwood.v1.GetSessionRequest\x1a\x1e.sapwood.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.sapwood.v1.ListSessionsRequest\x1a .sapwood.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .sapwood.v1.DeleteSessionRequest\x1a!.sapwood.v1.DeleteSessionResponse\x12N\n\x0b\x46orkSession\x12\x1e.sapwood.v1.ForkSessionRequest\x1a\x1f.sapwood.v1.ForkSessionResponse\x12Z\n\x0fRollbackSession\x12\".sapwood.v1.RollbackSessionRequest\x1a#.sapwood.v1.RollbackSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sapwood/v1/session.proto\x12\nsapwood.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x0c\n\x04\x62usy\x18\x03 \x01(\x08\x12\x0e\n\x06parked\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x03ttl\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\"L\n\x14\x43reateSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12&\n\x03ttl\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"=\n\x15\x43reateSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"9\n\x11GetSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0einclude_tokens\x18\x02 \x01(\x08\"M\n\x12GetSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListSessionsResponse\x12%\n\x08sessions\x18\x01 \x03(\x0b\x32\x13.sapwood.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x14\x44\x65leteSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"\x80\x01\n\x12\x46orkSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\x08\x61t_token\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x08new_name\x18\x03 \x01(\t\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_at_token\";\n\x13\x46orkSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"8\n\x16RollbackSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08to_token\x18\x02 \x01(\r\"?\n\x17RollbackSessionResponse\x12$\n\x07session\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.Session\"-\n\x06Resume\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x12\n\nfrom_token\x18\x02 \x01(\r2\x88\x04\n\x0eSessionService\x12T\n\rCreateSession\x12 .sapwood.v1.CreateSessionRequest\x1a!.sapwood.v1.CreateSessionResponse\x12K\n\nGetSession\x12\x1d.sapwood.v1.GetSessionRequest\x1a\x1e.sapwood.v1.GetSessionResponse\x12Q\n\x0cListSessions\x12\x1f.sapwood.v1.ListSessionsRequest\x1a .sapwood.v1.ListSessionsResponse\x12T\n\rDeleteSession\x12 .sapwood.v1.DeleteSessionRequest\x1a!.sapwood.v1.DeleteSessionResponse\x12N\n\x0b\x46orkSession\x12\x1e.sapwood.v1.ForkSessionRequest\x1a\x1f.sapwood.v1.ForkSessionResponse\x12Z\n\x0fRollbackSession\x12\".sapwood.v1.RollbackSessionRequest\x1a#.sapwood.v1.RollbackSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,25 +40,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESESSIONRESPONSE']._serialized_start=393
   _globals['_CREATESESSIONRESPONSE']._serialized_end=454
   _globals['_GETSESSIONREQUEST']._serialized_start=456
-  _globals['_GETSESSIONREQUEST']._serialized_end=489
-  _globals['_GETSESSIONRESPONSE']._serialized_start=491
-  _globals['_GETSESSIONRESPONSE']._serialized_end=549
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=551
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=611
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=613
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=699
-  _globals['_DELETESESSIONREQUEST']._serialized_start=701
-  _globals['_DELETESESSIONREQUEST']._serialized_end=737
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=739
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=762
-  _globals['_FORKSESSIONREQUEST']._serialized_start=765
-  _globals['_FORKSESSIONREQUEST']._serialized_end=893
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=895
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=954
-  _globals['_ROLLBACKSESSIONREQUEST']._serialized_start=956
-  _globals['_ROLLBACKSESSIONREQUEST']._serialized_end=1012
-  _globals['_ROLLBACKSESSIONRESPONSE']._serialized_start=1014
-  _globals['_ROLLBACKSESSIONRESPONSE']._serialized_end=1077
-  _globals['_SESSIONSERVICE']._serialized_start=1080
-  _globals['_SESSIONSERVICE']._serialized_end=1600
+  _globals['_GETSESSIONREQUEST']._serialized_end=513
+  _globals['_GETSESSIONRESPONSE']._serialized_start=515
+  _globals['_GETSESSIONRESPONSE']._serialized_end=592
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=594
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=654
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=656
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=742
+  _globals['_DELETESESSIONREQUEST']._serialized_start=744
+  _globals['_DELETESESSIONREQUEST']._serialized_end=780
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=782
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=805
+  _globals['_FORKSESSIONREQUEST']._serialized_start=808
+  _globals['_FORKSESSIONREQUEST']._serialized_end=936
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=938
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=997
+  _globals['_ROLLBACKSESSIONREQUEST']._serialized_start=999
+  _globals['_ROLLBACKSESSIONREQUEST']._serialized_end=1055
+  _globals['_ROLLBACKSESSIONRESPONSE']._serialized_start=1057
+  _globals['_ROLLBACKSESSIONRESPONSE']._serialized_end=1120
+  _globals['_RESUME']._serialized_start=1122
+  _globals['_RESUME']._serialized_end=1167
+  _globals['_SESSIONSERVICE']._serialized_start=1170
+  _globals['_SESSIONSERVICE']._serialized_end=1690
 # @@protoc_insertion_point(module_scope)

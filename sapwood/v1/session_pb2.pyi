@@ -40,14 +40,16 @@ class Session(_message.Message):
     busy: _builtins.bool
     """A request of this session runs or waits."""
     parked: _builtins.bool
-    """Evicted under pressure; the next request brings it back, slower."""
+    """Its K/V is not all there, since memory was short or where it ends was not kept; the next request
+    computes what is missing.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it will be forgotten unless it is used before."""
+        """When it will be forgotten unless it is used before. Unset while it is busy."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
@@ -81,10 +83,10 @@ class CreateSessionRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Its name, which must be free. Empty: the daemon chooses one."""
+    """Its name, which must be free (SESSION_EXISTS). Empty: the daemon chooses one."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long it lives after each use, more than zero. Unset: the daemon's default."""
+        """How long it lives after each use, more than zero and at most 30 days. Unset: a day."""
 
     def __init__(
         self,
@@ -131,16 +133,20 @@ class GetSessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    INCLUDE_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Which one."""
+    include_tokens: _builtins.bool
+    """Sends its tokens as well."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        include_tokens: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["include_tokens", b"include_tokens", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -153,18 +159,24 @@ class GetSessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def session(self) -> Global___Session:
         """As it is now."""
+
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """All of them, where they were asked for."""
 
     def __init__(
         self,
         *,
         session: Global___Session | None = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,7 +191,7 @@ class ListSessionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Sessions to return at most. 0: the daemon's default; larger than 1000 counts as 1000."""
+    """Sessions to return at most. 0: 100; larger than 1000 counts as 1000."""
     page_token: _builtins.str
     """`next_page_token` of the page before. Empty: the first page."""
     def __init__(
@@ -276,9 +288,9 @@ class ForkSessionRequest(_message.Message):
     name: _builtins.str
     """The session to fork."""
     at_token: _builtins.int
-    """Length of the prefix to share, at most the session's tokens. Unset: all of it."""
+    """Length of the prefix to share, at most the session's tokens (BAD_REQUEST). Unset: all of it."""
     new_name: _builtins.str
-    """Name of the new session, which must be free. Empty: the daemon chooses one."""
+    """Name of the new session, which must be free (SESSION_EXISTS). Empty: the daemon chooses one."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long the new session lives after each use, more than zero. Unset: as the first does."""
@@ -336,7 +348,7 @@ class RollbackSessionRequest(_message.Message):
     name: _builtins.str
     """The session to cut."""
     to_token: _builtins.int
-    """Tokens to keep, at most the session's."""
+    """Tokens to keep, at most the session's (BAD_REQUEST)."""
     def __init__(
         self,
         *,
@@ -374,3 +386,38 @@ class RollbackSessionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RollbackSessionResponse: _TypeAlias = RollbackSessionResponse  # noqa: Y015
+
+@_typing.final
+class Resume(_message.Message):
+    """Which reply of a session is gone on with, and from where.
+
+    What was emitted from there on is sent again, and then what is missing of the reply: its sampling,
+    stop, constraint and max_tokens are those that it was asked for with. A reply that is complete ends
+    with its `finish`. One that is under way is taken over: its old stream ends CANCELLED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    FROM_TOKEN_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """Its name. SESSION_NOT_FOUND where there is none; BAD_REQUEST where nothing was asked in it, or it
+    was rolled back since.
+    """
+    from_token: _builtins.int
+    """Tokens that the caller has, counted from the session's token 0: what comes before is not sent. At
+    most the prompt and what was emitted, else BAD_REQUEST; in the prompt: all of the reply is sent.
+    """
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        from_token: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_token", b"from_token", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Resume: _TypeAlias = Resume  # noqa: Y015

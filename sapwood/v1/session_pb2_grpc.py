@@ -28,8 +28,14 @@ if _version_not_supported:
 class SessionServiceStub:
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     def __init__(self, channel):
@@ -73,8 +79,14 @@ class SessionServiceStub:
 class SessionServiceServicer:
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     def CreateSession(self, request, context):
@@ -106,14 +118,16 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ForkSession(self, request, context):
-        """Makes a second session from a prefix of the first. Copies and recomputes nothing.
+        """Makes a second session from a prefix of the first. Copies no K/V and recomputes nothing. A session
+        that is busy is forked as far as its reply has come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RollbackSession(self, request, context):
-        """Cuts a session back to a prefix. Re-evaluates at most what the tree did not retain.
+        """Cuts a session back to a prefix, and forgets the rest. What the tree has not kept of the prefix is
+        computed again by the next request. Not while the session is busy (SESSION_BUSY).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,8 +177,14 @@ def add_SessionServiceServicer_to_server(servicer, server):
 class SessionService:
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     @staticmethod

@@ -29,8 +29,14 @@ GRPC_VERSION: str
 class SessionServiceStub:
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     @_typing.overload
@@ -46,16 +52,26 @@ class SessionServiceStub:
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
     """Forgets a session; its request, if one runs, is cancelled."""
     ForkSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]
-    """Makes a second session from a prefix of the first. Copies and recomputes nothing."""
+    """Makes a second session from a prefix of the first. Copies no K/V and recomputes nothing. A session
+    that is busy is forked as far as its reply has come.
+    """
     RollbackSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.RollbackSessionRequest, _session_pb2.RollbackSessionResponse]
-    """Cuts a session back to a prefix. Re-evaluates at most what the tree did not retain."""
+    """Cuts a session back to a prefix, and forgets the rest. What the tree has not kept of the prefix is
+    computed again by the next request. Not while the session is busy (SESSION_BUSY).
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -68,15 +84,25 @@ class SessionServiceAsyncStub(SessionServiceStub):
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Forgets a session; its request, if one runs, is cancelled."""
     ForkSession: _aio.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]  # type: ignore[assignment]
-    """Makes a second session from a prefix of the first. Copies and recomputes nothing."""
+    """Makes a second session from a prefix of the first. Copies no K/V and recomputes nothing. A session
+    that is busy is forked as far as its reply has come.
+    """
     RollbackSession: _aio.UnaryUnaryMultiCallable[_session_pb2.RollbackSessionRequest, _session_pb2.RollbackSessionResponse]  # type: ignore[assignment]
-    """Cuts a session back to a prefix. Re-evaluates at most what the tree did not retain."""
+    """Cuts a session back to a prefix, and forgets the rest. What the tree has not kept of the prefix is
+    computed again by the next request. Not while the session is busy (SESSION_BUSY).
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps conversations on the daemon, so that a turn sends only what is new.
 
-    One request at a time per session, else SESSION_BUSY. A name that does not exist, or expired, is
-    SESSION_NOT_FOUND.
+    A session's tokens are what was sent and emitted, thinking included. A request that ends before its
+    first token leaves the session as it was. One request at a time per session, else SESSION_BUSY. A
+    name that does not exist, or expired, is SESSION_NOT_FOUND; names are the caller's own.
+
+    Of a GenerateRequest with `session`: in one that holds tokens text gets no BOS; messages are rendered
+    as what follows a reply, an end of turn first where none was emitted; system messages, tools and
+    another `thinking` are BAD_REQUEST there. All that the session holds counts as prompt. Not beside
+    cache.bypass, cache.store_reply = false or several candidates (BAD_REQUEST).
     """
 
     @_abc_1.abstractmethod
@@ -117,7 +143,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.ForkSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.ForkSessionResponse, _abc.Awaitable[_session_pb2.ForkSessionResponse]]:
-        """Makes a second session from a prefix of the first. Copies and recomputes nothing."""
+        """Makes a second session from a prefix of the first. Copies no K/V and recomputes nothing. A session
+        that is busy is forked as far as its reply has come.
+        """
 
     @_abc_1.abstractmethod
     def RollbackSession(
@@ -125,6 +153,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.RollbackSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.RollbackSessionResponse, _abc.Awaitable[_session_pb2.RollbackSessionResponse]]:
-        """Cuts a session back to a prefix. Re-evaluates at most what the tree did not retain."""
+        """Cuts a session back to a prefix, and forgets the rest. What the tree has not kept of the prefix is
+        computed again by the next request. Not while the session is busy (SESSION_BUSY).
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,7 @@
     core.commit(plan, result, now)      # only where there was a plan
 
 - Sequences, the queue and pending effects have this one writer; tree and ledger move in
-  DeviceMemory. What they are, and what may be asked of them: state.py.
+  DeviceMemory. What they are, and what may be asked of them: state.py. Commands: intake.py.
 - plan() is a function of the commands, results and times that came before, nothing else (L8).
 - A sequence that ends is DONE at once and tells its end at once, exactly once (R1); its slot leaves
   with the next plan, which first captures what the tree lacks of it (R2).
@@ -22,38 +22,29 @@ from collections import abc
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.captures import lose_slots, store_captures
-from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
-from sapwood.scheduler.core.fairness import Fairness
+from sapwood.scheduler.core.door import Verdict
+from sapwood.scheduler.core.intake import Intake
 from sapwood.scheduler.core.planner import PlannedStep, Planner
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
-from sapwood.scheduler.core.slicing import Slicing
-from sapwood.scheduler.core.state import CoreState
 from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import (
-    Cancel,
-    Clear,
     Command,
     Delta,
-    Drain,
-    Failed,
     Finished,
     Pinned,
     Progress,
-    Request,
-    Submit,
-    Unpin,
-    Unpinned,
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
-from sapwood.scheduler.outcomes import CancelReason, Outcome
+from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.reply.retell import identified
 from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
 
 
-class Core(CoreState):
+class Core(Intake):
     """Decides who computes what in each step. Single-threaded, deterministic, without I/O."""
 
     def __init__(
@@ -71,45 +62,23 @@ class Core(CoreState):
         The core owns tree and ledger from here on. `depth` learns across sequences; None makes a
         fresh one that fits the model. folder: where prefixes are kept too.
         """
-        assert len(token_bytes) == facts.vocabulary, f"{len(token_bytes)} of {facts.vocabulary}"
-        depth_max = limits.draft_depth_max if facts.has_drafter else 0
-        self._depth = depth or DepthPolicy(depth_max)
-        assert self._depth.depth_max == depth_max, f"{self._depth.depth_max} != {depth_max}"
-        super().__init__(facts, limits, tree, ledger, depth_max)
-        self._token_bytes = token_bytes
-        self._fairness = Fairness(limits, self._roster)
+        super().__init__(facts, limits, tree, ledger, token_bytes, depth, folder)
         parts = limits, self._roster, self._memory
-        slicing = Slicing(limits, self._roster, self._depth, self._fairness)
-        if folder is not None:
-            self._memory.use_disk(folder, slicing.reading_s)
-        self._planner = Planner(*parts, self._depth, self._fairness, slicing)
-        self._door = Door(*parts, self._meters, self._fairness, slicing)
+        self._planner = Planner(*parts, self._depth, self._fairness, self._slicing)
         self._planned: PlannedStep | None = None
         self._lost = 0  # of the newest steps
 
     def handle(self, command: Command, now: float) -> None:
         """Take in one command, between a commit and the next plan."""
         assert self._planned is None, f"{type(command).__name__} while step {self._steps} runs"
-        self._memory.pins.expire(self._step, now)
+        self._expire(now)
         self._waits_for_disk = False
-        match command:
-            case Submit(request):
-                self._submit(request, now)
-            case Cancel(id, reason):
-                self._cancel(id, reason, now)
-            case Unpin(id, name):
-                self._effects.append(Unpinned(id, self._memory.pins.unpin(name, self._step)))
-            case Clear():
-                self._clear(command)
-            case Drain():
-                self._drain(now)
-            case _:
-                self._effects += self._memory.disk.take(command, self._step)
+        self._take_in(command, now)
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when there is nothing for the device."""
         assert self._planned is None, f"step {self._steps} is not committed"
-        self._memory.pins.expire(self._step, now)
+        self._expire(now)
         for sequence, verdict in self._door.expired(now):
             self._fail(sequence, now, verdict)
         self._planned = self._planner.plan(self._steps + 1, now)
@@ -118,7 +87,7 @@ class Core(CoreState):
             return None
         self._steps += 1
         for sequence in self._planned.admitted:
-            if not sequence.parks and sequence.request.counts:
+            if sequence.request.counts and not (sequence.parks or sequence.resumed):
                 self._meters.request_queue.observe(now - sequence.submitted_at)
         return self._planned.plan
 
@@ -149,78 +118,11 @@ class Core(CoreState):
         parked = lose_slots(planned, self._roster, self._memory, now)
         self._meters.parks += planned.parked + parked
 
-    # Commands.
-
-    def _submit(self, request: Request, now: float) -> None:
-        if self._roster.find(request.id) is not None:
-            return
-        rows, entered = request.rows, list[Sequence]()
-        for row in rows:
-            sequence = self._new_sequence(row, now)
-            refusal = SHUTTING_DOWN if self._draining else self._door.refusal(sequence, now)
-            if refusal is not None:
-                self._turn_away(entered, rows[len(entered) :], refusal, now)
-                return
-            for displaced, verdict in self._door.displaced(row):
-                self._fail(displaced, now, verdict)
-            self._roster.waiting.add(sequence)
-            entered.append(sequence)
-
-    def _turn_away(
-        self, entered: list[Sequence], rest: abc.Sequence[Request], why: Verdict, now: float
-    ) -> None:
-        """One of a request's rows is refused: so are all."""
-        for sequence in entered:
-            self._fail(sequence, now, why)
-        for row in rest:
-            self._tell_end(row, why)
-
-    def _new_sequence(self, request: Request, now: float) -> Sequence:
-        assert request.prompt and request.max_tokens > 0, f"request {request.id} asks for nothing"
-        assert request.weight > 0, f"request {request.id} weighs nothing"
-        drafting = self._depth.drafting()
-        sequence = Sequence(request, self._facts, self._token_bytes, drafting, now)
-        sequence.queue_expires_at = now + self._limits.queue_s_max
-        sequence.expires_at = now + self._limits.request_s_max
-        if request.deadline is not None:
-            sequence.expires_at = min(sequence.expires_at, request.deadline)
-        return sequence
-
-    def _cancel(self, id: int, why: CancelReason, now: float) -> None:
-        """A late or duplicate cancel finds nobody and is a no-op."""
-        sequence = self._roster.find(id)
-        if sequence is not None:
-            self._fail(sequence, now, Verdict(why.outcome, why.reason, why.message))
-
-    def _clear(self, order: Clear) -> None:
-        """Of who reads from disk nothing may come back; who asked hears when the files are gone."""
-        memory = self._memory
-        memory.disk.stop_reading(self._step)
-        cleared = memory.pins.clear(order, self._roster.holders)
-        self._effects += memory.disk.clear(order, cleared)
-
-    def _drain(self, now: float) -> None:
-        self._draining = True
-        for sequence in self._roster.waiting.queued:
-            self._fail(sequence, now, SHUTTING_DOWN)
-
-    def _fail(self, sequence: Sequence, now: float, verdict: Verdict) -> None:
-        self._roster.end(sequence, now, verdict.outcome)
-        self._memory.pins.give_up(sequence.id)
-        self._memory.disk.give_up(sequence.id, self._step)
-        self._tell_end(sequence.request, verdict)
-
-    def _tell_end(self, request: Request, verdict: Verdict) -> None:
-        if request.counts:
-            self._meters.count_end(verdict.outcome, verdict.reason)
-        told = Failed(request.id, verdict.reason, verdict.message, verdict.retry_after_s)
-        self._effects.append(told)
+    # Results.
 
     def _break(self, sequence: Sequence, now: float, why: str) -> None:
         """Its constraint cannot be kept: what this step drew for it counts nowhere."""
         self._fail(sequence, now, Verdict(Outcome.FAILED, Reason.BAD_CONSTRAINT, why))
-
-    # Results.
 
     def _take_planned(self, plan: StepPlan) -> PlannedStep:
         planned = self._planned
@@ -283,7 +185,7 @@ class Core(CoreState):
         if start < end:
             self._meters.count_computed(start, end, sequence.causes)
             sequence.processed = end
-            told = Progress(sequence.id, sequence.cached, end, sequence.prompt_tokens, logprobs)
+            told = Progress(sequence.stream, sequence.cached, end, sequence.prompt_tokens, logprobs)
             self._effects.append(told)
 
     def _pin(self, sequence: Sequence, now: float) -> None:
@@ -324,7 +226,10 @@ class Core(CoreState):
         sequence.emitted_at = now
         self._meters.generated_tokens += len(tokens)
         text, thinking, calls = parts.take_text(), parts.take_thinking(), parts.take_calls()
-        self._effects.append(Delta(sequence.id, text, tokens, thinking, calls, logprobs))
+        if sequence.request.session is not None:
+            calls = identified(calls, sequence.prompt_tokens, len(sequence.calls))
+            sequence.calls += [(call.id, call.name) for call in calls]
+        self._effects.append(Delta(sequence.stream, text, tokens, thinking, calls, logprobs))
         if reply.reason:
             self._reply_length.observe(sequence.emitted)
             usage = sequence.usage(now)
@@ -333,4 +238,6 @@ class Core(CoreState):
                 self._meters.request_duration.observe(now - sequence.submitted_at)
                 self._meters.count_end(reply.reason.outcome)
             self._roster.end(sequence, now, reply.reason)
-            self._effects.append(Finished(sequence.id, reply.reason, reply.stop_sequence, usage))
+            told = Finished(sequence.stream, reply.reason, reply.stop_sequence, usage)
+            self._sessions.settle(sequence, now, told)
+            self._effects.append(told)

@@ -85,7 +85,7 @@ class Roster:
         """The sequence has its lease and its memory; it gets a slot, of which one must be free."""
         self.waiting.take(sequence)
         self.waiting.begin(sequence.id)
-        if not sequence.parks:
+        if not (sequence.parks or sequence.resumed):
             sequence.admitted_at = now
         sequence.move(SequenceState.PREFILL, now, "resumed" if sequence.parks else "admitted")
         sequence.slot = heappop(self._free_slots)
@@ -144,7 +144,8 @@ class Roster:
         for sequence in self.live.values():
             assert sequence.state in (SequenceState.PREFILL, SequenceState.DECODE), sequence.tell()
             decoding = sequence.state is SequenceState.DECODE
-            assert decoding == bool(sequence.emitted) or sequence.parks, sequence.tell()
+            returned = sequence.parks or sequence.resumed
+            assert decoding == bool(sequence.emitted) or returned, sequence.tell()
             assert not decoding or sequence.evaluated == (
                 sequence.prompt_tokens + sequence.emitted - 1
             ), sequence.tell()

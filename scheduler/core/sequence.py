@@ -13,7 +13,8 @@
       [0, stored)            held by the tree along this sequence's lease; stored <= evaluated
 
 - What is read before it draws, its prefix, is the prompt: after it was parked, with all of the
-  reply that was evaluated. The newest token is kept, and not drawn again.
+  reply that was evaluated. The newest token is kept, and not drawn again. So it is of one that goes
+  on with a reply of another.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Sequence:
         "awaited",
         "begun",
         "cached",
+        "calls",
         "causes",
         "common",
         "demand",
@@ -90,11 +92,13 @@ class Sequence:
         "refused_room",
         "reply",
         "request",
+        "resumed",
         "served_step",
         "slot",
         "state",
         "storing",
         "story",
+        "stream",
         "submitted_at",
     )
 
@@ -107,10 +111,12 @@ class Sequence:
         now: float,
     ) -> None:
         self.request = request
+        self.stream = request.id  # the id that it is told of under
         self.rank = 0  # in the order of all that ever came; Waiting's to give
         self.prefix = request.prompt
         self.packed = pack(request.prompt)
         self.reply = GeneratedReply(request, facts, token_bytes)
+        self.calls: list[tuple[str, str]] = []  # ids and names of what the reply called
         self.drafting = drafting
         self.state = SequenceState.QUEUED
         self.story: list[tuple[float, SequenceState, str]] = [
@@ -133,6 +139,7 @@ class Sequence:
         self.overtaken = 0
         self.begun = False  # it is a fork, and its leader has had a slot
         self.asked_disk = False
+        self.resumed = False  # it goes on with a reply of another one
         # From admission on.
         self.slot = -1
         self.lease: Lease | None = None
@@ -235,6 +242,26 @@ class Sequence:
         self.match = self.refused_room = None
         self.asked_disk = False
         self.common = {}
+
+    def go_on(
+        self,
+        reply: GeneratedReply,
+        usage: Usage,
+        calls: abc.Iterable[tuple[str, str]],
+        now: float,
+    ) -> None:
+        """It begins where another one with the same request ended, which had emitted `reply`.
+
+        usage: of that one. The time between the two counts for nobody.
+        """
+        self.resumed, self.reply = True, reply
+        self.calls = list(calls)
+        self.prefix = (*self.request.prompt, *reply.tokens[:-1])
+        self.packed = pack(self.prefix)
+        self.cached, self.processed = usage.cached_tokens, self.prompt_tokens
+        self.first_token_at = now - usage.decode_seconds
+        self.admitted_at = self.first_token_at - usage.prefill_seconds
+        self.submitted_at = self.admitted_at - usage.queue_seconds
 
     def begins_as(self, order: Clear) -> bool:
         """Whether its tokens so far begin as what is to be cleared."""

@@ -12,17 +12,21 @@ from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.core.sessions import Sessions
 from sapwood.scheduler.core.waiting import Waiting
 from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Effect, PinView
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reply_length import ReplyLength
+from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionView
 from sapwood.scheduler.stats import Stats
 
 
 class CoreState:
-    """Sequences, memory, counts and effects of one core, which alone writes to them."""
+    """Sequences, memory, sessions, counts and effects of one core, which alone writes to them."""
+
+    _sessions: Sessions  # the core's to make: it makes sequences
 
     def __init__(
         self, facts: ModelFacts, limits: Limits, tree: Tree, ledger: Ledger, depth_max: int
@@ -87,6 +91,14 @@ class CoreState:
         """What is pinned, oldest first."""
         return self._memory.pins.views(now)
 
+    def sessions(self, owner: str, now: float) -> tuple[SessionView, ...]:
+        """Its owner's, by name."""
+        return self._sessions.views(owner, now)
+
+    def session(self, key: SessionKey, now: float) -> HeldSession | None:
+        """None where there is no such session."""
+        return self._sessions.held(key, now)
+
     def readers(self) -> Mapping[int, int]:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
         return self._roster.readers
@@ -96,6 +108,7 @@ class CoreState:
         self._roster.check()
         self._memory.check(len(self._roster.live) + len(self._roster.leaving))
         self._memory.pins.check()
+        self._sessions.check((*self._roster.waiting, *self._roster.live.values()))
 
     def close(self) -> None:
         """After the last step of a finished core: what it stored is freed, all of it (M3)."""

@@ -71,6 +71,11 @@ class GeneratedReply:
         assert not self.tokens, f"the prefill drew after {len(self.tokens)} tokens"
         self._push(token)
 
+    def push_again(self, tokens: Sequence[int]) -> None:
+        """What was emitted of the same reply before: only its text is of interest."""
+        for token in tokens:
+            self._push(token)
+
     def push_round(self, decoded: Decoded) -> int:
         """One target forward: accepted drafts, then the bonus. Returns how many were emitted."""
         assert self.tokens, "a round before the first token"

@@ -22,7 +22,7 @@ from sapwood.daemon.settings.addresses import TcpAddress
 from sapwood.daemon.settings.config import Config, load_config
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
-from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc, prompt_pb2
+from sapwood.v1 import cache_pb2_grpc, generation_pb2_grpc, prompt_pb2, session_pb2_grpc
 from sapwood.v1 import generation_pb2 as pb
 from tests.daemon.fakes import FakeDevice, make_loader
 
@@ -60,6 +60,7 @@ class Running:
     channel: grpc.aio.Channel
     generation: Any
     cache: Any
+    sessions: Any
 
     @property
     def address(self) -> str:
@@ -101,6 +102,7 @@ async def running(
             channel,
             generation_pb2_grpc.GenerationServiceStub(channel),
             cache_pb2_grpc.CacheServiceStub(channel),
+            session_pb2_grpc.SessionServiceStub(channel),
         )
     finally:
         await channel.close()

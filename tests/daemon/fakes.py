@@ -76,7 +76,12 @@ class ByteTokenizer:
         return frozenset({"tools", "tool_calls", "enable_thinking", "reasoning"})
 
     def encode_text(
-        self, text: str, tokens_max: int | None = None, given_up: GivenUp = never
+        self,
+        text: str,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+        *,
+        bos: bool = True,
     ) -> list[int]:
         self.threads.add(threading.current_thread().name)
         while not self.gate.wait(0.01):
@@ -84,7 +89,7 @@ class ByteTokenizer:
                 raise PromptAbandoned
         if tokens_max is not None and len(text) > 2 * tokens_max:
             raise PromptTooLong(len(text))  # as far from the limit as a real one might see it
-        return [BOS, *(FIRST_BYTE + b for b in text.encode())]
+        return [BOS] * bos + [FIRST_BYTE + b for b in text.encode()]
 
     def encode_messages(
         self,
@@ -99,6 +104,21 @@ class ByteTokenizer:
         head = "".join(f"{extra}\n" for extra in (*tools, thinking) if extra is not None)
         said = (f"{m.pop('role')}:{m.pop('content')}{m or ''}\n" for m in map(dict, messages))
         return self.encode_text(head + "".join(said), tokens_max, given_up)
+
+    def encode_turn(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        calls: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        thinking: bool | None,
+        after: int,
+        tokens_max: int | None = None,
+        given_up: GivenUp = never,
+    ) -> list[int]:
+        """The end of a reply, unless it has one, and the messages without what is before them."""
+        said = "".join(f"{m['role']}:{m['content']}\n" for m in messages)
+        said = "".join(f"{call['function']['name']}()\n" for call in calls) + said
+        return [EOS] * (after != EOS) + self.encode_text(said, tokens_max, given_up, bos=False)
 
     def decode(self, ids: Sequence[int], given_up: GivenUp = never) -> str:
         return b"".join(TOKEN_BYTES[i] for i in ids).decode(errors="replace")

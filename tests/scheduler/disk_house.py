@@ -155,7 +155,7 @@ class DiskHouse(House):
 
     def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
         """Answered once the disk has done it."""
-        self.handle(Clear(next(self._ids), tokens))
+        self.handle(Clear(next(self.ids), tokens))
         self.pass_on()
         answered = len(self.answers)
         while len(self.answers) == answered:

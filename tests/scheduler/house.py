@@ -28,6 +28,7 @@ from sapwood.scheduler.events import (
     PinTerms,
     Progress,
     Request,
+    Resumed,
     Submit,
     Unpin,
     Unpinned,
@@ -39,6 +40,7 @@ from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.result import StepLost
 from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.session_events import SessionTold
 from tests.fakes import toy_logprobs
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
 from tests.scheduler.reference import expected_reply
@@ -63,6 +65,8 @@ class Stream:
         assert self.end is None, f"R1: {effect} after {self.end}"
         if isinstance(effect, Progress):
             self._take_progress(effect)
+        elif isinstance(effect, Resumed):
+            self._take_resumed(effect)
         elif isinstance(effect, Delta):
             if self.request.fork_of is None:
                 assert self.progress, "progress comes before the first delta"
@@ -79,9 +83,18 @@ class Stream:
             self._check_pin(effect)
             self.end = effect
         else:
-            assert not isinstance(effect, Unpinned | Cleared), f"{effect} to a stream"
+            assert isinstance(effect, Finished | Failed), f"{effect} to a stream"
             self.end = effect
             self._check_end()
+
+    def _take_resumed(self, effect: Resumed) -> None:
+        """N3: what was emitted and this client has not got yet."""
+        self.progress = [] if effect.read is None else [effect.read]
+        for delta in effect.deltas:
+            if delta is not None:
+                assert self.progress[-1].processed == len(self.request.prompt), f"N3: {delta}"
+                self.tokens += delta.token_ids
+                self.text += delta.text
 
     def _take_progress(self, effect: Progress) -> None:
         assert not self.tokens, "progress after the first delta"
@@ -167,20 +180,20 @@ class House:
         self.plans: list[StepPlan] = []
         self.lost_steps = 0
         self.stimuli: list[tuple[str, float, object]] = []
-        self.answers: list[Unpinned | Cleared] = []
-        self._ids = itertools.count(1)
+        self.answers: list[Unpinned | Cleared | SessionTold | Failed] = []
+        self.ids = itertools.count(1)
 
     def submit(self, prompt: tuple[int, ...], max_tokens: int = 8, **options: object) -> Stream:
         """`forks` among the options: how many further replies; `rows` has their streams."""
         forks = options.pop("forks", 0)
         assert isinstance(forks, int), forks
         request = Request(
-            id=next(self._ids),
+            id=next(self.ids),
             root=b"root",
             prompt=prompt,
             max_tokens=max_tokens,
             sampling=Sampling(),
-            forks=tuple(Fork(next(self._ids), 1000 + n) for n in range(forks)),
+            forks=tuple(Fork(next(self.ids), 1000 + n) for n in range(forks)),
         )
         request = replace(request, **options)  # type: ignore[arg-type]
         for row in request.rows:
@@ -206,19 +219,19 @@ class House:
     def unpin(self, stream: Stream) -> bool:
         """Whether it was pinned still."""
         assert stream.request.pin is not None
-        self.handle(Unpin(next(self._ids), stream.request.pin.name))
-        answer = self._answered()
+        self.handle(Unpin(next(self.ids), stream.request.pin.name))
+        answer = self.answered()
         assert isinstance(answer, Unpinned)
         return answer.found
 
     def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
         """What begins with `tokens`."""
-        self.handle(Clear(next(self._ids), tokens))
-        answer = self._answered()
+        self.handle(Clear(next(self.ids), tokens))
+        answer = self.answered()
         assert isinstance(answer, Cleared)
         return answer
 
-    def _answered(self) -> Unpinned | Cleared:
+    def answered(self) -> Unpinned | Cleared | SessionTold | Failed:
         """What the command before this was told."""
         self.deliver()
         return self.answers[-1]
@@ -293,10 +306,11 @@ class House:
         """Hand what happened to the streams."""
         effects = self.core.take_effects()
         for effect in effects:
-            if isinstance(effect, Unpinned | Cleared):
-                self.answers.append(effect)
-            else:
+            if effect.id in self.streams:
                 self.streams[effect.id].take(effect, len(self.plans))
+            else:
+                assert isinstance(effect, Unpinned | Cleared | SessionTold | Failed), f"{effect}"
+                self.answers.append(effect)
         return effects
 
 

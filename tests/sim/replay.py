@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,20 @@ from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogprobs
 from sapwood.scheduler.sampling import Sampling
+from sapwood.scheduler.session_events import (
+    CreateSession,
+    DeleteSession,
+    ForkSession,
+    ResumeReply,
+    RollbackSession,
+    SessionKey,
+    SessionTurn,
+)
+
+SESSION_COMMANDS: dict[str, Callable[..., Command]] = {
+    kind.__name__: kind
+    for kind in (CreateSession, DeleteSession, ForkSession, ResumeReply, RollbackSession)
+}
 
 
 @dataclass(frozen=True)
@@ -136,6 +150,7 @@ def _command(line: dict[str, Any]) -> Command:
         changed = {"root": told["root"].encode(), "prompt": tuple(told["prompt"])}
         changed["forks"] = tuple(Fork(**fork) for fork in told.get("forks", ()))
         changed["pin"] = told.get("pin") and PinTerms(**told["pin"])
+        changed["session"] = _turn(told.get("session"))
         changed["priority"] = Priority(told.get("priority", Priority.NORMAL))
         return Submit(Request(**told | changed | {"sampling": sampling}))
     if "cancel" in line:
@@ -146,7 +161,14 @@ def _command(line: dict[str, Any]) -> Command:
     if "clear" in line:
         id, tokens = line["clear"]
         return Clear(id, tuple(tokens))
+    if "session" in line:
+        kind, owner, name, id, *rest = line["session"]
+        return SESSION_COMMANDS[kind](id, SessionKey(owner, name), *rest)
     return Drain()
+
+
+def _turn(told: dict[str, Any] | None) -> SessionTurn | None:
+    return None if told is None else SessionTurn(SessionKey(**told["key"]), told["revision"])
 
 
 def _result(core: Core, plan: StepPlan, line: dict[str, Any]) -> StepResult:

@@ -18,7 +18,8 @@ from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.core.test_constraints import Breaking
 from tests.scheduler.fake_device import toy_facts
-from tests.scheduler.house import House, failed, prompt
+from tests.scheduler.house import House, Stream, failed, prompt
+from tests.scheduler.session_house import SessionHouse
 from tests.sim.replay import Differs, replay
 
 
@@ -91,6 +92,38 @@ def test_what_operators_did_is_done_again(file: Path) -> None:
     assert house.core.stats().tree_evictions["cleared"]
     with file.open() as lines:
         assert replay(lines) == len(house.plans) > 100
+
+
+def test_what_sessions_went_through_is_done_again(file: Path) -> None:
+    """L8: turns, forks, rollbacks, replies that are cut and gone on with, or taken over."""
+    house = SessionHouse(limits=LIMITS, budget_bytes=1750, quality=0.6)
+    core = RecordedCore(house.core, house.facts, LIMITS, create_private(file))
+    house.core = core  # type: ignore[assignment]
+    random, turns = Random(5), list[Stream]()
+    house.create("session 0")
+    for number in range(40):
+        name = f"session {random.randrange(4)}"
+        house.fork(f"session {random.randrange(4)}", name, random.choice((None, 0, 20)))
+        held = house.held(name)
+        if held is not None and len(held.tokens) < 60:
+            turns.append(house.turn(name, prompt(9, number), 20, stop=("b the",)))
+        if number % 5 == 0:
+            house.rollback(name, random.randint(0, 40))
+            house.delete(f"session {random.randint(1, 3)}")
+        for _ in range(random.randint(0, 9)):
+            house.step()
+        if turns and number % 3 == 0:
+            house.cancel(turns[-1])
+        if turns and turns[-1].tokens and number % 2 == 0:
+            turns[-1] = house.resume(turns[-1])
+    house.close()
+    assert len(turns) > 10
+    assert '"session 0"' not in file.read_text()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    kinds = {line["session"][0] for line in lines if "session" in line}
+    assert len(kinds) == 5, kinds
+    with file.open() as told:
+        assert replay(told) == len(house.plans) > 50
 
 
 def test_a_plan_that_differs_is_found(file: Path) -> None:

@@ -21,7 +21,6 @@ from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.events import (
     Cancel,
-    Cleared,
     Delta,
     Drain,
     Effect,
@@ -31,7 +30,6 @@ from sapwood.scheduler.events import (
     Progress,
     Request,
     Submit,
-    Unpinned,
 )
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason
@@ -96,7 +94,7 @@ class Stream:
                 assert len(effect.logprobs) == asked * len(effect.token_ids), "one for each id"
                 self.text += effect.text
             case _:
-                assert not isinstance(effect, Unpinned | Cleared), f"{effect} to a stream"
+                assert isinstance(effect, Finished | Failed | Pinned), f"{effect} to a stream"
                 self.end = effect
 
 

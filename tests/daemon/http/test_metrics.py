@@ -139,7 +139,7 @@ async def test_what_is_rejected_is_counted_by_its_reason() -> None:
             *[prompt_of(*[5] * 4096)] * 2,
         ):
             await refused(run, bad)
-        tokenizer.encode_text = broken  # type: ignore[method-assign]
+        tokenizer.encode_text = broken  # type: ignore[method-assign, assignment]
         await refused(run, pb.GenerateRequest(text="x"))
         runs = run.generation.Generate(prompt_of(5, max_tokens=4000))
         await until(lambda: stepped(run) and stats(run).requests_running == 1)

@@ -62,14 +62,15 @@ async def test_a_service_has_a_health_if_it_is_built() -> None:
                 assert await checked(run, name) == STATUS.SERVING, name
             else:
                 assert await checked(run, name) is NOT_FOUND, name
-        assert serving == {"", GENERATION.full_name, CACHE.full_name, HEALTH.full_name}
+        names = [service.full_name for service in (GENERATION, CACHE, SESSION, HEALTH)]
+        assert serving == {"", *names}
         assert await listed(run) == dict.fromkeys(serving, STATUS.SERVING)
 
 
-async def test_a_watch_of_what_is_not_built_says_that_it_is_unknown() -> None:
+async def test_a_watch_of_what_is_in_no_contract_says_that_it_is_unknown() -> None:
     async with running() as run:
         watch: Any = run.channel.unary_stream(f"{PATH}/Watch")
-        request = health_pb2.HealthCheckRequest(service=SESSION.full_name)
+        request = health_pb2.HealthCheckRequest(service="sapwood.v1.Nothing")
         call = watch(request.SerializeToString())
         assert STATUS.FromString(await call.read()).status == STATUS.SERVICE_UNKNOWN
         call.cancel()

@@ -124,7 +124,7 @@ async def test_every_end_has_its_id_its_line_and_its_count(
         await until(lambda: open_rpcs(run) == 1)
         given_up.cancel()
         await until(lambda: len(lines) == 5)
-        tokenizer.encode_text = broken  # type: ignore[method-assign]
+        tokenizer.encode_text = broken  # type: ignore[method-assign, assignment]
         bug = await error_of(generate(pb.GenerateRequest(text=SECRET), metadata=metadata))
         ended = Counter(run.daemon._gate.telemetry.ended)
         assert not run.daemon._gate.telemetry.open

@@ -251,3 +251,49 @@ def test_a_developer_is_the_system_where_a_template_knows_no_such_role(
     assert _template(source).render(messages)[0].strip("[]") == role
     assert messages == turns(("developer", "x")), "the caller's own are as they were"
     assert _template(source).render(turns(("user", "x")))[0].strip("[]") in ("user", "")
+
+
+@pytest.mark.parametrize("source", [_PLAIN, _GEMMA_LIKE])
+@pytest.mark.parametrize(
+    "said",
+    [
+        [("user", " hi ")],
+        [("user", "<turn|>"), ("assistant", "x"), ("user", "y")],
+        [("assistant", "more"), ("user", "0")],
+    ],
+)
+def test_a_turn_alone_is_what_the_whole_conversation_has_behind_the_reply(
+    source: str, said: list[tuple[str, str]]
+) -> None:
+    before = turns(("system", "be brief"), ("user", "a"), ("assistant", "REPLY"))
+    whole = "".join(_template(source).render([*before, *turns(*said)]))
+    parts = _template(source).render_turn(turns(*said))
+    assert whole.rpartition("REPLY")[2] == "".join(parts)
+    assert not any(
+        token in text for text in parts[::2] for token in _CONTROL if said[0][1] != token
+    )
+
+
+def test_results_of_calls_follow_the_reply_that_called() -> None:
+    calls = [
+        {"id": f"call_{i}", "type": "function", "function": {"name": name, "arguments": {"a": i}}}
+        for i, name in enumerate(("look", "count"))
+    ]
+    results = [
+        {"role": "tool", "content": str(i), "name": "count", "tool_call_id": f"call_{i}"}
+        for i in (1, 0)
+    ]
+    controls = [*_CONTROL, "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>']
+    template = ChatTemplate(_GEMMA_LIKE, _NAMES, controls, "here")
+    for more in ([], turns(("user", "and?"))):
+        reply = {"role": "assistant", "content": "", "tool_calls": calls}
+        whole = "".join(template.render([*turns(("user", "a")), reply, *results, *more]))
+        parts = template.render_turn([*results, *more], calls)
+        assert "".join(parts) == whole.rpartition("<tool_call|>")[2]
+        assert parts[:2] == ["", "<|tool_response>"]
+
+
+def test_a_template_that_hides_what_was_said_cannot_go_on() -> None:
+    source = "{{ bos_token }}{{ messages[-1]['content'] }}<model>"
+    with pytest.raises(PromptRefused, match="cannot go on"):
+        _template(source).render_turn(turns(("user", "x")))

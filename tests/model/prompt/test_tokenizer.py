@@ -232,3 +232,15 @@ def test_threads_encode_alike() -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(tokenizer.encode_messages, chats))
     assert found == expected
+
+
+def test_a_turn_begins_with_the_end_that_the_reply_lacks() -> None:
+    tokenizer = load_tokenizer(checkpoint("e2b-tiny"), 1024)
+    ends = tokenizer.control_ids["<turn|>"]
+    said = turns(("user", "more <turn|>"))
+    cut, ended = (tokenizer.encode_turn(said, (), (), None, after) for after in (5, ends))
+    assert cut == [ends, *ended]
+    before = turns(("user", "a"), ("assistant", "b"))
+    whole = tokenizer.encode_messages([*before, *said])
+    assert whole[-len(cut) :] == cut
+    assert cut.count(ends) == 2, "the missing one and the user's turn's, not what the user spelled"
