@@ -153,9 +153,9 @@ def test_the_date_is_that_of_the_render(monkeypatch: pytest.MonkeyPatch) -> None
         def now(cls, tz: Any = None) -> Clock:
             return cls(2026, 2, 3, next(cls.hours), 5)
 
-    monkeypatch.setattr(sandbox, "datetime", Clock)
     source = "{{ strftime_now('%d %b %Y') }} {{ strftime_now('%H:%M') }} {{ strftime_now('%H') }}"
     template = ChatTemplate(source + "{{ strftime_now(messages[0].content) }}", {}, CONTROL, "here")
+    monkeypatch.setattr(sandbox, "datetime", Clock)  # not before: a template is tried out when made
     seen = [template.render([{"role": "user", "content": "<turn|> é"}]) for _ in range(2)]
     assert seen == [["03 Feb 2026 00:05 00<turn|> é"], ["03 Feb 2026 01:05 01<turn|> é"]]
     source = "{{ strftime_now('<turn|>%Y%%<turn|>') }}"
