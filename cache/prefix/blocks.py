@@ -49,7 +49,7 @@ class Names:
         assert tokens > 0 and salt, "blocks without tokens, or names without salt"
         self.block_tokens = tokens
         self._salt = salt
-        self._top = self._hash(b"top", b"%d of %d" % (BLOCK_FORMAT, tokens))
+        self.top = self._hash(b"top", b"%d" % BLOCK_FORMAT)  # `above` of every first block
 
     def blocks(self, root: bytes, tokens: array[int], end: int) -> list[Block]:
         """All whole blocks of tokens[:end] under a root key, from 0 on."""
@@ -61,7 +61,7 @@ class Names:
 
     def paths(self, tokens: array[int], end: int) -> list[bytes]:
         """`above` of the first block, then `path` of each that lies within tokens[:end] whole."""
-        size, found = self.block_tokens, [self._top]
+        size, found = self.block_tokens, [self.top]
         for start in range(0, end - size + 1, size):
             found.append(self._hash(b"path", found[-1] + tokens[start : start + size].tobytes()))
         return found

@@ -4,13 +4,15 @@
   is says whoever reads it.
 - Least recently used first: where room is short, and of a path its end before its beginning.
 - What is being written counts as if it were there, and is found only once it is.
+- No block is here without the one before it: with the last file of a block goes all behind it. So
+  what begins with a prefix can be found.
 - The catalogue changes nothing on disk: it says what is to go.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -49,10 +51,11 @@ class DiskReach(NamedTuple):
 class Catalogue:
     """The files of one folder. Single-threaded, like all that is pure."""
 
-    def __init__(self, bytes_max: int, files: Iterable[DiskFile] = ()) -> None:
-        """files: least recently used first."""
+    def __init__(self, bytes_max: int, top: bytes, files: Iterable[DiskFile] = ()) -> None:
+        """top: Names.top. files: least recently used first; see adrift()."""
         self.bytes_max = bytes_max
         self.bytes: dict[Kind, int] = dict.fromkeys(DISK_KINDS, 0)  # written, or being written
+        self._top = top
         self._files: OrderedDict[Key, DiskFile] = OrderedDict()
         self._coming: dict[Key, DiskFile] = {}
         # Of all that was begun: by `path`, and by `above`.
@@ -81,21 +84,24 @@ class Catalogue:
             self._files.move_to_end(key)
         return moved
 
-    def begin(self, file: DiskFile) -> list[DiskFile] | None:
-        """A file is to be written: what has to go for it, which is forgotten here.
+    def begin(self, file: DiskFile, kept: Container[bytes] = ()) -> tuple[bool, list[DiskFile]]:
+        """A file is to be written. Whether it may be, and what goes for it, forgotten here.
 
-        None, with nothing changed, where there is no room for it at all.
+        kept: `path` of blocks that do not go. It may not where there is no room, or the block
+        before it is not here.
         """
         assert not self.knows(*file.key), "a file is written twice"
-        coming = sum(other.size for other in self._coming.values())
-        if coming + file.size > self.bytes_max:
-            return None
         gone: list[DiskFile] = []
+        if file.above != self._top and file.above not in self._at:
+            return False, gone
         while sum(self.bytes.values()) + file.size > self.bytes_max:
-            gone += self._forget([next(iter(self._files))])
+            old = next((key for key, f in self._files.items() if f.path not in kept), None)
+            if old is None:
+                return False, gone
+            gone += self.forget(old)
         self._coming[file.key] = file
         self._count(file)
-        return gone
+        return True, gone
 
     def written(self, key: Key, *, whole: bool) -> DiskFile | None:
         """What was begun is there, and given back; or it is not, or was forgotten meanwhile."""
@@ -103,20 +109,28 @@ class Catalogue:
         if file is not None and whole:
             self._files[key] = self._coming.pop(key)
             return file
-        if file is not None:
-            self.forget(key)
+        self.forget(key)
         return None
 
-    def forget(self, key: Key) -> DiskFile | None:
-        """It is to go, or is gone; what is being written counts as well."""
-        file = self._coming.pop(key, None) or self._files.pop(key, None)
-        if file is not None:
-            self.bytes[file.kind] -= file.size
-            for index, where in ((self._at, file.path), (self._below, file.above)):
-                index[where].discard(key)
-                if not index[where]:
-                    del index[where]
-        return file
+    def forget(self, key: Key) -> list[DiskFile]:
+        """It is to go, or is gone; and all behind it, where its block has no other file."""
+        gone: list[DiskFile] = []
+        keys = [key]
+        while keys:
+            file = self._take(keys.pop())
+            if file is not None:
+                gone.append(file)
+                if file.path not in self._at:
+                    keys += self._below.get(file.path, ())
+        return gone
+
+    def adrift(self) -> list[DiskFile]:
+        """Forget what has no block before it: of another salt, or behind what was lost."""
+        gone: list[DiskFile] = []
+        for above in list(self._below):
+            if above != self._top and above not in self._at:
+                gone += self._forget(self._below.get(above, ()))
+        return gone
 
     def forget_all(self) -> list[DiskFile]:
         """All are to go."""
@@ -127,15 +141,7 @@ class Catalogue:
 
         All behind the last of them; then it and those before it, as far as they lead nowhere else.
         """
-        found: list[Key] = []
-        behind, seen = [paths[-1]], {paths[-1]}
-        while behind:
-            for file in self._all(self._below.get(behind.pop(), ())):
-                found.append(file.key)
-                if file.path not in seen:
-                    seen.add(file.path)
-                    behind.append(file.path)
-        gone = self._forget(found)
+        gone = self._forget(self._below.get(paths[-1], ()))
         for path in reversed(paths[1:]):
             if path in self._below:
                 break
@@ -165,11 +171,18 @@ class Catalogue:
     def _whole(self, block: Block) -> bool:
         return all(self.find(block.name, kind) is not None for kind in DISK_KINDS)
 
-    def _all(self, keys: Iterable[Key]) -> list[DiskFile]:
-        return [self._files.get(key) or self._coming[key] for key in keys]
-
     def _forget(self, keys: Iterable[Key]) -> list[DiskFile]:
-        return [file for key in list(keys) if (file := self.forget(key)) is not None]
+        return [file for key in list(keys) for file in self.forget(key)]
+
+    def _take(self, key: Key) -> DiskFile | None:
+        file = self._coming.pop(key, None) or self._files.pop(key, None)
+        if file is not None:
+            self.bytes[file.kind] -= file.size
+            for index, where in ((self._at, file.path), (self._below, file.above)):
+                index[where].discard(key)
+                if not index[where]:
+                    del index[where]
+        return file
 
     def _count(self, file: DiskFile) -> None:
         self._at.setdefault(file.path, set()).add(file.key)

@@ -46,7 +46,7 @@ class OpenDisk:
         names = Names(salt, block_tokens(dearest))
         files = () if self.journal is None else self.journal.files.values()
         left = self.bytes_a_day if self.journal is None else self.journal.budget_bytes
-        catalogue = Catalogue(self.bytes_max, files)
+        catalogue = Catalogue(self.bytes_max, names.top, files)
         return DiskFolder(names, catalogue, self.bytes_a_day, left, self.folder is None)
 
     def opener(

@@ -101,6 +101,8 @@ class DiskTier(NoDisk):
         self._ins = PageIns(limits, tree, stored, folder.names, folder.catalogue, order)
         per_token = {"full": facts.full_bytes_per_token, "sliding": facts.sliding_bytes_per_token}
         self._outs = PageOuts(tree, folder, per_token, order)  # type: ignore[arg-type]
+        if adrift := folder.catalogue.adrift():
+            order(Erase(tuple(adrift)))
         self._reading_s = reading_s
         self._failed = folder.failed
         self._clearings: dict[int, Cleared] = {}
@@ -147,8 +149,9 @@ class DiskTier(NoDisk):
         """NoDisk.take."""
         match report:
             case PagedIn():
-                for key in report.bad:
-                    self._catalogue.forget(key)
+                gone = [file for key in report.bad for file in self._catalogue.forget(key)]
+                if gone:
+                    self._orders.append(Erase(tuple(gone)))
                 self._quarantined += report.quarantined
                 self._ins.take(report, step)
             case Written():

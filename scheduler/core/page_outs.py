@@ -14,7 +14,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sapwood.cache.prefix.blocks import Block
 from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Kind
@@ -54,6 +54,7 @@ class _Path:
     root: bytes
     tokens: array[int]
     left: deque[tuple[Block, Kind]] | None = None
+    blocks: list[Block] = field(default_factory=list)
 
 
 class PageOuts:
@@ -93,7 +94,7 @@ class PageOuts:
                 path.left = self._missing(path)
             found = self._first(path, path.left)
             if found is None:
-                self._due.popleft()
+                self._end()
                 continue
             block, kind, payloads = found
             size = self._sizes[kind]
@@ -101,11 +102,13 @@ class PageOuts:
                 return None
             path.left.popleft()
             file = DiskFile(block.name, kind, block.path, block.above, size)
-            if (gone := self._catalogue.begin(file)) is not None:
-                if gone:
-                    self._order(Erase(tuple(gone)))
+            begun, gone = self._catalogue.begin(file, {each.path for each in path.blocks})
+            if gone:
+                self._order(Erase(tuple(gone)))
+            if begun:
                 self._budget.spend(size)
                 return PageOut(file, block, payloads, left - size)
+            self._end()  # nor is there a place for what lies behind it
         return None
 
     def take(self, report: Written) -> None:
@@ -120,10 +123,15 @@ class PageOuts:
         for path in [path for path in self._due if path.tokens[:count] == tokens]:
             self._due.remove(path)
 
+    def _end(self) -> None:
+        """The first is written, as far as it could be: its beginning was used last."""
+        path = self._due.popleft()
+        self._order(Touch(tuple(self._catalogue.touch(path.blocks))))
+
     def _missing(self, path: _Path) -> deque[tuple[Block, Kind]]:
         """What the disk lacks of a path, from its beginning on; what it has counts as used."""
         root, tokens, end = path.root, path.tokens, len(path.tokens)
-        blocks = self._names.blocks(root, tokens, end)
+        blocks = path.blocks = self._names.blocks(root, tokens, end)
         self._order(Touch(tuple(self._catalogue.touch(blocks))))
         size, window = self._names.block_tokens, self._tree.window
         windows: set[int] = set()

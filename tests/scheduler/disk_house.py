@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from sapwood.cache.prefix.blocks import Names
 from sapwood.cache.prefix.catalogue import Catalogue, Key
@@ -33,12 +33,13 @@ from tests.fakes import TokenLog, Tracker
 from tests.scheduler.house import House
 
 BLOCK = 8
+NAMES = Names(b"salt", BLOCK)
 DISK = 10**6
 Content = tuple[int, ...]
 
 
 def folder(catalogue: Catalogue | None = None, a_day: int = DISK, left: int = DISK) -> DiskFolder:
-    return DiskFolder(Names(b"salt", BLOCK), catalogue or Catalogue(DISK), a_day, left)
+    return DiskFolder(NAMES, catalogue or Catalogue(DISK, NAMES.top), a_day, left)
 
 
 @dataclass
@@ -50,11 +51,18 @@ class FakeDisk:
     damaged: set[Key] = field(default_factory=set)
     operations: int = 0
     fails_at: Callable[[int], bool] = lambda number: False
+    breaks_at: int = -1  # the same, of one
+    writes_fail: bool = True
+    erases_fail: bool = False
+    stalled: bool = False
     failed: bool = False
-    verifies: bool = True
+    sizes: dict[Key, int] = field(default_factory=dict)  # of what was ever written
+    written_bytes: int = 0
     read_seconds: float = 0.0
     _reads: deque[tuple[int, ReadGroup]] = field(default_factory=deque)
     _others: deque[tuple[PageOut, Content] | Erase] = field(default_factory=deque)
+
+    verifies: ClassVar[bool] = True
 
     @property
     def busy(self) -> bool:
@@ -84,9 +92,9 @@ class FakeDisk:
 
     def turn(self) -> list[DiskReport]:
         """Carry out one operation, if there is one."""
-        if not self.busy:
+        if not self.busy or self.stalled:
             return []
-        fails = self.fails_at(self.operations)
+        fails = self.fails_at(self.operations) or self.operations == self.breaks_at
         self.operations += 1
         if self._reads:
             return [self._read(*self._reads.popleft(), fails)]
@@ -95,12 +103,18 @@ class FakeDisk:
             return self._erase(other, fails)
         order, content = other
         reports: list[DiskReport] = []
-        if fails and not self.failed:
+        if fails and self.writes_fail and not self.failed:
             self.failed = True
             reports.append(DiskFailed())
         if not self.failed:
             self.files[order.file.key] = content
+            self.sizes[order.file.key] = order.file.size
+            self.written_bytes += order.file.size
         return [*reports, Written(order.file.key, whole=not self.failed)]
+
+    def left(self) -> FakeDisk:
+        """As by kill -9: what is on disk stays, what is under way is lost."""
+        return FakeDisk(Tracker(), dict(self.files), set(self.damaged), sizes=self.sizes)
 
     def _read(self, id: int, group: ReadGroup, fails: bool) -> PagedIn:
         if fails:
@@ -124,10 +138,11 @@ class FakeDisk:
 
     def _erase(self, order: Erase, fails: bool) -> list[DiskReport]:
         keys = list(self.files) if order.files is None else [f.key for f in order.files]
-        if not fails:
+        left = len(keys) if fails and self.erases_fail else 0
+        if not left:
             for key in keys:
                 self.files.pop(key, None)
-        return [] if order.id is None else [Erased(order.id, left=fails * len(keys))]
+        return [] if order.id is None else [Erased(order.id, left)]
 
 
 class DiskHouse(House):
@@ -155,9 +170,10 @@ class DiskHouse(House):
 
     def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
         """Answered once the disk has done it."""
+        answered, self.disk.stalled = len(self.answers), False
         self.handle(Clear(next(self.ids), tokens))
         self.pass_on()
-        answered = len(self.answers)
+        self.deliver()
         while len(self.answers) == answered:
             assert self.turn(), "nobody answers"
         answer = self.answers[-1]
@@ -166,9 +182,10 @@ class DiskHouse(House):
 
     def run(self, steps_max: int = 5000) -> None:
         """Until nothing is left to do, on disk either."""
-        for _ in range(steps_max):
+        steps, self.disk.stalled = 0, False
+        while steps < steps_max:
             if self.core.has_work or self.core._memory.disk.is_reading:
-                self.step()
+                steps += self.step() is not None
             elif not (self.copy() or self.turn()):
                 return
         raise AssertionError(f"L2: still at work after {steps_max}: {self.core.stories()}")
@@ -179,25 +196,46 @@ class DiskHouse(House):
 
     def copy(self) -> bool:
         order = self.core.page_out(self.now)
+        self.stimuli.append(("page out", self.now, order and order.file))
         self.pass_on()
         if order is not None:
             self.disk.copy(order)
         return order is not None
 
+    def idle(self, seconds: float) -> None:
+        """A turn of the loop in which nobody has anything to do."""
+        self.now += seconds
+        if self.core._memory.disk.is_reading:
+            self.step()
+        elif not self.copy():
+            self.turn()
+
     def turn(self) -> bool:
         """One operation of the disk, and what it says."""
         was = self.disk.busy
         for report in self.disk.turn():
-            self.handle(report)
+            self.told(report)
         self.deliver()
         return was
 
-    def die(self) -> FakeDisk:
-        """As by kill -9: what is on disk stays, what is under way is lost."""
-        return FakeDisk(Tracker(), dict(self.disk.files), set(self.disk.damaged))
+    def told(self, report: DiskReport) -> None:
+        """What was read is remembered by its tokens: its payload is taken."""
+        if not isinstance(report, PagedIn) or report.payload is None:
+            self.handle(report)
+            return
+        held = report.payload
+        assert isinstance(held, TokenLog)
+        start, full, sliding = held.start, held.full, held.sliding
+
+        def again(tracker: Tracker) -> PagedIn:
+            return replace(report, payload=TokenLog(tracker, start, full, sliding))
+
+        self.stimuli.append(("paged", self.now, again))
+        self.core.handle(report, self.now)
+        self.core.check()
 
 
 def reopened(disk: FakeDisk, files: Catalogue) -> DiskFolder:
     """What the next process finds: no more than there is."""
     kept = [file for key, file in files._files.items() if key in disk.files]
-    return folder(Catalogue(DISK, kept))
+    return folder(Catalogue(DISK, NAMES.top, kept))

@@ -128,7 +128,7 @@ class Stream:
             assert expected.text.startswith(self.text)
             return
         assert isinstance(self.end, Finished)
-        assert tuple(self.tokens) == expected.tokens
+        assert tuple(self.tokens) == expected.tokens, "S4: other tokens than alone"
         assert self.text == expected.text
         assert (self.end.reason, self.end.stop_sequence) == (
             expected.reason,

@@ -169,6 +169,7 @@ class TreeChecks:
     def __init__(self, tree: Tree, limits: Limits) -> None:
         self._tree = tree
         self._tried_max = limits.admission_candidates_max  # they lease, and may not fit then
+        self._reads_max = limits.page_ins_max  # and lease what they go on from
         self._committed: dict[bytes, dict[int, int]] = {}  # root: state of a prefix: its length
         self._hashed: dict[int, tuple[int, int]] = {}  # request: tokens hashed, their state
         self._stored: set[tuple[bytes, int]] = set()
@@ -239,7 +240,7 @@ class TreeChecks:
         """T10: a step freshens ends alone: of what it tries to admit, stores, and lets go."""
         fresh = sum(node.age == plan.number and node.parent is not None for node in nodes)
         ends = 2 * (len(plan.captures) + len(plan.prefills)) + len(plan.releases)
-        ends += 2 * len(plan.admits) + self._tried_max
+        ends += 2 * len(plan.admits) + self._tried_max + 2 * self._reads_max
         assert fresh <= 2 * ends, f"T10: {fresh} nodes are fresh after {ends} uses"
 
 

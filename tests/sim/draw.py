@@ -15,14 +15,17 @@ from tests.sim.story import (
     Again,
     Ask,
     Break,
+    BreakDisk,
     Config,
     GiveUp,
     Keep,
+    Kill,
     LetGo,
     Part,
     Pause,
     Scenario,
     Slow,
+    Stall,
     Stop,
     Wipe,
 )
@@ -43,8 +46,31 @@ def scenario(seed: int) -> Scenario:
     config = replace(config, pins_max=operators.choice((1, 3, 64)))
     config = replace(config, pins_share_max=operators.choice((0.2, 0.5, 1.0)))
     actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
+    config, actions = _with_disk(Random(f"sapwood disk {seed}"), config, actions)
     shared = _shared(Random(f"principals {seed}"), config, actions)
     return _varied(Random(f"candidates {seed}"), shared)
+
+
+def _with_disk(
+    random: Random, config: Config, actions: list[Action]
+) -> tuple[Config, list[Action]]:
+    """In half of the seeds there is one, of their own randomness as well."""
+    scale = max(1, (config.full_bytes + config.sliding_bytes) // 13)
+    size = random.choice((0, 0, 6000 * scale, 10**7 * scale))
+    if not size:
+        return config, actions
+    writes = random.choice((10**7 * scale, 10**7 * scale, 4000 * scale))
+    config = replace(config, disk_bytes=size, disk_writes_bytes=writes)
+    breaks, stalls, kills = (random.choice((0.0, 0.0, chance)) for chance in (0.1, 0.05, 0.03))
+    drawn: list[Action] = []
+    for at in range(TICKS):
+        if random.random() < breaks:
+            drawn.append(BreakDisk(at, random.randint(0, 10), random.random() < 0.8))
+        if random.random() < stalls:
+            drawn.append(Stall(at, random.randint(1, 40)))
+        if random.random() < kills:
+            drawn.append(Kill(at))
+    return config, sorted([*actions, *drawn], key=lambda action: action.at)
 
 
 def _operated(random: Random, asked: list[Action]) -> Iterator[Action]:

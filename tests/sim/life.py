@@ -6,18 +6,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Sequences
 from dataclasses import replace
 
+from sapwood.cache.prefix.catalogue import DISK_KINDS as KINDS
+from sapwood.cache.prefix.catalogue import Catalogue, DiskFile
 from sapwood.cache.prefix.ledger import Ledger
+from sapwood.cache.prefix.radix import pack
+from sapwood.scheduler.core.page_outs import DAY_S
 from sapwood.scheduler.core.sequence import Sequence
+from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import Drain, Failed, Priority, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
+from tests.fakes import Tracker
+from tests.scheduler.disk_house import NAMES, DiskHouse, FakeDisk
 from tests.scheduler.fake_device import toy_facts
-from tests.scheduler.house import ROOMY, House, Stream, bare
+from tests.scheduler.house import ROOMY, Stream, bare
 from tests.sim.checks import LEAST_SHARE, LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
 from tests.sim.device import SimDevice
 from tests.sim.operators import OperatorChecks
@@ -25,6 +33,7 @@ from tests.sim.pace_checks import PaceChecks
 from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
 
+Found = Sequences[DiskFile]
 LIVE_BUFFERS = 4  # of a slot
 
 
@@ -50,12 +59,15 @@ def limits_of(config: Config) -> Limits:
     )
 
 
-class Life(House):
-    """One daemon's life: a core, its device, and the checks of both."""
+class Life(DiskHouse):
+    """One daemon's life: a core, its device and disk, and the checks of all."""
 
     device: SimDevice
 
-    def __init__(self, config: Config, now: float) -> None:
+    def __init__(
+        self, config: Config, now: float, before: Life | None = None, found: Found = ()
+    ) -> None:
+        """before: the life before it, whose disk it finds. found: instead, what it knew of it."""
         limits = limits_of(config)
         facts = replace(
             toy_facts(config.has_drafter, config.window, config.full_bytes, config.sliding_bytes),
@@ -66,7 +78,13 @@ class Life(House):
             reuse_bytes=config.page_bytes if config.page_bytes > 1 else 0,  # MLX's rule for a GPU
         )
         ledger = Ledger(config.budget_bytes, facts.weights_bytes)
+        disk = FakeDisk(Tracker()) if before is None else before.disk.left()
+        self.found = found or _found(config, before)
+        known = {file.key for file in self.found}  # what no journal knows goes
+        disk.files = {key: content for key, content in disk.files.items() if key in known}
         super().__init__(
+            disk,
+            folder=_folder(config, self.found) if config.disk_bytes else None,
             limits=limits,
             facts=facts,
             ledger=ledger,
@@ -74,14 +92,15 @@ class Life(House):
             tree=WatchedTree(facts.window_tokens, limits.nodes_max(ledger.free)),
         )
         self.config = config
-        self.now = now
+        self.now = self._began = now
         self.draining = False
         self.sequences: list[Sequence] = []
         self._too_large: set[int] = set()
         self._left: dict[tuple[bytes, tuple[int, ...]], tuple[int, int]] = {}
         self._rows = RowChecks(self.core, self.tree, limits)
         roomy = config.budget_bytes >= ROOMY and config.buffers_max in (0, 499_000 // 2)
-        self._shares = ShareChecks(self.core, limits) if roomy else None
+        alone = roomy and not config.disk_bytes  # who waits for a disk wants no share
+        self._shares = ShareChecks(self.core, limits) if alone else None
         self._pace = PaceChecks(self.core, self.device, limits)
         self._trees = TreeChecks(self.tree, limits)
         room = config.budget_bytes - facts.weights_bytes
@@ -121,6 +140,7 @@ class Life(House):
         """Clear what begins so."""
         held, before = self.tree.bytes, self.tree.evictions["cleared"]
         told = self.clear(tokens)
+        self._check_erased(tokens)
         # What expired with it may have merged.
         gone = self.tree.evictions["cleared"] - before
         assert told.nodes == gone, f"T14: {told}, {gone} went"
@@ -138,6 +158,25 @@ class Life(House):
             # lease, for others.
             kept = self.tree.match(request.root, request.prompt).tokens
             self._left[request.root, request.prompt] = kept, self._evicted()
+
+    def _check_disk(self) -> None:
+        """T15: no more bytes than there may be, in all and in a day."""
+        disk, config = self.disk, self.config
+        held = sum(disk.sizes[key] for key in disk.files)
+        assert held <= config.disk_bytes, f"T15: {held} bytes, {config.disk_bytes} may be"
+        a_day = config.disk_writes_bytes
+        may = a_day * (1 + (self.now - self._began) / DAY_S)
+        assert disk.written_bytes <= may, f"T15: {disk.written_bytes} bytes written of {may}"
+
+    def _check_erased(self, tokens: tuple[int, ...]) -> None:
+        """T14: no file is left of what anybody has whose tokens begin so."""
+        for stream in self.streams.values():
+            path = (*stream.request.prompt, *stream.tokens)
+            if path[: len(tokens)] != tokens:
+                continue
+            for block in NAMES.blocks(stream.request.root, pack(path), len(path)):
+                left = [kind for kind in KINDS if (block.name, kind) in self.disk.files]
+                assert block.end <= len(tokens) or not left, f"T14: a file of [.., {block.end})"
 
     def drain(self) -> None:
         """D1: who waits is refused at once, who runs goes on."""
@@ -166,6 +205,7 @@ class Life(House):
         self.deliver()
         self._leave_failed()
         self._operators.look(self.streams, self.now)
+        self._check_disk()
         if self.config.buffers_max:
             slots = len(self.device.slots)
             buffers = self.device.tracker.buffers + slots * LIVE_BUFFERS + 2
@@ -213,11 +253,16 @@ class Life(House):
 
     def replay(self) -> None:
         """L8: what came in, again, into a fresh core: every plan is the same."""
-        twin = Life(self.config, 0.0)
+        twin = Life(self.config, 0.0, found=self.found)
         plan: StepPlan | None = None
         for kind, now, value in self.stimuli:
             if kind == "event":
                 twin.core.handle(value, now)  # type: ignore[arg-type]
+            elif kind == "paged":
+                twin.core.handle(value(twin.device.tracker), now)  # type: ignore[operator]
+            elif kind == "page out":
+                order = twin.core.page_out(now)
+                assert (order and order.file) == value, f"L8: {order} is not {value}"
             elif kind == "plan":
                 plan = twin.core.plan(now)
                 assert bare(plan) == value, f"L8: {bare(plan)} is not {value}"
@@ -251,6 +296,19 @@ class Life(House):
         rows = 1 + (self.limits.draft_depth_max if facts.has_drafter else 0)
         step = rows + self.limits.prefill_tokens_max  # a byte each
         return facts.ring_bytes + row * facts.full_bytes_per_token + step
+
+
+def _found(config: Config, before: Life | None) -> Found:
+    """What the journal of the life before knows and is there."""
+    if not config.disk_bytes or before is None:
+        return []
+    known = before.core._memory.disk._catalogue._files  # type: ignore[attr-defined]
+    return [file for key, file in known.items() if key in before.disk.files]
+
+
+def _folder(config: Config, found: Found) -> DiskFolder:
+    writes = config.disk_writes_bytes
+    return DiskFolder(NAMES, Catalogue(config.disk_bytes, NAMES.top, found), writes, writes)
 
 
 def _options(ask: Ask, life: Life) -> dict[str, object]:

@@ -38,9 +38,10 @@ EDGES = (
 )
 RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
-    "allocation", "cancelled", "cleared", "client_quota", "crowded", "deadline_exceeded", "drain",
-    "draining", "evicted", "internal", "lost step", "out_of_memory", "parked", "parked depth",
-    "queue_full", "slow device", "slow_reader", "thinned", "unpinned",
+    "allocation", "cancelled", "cleared", "client_quota", "crowded", "damaged",
+    "deadline_exceeded", "disk lost", "drain", "draining", "evicted", "internal", "kill",
+    "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
+    "slow disk", "slow_reader", "thinned", "unpinned",
 )  # fmt: skip
 
 

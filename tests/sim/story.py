@@ -50,6 +50,8 @@ class Config:
     draft_s: float = 0.001
     hitch_s: float = 0.0  # now and then a step takes this much longer
     page_bytes: int = 1  # what the device rounds a buffer up to
+    disk_bytes: int = 0  # of a disk tier; 0: there is none
+    disk_writes_bytes: int = 10**7  # that may be written there in a day
     buffers_max: int = 0  # how many it lets weights, slots and tree have; 0: it does not count
 
 
@@ -160,9 +162,35 @@ class Stop(Action):
     """The daemon is drained, and started anew when it is empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class BreakDisk(Action):
+    """The disk's operation number `after` from here on fails: a read is damaged, a write the last.
+
+    torn: only what is read; no write fails.
+    """
+
+    after: int
+    torn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stall(Action):
+    """The disk does nothing for `ticks` turns."""
+
+    ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(Action):
+    """The daemon is gone from one moment to the next, and comes again."""
+
+
 KINDS: dict[str, type[Action]] = {
     kind.__name__: kind
-    for kind in (Ask, Again, Keep, LetGo, Wipe, GiveUp, Pause, Slow, Break, Stop)
+    for kind in (
+        *(Ask, Again, Keep, LetGo, Wipe, GiveUp, Pause, Slow, Break, Stop),
+        *(BreakDisk, Stall, Kill),
+    )
 }
 
 

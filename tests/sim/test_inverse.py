@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sapwood.cache.prefix.catalogue import Catalogue, DiskFile
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Room
 from sapwood.cache.prefix.snapshot import Payload
@@ -25,9 +26,10 @@ from sapwood.scheduler.core.waiting import Waiting
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.slice_cost import SliceCost
+from tests.scheduler.disk_house import FakeDisk
 from tests.sim.draw import scenario
 from tests.sim.play import play
-from tests.sim.story import Ask, Config, Scenario
+from tests.sim.story import Ask, BreakDisk, Config, Kill, Scenario, Slow, Stall, Wipe
 
 SEEDS_MAX = 200
 CACHE, CORE = "sapwood.cache.prefix", "sapwood.scheduler.core"
@@ -272,6 +274,67 @@ LONG: dict[str, Any] = {"max_tokens": 160, "ignore_eos": True, "depth": 0}
 MANY = [Ask(0, n, (("pool", n, 9),), **LONG) for n in range(20)]
 FEW = [Ask(12, 20 + n, (("pool", 20 + n, 9),), principal=1, **LONG) for n in range(3)]
 CONTENDED = Scenario(Config(slots_max=4, share_tokens_min=32), (*MANY, *FEW))
+
+
+def no_verification(patch: pytest.MonkeyPatch) -> None:
+    """What was read is used, damaged or not."""
+    patch.setattr(FakeDisk, "verifies", False)
+
+
+def no_erasing(patch: pytest.MonkeyPatch) -> None:
+    """What is cleared stays on disk."""
+    patch.setattr(f"{CORE}.disk_tier.DiskTier.clear", lambda self, order, cleared: [cleared])
+
+
+def no_end_of_reading(patch: pytest.MonkeyPatch) -> None:
+    """What is being read comes, whatever was cleared meanwhile."""
+    patch.setattr(f"{CORE}.disk_tier.DiskTier.stop_reading", lambda *_: None)
+
+
+def no_bound_of_writes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(f"{CORE}.page_outs.WriteBudget.left", lambda *_: 1 << 60)
+
+
+def no_bound_of_the_disk(patch: pytest.MonkeyPatch) -> None:
+    right = Catalogue.begin
+
+    def begin(self: Catalogue, file: DiskFile, _: object) -> tuple[bool, list[DiskFile]]:
+        self.bytes_max = 1 << 60
+        return right(self, file)
+
+    patch.setattr(Catalogue, "begin", begin)
+
+
+PAGED = (("pool", 0, 70),)
+ON_DISK = Config(disk_bytes=10**6)
+KILLED = Ask(0, 1, PAGED), Kill(60)
+TORN = Scenario(ON_DISK, (*KILLED, BreakDisk(61, 0, torn=True), Ask(61, 2, PAGED), Slow(90, 1, 1)))
+CLEARED = Scenario(ON_DISK, (*KILLED, Stall(61, 9), Ask(63, 2, PAGED), Wipe(64)))
+SMALL = Config(disk_bytes=4000, disk_writes_bytes=6000)
+FILLED = Scenario(SMALL, tuple(Ask(40 * n, n, (("pool", n, 70),)) for n in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("off", "played", "found"),
+    [
+        (no_verification, TORN, "S4"),
+        (no_erasing, CLEARED, "T14"),
+        (no_end_of_reading, CLEARED, "T14"),
+        (no_bound_of_writes, FILLED, "T15: [0-9]+ bytes written"),
+        (no_bound_of_the_disk, FILLED, "T15: [0-9]+ bytes, "),
+    ],
+)
+def test_without_a_safeguard_the_disk_fails(
+    off: Callable[[pytest.MonkeyPatch], None],
+    played: Scenario,
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, violation = play(played)
+    assert violation is None, violation
+    off(monkeypatch)
+    _, violation = play(played)
+    assert violation is not None and re.search(found, violation.message), violation
 
 
 @pytest.mark.parametrize("off", [no_fair_shares, no_yielding])

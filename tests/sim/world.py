@@ -27,13 +27,16 @@ from tests.sim.story import (
     Again,
     Ask,
     Break,
+    BreakDisk,
     GiveUp,
     Keep,
+    Kill,
     LetGo,
     Part,
     Pause,
     Scenario,
     Slow,
+    Stall,
     Stop,
     Wipe,
 )
@@ -56,7 +59,7 @@ class World:
         self._asks: dict[int, Ask] = {}
         self._paused: dict[int, int] = {}  # name: the tick it reads again
         self._read: dict[int, int] = {}  # name: bytes that were read
-        self._slow_until = 0
+        self._slow_until = self._stalled_until = 0
         self._counts: dict[str, int] = {}
 
     def run(self) -> None:
@@ -111,6 +114,16 @@ class World:
             case Stop():
                 self._fault("drain")
                 self.life.drain()
+            case BreakDisk(_, after, torn):
+                self.life.disk.breaks_at = self.life.disk.operations + after
+                self.life.disk.writes_fail = not torn
+            case Stall(at, ticks):
+                self._fault("slow disk")
+                self._stalled_until = at + ticks
+            case Kill():
+                self._fault("kill")
+                self.life.die()
+                self._reopen()
 
     def _ask(self, ask: Ask) -> None:
         prompt = self._prompt(ask.parts)
@@ -134,11 +147,12 @@ class World:
         life = self.life
         if self.tick >= self._slow_until:
             life.device.slow = 1.0
+        life.disk.stalled = self.tick < self._stalled_until
         self._cut_slow_readers()
         if life.core.has_work:
             life.step()
         else:
-            life.now += IDLE_S
+            life.idle(IDLE_S)
         self._note()
         if life.core.finished:
             life.finish()
@@ -179,13 +193,14 @@ class World:
             for (before, _), (after, why) in pairwise(states):
                 self.edges[before, after, why] += 1
         self.steps += len(life.plans)
-        self.life = Life(life.config, life.now)
+        self.life = Life(life.config, life.now, life)
         self._counts = {}
 
     def _rest(self) -> None:
         """Everything heals; what is left ends within what it takes (L2), and nothing remains."""
         life = self.life
         life.device.slow = 1.0
+        life.disk.stalled, life.disk.breaks_at = False, -1
         life.device.tracker.operations_until_failure = None
         life.run(life.steps_left_max())
         life.finish()
@@ -203,6 +218,8 @@ class World:
         counts: dict[str, int] = {cause: n for cause, n in stats.tree_evictions.items()}
         counts["parked depth"], counts["parked"] = stats.parked_rows, stats.parks
         counts["lost step"] = self.life.lost_steps
+        counts["damaged"] = stats.disk.quarantined
+        counts["disk lost"] = stats.disk.state == "degraded"
         for stream in self.life.streams.values():
             if isinstance(stream.end, Failed):
                 reason = stream.end.reason.name.lower()

@@ -23,7 +23,7 @@ from tests.cache.disk.shelf import disk_file, files_in, is_sound, kv_of, name, s
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_byte_flipped_anywhere_changes_no_kv(tmp_path: Path, seed: int) -> None:
-    """T3, C6. Of any file: a block's, the journal, the salt, the lock."""
+    """T15, C6. Of any file: a block's, the journal, the salt, the lock."""
     folder, draw = tmp_path / "c", random.Random(seed)
     with shelf(folder) as opened:
         for number in range(4):

@@ -31,15 +31,15 @@ def add(catalogue: Catalogue, block: Block, kinds: Sequence[Kind] = BOTH) -> lis
     gone: list[DiskFile] = []
     for kind in kinds:
         file = DiskFile(block.name, kind, block.path, block.above, 10)
-        found = catalogue.begin(file)
-        assert found is not None
+        begun, found = catalogue.begin(file)
+        assert begun
         gone += found
         catalogue.written(file.key, whole=True)
     return gone
 
 
 def filled(path: Sequence[Block], bytes_max: int = 1000) -> Catalogue:
-    catalogue = Catalogue(bytes_max)
+    catalogue = Catalogue(bytes_max, NAMES.top)
     for block in path:
         add(catalogue, block)
     return catalogue
@@ -71,7 +71,7 @@ def test_a_block_is_as_long_as_can_be_copied_unnoticed(per_token: int, expected:
 def test_what_is_reached_is_what_can_be_restored() -> None:
     """Full K/V from where memory has it, and sliding K/V of a whole window before the end."""
     path = blocks(6)
-    catalogue = Catalogue(1000)
+    catalogue = Catalogue(1000, NAMES.top)
     for index, block in enumerate(path):
         add(catalogue, block, BOTH if index in (1, 2, 5) else ("full",))
     # A window of 6 before 24 begins in block 4, whose sliding K/V is missing; before 12 in 1.
@@ -96,18 +96,19 @@ def test_the_least_recently_used_goes_and_of_a_path_its_end() -> None:
     assert sum(catalogue.bytes.values()) == 60
 
 
-def test_what_is_larger_than_the_room_takes_nothing() -> None:
+def test_what_is_kept_does_not_give_way() -> None:
     catalogue = filled(blocks(1), bytes_max=20)
-    file = DiskFile(b"name", "full", b"path", b"above", 21)
-    assert catalogue.begin(file) is None
+    ours, other = blocks(1)[0], blocks(1, first=9)[0]
+    file = DiskFile(other.name, "full", other.path, other.above, 5)
+    assert catalogue.begin(file, {ours.path}) == (False, [])
     assert len(catalogue) == 2
 
 
 def test_what_is_being_written_is_not_found_and_not_written_twice() -> None:
     block = blocks(1)[0]
-    catalogue = Catalogue(100)
+    catalogue = Catalogue(100, NAMES.top)
     file = DiskFile(block.name, "full", block.path, block.above, 10)
-    assert catalogue.begin(file) == []
+    assert catalogue.begin(file) == (True, [])
     assert catalogue.knows(*file.key) and catalogue.find(*file.key) is None
     assert catalogue.written(file.key, whole=False) is None
     assert not catalogue.knows(*file.key) and not any(catalogue.bytes.values())
@@ -129,3 +130,18 @@ def test_what_begins_with_a_prefix_goes_under_every_root() -> None:
     gone = catalogue.forget_path(NAMES.paths(path, SIZE))
     assert {file.name for file in gone} == {ours[0].name, theirs[0].name, fork[1].name}
     assert len(catalogue) == 0 and not catalogue._at and not catalogue._below
+
+
+def test_behind_what_is_lost_nothing_stays() -> None:
+    """T14: else it could not be found when the prefix is cleared."""
+    path = blocks(4)
+    catalogue = filled(path)
+    assert catalogue.forget((path[1].name, "full")) and catalogue.find(path[2].name, "full")
+    gone = catalogue.forget((path[1].name, "sliding"))
+    assert {file.name for file in gone} == {block.name for block in path[1:]}
+    file = DiskFile(path[2].name, "full", path[2].path, path[2].above, 10)
+    assert catalogue.begin(file) == (False, [])
+    files = [DiskFile(b.name, "full", b.path, b.above, 10) for b in path if b is not path[1]]
+    found = Catalogue(1000, NAMES.top, files)
+    assert {file.name for file in found.adrift()} == {path[2].name, path[3].name}
+    assert len(found) == 1 and found.adrift() == []

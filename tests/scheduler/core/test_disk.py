@@ -28,7 +28,7 @@ def stats(house: DiskHouse) -> DiskStats:
 def restarted(house: DiskHouse, **options: object) -> DiskHouse:
     """The next process on the same folder."""
     catalogue = house.core._memory.disk._catalogue  # type: ignore[attr-defined]
-    disk = house.die()
+    disk = house.disk.left()
     return DiskHouse(disk, limits=LIMITS, folder=reopened(disk, catalogue), **options)
 
 
@@ -127,7 +127,7 @@ def test_of_two_with_one_prefix_one_is_read(written: DiskHouse) -> None:
 
 @pytest.mark.parametrize("number", range(4))
 def test_what_is_damaged_is_computed(written: DiskHouse, number: int) -> None:
-    """T3: whichever of the reads fails, with what came before it in the tree or not."""
+    """T15: whichever of the reads fails, with what came before it in the tree or not."""
     house = restarted(
         written,
     )
@@ -140,10 +140,13 @@ def test_what_is_damaged_is_computed(written: DiskHouse, number: int) -> None:
     house.close()
 
 
-def test_a_disk_that_is_not_verified_gives_wrong_text(written: DiskHouse) -> None:
+def test_a_disk_that_is_not_verified_gives_wrong_text(
+    written: DiskHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The check above is one: were damage handed on, this is where it would show."""
     house = restarted(written)
-    house.disk.fails_at, house.disk.verifies = lambda at: True, False
+    house.disk.fails_at = lambda at: True
+    monkeypatch.setattr(FakeDisk, "verifies", False)
     house.submit(prompt(LONG))
     with pytest.raises(AssertionError):
         house.run()
@@ -223,7 +226,7 @@ def test_what_is_evicted_takes_its_files_and_others_stay(written: DiskHouse) -> 
 
 
 def test_files_that_cannot_be_removed_are_told_of(written: DiskHouse) -> None:
-    written.disk.fails_at = lambda at: True
+    written.disk.fails_at, written.disk.erases_fail = lambda at: True, True
     stream = written.submit(prompt(4))
     written.run()
     written.handle(Clear(99))
@@ -279,6 +282,7 @@ def test_a_days_writes_are_bounded_by_the_engines_clock() -> None:
 
 
 def test_no_more_is_written_than_may_be() -> None:
+    """T15."""
     house = DiskHouse(limits=LIMITS, folder=folder(a_day=1, left=1))
     house.submit(prompt(LONG))
     house.run()
