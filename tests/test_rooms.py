@@ -55,7 +55,13 @@ EDGES: Mapping[str, set[str]] = {
     },
     "daemon/telemetry": {"daemon", "sapwood", "scheduler"},
     "daemon/rpc": {
-        *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/telemetry"),
+        *(
+            "cache/prefix/catalogue",
+            "cache/prefix/describe",
+            "daemon",
+            "daemon/engine",
+            "daemon/telemetry",
+        ),
         *("model/constraints/spec", "model/prompt/errors"),
         *("sapwood/client/errors", "sapwood/v1", "scheduler"),
         *(f"daemon/settings/{file}" for file in ("followed", "principals", "tokens")),

@@ -55,13 +55,20 @@ class Names:
         """All whole blocks of tokens[:end] under a root key, from 0 on."""
         size, paths = self.block_tokens, self.paths(tokens, end)
         return [
-            Block(self._hash(b"name", root + path), path, above, i * size, (i + 1) * size)
+            Block(self.name(root, path), path, above, i * size, (i + 1) * size)
             for i, (above, path) in enumerate(pairwise(paths))
         ]
 
-    def paths(self, tokens: array[int], end: int) -> list[bytes]:
-        """`above` of the first block, then `path` of each that lies within tokens[:end] whole."""
-        size, found = self.block_tokens, [self.top]
+    def name(self, root: bytes, path: bytes) -> bytes:
+        """Of the block `path` under a root key."""
+        return self._hash(b"name", root + path)
+
+    def paths(self, tokens: array[int], end: int, above: bytes = b"") -> list[bytes]:
+        """`above` of the first block, then `path` of each that lies within tokens[:end] whole.
+
+        above: `path` of the block that ends where the tokens begin; none: they begin at 0.
+        """
+        size, found = self.block_tokens, [above or self.top]
         for start in range(0, end - size + 1, size):
             found.append(self._hash(b"path", found[-1] + tokens[start : start + size].tobytes()))
         return found

@@ -76,6 +76,15 @@ class Catalogue:
         """Whether it was written, or is being written."""
         return (name, kind) in self._files or (name, kind) in self._coming
 
+    def sizes(self, names: Iterable[bytes]) -> dict[Kind, int]:
+        """Bytes of what was written of these blocks."""
+        found: dict[Kind, int] = dict.fromkeys(DISK_KINDS, 0)
+        for name in names:
+            for kind in DISK_KINDS:
+                file = self.find(name, kind)
+                found[kind] += file.size if file is not None else 0
+        return found
+
     def touch(self, blocks: Sequence[Block]) -> list[Key]:
         """A path was used, from 0 on: its beginning was used last. Returns what moved, in order."""
         keys = [(b.name, kind) for b in reversed(blocks) for kind in DISK_KINDS]

@@ -8,7 +8,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from sapwood.cache.prefix.blocks import Block
+from sapwood.cache.prefix.blocks import Block, Names
+from sapwood.cache.prefix.catalogue import Catalogue, Kind
 from sapwood.cache.prefix.counts import TreeCounts
 from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
 from sapwood.cache.prefix.node import Lease, Node
@@ -45,6 +46,22 @@ class TreeViews(TreeCounts):
     def worth_windows(self, root: bytes, tokens: array[int], end: int) -> list[int]:
         """Where on a path up to `end` a turn ended or paths part, and `end` itself."""
         return [n.end for n in self._known(root, tokens, end) if n.marked and n.end < end] + [end]
+
+    def on_disk(self, names: Names, catalogue: Catalogue) -> dict[int, dict[Kind, int]]:
+        """By node, the bytes of the files of blocks that end in it. Hashes all tokens."""
+        found: dict[int, dict[Kind, int]] = {}
+        ends: dict[int, tuple[bytes, bytes, array[int]]] = {}  # root key, last block, what is over
+        for node in preorder(self._roots.values()):
+            if node.parent is None:
+                ends[node.id] = node.root, names.top, array("i")
+                continue
+            root, above, rest = ends[node.above.id]
+            tokens = rest + node.edge
+            paths = names.paths(tokens, len(tokens), above)
+            over = tokens[(len(paths) - 1) * names.block_tokens :]
+            ends[node.id] = root, paths[-1], over
+            found[node.id] = catalogue.sizes(names.name(root, path) for path in paths[1:])
+        return found
 
     def check(self) -> None:
         """Assert the structure: T1, T5, T7, T9 and the totals. O(nodes)."""

@@ -38,6 +38,23 @@ class PagingCore(Protocol):
         """What to copy now; its payloads are lent until the core's next call."""
 
 
+class WithoutDisk:
+    """What a core says of a disk that has none: what a disk reports is not recorded, so no record
+    has one."""
+
+    def take_disk_orders(self) -> tuple[DiskOrder, ...]:
+        """None."""
+        return ()
+
+    def page_out(self, _now: float) -> PageOut | None:
+        """None either."""
+        return None
+
+    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
+        """Nothing."""
+        return {}
+
+
 class DevicePager(Protocol):
     """What it asks of model.pager.Pager."""
 

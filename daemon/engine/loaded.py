@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sapwood.cache.disk.store import RawReport
+from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.describe import EdgeView, NodeView
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
@@ -69,6 +70,9 @@ class StepCore(Protocol):
 
     def readers(self) -> Mapping[int, int]:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
+
+    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it."""
 
     def check(self) -> None:
         """Assert the invariants. O(sequences + tree), so only when idle."""
@@ -157,7 +161,8 @@ class Loaded:
     def view_tree(self) -> TreeView:
         """Every node, without its tokens: for Engine.ask. O(nodes)."""
         nodes = tuple(self.describe_tree())
-        return TreeView(self.core.stats().steps, nodes, dict(self.core.readers()))
+        core = self.core
+        return TreeView(core.stats().steps, nodes, dict(core.readers()), core.on_disk())
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +172,4 @@ class TreeView:
     step: int
     nodes: tuple[NodeView, ...]
     readers: Mapping[int, int]  # by id, of those that have any
+    on_disk: Mapping[int, Mapping[Kind, int]]  # likewise, bytes

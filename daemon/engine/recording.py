@@ -21,9 +21,9 @@ from dataclasses import asdict, fields, replace
 from typing import Any, BinaryIO
 
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.daemon.engine.disk_port import WithoutDisk
 from sapwood.daemon.engine.loaded import StepCore
 from sapwood.scheduler.control_tokens import ControlTokens
-from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -141,7 +141,7 @@ class Disguise:
         return replace(sampling, noise_key=0, logit_bias=biases)
 
 
-class RecordedCore:
+class RecordedCore(WithoutDisk):
     """A core that writes down what passes it. Everything else is the core's own doing."""
 
     def __init__(self, core: StepCore, facts: ModelFacts, limits: Limits, file: BinaryIO) -> None:
@@ -225,14 +225,6 @@ class RecordedCore:
         effects = (*self._effects, *self._core.take_effects())
         self._effects.clear()
         return effects
-
-    def take_disk_orders(self) -> tuple[DiskOrder, ...]:
-        """None: what a disk says is not recorded, so there is none."""
-        return ()
-
-    def page_out(self, _now: float) -> PageOut | None:
-        """None either."""
-        return None
 
     def stats(self) -> Stats:
         """As StepCore says."""

@@ -12,11 +12,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 from typing import TypeVar
 
 from google.protobuf import timestamp_pb2
 
+from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.describe import NodeView
 from sapwood.daemon.engine.loaded import Loaded, TreeView
 from sapwood.daemon.rpc.boundary import Behaviour
@@ -69,7 +71,7 @@ class CacheService:
             depth_tokens=stats.tree_depth_tokens,
             stored=[
                 *_stored(stats.tree_full_bytes, stats.tree_sliding_bytes),
-                *_on_disk(stats.disk.bytes["full"], stats.disk.bytes["sliding"]),
+                *_on_disk(stats.disk.bytes),
             ],
             leased_bytes=stats.tree_leased_bytes,
             pinned_bytes=stats.tree_pinned_bytes,
@@ -190,7 +192,10 @@ def _node(node: NodeView, roots: set[int], view: TreeView) -> pb.TreeNode:
         parent_id=None if node.parent in roots else node.parent,
         start=node.start,
         end=node.end,
-        stored=_stored(node.full_bytes, node.sliding_bytes),
+        stored=[
+            *_stored(node.full_bytes, node.sliding_bytes),
+            *_on_disk(view.on_disk.get(node.id, {})),
+        ],
         leases=node.leases,
         age_steps=max(0, view.step - node.age),
         pinned=node.pinned,
@@ -206,11 +211,13 @@ def _stored(full_bytes: int, sliding_bytes: int) -> list[pb.StoredBytes]:
     ]
 
 
-def _on_disk(full_bytes: int, sliding_bytes: int) -> list[pb.StoredBytes]:
+def _on_disk(sizes: Mapping[Kind, int]) -> list[pb.StoredBytes]:
     """Nothing where nothing is."""
-    found = ((pb.LAYER_KIND_FULL, full_bytes), (pb.LAYER_KIND_SLIDING, sliding_bytes))
+    layers = {"full": pb.LAYER_KIND_FULL, "sliding": pb.LAYER_KIND_SLIDING}
     return [
-        pb.StoredBytes(tier=pb.TIER_DISK, layer=layer, bytes=size) for layer, size in found if size
+        pb.StoredBytes(tier=pb.TIER_DISK, layer=layers[kind], bytes=size)
+        for kind, size in sizes.items()
+        if size
     ]
 
 

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
 from sapwood.scheduler.core.page_ins import PageIns
@@ -79,6 +80,10 @@ class NoDisk:
         """PageOuts.next; never while something is read."""
         return None
 
+    def by_node(self) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens)."""
+        return {}
+
     def stats(self) -> DiskStats:
         """All counts of this moment."""
         return DiskStats()
@@ -97,10 +102,10 @@ class DiskTier(NoDisk):
     ) -> None:
         self._names, self._catalogue = folder.names, folder.catalogue
         self._orders: list[DiskOrder] = []
-        tree, order = stored.tree, self._orders.append
-        self._ins = PageIns(limits, tree, stored, folder.names, folder.catalogue, order)
+        self._tree, order = stored.tree, self._orders.append
+        self._ins = PageIns(limits, self._tree, stored, folder.names, folder.catalogue, order)
         per_token = {"full": facts.full_bytes_per_token, "sliding": facts.sliding_bytes_per_token}
-        self._outs = PageOuts(tree, folder, per_token, order)  # type: ignore[arg-type]
+        self._outs = PageOuts(self._tree, folder, per_token, order)  # type: ignore[arg-type]
         if adrift := folder.catalogue.adrift():
             order(Erase(tuple(adrift)))
         self._reading_s = reading_s
@@ -185,6 +190,10 @@ class DiskTier(NoDisk):
             self._catalogue.forget_all()
             self._orders.append(Erase(None, order.id))
         return []
+
+    def by_node(self) -> Mapping[int, Mapping[Kind, int]]:
+        """NoDisk.by_node."""
+        return self._tree.on_disk(self._names, self._catalogue)
 
     def stats(self) -> DiskStats:
         """NoDisk.stats."""

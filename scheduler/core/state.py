@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.memory import DeviceMemory
@@ -102,6 +103,10 @@ class CoreState:
     def readers(self) -> Mapping[int, int]:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
         return self._roster.readers
+
+    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens)."""
+        return self._memory.disk.by_node()
 
     def check(self) -> None:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""

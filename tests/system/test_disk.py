@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood import Client, Reply
+from sapwood import Client, Reply, Tier
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
 
@@ -70,6 +70,8 @@ def test_a_warm_restart_serves_its_first_hit_from_disk(tmp_path: Path) -> None:
         assert usage.cached_tokens == usage.prompt_tokens // 128 * 128 > 0
         assert metric(daemon, 'page_in_bytes_total{tier="disk"}') > 0
         with Client(daemon.address) as client:
+            nodes = list(client.describe_tree())
+            assert any(size for n in nodes for (t, _), size in n.stored.items() if t is Tier.DISK)
             client.clear_cache()
         assert not blocks_in(cache)
 

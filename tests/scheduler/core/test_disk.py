@@ -71,6 +71,18 @@ def test_what_is_written_is_full_and_of_windows_sliding(written: DiskHouse) -> N
     written.close()
 
 
+def test_each_node_says_what_of_it_is_on_disk(written: DiskHouse) -> None:
+    """Wherever the tree cut its edges: together all that is there."""
+    written.submit((*prompt(LONG)[:37], 9, 9))
+    written.run()
+    by_node = written.core.on_disk()
+    assert by_node.keys() == {n.id for n in written.tree.describe() if n.parent is not None}
+    assert len(by_node) > 2
+    for kind, size in stats(written).bytes.items():
+        assert sum(sizes[kind] for sizes in by_node.values()) == size > 0
+    written.close()
+
+
 def test_another_root_finds_nothing(written: DiskHouse) -> None:
     """R9."""
     house = restarted(written)
