@@ -196,7 +196,8 @@ class Life(DiskHouse):
         for admit in plan.admits if plan else ():
             request = self._rows.rows[admit.slot].request
             stored, evicted = self._left.get((request.root, request.prompt), (0, -1))
-            if evicted == self._evicted() and not request.cache_bypass and not request.pin:
+            whole = request.cache_bypass or request.pin or request.prompt_logprobs
+            if evicted == self._evicted() and not whole:
                 resumed = min(stored, len(request.prompt) - 1)
                 assert admit.target >= resumed, f"T12: {resumed} were stored, not {admit.target}"
 
