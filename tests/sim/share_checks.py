@@ -39,7 +39,10 @@ class ShareChecks:
         live = list(self._roster.live.values())
         most = self._limits.overtaken_max
         ended = {line_of(s) for s in self._roster.waiting if s.overtaken >= most}
-        queue = [s for s in self._roster.waiting if line_of(s) not in ended]
+        # Forks that stand aside are in no line.
+        lines = self._roster.waiting.lines
+        standing = [s for line in lines for s in line.sequences.values()]
+        queue = [s for s in standing if line_of(s) not in ended]
         waiting = [s for s in queue if self._could_come(s)]
         lacking = self._whole_slots_due(live, waiting)
         self._lacking = Counter({name: self._lacking[name] + 1 for name in lacking})
@@ -59,7 +62,8 @@ class ShareChecks:
     def _whole_slots_due(self, live: list[Sequence], waiting: list[Sequence]) -> list[str]:
         """Who is entitled to a slot more, while somebody has more than its share to give up."""
         rows = Counter(s.request.principal for s in live)
-        everybody = [*live, *self._roster.waiting]
+        lines = self._roster.waiting.lines
+        everybody = [*live, *(s for line in lines for s in line.sequences.values())]
         streams = Counter(s.request.principal for s in everybody)
         if len(streams) < 2:
             return []
