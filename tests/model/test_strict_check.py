@@ -9,6 +9,7 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
+from sapwood.model import products, strict_check
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.pair import Pair, load_pair
@@ -87,3 +88,21 @@ def test_products_always_have_as_many_rows(count: int) -> None:
     a, b = mx.arange(count), mx.ones((count, 2), mx.int32)
     assert mx.array_equal(in_row_tiles(rows_of)(a, b), mx.arange(count) + 2)
     assert set(seen) <= {ROW_TILE, *([0] if not count else [])}
+
+
+@pytest.mark.parametrize("name", ["e2b-tiny", "a4b-tiny"])
+def test_every_product_of_a_strict_forward_has_as_many_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On some BLAS no bit shows that a product was left out."""
+    seen: list[int] = []
+    right = products._product
+
+    def counted(how: Any, held: dict[str, mx.array]) -> Any:
+        product = right(how, held)
+        return lambda rows: seen.append(rows.shape[0]) or product(rows)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(products, "_product", counted)
+    trial = strict_check._Trial(strict(name))
+    trial.logits(strict_check._WAYS[2])
+    assert seen and set(seen) == {ROW_TILE}
