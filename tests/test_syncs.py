@@ -31,6 +31,7 @@ LOAD = "before anybody is served"
 #: file -> function -> why it may
 ALLOWED = {
     "cache/arrays/batch": {"__init__": HOST},
+    "cache/arrays/paging": {"copy_out": "a copy for the disk, between two steps"},
     "model/assistant": {"_check_ordering": LOAD},
     "model/device": dict.fromkeys(
         ("_is_cpu", "can_wire", "shares_host_memory"), "what the device is: no array"
@@ -38,6 +39,7 @@ ALLOWED = {
     "model/drawing": {"step_masks": HOST},
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
+    "model/strict_check": {"_step": LOAD},
     "model/step_values": {
         "read_drafts": "of constrained rows: the target is at work meanwhile",
         "read_rows": WAIT,

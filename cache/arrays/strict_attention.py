@@ -126,7 +126,7 @@ class StrictHistory(PoolHistory):
         call = _of_slice(index, first, own, keys, self.reach)
         found = leaves.add(call, len(tiles) * own.length)
         flat = found + np.arange(len(tiles) * own.length).reshape(len(tiles), -1)
-        leaves.place(own.slot, np.array(tiles), flat)
+        leaves.place(own.slot, np.array(tiles, np.int64), flat)
         self._add_prefixes(leaves)
         return leaves.part()
 

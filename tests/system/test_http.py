@@ -246,11 +246,14 @@ def test_calls_in_a_stream(served: Served) -> None:
     assert not any(chunk.choices[0].delta.content for chunk in chunks), "no markup in the text"
 
 
-def test_what_is_not_built_is_refused_by_name(served: Served) -> None:
+def test_several_choices_need_a_temperature(served: Served) -> None:
     from openai import BadRequestError
 
-    with pytest.raises(BadRequestError, match="n is not supported yet"):
+    with pytest.raises(BadRequestError, match="need a temperature above 0"):
         served.say("hello", n=2)
+    reply = served.say("hello", n=2, temperature=0.01)
+    assert sorted(choice.index for choice in reply.choices) == [0, 1]
+    assert {choice.message.content for choice in reply.choices} == {"Hello there."}
 
 
 def test_the_control_plane_is_closed(served: Served) -> None:
