@@ -19,6 +19,7 @@ SERVE_PACKAGES = (
     "mlx_lm",
     "numpy",
     "prometheus_client",
+    "prompt_toolkit",
     "starlette",
     "tokenizers",
     "uvicorn",

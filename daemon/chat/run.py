@@ -13,7 +13,8 @@ import sys
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TextIO
+from importlib.util import find_spec
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -22,14 +23,12 @@ from sapwood import Client
 from sapwood.daemon.chat.chat import FIRST_BRANCH, HeldChat, Surroundings
 from sapwood.daemon.chat.commands import FAREWELLS, read_command, run_command
 from sapwood.daemon.chat.markdown_flow import harmless
+from sapwood.daemon.chat.plain_editor import Editor, PlainEditor
 from sapwood.daemon.chat.plain_reply import PlainReply
 from sapwood.daemon.chat.quotes import is_open, unquoted
 from sapwood.daemon.chat.reply_view import MarkdownReply, ReplyView
 from sapwood.daemon.chat.talk import Talk
 from sapwood.daemon.errors import UsageError
-
-if TYPE_CHECKING:
-    from sapwood.daemon.chat.line_editor import LineEditor
 
 LINE_CHARS_MAX = 4 * 1024 * 1024
 
@@ -51,18 +50,25 @@ def hold_chat(client: Client, talk: Talk) -> int:
 
 
 def _on_terminal(client: Client, talk: Talk) -> int:
-    from sapwood.daemon.chat.line_editor import LineEditor, history_file, open_history
-
     around = Terminal(Console(highlight=False))
     with around.console.status("waiting for the model", spinner="dots"):
         model = client.get_model()
     held = HeldChat(client, model, talk, around)
     around.note(f"{model.name} at {client.address}. /help lists commands, Ctrl-D leaves.")
-    hold_on_terminal(held, around, LineEditor(held, open_history(history_file(os.environ))))
+    hold_on_terminal(held, around, _editor(held, around))
     return 0
 
 
-def hold_on_terminal(held: HeldChat, around: Surroundings, editor: LineEditor) -> None:
+def _editor(held: HeldChat, around: Surroundings) -> Editor:
+    if find_spec("prompt_toolkit") is None:
+        around.note('for history and completion: pip install "sapwood[chat]"')
+        return PlainEditor()
+    from sapwood.daemon.chat.line_editor import LineEditor, history_file, open_history
+
+    return LineEditor(held, open_history(history_file(os.environ)))
+
+
+def hold_on_terminal(held: HeldChat, around: Surroundings, editor: Editor) -> None:
     """Line by line, until the end."""
     while True:
         try:

@@ -21,6 +21,7 @@ from sapwood.daemon.chat.line_editor import (
     history_file,
     open_history,
 )
+from sapwood.daemon.chat.plain_editor import PlainEditor
 from sapwood.daemon.chat.quotes import is_open, unquoted
 from sapwood.daemon.chat.run import hold_on_terminal
 from tests.daemon.chat.house import Silent, chat_with, said
@@ -117,3 +118,22 @@ def test_a_chat_on_a_terminal_to_its_end() -> None:
         keys.send_text(f"a{ENTER}never{CTRL_C}/fork x{ENTER}c{ENTER}{CTRL_D}")
         hold_on_terminal(held, around, editor)
     assert [asked.messages[-1].content for asked in client.asked] == ["a", "c"]  # type: ignore[union-attr]
+
+
+def test_without_prompt_toolkit_lines_are_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    typed = ['"""one', 'two"""', "three"]
+
+    def typing_there(_prompt: str) -> str:
+        if not typed:
+            raise EOFError
+        return typed.pop(0)
+
+    monkeypatch.setattr("builtins.input", typing_there)
+    held, client, around = chat_with(said("b"), said("d"))
+    hold_on_terminal(held, around, PlainEditor())
+    assert [asked.messages[-1].content for asked in client.asked] == [  # type: ignore[union-attr]
+        "one\ntwo",
+        "three",
+    ]
