@@ -2,7 +2,8 @@
 
 - Only what `serve` reads is fetched, and only once the configs are known to be those of a Gemma 4
   and of a drafter that fits: what does not fit costs no gigabytes.
-- What was interrupted goes on where it stopped: the hub's own library keeps the parts.
+- After an interruption the same command fetches what is missing. The hub's library keeps files that
+  are whole and begins a broken one anew (2.4; within one run it goes on behind a lost connection).
 - A drafter is looked for as ID-assistant, then among the owner's models and Google's by its name
   without case and packing, in the target's packing first.
 """
@@ -48,7 +49,7 @@ def run_pull(arguments: argparse.Namespace) -> int:
     except ModelRefused as error:
         raise StartError(str(error)) from None
     except KeyboardInterrupt:
-        said = "interrupted; the same command goes on where it stopped"
+        said = "interrupted; the same command fetches the files that are missing"
         raise KeyboardInterrupt(said) from None
 
 
@@ -154,5 +155,5 @@ def _asking(hub_id: str) -> Iterator[None]:
         raise StartError(f"{hub_id}: has no such revision") from None
     except Exception as error:  # of the network, in the classes of several libraries
         first = str(error).strip().partition("\n")[0] or type(error).__name__
-        told = "the same command goes on where it stopped"
+        told = "the same command fetches the files that are missing"
         raise StartError(f"{hub_id}: {first}; {told}") from None
