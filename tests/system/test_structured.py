@@ -115,8 +115,8 @@ def test_every_reply_that_stops_is_a_document_of_its_schema(
     asked = [schema_of(random) for _ in range(count)]
     replies = asyncio.run(_replies(daemon.address, asked))
     assert judge(asked, replies) <= count // 100
-    usages = [reply.finish.usage for reply in replies]
-    assert sum(usage.accepted_tokens for usage in usages) > 0
+    if count > 100:  # of a few no draft may be asked for, or none accepted
+        assert sum(reply.finish.usage.accepted_tokens for reply in replies) > 0
     assert len({reply.text for reply in replies}) > count // 2
 
 

@@ -291,6 +291,8 @@ async def test_a_drain_refuses_who_waits_for_their_own(folder: Path) -> None:
         await until(lambda: open_rpcs(run) == 1)
         second = asked(run, alice, 12)
         await until(lambda: run.daemon._gate.accounts.waiting == 1)
+        run.device.step()  # a drain refuses who has not come to the scheduler, too
+        await until(lambda: stats(run).requests_running == 1)
         run.daemon.drain()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await collect(second)

@@ -26,7 +26,7 @@ def test_all_settings_of_a_principal(tmp_path: Path) -> None:
     )
     assert config_of(text, tmp_path).principals == {
         "spiffe://mesh/alice": PrincipalSettings(
-            Role.OPERATOR, 1000, Quotas(1, 0, 1, 1 << 30), "team"
+            Role.OPERATOR, 1000, Quotas(1, 0, 1, 1 << 30, 0), "team"
         ),
         "default": PrincipalSettings(),
     }

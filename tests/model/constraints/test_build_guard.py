@@ -25,7 +25,7 @@ ENDLESS = LLMatcher.grammar_from_json_schema({"type": "integer", "multipleOf": 9
 
 @pytest.fixture
 def guard() -> Iterator[BuildGuard]:
-    made = BuildGuard(vocabulary(), BUILD_S, BUILD_BYTES)
+    made = BuildGuard(vocabulary(), BUILD_S, 8 * BUILD_BYTES)  # what is endless ends by its time
     yield made
     made.close()
 
