@@ -76,7 +76,7 @@ async def test_a_daemon_that_loads_says_so_and_what_it_is() -> None:
         assert early["sapwood_model_loading"][1] == 1
         assert 0 < early["sapwood_uptime_seconds"][1] < 60
         assert early.keys().isdisjoint({"sapwood_model_info", "sapwood_drafter_info"})
-        while (counted := await rpcs(daemon)).get((GENERATE, "UNAVAILABLE")) is None:
+        while (counted := await rpcs(daemon)).get((GENERATE, "UNAVAILABLE")) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)  # an RPC is counted once it is over, a moment after its end
         assert counted[GENERATE, "UNAVAILABLE"] == 1
         hold.set()
