@@ -12,7 +12,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.outside import pytest_runtest_setup, pytest_terminal_summary
@@ -26,3 +30,10 @@ settings.register_profile(
     "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("shared machine")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: sockets do not fit pytest's own temporary folders everywhere."""
+    with tempfile.TemporaryDirectory(prefix="sw") as name:
+        yield Path(name)

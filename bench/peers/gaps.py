@@ -43,17 +43,32 @@ async def ask_gaps(question: Question) -> Answer:
         pooled: dict[str, list[float]] = {side: [] for side in running}
 
         async def turn(side: str, number: int) -> Measures:
-            idle = await idle_gaps(running[side], number)
-            pooled[side] += idle
-            return gap_measures(idle, *await landing(running[side], number, tokens))
+            return await landing_measures(running[side], number, tokens, pooled[side])
 
-        for side in running:
-            with naming(side):
-                await idle_gaps(running[side], -1)
+        await warmed(running)
         found = await question.alternations(list(running), turn, "gaps")
     rows = [*rows_of(found, GAP_UNITS, STREAMS), *stretch_rows(found, pooled)]
     plan = question.pair.plan
     return Answer(tuple(rows), tuple(gap_figures(plan.name, plan.title, PairRows(rows))))
+
+
+async def warmed(running: Mapping[str, Running]) -> None:
+    """One turn of each contestant that counts for nothing. Raises BenchError."""
+    for side in running:
+        with naming(side):
+            await idle_gaps(running[side], -1)
+
+
+async def landing_measures(
+    running: Running, number: int, tokens: int, pooled: list[float]
+) -> Measures:
+    """Of streams that are alone, and while a prompt of so many tokens lands among them.
+
+    pooled: gets the gaps of those that are alone.
+    """
+    idle = await idle_gaps(running, number)
+    pooled += idle
+    return gap_measures(idle, *await landing(running, number, tokens))
 
 
 async def idle_gaps(running: Running, number: int) -> list[float]:

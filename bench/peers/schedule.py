@@ -19,18 +19,17 @@ from random import Random
 import anyio
 
 from bench.measure import Figure, Side
-from bench.peers.contestants import Running, naming
+from bench.peers.contestants import Running
 from bench.peers.disturbance import Alternation
 from bench.peers.gaps import (
     GAP_UNITS,
     LANDING_TOKENS,
     QUICK_LANDING_TOKENS,
     STREAMS,
-    gap_measures,
-    idle_gaps,
-    landing,
+    landing_measures,
     percentile,
     stretch_rows,
+    warmed,
 )
 from bench.peers.heard import ChatClient, Heard
 from bench.peers.prompts import chats, long_chat, text_tokens
@@ -65,17 +64,13 @@ async def ask_schedule(question: Question) -> Answer:
         pooled: dict[str, list[float]] = {side: [] for side in running}
 
         async def land(side: str, number: int) -> Measures:
-            idle = await idle_gaps(running[side], number)
-            pooled[side] += idle
-            found = gap_measures(idle, *await landing(running[side], number, tokens))
-            return found | {ALONE: await alone_s(running[side], number, tokens)}
+            found = await landing_measures(running[side], number, tokens, pooled[side])
+            return {**found, ALONE: await alone_s(running[side], number, tokens)}
 
         async def arrive(count: int, side: str, number: int) -> Measures:
             return await arrivals(running[side], count, number)
 
-        for side in running:
-            with naming(side):
-                await idle_gaps(running[side], -1)
+        await warmed(running)
         counts = QUICK_ARRIVING if question.quick else ARRIVING
         sides = list(running)
         parts: dict[str, tuple[list[str], Take]] = {"landing": (sides, land)}

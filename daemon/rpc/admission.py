@@ -33,6 +33,7 @@ from sapwood.daemon.rpc.rules import (
     check,
     sampler_of,
 )
+from sapwood.daemon.rpc.times import seconds_of
 from sapwood.daemon.rpc.turns import first_style, later_turn
 from sapwood.daemon.rpc.workers import Workers
 from sapwood.model.constraints.spec import ConstraintRefused, ConstraintSpec
@@ -144,8 +145,7 @@ class Admission:
         It serves whoever has the principal's part of the tree: the principal, and its pool.
         """
         check(request, PIN_RULES, self._bounds)
-        given = request.HasField("ttl")
-        ttl_s = request.ttl.seconds + request.ttl.nanos / 1e9 if given else None
+        ttl_s = seconds_of(request.ttl) if request.HasField("ttl") else None
         return Request(
             id=self.draw_id(),
             root=root_key(self._card.fingerprint, principal.salt),

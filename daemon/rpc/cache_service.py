@@ -3,8 +3,7 @@
 - It is for operators. Users have pins of their own, and see and give up no others.
 - What is read is asked of the engine thread between two steps: what a reply stored is in the answer
   to whoever has read its finish, and the answers agree with each other. Roots are not nodes.
-- What changes something goes to the core as a command and is answered through a mailbox, so that a
-  drain or a fault of the engine ends it as it ends a reply.
+- What changes something goes to the core as a command (`Gate.ordered`).
 - A pin whose caller leaves before it is told of it is given up.
 - Token text is never sent: there is no caller yet who could be authorised to see it.
 """
@@ -14,9 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeVar
-
-from google.protobuf import timestamp_pb2
 
 from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.describe import NodeView
@@ -26,8 +22,8 @@ from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.principals import Principal
 from sapwood.daemon.rpc.rules import unsupported
+from sapwood.daemon.rpc.times import timestamp_of
 from sapwood.scheduler.events import (
-    Answered,
     Cancel,
     Clear,
     Cleared,
@@ -39,8 +35,6 @@ from sapwood.scheduler.events import (
 )
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.v1 import cache_pb2 as pb
-
-_A = TypeVar("_A", bound=Answered)
 
 
 class CacheService:
@@ -112,7 +106,7 @@ class CacheService:
         self._gate.enter()  # again: a drain may have begun while the prompt was tokenised
         assert admitted.pin is not None, "admit_pin made a request without a pin"
         undone = Cancel(admitted.id), Unpin(admission.draw_id(), admitted.pin.name)
-        answer = await self._ordered(Submit(admitted), admitted.id, Pinned, undone)
+        answer = await self._gate.ordered(Submit(admitted), admitted.id, Pinned, undone)
         return pb.PinPrefixResponse(pin=_pin(answer.pin))
 
     async def _list_pins(self, request: pb.ListPinsRequest, call: Call) -> pb.ListPinsResponse:
@@ -134,7 +128,7 @@ class CacheService:
         if not any(pin.name == request.pin_id for pin in own):
             raise _no_such_pin()
         id = self._gate.admission.draw_id()
-        answer = await self._ordered(Unpin(id, request.pin_id), id, Unpinned)
+        answer = await self._gate.ordered(Unpin(id, request.pin_id), id, Unpinned)
         if not answer.found:
             raise _no_such_pin()
         return pb.UnpinPrefixResponse()
@@ -150,7 +144,7 @@ class CacheService:
         self._gate.enter()
         order = await self._gate.admission.prefix_to_clear(request)
         self._gate.enter()
-        answer = await self._ordered(order, order.id, Cleared)
+        answer = await self._gate.ordered(order, order.id, Cleared)
         return pb.EvictPrefixResponse(
             nodes=answer.nodes, freed_bytes=answer.freed_bytes, held_bytes=answer.held_bytes
         )
@@ -160,30 +154,10 @@ class CacheService:
     ) -> pb.ClearCacheResponse:
         self._gate.enter()
         id = self._gate.admission.draw_id()
-        answer = await self._ordered(Clear(id), id, Cleared)
+        answer = await self._gate.ordered(Clear(id), id, Cleared)
         return pb.ClearCacheResponse(
             nodes=answer.nodes, freed_bytes=answer.freed_bytes, held_bytes=answer.held_bytes
         )
-
-    async def _ordered(
-        self,
-        command: Submit | Unpin | Clear,
-        id: int,
-        kind: type[_A],
-        undone: tuple[Cancel | Unpin, ...] = (),
-    ) -> _A:
-        """The core's answer to a command. undone: sent where the caller leaves before it."""
-        mailbox = self._gate.mailboxes.open(id)
-        self._gate.engine.send(command)
-        try:
-            answer = await mailbox.answer()
-        finally:
-            self._gate.mailboxes.close(mailbox)
-            if not mailbox.settled:
-                for order in undone:
-                    self._gate.engine.send(order)
-        assert isinstance(answer, kind), f"{type(answer).__name__} to {type(command).__name__}"
-        return answer
 
 
 def _node(node: NodeView, roots: set[int], view: TreeView) -> pb.TreeNode:
@@ -222,11 +196,7 @@ def _on_disk(sizes: Mapping[Kind, int]) -> list[pb.StoredBytes]:
 
 
 def _pin(pin: PinView) -> pb.Pin:
-    """In milliseconds: what is left by the engine's clock, from now on by everybody's."""
-    ends = None
-    if pin.expires_at is not None:
-        ends = timestamp_pb2.Timestamp()
-        ends.FromMilliseconds(round(1000 * (time.time() + pin.expires_at - time.monotonic())))
+    ends = None if pin.expires_at is None else timestamp_of(pin.expires_at)
     return pb.Pin(id=pin.name, tokens=pin.tokens, expire_time=ends, bytes=pin.size)
 
 

@@ -23,12 +23,14 @@ from sapwood.daemon.rpc.mailbox import Mailboxes
 from sapwood.daemon.rpc.quotas import Accounts
 from sapwood.daemon.rpc.refusals import engine_failed, model_loading
 from sapwood.daemon.telemetry.telemetry import Telemetry
+from sapwood.scheduler.events import Answered, Command
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.session_events import HeldSession, SessionKey
 
 _T = TypeVar("_T")
+_A = TypeVar("_A", bound=Answered)
 
 
 class Gate:
@@ -115,6 +117,26 @@ class Gate:
         if held is None:
             raise Refused(Reason.SESSION_NOT_FOUND, "there is no such session", field=field)
         return held
+
+    async def ordered(
+        self, command: Command, id: int, kind: type[_A], undone: tuple[Command, ...] = ()
+    ) -> _A:
+        """The core's answer to a command of this id. Raises Refused.
+
+        Through a mailbox, so that a drain or a fault of the engine ends it as it ends a reply.
+        undone: sent where the caller leaves before the answer.
+        """
+        mailbox = self.mailboxes.open(id)
+        self.engine.send(command)
+        try:
+            answer = await mailbox.answer()
+        finally:
+            self.mailboxes.close(mailbox)
+            if not mailbox.settled:
+                for order in undone:
+                    self.engine.send(order)
+        assert isinstance(answer, kind), f"{type(answer).__name__} to {type(command).__name__}"
+        return answer
 
     def deadline(self, call: Call) -> float:
         """In the engine's clock; a client without a deadline gets `request_s_max`."""

@@ -1,7 +1,7 @@
 """SessionService: named conversations of whoever calls.
 
-- The core owns them. What changes one is a command and answered through a mailbox, as in
-  CacheService; what is read is asked of the engine thread between two steps.
+- The core owns them. What changes one is a command (`Gate.ordered`); what is read is asked of the
+  engine thread between two steps.
 - A name belongs to its principal: nobody sees, uses or is told of another's.
 - A session that is made for a caller who leaves before hearing of it stays until its time is over.
 """
@@ -13,13 +13,14 @@ import secrets
 import time
 from functools import partial
 
-from google.protobuf import duration_pb2, timestamp_pb2
+from google.protobuf import duration_pb2
 
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.rules import SESSION_RULES, Bounds, check
+from sapwood.daemon.rpc.times import seconds_of, timestamp_of
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.session_events import (
     CreateSession,
@@ -123,7 +124,7 @@ class SessionService:
     def _ttl_s(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest) -> float | None:
         """Raises Refused."""
         check(request, SESSION_RULES, Bounds(self._gate.limits, self._gate.card.facts))
-        return request.ttl.seconds + request.ttl.nanos / 1e9 if request.HasField("ttl") else None
+        return seconds_of(request.ttl) if request.HasField("ttl") else None
 
     def _chosen(self, name: str, field: str) -> str:
         """Of a new session; one that is drawn where none is given. Raises Refused."""
@@ -140,15 +141,8 @@ class SessionService:
         return short and _NAME.fullmatch(text) is not None
 
     async def _ordered(self, command: SessionCommand) -> pb.Session:
-        """The core's answer to a command."""
-        mailbox = self._gate.mailboxes.open(command.id)
-        self._gate.engine.send(command)
-        try:
-            answer = await mailbox.answer()
-        finally:
-            self._gate.mailboxes.close(mailbox)
-        assert isinstance(answer, SessionTold), f"{type(answer).__name__} to a session's command"
-        return _session(answer.view)
+        told = await self._gate.ordered(command, command.id, SessionTold)
+        return _session(told.view)
 
 
 def _key(call: Call, name: str) -> SessionKey:
@@ -163,14 +157,7 @@ def _session(view: SessionView) -> pb.Session:
         tokens=view.tokens,
         busy=view.busy,
         parked=view.parked,
-        create_time=_time(view.created_at),
-        expire_time=None if view.expires_at is None else _time(view.expires_at),
+        create_time=timestamp_of(view.created_at),
+        expire_time=None if view.expires_at is None else timestamp_of(view.expires_at),
         ttl=ttl,
     )
-
-
-def _time(at: float) -> timestamp_pb2.Timestamp:
-    """In milliseconds: so far from now by the engine's clock, and so by everybody's."""
-    told = timestamp_pb2.Timestamp()
-    told.FromMilliseconds(round(1000 * (time.time() + at - time.monotonic())))
-    return told

@@ -123,8 +123,8 @@ class _Function:
                 raise TypeError(f"{function.__name__}: {name} cannot be given by its name")
             if name not in hints:
                 raise TypeError(f"{function.__name__}: {name} has no annotation")
-            given = parameter.default is parameter.empty
-            kinds[name] = hints[name] if given else NotRequired[hints[name]]
+            needed = parameter.default is parameter.empty
+            kinds[name] = hints[name] if needed else NotRequired[hints[name]]
         self._arguments = _arguments_of(kinds)
         schema = _closed(self._arguments.json_schema())
         self.tool = Tool(function.__name__, inspect.getdoc(function) or "", schema)

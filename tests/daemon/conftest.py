@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import grpc
@@ -42,13 +40,6 @@ def usual_signals() -> Iterator[None]:
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: sockets do not fit pytest's own temporary folders everywhere."""
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        yield Path(name)
 
 
 @dataclass

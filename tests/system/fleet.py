@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -19,6 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bench.peers.contestants import free_port
 from sapwood.daemon import blas
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.scrape import scrape, total
@@ -197,9 +197,3 @@ def prompt_of(seed: int, words: int = 120) -> str:
     """Some 5 blocks that no other seed begins with."""
     random = Random(seed)
     return " ".join(random.choice(_WORDS) for _ in range(words))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

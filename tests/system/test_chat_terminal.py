@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,6 @@ from tests.test_rooms import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.outside("tmux")]
 SAPWOOD = f"{sys.executable} -m sapwood"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: sockets lie there."""
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        yield Path(name)
 
 
 @contextmanager

@@ -10,13 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
-import pytest
 
 from sapwood import Client, Conversation
 from tests.model.reference import FIXTURES, checkpoint, copied
@@ -26,13 +24,6 @@ from tests.test_rooms import ROOT
 WAIT_S_MAX = 60.0
 CROWD_S = 5.0  # for what a log line in a loop adds up to
 LOG_BYTES_MAX = 10_000
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: sockets do not fit pytest's own temporary folders everywhere."""
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        yield Path(name)
 
 
 @contextlib.contextmanager

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from bench.peers.contestants import free_port
 from sapwood import AsyncClient, Delta, PermissionDenied, SapwoodError, Unauthenticated
 from sapwood.daemon.settings.principals import Role
 from tests.daemon.certificates import Authority, Issued
 from tests.daemon.conftest import running
 from tests.daemon.fakes import FakeDevice
 from tests.daemon.tenants import Tokens
-from tests.outside import program
+from tests.system.envoys import envoy
 
 pytestmark = [pytest.mark.anyio, pytest.mark.outside("envoy")]
 
@@ -97,37 +96,12 @@ def cluster_of(port: int, ca: Path, client: Issued) -> dict[str, Any]:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def started(config: dict[str, Any], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    file = folder / "envoy.json"
-    file.write_text(json.dumps(config))
-    command = [
-        str(program("envoy")),
-        "-c",
-        str(file),
-        "--concurrency",
-        "1",
-        "--use-dynamic-base-id",
-    ]
-    with (folder / "envoy.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-
 @asynccontextmanager
 async def proxied(config: dict[str, Any], port: int, folder: Path) -> AsyncIterator[str]:
     """Envoy's address, once it accepts."""
-    with started(config, folder) as process:
+    file = folder / "envoy.json"
+    file.write_text(json.dumps(config))
+    with envoy(file) as process:
         until = time.monotonic() + STARTING_S_MAX
         while True:
             try:

@@ -14,16 +14,17 @@ from pathlib import Path
 
 import pytest
 
+from bench.peers.contestants import free_port
 from tests.daemon.certificates import Authority
 from tests.daemon.process.processes import ROOT, wait_for
-from tests.outside import program
-from tests.system.fleet import Fleet, fleet_of, free_port, prompt_of
+from tests.system.envoys import envoy
+from tests.system.fleet import Fleet, fleet_of, prompt_of
 
 pytestmark = [pytest.mark.outside("envoy", "smg"), pytest.mark.timeout(180)]
 
 
 @contextmanager
-def envoy(name: str, folder: Path, port: int, **changes: str) -> Iterator[None]:
+def shipped(name: str, folder: Path, port: int, **changes: str) -> Iterator[None]:
     """examples/fleet/NAME with these changes, of which each must be there; until it listens."""
     text = (ROOT / "examples/fleet" / name).read_text().replace("/etc/sapwood", str(folder))
     for old, new in changes.items():
@@ -31,22 +32,9 @@ def envoy(name: str, folder: Path, port: int, **changes: str) -> Iterator[None]:
         text = text.replace(old.removeprefix("_"), new)
     file = folder / name
     file.write_text(text)
-    command = [
-        str(program("envoy")),
-        "-c",
-        str(file),
-        "--concurrency",
-        "1",
-        "--use-dynamic-base-id",
-    ]
-    with (folder / f"{name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
+    with envoy(file) as process:
         wait_for(lambda: listens(port, process))
         yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def listens(port: int, process: subprocess.Popen[bytes]) -> bool:
@@ -70,10 +58,10 @@ def secured(fleet: Fleet, folder: Path, client: str = "gateway.lan") -> Iterator
     inner = fleet.workers[0].gateway.rpartition(":")[2]
     with ExitStack() as stack:
         to_daemon = {"_50553": str(outer), "_50552": inner}
-        stack.enter_context(envoy("envoy-worker.yaml", folder, outer, **to_daemon))
+        stack.enter_context(shipped("envoy-worker.yaml", folder, outer, **to_daemon))
         address = "{address: worker1.lan, port_value: 50553}"
         to_worker = {address: f"{{address: 127.0.0.1, port_value: {outer}}}", "_50561": str(front)}
-        stack.enter_context(envoy("envoy-gateway.yaml", folder, front, **to_worker))
+        stack.enter_context(shipped("envoy-gateway.yaml", folder, front, **to_worker))
         fleet.workers[0].gateway = f"127.0.0.1:{front}"
         yield outer, ca
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +14,6 @@ from tests.test_rooms import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600), pytest.mark.outside("tmux")]
 SAPWOOD = f"{sys.executable} -m sapwood"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A short path: sockets lie there."""
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        yield Path(name)
 
 
 def test_a_daemon_by_hand(folder: Path) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,9 @@ from tests.daemon.process.processes import serving
 ADDRESS = TcpAddress("127.0.0.1", 50551)
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="sw") as name:
-        yield Path(name)
-
-
-def test_a_daemon_is_stopped(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with serving(home, "0") as (process, ready):
-        flags = ["--ready-file", str(home / "ready.json")]
+def test_a_daemon_is_stopped(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(folder, "0") as (process, ready):
+        flags = ["--ready-file", str(folder / "ready.json")]
         assert main(["stop", *flags, "--connect", "127.0.0.1:1"]) == 1
         assert "not at 127.0.0.1:1" in capsys.readouterr().err
         assert process.poll() is None
@@ -39,11 +31,11 @@ def test_a_daemon_is_stopped(home: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_file_that_was_left_behind_stops_nobody(
-    home: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its process id may be anybody's by now."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as innocent:
-        path = home / "sapwood.json"
+        path = folder / "sapwood.json"
         path.write_text(json.dumps({"grpc": [str(ADDRESS)], "pid": innocent.pid}))
         assert main(["stop", "--ready-file", str(path)]) == 1
         assert "runs no more" in capsys.readouterr().err
@@ -52,31 +44,31 @@ def test_a_file_that_was_left_behind_stops_nobody(
 
 
 def test_nobody_to_stop_is_said(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(home))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     assert main(["stop"]) == 1
-    missing = f"no daemon of ours runs here: there is no {home}/sapwood.json"
+    missing = f"no daemon of ours runs here: there is no {folder}/sapwood.json"
     assert capsys.readouterr().err == f"sapwood: {missing}\n"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": true}', '{"pid": 1}', '{"pid": -5}'])
 def test_what_is_no_ready_file_stops_nobody(
-    text: str, home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    text: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("a signal was sent")
 
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr("sapwood.daemon.cli.daemon_commands.is_held", lambda _: True)
-    (home / "sapwood.json").write_text(text)
-    assert main(["stop", "--ready-file", str(home / "sapwood.json")]) == 1
+    (folder / "sapwood.json").write_text(text)
+    assert main(["stop", "--ready-file", str(folder / "sapwood.json")]) == 1
     assert "sapwood.json" in capsys.readouterr().err
 
 
-def test_the_default_place_is_taken_where_it_is_free(home: Path) -> None:
-    environ = {"HOME": str(home)}
-    path = home / ".sapwood" / "sapwood.json"
+def test_the_default_place_is_taken_where_it_is_free(folder: Path) -> None:
+    environ = {"HOME": str(folder)}
+    path = folder / ".sapwood" / "sapwood.json"
     assert ready_path(Path("/named"), environ) == Path("/named")
     assert ready_path(None, environ) == path
     assert path.parent.stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,4 @@
-"""A daemon whose device waits for the test."""
+"""A daemon for a test, and one whose device waits for it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from tests.daemon.fakes import FakeDevice
 
 ONE_SLOT = Limits(slots_max=1)
 PROMPT = tuple(range(5, 60))
+
+
+@pytest.fixture
+async def run() -> AsyncIterator[Running]:
+    async with running() as run:
+        yield run
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -32,12 +31,6 @@ from tests.daemon.fakes import CONTEXT, FIRST_BYTE, VOCABULARY, FakeDevice
 pytestmark = pytest.mark.anyio
 
 SYSTEM = tuple(range(5, 125))
-
-
-@pytest.fixture
-async def run() -> AsyncIterator[Running]:
-    async with running() as run:
-        yield run
 
 
 def pin_of(*ids: int, **fields: Any) -> pb.PinPrefixRequest:

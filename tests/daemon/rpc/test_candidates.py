@@ -56,7 +56,7 @@ async def test_each_reply_is_whole_and_the_prompt_is_told_of_once() -> None:
 
 async def test_who_goes_frees_all_its_rows() -> None:
     async with running(FakeDevice(gated=True)) as run:
-        call = run.generation.Generate(asked(4, max_tokens=500))
+        call = run.generation.Generate(asked(4, max_tokens=4000))
         run.device.step(6)
         await until(lambda: stats(run).requests_running == 4)
         call.cancel()

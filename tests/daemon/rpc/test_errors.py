@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from math import inf, nan
 from typing import Any
@@ -171,12 +170,6 @@ UNSUPPORTED: dict[str, pb.GenerateRequest] = {
     "regex": text_of(regex=""),
     "grammar": text_of(grammar="root ::= 'a'"),
 }
-
-
-@pytest.fixture
-async def run() -> AsyncIterator[Running]:
-    async with running() as running_daemon:
-        yield running_daemon
 
 
 async def test_r4_bad_requests_get_their_reason_and_name_the_field(run: Running) -> None:

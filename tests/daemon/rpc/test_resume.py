@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,6 @@ from tests.daemon.fakes import FIRST_BYTE, FakeDevice, reply_to
 from tests.daemon.rpc.turns import PROMPT, began, create, ended, ids_of, resume, stepped, turn
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def run() -> AsyncIterator[Running]:
-    async with running() as running_daemon:
-        yield running_daemon
 
 
 async def test_n3_a_broken_stream_is_resumed_with_each_token_once(run: Running) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,6 @@ from tests.daemon.rpc.turns import PROMPT, began, create, ended, ids_of, resume,
 from tests.daemon.tenants import Tokens, shown
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def run() -> AsyncIterator[Running]:
-    async with running() as running_daemon:
-        yield running_daemon
 
 
 async def test_a_session_is_made_described_and_forgotten(run: Running) -> None:
