@@ -47,7 +47,7 @@ class SessionHouse(House):
     def held(self, name: str) -> HeldSession | None:
         return self.core.session(key(name), self.now)
 
-    def turn(
+    def speak(
         self, name: str, tokens: tuple[int, ...], max_tokens: int = 8, **options: object
     ) -> Stream:
         """What the door makes of tokens for a session that is there."""

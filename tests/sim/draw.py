@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
+from tests.sim.draw_talks import talked
 from tests.sim.story import (
     Action,
     Again,
@@ -48,7 +49,11 @@ def scenario(seed: int) -> Scenario:
     actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
     config, actions = _with_disk(Random(f"sapwood disk {seed}"), config, actions)
     shared = _shared(Random(f"principals {seed}"), config, actions)
-    return _varied(Random(f"candidates {seed}"), shared)
+    varied = _varied(Random(f"candidates {seed}"), shared)
+    talks = Random(f"sessions {seed}")
+    config = replace(varied.config, sessions_max=talks.choice((2, 64)))
+    actions = [*talked(talks, TICKS), *varied.actions]
+    return Scenario(config, tuple(sorted(actions, key=lambda action: action.at)))
 
 
 def _with_disk(

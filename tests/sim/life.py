@@ -16,50 +16,29 @@ from sapwood.cache.prefix.radix import pack
 from sapwood.scheduler.core.page_outs import DAY_S
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.disk import DiskFolder
-from sapwood.scheduler.events import Drain, Failed, Priority, Request
-from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.events import Drain, Effect, Failed, Finished, Request
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
-from sapwood.scheduler.sampling import Sampling
 from tests.fakes import Tracker
 from tests.scheduler.disk_house import NAMES, DiskHouse, FakeDisk
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import ROOMY, Stream, bare
+from tests.scheduler.session_house import SessionHouse
 from tests.sim.checks import LEAST_SHARE, LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
 from tests.sim.device import SimDevice
+from tests.sim.limits import limits_of, options_of
 from tests.sim.operators import OperatorChecks
 from tests.sim.pace_checks import PaceChecks
 from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
+from tests.sim.talks import Talks, label
 
 Found = Sequences[DiskFile]
 LIVE_BUFFERS = 4  # of a slot
 
 
-def limits_of(config: Config) -> Limits:
-    return Limits(
-        slots_max=config.slots_max,
-        queued_max=config.queued_max,
-        queue_s_max=config.queue_s_max,
-        request_s_max=config.request_s_max,
-        prefill_tokens_max=config.prefill_tokens_max,
-        prefill_slices_max=config.prefill_slices_max,
-        share_tokens_min=config.share_tokens_min,
-        referred_reads_min=config.share_tokens_min,
-        referred_edge_tokens_min=config.share_tokens_min,
-        overtaken_max=config.overtaken_max,
-        passed_max=config.passed_max,
-        yield_steps_min=config.yield_steps_min,
-        parks_max=config.parks_max,
-        reply_tokens_guess=config.reply_tokens_guess,
-        tree_nodes_max=config.tree_nodes_max,
-        pins_max=config.pins_max,
-        pins_share_max=config.pins_share_max,
-    )
-
-
-class Life(DiskHouse):
+class Life(SessionHouse, DiskHouse):
     """One daemon's life: a core, its device and disk, and the checks of all."""
 
     device: SimDevice
@@ -105,23 +84,61 @@ class Life(DiskHouse):
         self._trees = TreeChecks(self.tree, limits)
         room = config.budget_bytes - facts.weights_bytes
         self._operators = OperatorChecks(self.core, self.tree, limits, room)
+        self.talks = Talks(self)
 
     def ask(self, prompt: tuple[int, ...], ask: Ask) -> Stream:
         """Send a request. What can never fit beside the pins is to be refused at once (L5)."""
+        room = self._room()
+        stream = self.submit(
+            prompt, ask.max_tokens, **options_of(ask, self.facts.has_drafter, self.now)
+        )
+        self._came(stream, room)
+        return stream
+
+    def say(self, prompt: tuple[int, ...], ask: Ask) -> Stream | None:
+        """Send a turn of a session, where there is one."""
+        name = label(ask.session)
+        talk, held, room = self.talks.find(name), self.held(name), self._room()
+        if talk is None or held is None:
+            return None
+        stream = self.speak(
+            name, prompt, ask.max_tokens, **options_of(ask, self.facts.has_drafter, self.now)
+        )
+        self.talks.asked(name, stream, self._came(stream, None if talk.busy else room))
+        return stream
+
+    def take_up(self, old: Stream) -> Stream | None:
+        """Go on with a stream of a session, where nothing else came since."""
+        turn, room, ended = old.request.session, self._room(), old.end is not None
+        stream = None if turn is None else self.talks.take_up(turn.key.name, old)
+        if stream is not None and ended:
+            self._came(stream, None if isinstance(old.end, Finished) else room)
+        return stream
+
+    def _room(self) -> int:
+        """What a request may count on that comes now."""
         pins = self.core._memory.pins
         pins.expire(self.core._steps, self.now)  # as the command does, before it is judged
-        room = pins.bytes_beside
         self._operators.came()
-        stream = self.submit(prompt, ask.max_tokens, **_options(ask, self))
+        return pins.bytes_beside
+
+    def _came(self, stream: Stream, room: int | None) -> bool:
+        """Whether it was let in. room: None where it is judged by something else first."""
         for row in stream.request.rows:
             sequence = self.core._roster.find(row.id)
             if sequence is not None:
                 self.sequences.append(sequence)
             if self.draining:
                 assert sequence is None, "D1: somebody came in behind the drain"
-            if not self.draining and self._alone_bytes(row) > room:
+            elif room is not None and self._alone_bytes(row) > room:
                 self._too_large.add(row.id)
-        return stream
+        return sequence is not None
+
+    def deliver(self) -> tuple[Effect, ...]:
+        """What ends now ends in the books of sessions at this time."""
+        effects = super().deliver()
+        self.talks.settle()
+        return effects
 
     def keep(self, prompt: tuple[int, ...], action: Keep) -> Stream:
         """Ask for a pin."""
@@ -208,6 +225,7 @@ class Life(DiskHouse):
         self._leave_failed()
         self._operators.look(self.streams, self.now)
         self._check_disk()
+        self.talks.look()
         if self.config.buffers_max:
             slots = len(self.device.slots)
             buffers = self.device.tracker.buffers + slots * LIVE_BUFFERS + 2
@@ -311,31 +329,3 @@ def _found(config: Config, before: Life | None) -> Found:
 def _folder(config: Config, found: Found) -> DiskFolder:
     writes = config.disk_writes_bytes
     return DiskFolder(NAMES, Catalogue(config.disk_bytes, NAMES.top, found), writes, writes)
-
-
-def _options(ask: Ask, life: Life) -> dict[str, object]:
-    sampling = Sampling(
-        temperature=ask.temperature,
-        seeded=ask.seed is not None,
-        noise_key=ask.name if ask.seed is None else ask.seed,
-        presence_penalty=0.5 if ask.penalised else 0.0,
-    )
-    return {
-        "root": b"root %d" % ask.root,
-        "sampling": sampling,
-        "stop": ask.stop,
-        "stop_token_ids": frozenset(ask.stop_token_ids),
-        "ignore_eos": ask.ignore_eos,
-        "depth": ask.depth if life.facts.has_drafter else None,
-        "top_logprobs": ask.top_logprobs,
-        "cache_bypass": ask.bypass,
-        "store_reply": ask.store_reply,
-        "deadline": None if ask.deadline_s is None else life.now + ask.deadline_s,
-        "principal": f"principal {ask.principal}",
-        "weight": ask.weight,
-        "priority": Priority(ask.priority),
-        "early": ask.early,
-        "forks": ask.candidates - 1,
-        "min_tokens": ask.min_tokens,
-        "prompt_logprobs": ask.prompt_logprobs,
-    }

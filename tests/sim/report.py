@@ -40,8 +40,8 @@ RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
     "allocation", "cancelled", "cleared", "client_quota", "crowded", "damaged",
     "deadline_exceeded", "disk lost", "drain", "draining", "evicted", "internal", "kill",
-    "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "slow device",
-    "slow disk", "slow_reader", "thinned", "unpinned",
+    "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "resumed",
+    "session_busy", "slow device", "slow disk", "slow_reader", "taken over", "thinned", "unpinned",
 )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Config:
     tree_nodes_max: int = 1000
     pins_max: int = 64
     pins_share_max: float = 0.5
+    sessions_max: int = 64
     mailbox_bytes_max: int = 400
     window: int = 8
     full_bytes: int = 3
@@ -88,6 +89,7 @@ class Ask(Action):
     candidates: int = 1
     min_tokens: int = 0
     prompt_logprobs: int = 0
+    session: int = -1  # it is a turn of this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,46 @@ class Wipe(Action):
     """An operator clears what begins with these tokens; all where there are none."""
 
     parts: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Action):
+    """A client makes a session of this number."""
+
+    session: int
+    ttl_s: float = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Fork(Action):
+    """A client forks a session, at its first `to` tokens; -1: at all of them."""
+
+    session: int
+    into: int
+    to: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Back(Action):
+    """A client rolls a session back to its first `to` tokens."""
+
+    session: int
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(Action):
+    """A client deletes a session."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeUp(Action):
+    """Whoever has stream `of`, a session's last one, goes on with it as stream `name`."""
+
+    name: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +232,7 @@ KINDS: dict[str, type[Action]] = {
     for kind in (
         *(Ask, Again, Keep, LetGo, Wipe, GiveUp, Pause, Slow, Break, Stop),
         *(BreakDisk, Stall, Kill),
+        *(Open, Fork, Back, Forget, TakeUp),
     )
 }
 

@@ -27,11 +27,10 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.slice_cost import SliceCost
 from tests.scheduler.disk_house import FakeDisk
-from tests.sim.draw import scenario
+from tests.sim.inverse import fails_without
 from tests.sim.play import play
 from tests.sim.story import Ask, BreakDisk, Config, Kill, Scenario, Slow, Stall, Wipe
 
-SEEDS_MAX = 200
 CACHE, CORE = "sapwood.cache.prefix", "sapwood.scheduler.core"
 
 
@@ -261,13 +260,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
 def test_without_a_safeguard_it_fails(
     off: Callable[[pytest.MonkeyPatch], None], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    off(monkeypatch)
-    for seed in range(SEEDS_MAX):
-        _, violation = play(scenario(seed))
-        if violation is not None:
-            assert re.search(found, violation.message), violation
-            return
-    raise AssertionError(f"{SEEDS_MAX} seeds and nothing was noticed")
+    fails_without(off, found, monkeypatch)
 
 
 LONG: dict[str, Any] = {"max_tokens": 160, "ignore_eos": True, "depth": 0}

@@ -106,7 +106,7 @@ def test_what_sessions_went_through_is_done_again(file: Path) -> None:
         house.fork(f"session {random.randrange(4)}", name, random.choice((None, 0, 20)))
         held = house.held(name)
         if held is not None and len(held.tokens) < 60:
-            turns.append(house.turn(name, prompt(9, number), 20, stop=("b the",)))
+            turns.append(house.speak(name, prompt(9, number), 20, stop=("b the",)))
         if number % 5 == 0:
             house.rollback(name, random.randint(0, 40))
             house.delete(f"session {random.randint(1, 3)}")

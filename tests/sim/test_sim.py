@@ -17,15 +17,20 @@ from tests.sim.story import (
     Action,
     Again,
     Ask,
+    Back,
     Break,
     Config,
+    Forget,
+    Fork,
     GiveUp,
     Keep,
     LetGo,
+    Open,
     Pause,
     Scenario,
     Slow,
     Stop,
+    TakeUp,
     Wipe,
 )
 
@@ -50,7 +55,7 @@ def many(first: int, seeds: int, cpu_s: float) -> Seen:
 def test_half_a_minute_of_seeds() -> None:
     """All that `checks`, `world` and the fake device assert, and the transitions are taken.
 
-    T1 to T14, S1, S3 to S8, L1 to L3, L5 to L8, M1 to M3, R1 and R2.
+    T1 to T14, S1, S3 to S8, L1 to L3, L5 to L8, M1 to M3, R1, R2 and N1 to N4.
     """
     assert set(EDGES) - RARE_EDGES <= set(many(0, 10**6, CPU_S).edges)
 
@@ -107,7 +112,7 @@ def test_a_scenario_survives_as_text() -> None:
         Ask(0, 1, (("pool", 1, 5), ("turn", 9, -1)), stop=("é", "\n"), seed=4, deadline_s=0.5),
         Keep(0, -1, (("pool", 1, 5),), ttl_s=2.0), LetGo(1, -1), Wipe(1, (("turn", 1, 3),)),
         Again(1, 2, 1), GiveUp(2, 1, "FAULT"), Pause(3, 1, 4), Slow(4, 2, 3.0), Break(5, 1),
-        Stop(6),
+        Stop(6), Open(7, 0), Fork(7, 0, 1), Back(7, 1, 3), Forget(8, 0), TakeUp(8, 3, 1),
     )  # fmt: skip
     for each in (Scenario(Config(window=3), kinds), scenario(3), scenario(4)):
         assert Scenario.parse(each.dump()) == each

@@ -26,18 +26,23 @@ from tests.sim.story import (
     Action,
     Again,
     Ask,
+    Back,
     Break,
     BreakDisk,
+    Forget,
+    Fork,
     GiveUp,
     Keep,
     Kill,
     LetGo,
+    Open,
     Part,
     Pause,
     Scenario,
     Slow,
     Stall,
     Stop,
+    TakeUp,
     Wipe,
 )
 
@@ -100,6 +105,16 @@ class World:
                 prefix = self._prompt(action.parts)
                 if prefix or not action.parts:
                     self.life.wipe(prefix)
+            case Open():
+                self.life.talks.open(action)
+            case Fork():
+                self.life.talks.fork(action)
+            case Back():
+                self.life.talks.back(action)
+            case Forget():
+                self.life.talks.forget(action)
+            case TakeUp(_, name, of):
+                self._take_up(name, of)
             case GiveUp(_, name, why):
                 if name in self.streams:
                     self._give_up(name, CancelReason[why])
@@ -127,9 +142,25 @@ class World:
 
     def _ask(self, ask: Ask) -> None:
         prompt = self._prompt(ask.parts)
-        if prompt:
+        if not prompt:
+            return
+        if ask.session >= 0:
+            stream = self.life.say(prompt, ask)
+        else:
             self._asks[ask.name] = ask
-            self.streams[ask.name] = self.life.ask(prompt, ask)
+            stream = self.life.ask(prompt, ask)
+        if stream is not None:
+            self.streams[ask.name] = stream
+
+    def _take_up(self, name: int, of: int) -> None:
+        old = self.streams.get(of)
+        if old is None or not self._is_of_this_life(old):
+            return
+        taken_over = old.end is None
+        stream = self.life.take_up(old)
+        if stream is not None:
+            self.streams[name] = stream
+            self._fault("taken over" if taken_over else "resumed")
 
     def _prompt(self, parts: tuple[Part, ...]) -> tuple[int, ...]:
         tokens: tuple[int, ...] = ()

@@ -21,7 +21,7 @@ def test_n3_a_reply_that_was_cut_goes_on_where_it_was(seeded: bool) -> None:
     """The house holds every stream to the whole reply, each token and character once."""
     sampling = Sampling(temperature=1.0, noise_key=77, seeded=seeded)
     made = house()
-    stream = begun(made, made.turn("a", prompt(20), 40, sampling=sampling, **LONG), 5)
+    stream = begun(made, made.speak("a", prompt(20), 40, sampling=sampling, **LONG), 5)
     made.cancel(stream)
     made.run()
     again = made.resume(stream)
@@ -36,7 +36,7 @@ def test_n3_a_reply_that_was_cut_goes_on_where_it_was(seeded: bool) -> None:
 
 def test_n3_who_was_cut_in_the_prompt_begins_again() -> None:
     made = house()
-    stream = made.turn("a", prompt(60), 6, **LONG)
+    stream = made.speak("a", prompt(60), 6, **LONG)
     made.step()
     made.cancel(stream)
     made.run()
@@ -48,7 +48,7 @@ def test_n3_who_was_cut_in_the_prompt_begins_again() -> None:
 
 def test_n3_a_running_one_is_taken_over_with_its_row() -> None:
     made = house()
-    stream = begun(made, made.turn("a", prompt(20), 40, **LONG), 5)
+    stream = begun(made, made.speak("a", prompt(20), 40, **LONG), 5)
     evaluated = made.device.evaluated_tokens
     again = made.resume(stream)
     made.deliver()
@@ -64,7 +64,7 @@ def test_n3_a_running_one_is_taken_over_with_its_row() -> None:
 
 def test_a_reply_that_was_taken_over_has_its_new_streams_deadline_and_cancel() -> None:
     made = house()
-    stream = begun(made, made.turn("a", prompt(20), 400, **LONG))
+    stream = begun(made, made.speak("a", prompt(20), 400, **LONG))
     again = made.resume(stream, deadline=made.now + 0.1)
     made.run()
     assert failed(again).reason is Reason.DEADLINE_EXCEEDED
@@ -80,7 +80,7 @@ def test_a_reply_that_was_taken_over_has_its_new_streams_deadline_and_cancel() -
 def test_of_a_whole_reply_less_is_kept() -> None:
     """Its constraint may be large; and tokens are kept once, packed."""
     made = house()
-    whole(made, made.turn("a", prompt(20), 12, constraint=object(), **LONG))
+    whole(made, made.speak("a", prompt(20), 12, constraint=object(), **LONG))
     session = made.core._sessions._sessions[key("a")]
     last = session.last
     assert isinstance(last, LastReply) and last.tokens is session.tokens
@@ -90,7 +90,7 @@ def test_of_a_whole_reply_less_is_kept() -> None:
 
 def test_n3_a_whole_reply_is_told_again_with_its_end() -> None:
     made = house()
-    stream = whole(made, made.turn("a", prompt(20), 12, **LONG))
+    stream = whole(made, made.speak("a", prompt(20), 12, **LONG))
     nothing_read = Stream(stream.request)
     again = made.resume(nothing_read)
     made.deliver()
@@ -102,10 +102,10 @@ def test_n3_a_whole_reply_is_told_again_with_its_end() -> None:
 
 def test_what_there_is_not_is_not_resumed() -> None:
     made = house()
-    stream = Stream(made.turn("a", prompt(5), 3, top_logprobs=2).request)
+    stream = Stream(made.speak("a", prompt(5), 3, top_logprobs=2).request)
     made.run()
     assert failed_now(made, stream) is Reason.UNSUPPORTED
-    stream = whole(made, made.turn("a", prompt(5), 3, **LONG))
+    stream = whole(made, made.speak("a", prompt(5), 3, **LONG))
     length = len(tokens(made, "a"))
     made.handle(ResumeReply(next(made.ids), key("a"), length + 1))
     past = made.answered()
@@ -124,7 +124,7 @@ def failed_now(made: SessionHouse, stream: Stream) -> Reason:
 
 def test_who_resumes_is_let_in_as_others_are() -> None:
     made = house(slots_max=1, queued_max=1)
-    stream = begun(made, made.turn("a", prompt(20), 30, **LONG), 3)
+    stream = begun(made, made.speak("a", prompt(20), 30, **LONG), 3)
     made.cancel(stream)
     others = [made.submit(prompt(9, n), 20, **LONG) for n in range(2)]
     made.step()
@@ -142,7 +142,7 @@ def test_who_resumes_is_let_in_as_others_are() -> None:
 
 def test_a_drain_lets_nobody_resume_what_does_not_run() -> None:
     made = house()
-    stream = begun(made, made.turn("a", prompt(20), 30, **LONG), 3)
+    stream = begun(made, made.speak("a", prompt(20), 30, **LONG), 3)
     made.cancel(stream)
     made.run()
     made.handle(Drain())

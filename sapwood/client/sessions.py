@@ -1,0 +1,190 @@
+"""Sessions, for both clients: conversations that the daemon keeps by name.
+
+- A turn of one is `generate(prompt, session=...)`; its stream is resumed where a connection breaks.
+- Names are the caller's own. A session may stand wherever its name does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from sapwood.client import session_wire as wire
+from sapwood.client.async_calls import AsyncLane
+from sapwood.client.channel import CALL_TIMEOUT_S
+from sapwood.client.sync_calls import SyncLane
+from sapwood.client.values import Session
+from sapwood.v1 import session_pb2
+
+_Response = TypeVar("_Response")
+
+
+class _Unary(Protocol):
+    def _unary(
+        self,
+        method: Callable[[SyncLane], Callable[..., _Response]],
+        request: Any,
+        timeout: float | None,
+    ) -> _Response: ...
+
+
+class _AsyncUnary(Protocol):
+    async def _unary(
+        self,
+        method: Callable[[AsyncLane], Callable[..., Awaitable[_Response]]],
+        request: Any,
+        timeout: float | None,
+    ) -> _Response: ...
+
+
+class SessionCalls:
+    """Of the synchronous client."""
+
+    def create_session(
+        self: _Unary,
+        name: str = "",
+        *,
+        ttl: float | None = None,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """An empty one; without a name the daemon chooses. Forgotten when unused for `ttl` s."""
+        request = wire.create_session_request(name, ttl)
+        response = self._unary(lambda lane: lane.sessions.CreateSession, request, timeout)
+        return wire.session(response.session)
+
+    def get_session(
+        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> Session:
+        """As it is now. Raises NotFound where there is none, or its time is over."""
+        request = session_pb2.GetSessionRequest(name=wire.session_name(name))
+        response = self._unary(lambda lane: lane.sessions.GetSession, request, timeout)
+        return wire.session(response.session)
+
+    def session_token_ids(
+        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> list[int]:
+        """All that it holds."""
+        held = session_pb2.GetSessionRequest(name=wire.session_name(name), include_tokens=True)
+        return list(self._unary(lambda lane: lane.sessions.GetSession, held, timeout).token_ids)
+
+    def list_sessions(self: _Unary, *, timeout: float | None = CALL_TIMEOUT_S) -> list[Session]:
+        """The caller's, by name."""
+        found: list[Session] = []
+        request = session_pb2.ListSessionsRequest()
+        while True:
+            response = self._unary(lambda lane: lane.sessions.ListSessions, request, timeout)
+            found += map(wire.session, response.sessions)
+            if not response.next_page_token:
+                return found
+            request = session_pb2.ListSessionsRequest(page_token=response.next_page_token)
+
+    def delete_session(
+        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> None:
+        """Forgets it; its stream, if one is open, ends with Cancelled."""
+        request = session_pb2.DeleteSessionRequest(name=wire.session_name(name))
+        self._unary(lambda lane: lane.sessions.DeleteSession, request, timeout)
+
+    def fork_session(
+        self: _Unary,
+        name: str | Session,
+        new_name: str = "",
+        *,
+        at_token: int | None = None,
+        ttl: float | None = None,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """Another one of its first `at_token` tokens, or of all. Costs neither memory nor time."""
+        request = wire.fork_session_request(name, new_name, at_token, ttl)
+        response = self._unary(lambda lane: lane.sessions.ForkSession, request, timeout)
+        return wire.session(response.session)
+
+    def rollback_session(
+        self: _Unary,
+        name: str | Session,
+        to_token: int,
+        *,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """Forgets what comes behind its first `to_token` tokens."""
+        request = wire.rollback_session_request(name, to_token)
+        response = self._unary(lambda lane: lane.sessions.RollbackSession, request, timeout)
+        return wire.session(response.session)
+
+
+class AsyncSessionCalls:
+    """The same of the asynchronous client."""
+
+    async def create_session(
+        self: _AsyncUnary,
+        name: str = "",
+        *,
+        ttl: float | None = None,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """An empty one; without a name the daemon chooses. Forgotten when unused for `ttl` s."""
+        request = wire.create_session_request(name, ttl)
+        response = await self._unary(lambda lane: lane.sessions.CreateSession, request, timeout)
+        return wire.session(response.session)
+
+    async def get_session(
+        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> Session:
+        """As it is now. Raises NotFound where there is none, or its time is over."""
+        request = session_pb2.GetSessionRequest(name=wire.session_name(name))
+        response = await self._unary(lambda lane: lane.sessions.GetSession, request, timeout)
+        return wire.session(response.session)
+
+    async def session_token_ids(
+        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> list[int]:
+        """All that it holds."""
+        held = session_pb2.GetSessionRequest(name=wire.session_name(name), include_tokens=True)
+        response = await self._unary(lambda lane: lane.sessions.GetSession, held, timeout)
+        return list(response.token_ids)
+
+    async def list_sessions(
+        self: _AsyncUnary, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> list[Session]:
+        """The caller's, by name."""
+        found: list[Session] = []
+        request = session_pb2.ListSessionsRequest()
+        while True:
+            response = await self._unary(lambda lane: lane.sessions.ListSessions, request, timeout)
+            found += map(wire.session, response.sessions)
+            if not response.next_page_token:
+                return found
+            request = session_pb2.ListSessionsRequest(page_token=response.next_page_token)
+
+    async def delete_session(
+        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+    ) -> None:
+        """Forgets it; its stream, if one is open, ends with Cancelled."""
+        request = session_pb2.DeleteSessionRequest(name=wire.session_name(name))
+        await self._unary(lambda lane: lane.sessions.DeleteSession, request, timeout)
+
+    async def fork_session(
+        self: _AsyncUnary,
+        name: str | Session,
+        new_name: str = "",
+        *,
+        at_token: int | None = None,
+        ttl: float | None = None,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """Another one of its first `at_token` tokens, or of all. Costs neither memory nor time."""
+        request = wire.fork_session_request(name, new_name, at_token, ttl)
+        response = await self._unary(lambda lane: lane.sessions.ForkSession, request, timeout)
+        return wire.session(response.session)
+
+    async def rollback_session(
+        self: _AsyncUnary,
+        name: str | Session,
+        to_token: int,
+        *,
+        timeout: float | None = CALL_TIMEOUT_S,
+    ) -> Session:
+        """Forgets what comes behind its first `to_token` tokens."""
+        request = wire.rollback_session_request(name, to_token)
+        response = await self._unary(lambda lane: lane.sessions.RollbackSession, request, timeout)
+        return wire.session(response.session)
