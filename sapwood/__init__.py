@@ -20,7 +20,8 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from sapwood.client.async_client import AsyncClient, AsyncStream
+    from sapwood.client.async_client import AsyncClient
+    from sapwood.client.async_stream import AsyncStream
     from sapwood.client.errors import (
         Cancelled,
         DeadlineExceeded,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         Prefill,
         Prompt,
         Reply,
+        Session,
         StoredBytes,
         Tier,
         TokenLogprobs,
@@ -97,6 +99,7 @@ __all__ = [
     "Reply",
     "ResourceExhausted",
     "SapwoodError",
+    "Session",
     "StoredBytes",
     "Stream",
     "Tier",
@@ -115,7 +118,7 @@ __all__ = [
 ]
 
 # Where to look for a name, the cheapest first: `values` imports nothing.
-_MODULES = ("values", "errors", "functions", "sync_client", "async_client")
+_MODULES = ("values", "errors", "functions", "sync_client", "async_stream", "async_client")
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name is there
 

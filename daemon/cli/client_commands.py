@@ -22,7 +22,9 @@ from sapwood import (
     Message,
     Model,
     PermissionDenied,
+    SapwoodError,
     StoredBytes,
+    Stream,
 )
 from sapwood.client import address
 from sapwood.client.credentials import read_token
@@ -72,20 +74,34 @@ def generate(arguments: argparse.Namespace) -> int:
     if arguments.schema is not None:
         options["json_schema"] = read_text(arguments.schema, SCHEMA_CHARS_MAX)
     options["regex"] = arguments.regex
+    options["session"] = arguments.session
     text = prompt_text(arguments.prompt, arguments.file)
     prompt = text if arguments.raw else conversation(arguments, [Message("user", text)])
-    with (
-        connect(arguments) as client,
-        client.generate(prompt, timeout=arguments.timeout, **options) as stream,
-    ):
-        if arguments.json:
-            for event in stream:
-                print(json.dumps(event_json(event)), flush=True)
-            return 0
-        with PlainReply(sys.stdout) as shown:
-            for event in stream:
-                shown.show(event)
+    with connect(arguments) as client:
+        if arguments.session is not None:
+            _make_session(client, arguments.session)
+        with client.generate(prompt, timeout=arguments.timeout, **options) as stream:
+            _print(stream, arguments.json)
     return 0
+
+
+def _make_session(client: Client, name: str) -> None:
+    """Where there is none."""
+    try:
+        client.create_session(name)
+    except SapwoodError as error:
+        if error.reason != "SESSION_EXISTS":
+            raise
+
+
+def _print(stream: Stream, as_json: bool) -> None:
+    if as_json:
+        for event in stream:
+            print(json.dumps(event_json(event)), flush=True)
+        return
+    with PlainReply(sys.stdout) as shown:
+        for event in stream:
+            shown.show(event)
 
 
 def prompt_text(words: Sequence[str], files: Sequence[str]) -> str:

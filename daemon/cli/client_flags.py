@@ -10,6 +10,7 @@ from sapwood.daemon import entry
 from sapwood.daemon.advice import advised
 from sapwood.daemon.cli import client_commands as commands
 from sapwood.daemon.cli import operator_commands as operators
+from sapwood.daemon.cli import session_commands
 from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.sizes import parse_time, unsigned
@@ -19,6 +20,9 @@ def add_client_commands(add: Callable[[str, str], Parser]) -> None:
     """add: makes the parser of a command by its name and what it does."""
     _add_chat(add_client(add("chat", "talk to the model"), commands.chat))
     _add_generate(add_client(add("generate", "continue one prompt"), commands.generate))
+    _add_sessions(
+        add_client(add("sessions", "list sessions, or see to one"), session_commands.sessions)
+    )
     _add_json(add_client(add("status", "what is loaded, and how full memory is"), commands.status))
     _add_tree(add_client(add("tree", "draw the prefix tree"), operators.tree))
     _add_pin(add_client(add("pin", "compute a prefix and keep it"), operators.pin))
@@ -92,6 +96,8 @@ def _add_generate(parser: Parser) -> None:
     add("--raw", action="store_true", help="continue the text as it is, not as a user's turn")
     add("--json", action="store_true", help="a line of JSON for each event, with ids and usage")
     add("--tools", metavar="FILE", help="JSON of the tools that the model may call")
+    help = "go on a session of the daemon, which is made where there is none"
+    add("--session", metavar="NAME", help=help)
     held = parser.add_mutually_exclusive_group()
     held.add_argument("--schema", metavar="FILE", help="a JSON schema that the reply follows")
     held.add_argument("--regex", metavar="REGEX", help="an expression that the reply matches")
@@ -102,6 +108,15 @@ def _add_generate(parser: Parser) -> None:
     help = "with --json: the same for each token of the prompt"
     add("--prompt-logprobs", type=unsigned(32), metavar="N", help=help)
     add("--timeout", type=timeout_s, metavar="SECONDS")
+
+
+def _add_sessions(parser: Parser) -> None:
+    _add_json(parser)
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one of them (default: all)")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--fork", metavar="NEW", help="make another one of it")
+    one.add_argument("--rollback", type=unsigned(32), metavar="N", help="keep its first N tokens")
+    one.add_argument("--delete", action="store_true", help="forget it, and end its request")
 
 
 def _add_chat(parser: Parser) -> None:

@@ -12,11 +12,12 @@ from sapwood.client.channel import options
 from sapwood.client.credentials import CallCredentials, Metadata
 from sapwood.client.errors import Cancelled
 from sapwood.client.lanes import Lanes
-from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc, session_pb2_grpc
 
 if TYPE_CHECKING:  # the types of the async stubs are there for type checkers alone
     from sapwood.v1.cache_pb2_grpc import CacheServiceAsyncStub
     from sapwood.v1.generation_pb2_grpc import GenerationServiceAsyncStub
+    from sapwood.v1.session_pb2_grpc import SessionServiceAsyncStub
 
 AsyncGenerateCall = grpc.aio.UnaryStreamCall[
     generation_pb2.GenerateRequest, generation_pb2.GenerateResponse
@@ -29,6 +30,7 @@ class AsyncLane(NamedTuple):
     channel: grpc.aio.Channel
     generation: GenerationServiceAsyncStub
     cache: CacheServiceAsyncStub
+    sessions: SessionServiceAsyncStub
     metadata: Metadata  # of every call
 
 
@@ -60,6 +62,7 @@ def open_async_lane(target: str, credentials: CallCredentials, number: int) -> A
         channel,
         generation_pb2_grpc.GenerationServiceStub(channel),
         cache_pb2_grpc.CacheServiceStub(channel),
+        session_pb2_grpc.SessionServiceStub(channel),
         credentials.metadata,
     )
 

@@ -15,40 +15,38 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from sapwood.client import address, wire
 from sapwood.client.async_calls import (
-    AsyncGenerateCall,
     AsyncLane,
     AsyncPauses,
     open_async_lane,
     start_async_generate,
 )
-from sapwood.client.attempts import Attempts
+from sapwood.client.async_stream import AsyncStream
 from sapwood.client.channel import CALL_TIMEOUT_S, HEALTH_CHECK
 from sapwood.client.clock import attempts_within, pause_s, timeout_s_of
 from sapwood.client.credentials import CallCredentials, ConnectOptions
-from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_closed, translated
+from sapwood.client.errors import Cancelled, SapwoodError, client_closed, translated
 from sapwood.client.lanes import Lanes
 from sapwood.client.operators import AsyncOperatorCalls
-from sapwood.client.reply import ReplyBuilder
+from sapwood.client.resuming import SESSION_TTL_S, Resuming
+from sapwood.client.sessions import AsyncSessionCalls
 from sapwood.client.typed import AsyncTypedCalls
 from sapwood.client.values import (
     CacheStats,
     Conversation,
-    Event,
     GenerateOptions,
     Messages,
     Model,
     Prompt,
-    Reply,
     TokenIds,
     TreeNode,
 )
@@ -57,135 +55,7 @@ from sapwood.v1 import cache_pb2, generation_pb2
 _Response = TypeVar("_Response")
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _reader_ended(stream: weakref.ref[AsyncStream], reader: asyncio.Task[Any]) -> None:
-    if reader.cancelled() and (left := stream()) is not None:
-        left._left_by(reader)
-
-
-class AsyncStream:
-    """The events of one reply: an async iterator, and a context manager that cancels what is left.
-
-    The daemon works on it from the moment `generate` returned, whether it is read or not. A reply
-    that was refused with a time to retry is asked for again where it is read. Without `async with`
-    it ends when the last reference goes, which an exception that is kept may hold.
-    """
-
-    def __init__(
-        self,
-        start: Callable[[float | None], AsyncGenerateCall],
-        attempts: Attempts,
-        calling: Calling,
-    ) -> None:
-        self._start = start
-        self._attempts = attempts
-        self._calling = calling
-        self._pauses = AsyncPauses()
-        self._begun = False
-        self._call = self._started()
-        self._loop = _running_loop()
-        self._reader: weakref.ref[asyncio.Task[Any]] | None = None
-        self._builder = ReplyBuilder()
-
-    def _started(self) -> AsyncGenerateCall:
-        with self._calling():
-            return self._start(timeout_s_of(self._attempts))
-
-    def __del__(self) -> None:
-        if not hasattr(self, "_call"):
-            return  # it could not be started
-        # gRPC's own tasks and callbacks keep a call alive, so it does not end by itself. Only the
-        # thread of a running loop may touch it; where no loop runs, any may.
-        loop = self._loop
-        with suppress(RuntimeError):  # the loop was closed, and its tasks with it
-            if loop is not None and loop.is_running() and loop is not _running_loop():
-                loop.call_soon_threadsafe(self._call.cancel)
-            else:
-                self._call.cancel()
-
-    def __aiter__(self) -> AsyncIterator[Event]:
-        return self
-
-    async def __anext__(self) -> Event:
-        # read(), not the call's own iterator: that one is a generator, and a reader that was
-        # cancelled inside it would find it ended, as if the reply were complete.
-        while (response := await self._read()) is not None:
-            if (event := wire.event(response)) is not None:
-                self._builder.add(event)
-                return event
-        raise StopAsyncIteration
-
-    async def _read(self) -> generation_pb2.GenerateResponse | None:
-        self._follow(asyncio.current_task())
-        while True:
-            try:
-                with self._calling():
-                    response = await self._call.read()
-                break
-            except SapwoodError as refusal:
-                wait_s = None if self._begun else pause_s(self._attempts, refusal)
-                if wait_s is None:
-                    raise
-            with self._calling():
-                await self._pauses.wait(wait_s)
-            self._call = self._started()
-        self._begun = True
-        if response is grpc.aio.EOF:
-            return None
-        return cast("generation_pb2.GenerateResponse", response)
-
-    def _follow(self, reader: asyncio.Task[Any] | None) -> None:
-        """A task cancelled between two reads ends the stream, though its traceback may hold it."""
-        if reader is not None and (self._reader is None or self._reader() is not reader):
-            # Weak both ways: the stream ends with its last reference, not with the next collection.
-            self._reader = weakref.ref(reader)
-            reader.add_done_callback(partial(_reader_ended, weakref.ref(self)))
-
-    def _left_by(self, reader: asyncio.Task[Any]) -> None:
-        if self._reader is not None and self._reader() is reader:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Ends the reply; reading on raises Cancelled. Safe after the end."""
-        self._pauses.close()
-        self._call.cancel()
-
-    async def collect(self) -> Reply:
-        """Reads to the end and returns the whole reply, what was read before included.
-
-        Of several candidates the first.
-        """
-        return (await self.collect_all())[0]
-
-    async def collect_all(self) -> tuple[Reply, ...]:
-        """The same with the replies of all candidates."""
-        async for _ in self:
-            pass
-        return self._builder.replies()
-
-    async def text(self) -> str:
-        """Reads to the end and returns the whole text."""
-        return (await self.collect()).text
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-
-class AsyncClient(AsyncOperatorCalls, AsyncTypedCalls):
+class AsyncClient(AsyncOperatorCalls, AsyncTypedCalls, AsyncSessionCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
@@ -266,8 +136,11 @@ class AsyncClient(AsyncOperatorCalls, AsyncTypedCalls):
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
         attempts = attempts_within(wire.deadline_s(timeout))
-        start = partial(start_async_generate, self._lanes, request)
-        stream = AsyncStream(start, attempts, self._calling)
+        own = bool(options.get("resumable")) and not request.session
+        resuming = Resuming(request, own=own) if own or request.session else None
+        start = partial(start_async_generate, self._lanes)
+        opens = partial(self.create_session, ttl=SESSION_TTL_S, timeout=timeout) if own else None
+        stream = AsyncStream(start, request, attempts, self._calling, resuming, opens)
         self._streams.add(stream)
         return stream
 

@@ -39,12 +39,14 @@ class Details:
 
     reason: upper-case name in the error table of proto/sapwood/v1/generation.proto; empty where
     the status comes from gRPC itself. fields: what is wrong, by the path of the request's field.
-    retry_after_s: None where a retry makes no sense.
+    retry_after_s: None where a retry makes no sense. cut: the daemon said nothing, the
+    connection was lost or the stream cut on its way.
     """
 
     reason: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     retry_after_s: float | None = None
+    cut: bool = False
 
 
 class SapwoodError(Exception):
@@ -60,6 +62,7 @@ class SapwoodError(Exception):
         self.reason = details.reason
         self.fields = details.fields
         self.retry_after_s = details.retry_after_s
+        self.cut = details.cut
 
     def __str__(self) -> str:
         return f"{self.reason or self.status.name}: {self.message}"
@@ -118,6 +121,7 @@ _CLASSES = {
     grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
 }
 _FAULTS = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+_CUTS = (grpc.StatusCode.UNAVAILABLE, *_FAULTS)
 
 
 @contextmanager
@@ -146,7 +150,7 @@ def _message(error: grpc.RpcError, status: grpc.StatusCode) -> str:
 
 def _details(error: grpc.RpcError) -> Details:
     status = _status(error)
-    return Details() if status is None else _read(status)
+    return Details(cut=error.code() in _CUTS) if status is None else _read(status)
 
 
 def _status(error: grpc.RpcError) -> status_pb2.Status | None:

@@ -13,12 +13,35 @@ from sapwood.client.values import Delta, Event, Finish, Prefill, Reply, TokenLog
 
 
 class ReplyBuilder:
-    """What has come so far of a stream: one reply, or as many as were asked for."""
+    """What has come so far of a stream: one reply, or as many as were asked for.
+
+    What is resumed is one.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[int, _Parts] = {0: _Parts()}
         self._prompt_logprobs: list[TokenLogprobs] = []
         self._prefill: Prefill | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything came."""
+        return self._prefill is not None
+
+    @property
+    def tokens(self) -> int:
+        """How many there are, of the prompt and what came of the reply; 0 where nothing came."""
+        prompt_tokens = 0 if self._prefill is None else self._prefill.prompt_tokens
+        return prompt_tokens + self._parts[0].tokens
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is to come, where one reply was asked for."""
+        return self._parts[0].finish is not None
+
+    def takes(self, event: Event) -> bool:
+        """Whether it is news: how far the prompt is, is told again of a reply that is resumed."""
+        return not (isinstance(event, Prefill) and self._parts[0].tokens)
 
     def add(self, event: Event) -> None:
         """The next event of the stream, each once."""
@@ -47,6 +70,10 @@ class _Parts:
         self._tool_calls: list[ToolCall] = []
         self._logprobs: list[TokenLogprobs] = []
         self.finish: Finish | None = None
+
+    @property
+    def tokens(self) -> int:
+        return len(self._token_ids)
 
     def add(self, event: Delta | Finish) -> None:
         if isinstance(event, Finish):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC
 
 from google.protobuf import duration_pb2
@@ -48,7 +49,13 @@ def duration(ttl: float | None) -> duration_pb2.Duration | None:
     return lasts
 
 
-def session(message: session_pb2.Session) -> Session:
+def get_session_request(name: str | Session, include_tokens: bool) -> session_pb2.GetSessionRequest:
+    """As create_session_request."""
+    values = {"name": session_name(name), "include_tokens": include_tokens}
+    return set_fields(session_pb2.GetSessionRequest(), values)
+
+
+def session(message: session_pb2.Session, token_ids: Iterable[int] = ()) -> Session:
     """Times are UTC's."""
     ends = message.expire_time.ToDatetime(UTC) if message.HasField("expire_time") else None
     return Session(
@@ -59,4 +66,5 @@ def session(message: session_pb2.Session) -> Session:
         message.create_time.ToDatetime(UTC),
         ends,
         message.ttl.ToTimedelta().total_seconds(),
+        tuple(token_ids),
     )

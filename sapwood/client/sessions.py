@@ -53,19 +53,16 @@ class SessionCalls:
         return wire.session(response.session)
 
     def get_session(
-        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+        self: _Unary,
+        name: str | Session,
+        *,
+        include_tokens: bool = False,
+        timeout: float | None = CALL_TIMEOUT_S,
     ) -> Session:
         """As it is now. Raises NotFound where there is none, or its time is over."""
-        request = session_pb2.GetSessionRequest(name=wire.session_name(name))
+        request = wire.get_session_request(name, include_tokens)
         response = self._unary(lambda lane: lane.sessions.GetSession, request, timeout)
-        return wire.session(response.session)
-
-    def session_token_ids(
-        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
-    ) -> list[int]:
-        """All that it holds."""
-        held = session_pb2.GetSessionRequest(name=wire.session_name(name), include_tokens=True)
-        return list(self._unary(lambda lane: lane.sessions.GetSession, held, timeout).token_ids)
+        return wire.session(response.session, response.token_ids)
 
     def list_sessions(self: _Unary, *, timeout: float | None = CALL_TIMEOUT_S) -> list[Session]:
         """The caller's, by name."""
@@ -128,20 +125,16 @@ class AsyncSessionCalls:
         return wire.session(response.session)
 
     async def get_session(
-        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+        self: _AsyncUnary,
+        name: str | Session,
+        *,
+        include_tokens: bool = False,
+        timeout: float | None = CALL_TIMEOUT_S,
     ) -> Session:
         """As it is now. Raises NotFound where there is none, or its time is over."""
-        request = session_pb2.GetSessionRequest(name=wire.session_name(name))
+        request = wire.get_session_request(name, include_tokens)
         response = await self._unary(lambda lane: lane.sessions.GetSession, request, timeout)
-        return wire.session(response.session)
-
-    async def session_token_ids(
-        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
-    ) -> list[int]:
-        """All that it holds."""
-        held = session_pb2.GetSessionRequest(name=wire.session_name(name), include_tokens=True)
-        response = await self._unary(lambda lane: lane.sessions.GetSession, held, timeout)
-        return list(response.token_ids)
+        return wire.session(response.session, response.token_ids)
 
     async def list_sessions(
         self: _AsyncUnary, *, timeout: float | None = CALL_TIMEOUT_S

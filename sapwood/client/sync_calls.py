@@ -12,7 +12,7 @@ from sapwood.client.channel import options
 from sapwood.client.credentials import CallCredentials, Metadata
 from sapwood.client.errors import Cancelled
 from sapwood.client.lanes import Lanes
-from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+from sapwood.v1 import cache_pb2_grpc, generation_pb2, generation_pb2_grpc, session_pb2_grpc
 
 
 class SyncGenerateCall(Protocol):
@@ -29,6 +29,7 @@ class SyncLane(NamedTuple):
     channel: grpc.Channel
     generation: generation_pb2_grpc.GenerationServiceStub
     cache: cache_pb2_grpc.CacheServiceStub
+    sessions: session_pb2_grpc.SessionServiceStub
     metadata: Metadata  # of every call
 
 
@@ -66,6 +67,7 @@ def open_sync_lane(target: str, credentials: CallCredentials, number: int) -> Sy
         channel,
         generation_pb2_grpc.GenerationServiceStub(channel),
         cache_pb2_grpc.CacheServiceStub(channel),
+        session_pb2_grpc.SessionServiceStub(channel),
         credentials.metadata,
     )
 

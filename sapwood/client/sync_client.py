@@ -26,6 +26,8 @@ from sapwood.client.errors import Calling, Cancelled, SapwoodError, client_close
 from sapwood.client.lanes import Lanes
 from sapwood.client.operators import OperatorCalls
 from sapwood.client.reply import ReplyBuilder
+from sapwood.client.resuming import SESSION_TTL_S, Resuming
+from sapwood.client.sessions import SessionCalls
 from sapwood.client.sync_calls import (
     SyncGenerateCall,
     SyncLane,
@@ -55,17 +57,22 @@ class Stream:
     """The events of one reply: an iterator, and a context manager that cancels what is left.
 
     The daemon works on it from the moment `generate` returned, whether it is read or not. A reply
-    that was refused with a time to retry is asked for again where it is read.
+    that was refused with a time to retry is asked for again where it is read, and one of a session
+    whose connection broke is gone on with.
     """
 
     def __init__(
         self,
-        start: Callable[[float | None], SyncGenerateCall],
+        start: Callable[[generation_pb2.GenerateRequest, float | None], SyncGenerateCall],
+        request: generation_pb2.GenerateRequest,
         attempts: Attempts,
         calling: Calling,
         pauses: SyncPauses,
+        resuming: Resuming | None = None,
     ) -> None:
         self._start = start
+        self._request = request
+        self._resuming = resuming
         self._attempts = attempts
         self._calling = calling
         self._pauses = pauses
@@ -76,7 +83,7 @@ class Stream:
 
     def _started(self) -> SyncGenerateCall:
         with self._calling():
-            return self._start(timeout_s_of(self._attempts))
+            return self._start(self._request, timeout_s_of(self._attempts))
 
     def __iter__(self) -> Iterator[Event]:
         return self
@@ -85,17 +92,29 @@ class Stream:
         while True:
             try:
                 return self._next()
-            except SapwoodError as refusal:
-                wait_s = None if self._begun else pause_s(self._attempts, refusal)
-                if wait_s is None:
+            except SapwoodError as error:
+                if self._resuming and self._builder.whole:
+                    raise StopIteration from None  # it was cut behind its last event
+                if (wait_s := self._wait_s(error)) is None:
                     raise
             self._start_again(wait_s)
+
+    def _wait_s(self, error: SapwoodError) -> float | None:
+        """How long until the next attempt, with the request as it is then; None for none."""
+        if not self._begun and (wait_s := pause_s(self._attempts, error)) is not None:
+            return wait_s
+        following = self._resuming and self._resuming.after(error, self._builder)
+        if not following or self._cancelled:
+            return None
+        (self._request, wait_s), self._begun = following, False
+        return wait_s
 
     def _next(self) -> Event:
         with self._calling():
             for response in self._call:
                 self._begun = True
-                if (event := wire.event(response)) is not None:
+                event = wire.event(response)
+                if event is not None and self._builder.takes(event):
                     self._builder.add(event)
                     return event
         raise StopIteration
@@ -142,7 +161,7 @@ class Stream:
         self.cancel()
 
 
-class Client(OperatorCalls, TypedCalls):
+class Client(OperatorCalls, TypedCalls, SessionCalls):
     """Connections to one daemon, made on first use and kept.
 
     target: `unix:PATH` or `HOST:PORT`; None looks where daemons listen (sapwood.client.address).
@@ -211,8 +230,12 @@ class Client(OperatorCalls, TypedCalls):
         """Continues a prompt: text, token ids, or the messages of a conversation."""
         request = wire.generate_request(prompt, options)
         attempts = attempts_within(wire.deadline_s(timeout))
-        start = partial(start_sync_generate, self._lanes, request)
-        return Stream(start, attempts, self._calling, self._pauses)
+        own = bool(options.get("resumable")) and not request.session
+        if own:
+            request.session = self.create_session(ttl=SESSION_TTL_S, timeout=timeout).name
+        resuming = Resuming(request, own=own) if request.session else None
+        start = partial(start_sync_generate, self._lanes)
+        return Stream(start, request, attempts, self._calling, self._pauses, resuming)
 
     def tokenize(
         self,

@@ -74,6 +74,24 @@ class CacheOptions:
     mark: bool = False  # keeps a snapshot exactly at the prompt's end
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A conversation that the daemon keeps by name. Times are UTC's, ttl is in seconds.
+
+    parked: the next turn has to compute some of it again. expire_time: None while it is busy.
+    token_ids: where they were asked for.
+    """
+
+    name: str
+    tokens: int
+    busy: bool
+    parked: bool
+    create_time: datetime
+    expire_time: datetime | None
+    ttl: float
+    token_ids: tuple[int, ...] = ()
+
+
 class GenerateOptions(TypedDict, total=False):
     """Keywords of `generate`. What is absent or None is the daemon's or the model's default."""
 
@@ -104,6 +122,10 @@ class GenerateOptions(TypedDict, total=False):
     tool_choice: str | Tool | None
     cache: CacheOptions | None
     priority: str | None  # "interactive", "normal" or "batch", beside what else one asks for
+    # A session of the daemon that the prompt goes on, and its stream: that is resumed where the
+    # connection breaks. resumable: so is a stream without one, by a session made for it.
+    session: str | Session | None
+    resumable: bool | None
     deadline_policy: str | None  # "early": refuse at once what cannot begin in time; or "try"
 
 

@@ -14,8 +14,6 @@ from dataclasses import fields
 from datetime import UTC
 from typing import Any, TypeVar
 
-from google.protobuf import duration_pb2
-
 from sapwood.client.fields import (
     add_integers,
     flag,
@@ -27,6 +25,7 @@ from sapwood.client.fields import (
     text,
     wrong_type,
 )
+from sapwood.client.session_wire import duration
 from sapwood.client.values import (
     Alternative,
     CacheOptions,
@@ -46,6 +45,7 @@ from sapwood.client.values import (
     Pin,
     Prefill,
     Prompt,
+    Session,
     StoredBytes,
     Tier,
     TokenIds,
@@ -104,6 +104,9 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> generation_pb2
     if isinstance(values.get("json_schema"), Mapping):
         values["json_schema"] = json_object(values["json_schema"], "json_schema")
     choice = values.pop("tool_choice", None)
+    given(values.pop("resumable", False), bool, "resumable", "True or False")
+    if isinstance(values.get("session"), Session):
+        values["session"] = values["session"].name
     sampling = {name: values.pop(name) for name in list(values) if name in _SAMPLING}
     request = generation_pb2.GenerateRequest(
         **_prompt(prompt),
@@ -146,12 +149,7 @@ def describe_tree_request(include_tokens: bool) -> cache_pb2.DescribeTreeRequest
 
 def pin_prefix_request(prompt: Prompt, ttl: float | None) -> cache_pb2.PinPrefixRequest:
     """As generate_request, and for a ttl that is no time; one that is past is sent."""
-    request = cache_pb2.PinPrefixRequest(**_prompt(prompt))
-    if (ttl_s := seconds(ttl, "ttl")) is not None:
-        lasts = duration_pb2.Duration()
-        lasts.FromNanoseconds(round(max(ttl_s, -1.0) * 1e9))
-        request.ttl.CopyFrom(lasts)
-    return request
+    return cache_pb2.PinPrefixRequest(**_prompt(prompt), ttl=duration(ttl))
 
 
 def evict_prefix_request(prompt: Prompt) -> cache_pb2.EvictPrefixRequest:

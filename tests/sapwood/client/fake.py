@@ -22,7 +22,14 @@ from grpc_health.v1.health import HealthServicer
 from grpc_status import rpc_status
 
 import sapwood
-from sapwood.v1 import cache_pb2, cache_pb2_grpc, generation_pb2, generation_pb2_grpc
+from sapwood.v1 import (
+    cache_pb2,
+    cache_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    session_pb2_grpc,
+)
+from tests.sapwood.client.fake_sessions import FakeSessions
 
 T = TypeVar("T")
 Request = generation_pb2.GenerateRequest
@@ -67,7 +74,9 @@ def refuse(
 
 
 class FakeDaemon(
-    generation_pb2_grpc.GenerationServiceServicer, cache_pb2_grpc.CacheServiceServicer
+    generation_pb2_grpc.GenerationServiceServicer,
+    cache_pb2_grpc.CacheServiceServicer,
+    FakeSessions,
 ):
     def __init__(self, reply: Script) -> None:
         self.reply = reply
@@ -204,6 +213,7 @@ def serving(daemon: FakeDaemon, address: str) -> Iterator[str]:
         server = grpc.server(pool)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(daemon, server)
         cache_pb2_grpc.add_CacheServiceServicer_to_server(daemon, server)
+        session_pb2_grpc.add_SessionServiceServicer_to_server(daemon, server)
         health_pb2_grpc.add_HealthServicer_to_server(daemon.health, server)
         daemon.health.set("", health_pb2.HealthCheckResponse.SERVING)
         port = server.add_insecure_port(address)

@@ -34,6 +34,12 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "unpin_prefix": lambda client: client.unpin_prefix("a"),
     "evict_prefix": lambda client: client.evict_prefix("hello"),
     "clear_cache": lambda client: client.clear_cache(),
+    "create_session": lambda client: client.create_session(),
+    "get_session": lambda client: client.get_session("a"),
+    "list_sessions": lambda client: client.list_sessions(),
+    "delete_session": lambda client: client.delete_session("a"),
+    "fork_session": lambda client: client.fork_session("a"),
+    "rollback_session": lambda client: client.rollback_session("a", 0),
     "is_serving": lambda client: client.is_serving(),
 }
 

@@ -92,6 +92,8 @@ OPTIONS: Mapping[str, Wrong] = {
         (2, TypeError, " must be a string, not int"),
         ("urgent", ValueError, " must be one of interactive, normal, batch"),
     ],
+    "session": TEXT,
+    "resumable": [(1, TypeError, " must be True or False, not int")],
     "deadline_policy": [
         (True, TypeError, " must be a string, not bool"),
         ("late", ValueError, " must be one of try, early"),
