@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -29,6 +30,13 @@ class SlowDevice(FakeDevice):
 
 def prompt(tokens: int, first: int) -> list[int]:
     return [first, *(5 + n % 200 for n in range(tokens - 1))]
+
+
+async def stepping_until(device: FakeDevice, holds: Callable[[], bool]) -> None:
+    """A step now and then: a request comes when it comes, and a step given before is gone."""
+    while not holds():
+        device.step()
+        await asyncio.sleep(0.005)
 
 
 async def test_what_cannot_begin_in_time_is_refused_at_once_without_a_reason() -> None:
@@ -72,9 +80,7 @@ async def test_a_batch_row_yields_to_what_is_more_urgent_and_goes_on_with_its_re
             )
             for first in (20, 21)
         ]
-        await until(lambda: stats(run).requests_running + stats(run).requests_waiting >= 1)
-        device.step(8)
-        await until(lambda: stats(run).requests_running == 2)
+        await stepping_until(device, lambda: stats(run).requests_running == 2)
         urgent = asyncio.ensure_future(
             collect(
                 run.generation.Generate(
@@ -82,9 +88,8 @@ async def test_a_batch_row_yields_to_what_is_more_urgent_and_goes_on_with_its_re
                 )
             )
         )
-        await asyncio.sleep(0.05)
-        device.step(8)
-        ids, _, _ = await asyncio.wait_for(urgent, 10.0)
+        await stepping_until(device, urgent.done)
+        ids, _, _ = await urgent
         assert len(ids) == 2 and not any(task.done() for task in batches)
         assert stats(run).parks >= 1
         device.ungate()
