@@ -66,10 +66,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logprobs": {"top_logprobs": 3},
 }
 CASES = [
-    *((name, options, stored) for name in ("e2b-tiny", "a4b-tiny") for options, stored in (
-        ("greedy", 0), ("seeded", 60), ("penalised", 60), ("logprobs", 0)
+    ("demo", "greedy", 60), ("e2b-tiny", "greedy", 0), ("e2b-tiny", "seeded", 60),
+    ("a4b-tiny", "penalised", 60), ("a4b-tiny", "logprobs", 0),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (
+        ("e2b-tiny", "penalised", 60), ("e2b-tiny", "logprobs", 0),
+        ("a4b-tiny", "greedy", 0), ("a4b-tiny", "seeded", 60),
+        *((name, "greedy", 60) for name in ALL if name != "demo"),
     )),
-    *((name, "greedy", 60) for name in ALL),
 ]  # fmt: skip
 
 

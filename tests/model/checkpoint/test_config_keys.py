@@ -35,7 +35,10 @@ from tests.model.reference import (
     target_config,
 )
 
-_STYLES = ("config.json", "config.saved-by-transformers.json")
+_STYLES = (
+    "config.json",
+    pytest.param("config.saved-by-transformers.json", marks=pytest.mark.long),
+)
 _EVERYTHING = [*FAMILIES, *(f"{name}-assistant" for name in FAMILIES)]
 _IDS = ("_token_id", "_token_index")
 #: keys that say none by null
