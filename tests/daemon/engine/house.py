@@ -2,6 +2,7 @@
 
 - One thread, the engine's, does all of it; a test waits for its end and then looks.
 - `log` has the device's calls beside the loop's: what was planned, posted and committed, in order.
+- Time is counted in looks at the clock: a busy machine would have prompts cut into smaller slices.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ class EngineHouse:
         self.prepare: Callable[[WatchedRunner], object] = lambda runner: None
         self.describe: Callable[[], Any] = tuple
         self._ended = threading.Event()
-        self.engine = Engine(self.load, _Listener(self), self.config.limits)
+        clock = count(step=0.001).__next__
+        self.engine = Engine(self.load, _Listener(self), self.config.limits, clock)
 
     def load(self) -> Loaded:
         """As the daemon does, on the engine thread."""
