@@ -39,6 +39,8 @@ TOOLS = {
         "apt-get install prometheus, or brew install prometheus", program="prometheus"
     ),
     "promtool": Tool("apt-get install prometheus, or brew install prometheus", program="promtool"),
+    "ruby": Tool("apt-get install ruby, or brew install ruby", program="ruby"),
+    "systemd-analyze": Tool("apt-get install systemd", program="systemd-analyze"),
     "smg": Tool("pip install smg==1.13.0 (Linux on x86-64, macOS on arm64)", package="smg"),
     "tmux": Tool("apt-get install tmux, or brew install tmux", program="tmux"),
 }

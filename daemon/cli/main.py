@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
-from sapwood.daemon.cli import config_commands, tokens
+from sapwood.daemon.cli import config_commands, late, tokens
 from sapwood.daemon.cli import daemon_commands as daemons
 from sapwood.daemon.cli.client_flags import add_client, add_client_commands
 from sapwood.daemon.cli.flag_values import interval, timeout_s
@@ -94,54 +94,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     return anyio.run(serve, config, load, screen)
 
 
-def _convert(arguments: argparse.Namespace) -> int:
-    require_serve("convert")
-    from sapwood.daemon.cli import convert
-
-    entry.imported()
-    return convert.run_convert(arguments)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    require_serve("check")
-    from sapwood.daemon.cli import check
-
-    entry.imported()
-    return check.run_check(arguments)
-
-
-def _pull(arguments: argparse.Namespace) -> int:
-    require_serve("pull")
-    from sapwood.daemon.cli import pull
-
-    entry.imported()
-    return pull.run_pull(arguments)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    require_serve("list")
-    from sapwood.daemon.cli import models
-
-    entry.imported()
-    return models.run_list(arguments)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    require_serve("show")
-    from sapwood.daemon.cli import models
-
-    entry.imported()
-    return models.run_show(arguments)
-
-
-def _top(arguments: argparse.Namespace) -> int:
-    require_serve("top")
-    from sapwood.daemon.cli import top
-
-    entry.imported()
-    return top.run_top(arguments)
-
-
 def _completion(arguments: argparse.Namespace) -> int:
     from sapwood.daemon.cli.completion import print_completion
 
@@ -168,6 +120,7 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     _add_token(add("token", "make a token for a client of the daemon"))
     _add_check(add("check", "verify a bundle: digests, shapes, drafter, a self-check round"))
     _add_daemon(add)
+    _add_service(add("install-service", "write a service that serves after each login or start"))
     _add_config(add("config", "what `serve` would go by, and whether a file of it holds"))
     return parser, dict(subparsers.choices)
 
@@ -245,7 +198,7 @@ def _add_serve(parser: Parser) -> None:
 
 
 def _add_convert(parser: Parser) -> None:
-    parser.set_defaults(run=_convert)
+    parser.set_defaults(run=late.convert_late)
     add = parser.add_argument
     add("source", metavar="SRC", help="the target: a directory, a bundle or a cached hub id")
     add("destination", metavar="DST", help="the bundle's directory, which must not exist")
@@ -275,7 +228,7 @@ def _add_token(parser: Parser) -> None:
 
 
 def _add_check(parser: Parser) -> None:
-    parser.set_defaults(run=_check)
+    parser.set_defaults(run=late.check_late)
     add = parser.add_argument
     add(
         "bundle",
@@ -300,18 +253,26 @@ def _add_config(parser: Parser) -> None:
     check.set_defaults(run=config_commands.run_config_check)
 
 
+def _add_service(parser: Parser) -> None:
+    _add_serve(parser)
+    parser.add_argument("--print", action="store_true", help="print it, and write nothing")
+    help = "overwrite what this command has not written, or somebody changed"
+    parser.add_argument("--force", action="store_true", help=help)
+    parser.set_defaults(run=late.install_service_late)
+
+
 def _add_models(add: Callable[[str, str], Parser]) -> None:
     """Commands about models on this machine and on the hub."""
     pull = add("pull", "fetch a model from the hub, and the drafter that goes with it")
-    pull.set_defaults(run=_pull)
+    pull.set_defaults(run=late.pull_late)
     pull.add_argument("model", metavar="ID", help="org/name or org/name@revision")
     help = "the drafter (default: the one that is found for it)"
     pull.add_argument("--draft", metavar="ID|none", help=help)
     listed = add("list", "the models in the hub's local cache")
-    listed.set_defaults(run=_list)
+    listed.set_defaults(run=late.list_late)
     listed.add_argument("--json", action="store_true", help="print it as JSON")
     show = add("show", "what a model is, and what memory it takes, nothing loaded")
-    show.set_defaults(run=_show)
+    show.set_defaults(run=late.show_late)
     help = "a directory, a bundle or a cached hub id (default: the bundled demo pair)"
     show.add_argument("model", nargs="?", metavar="BUNDLE", help=help)
     show.add_argument("--draft", metavar="DIR|ID|none", help="the drafter (default: its own)")
@@ -326,7 +287,7 @@ def _add_daemon(add: Callable[[str, str], Parser]) -> None:
     help = "to wait for its end (default: 60)"
     stop.add_argument("--timeout", type=timeout_s, default=60.0, metavar="SECONDS", help=help)
     top = add("top", "what the daemon is doing, again and again")
-    top.set_defaults(run=_top)
+    top.set_defaults(run=late.top_late)
     help = "of the daemon (default: the one on this machine)"
     top.add_argument("--metrics", metavar="HOST:PORT", help=help)
     help = "between two looks (default: 1)"

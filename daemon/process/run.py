@@ -34,6 +34,7 @@ from sapwood.daemon.process.ready import (
 from sapwood.daemon.process.server import Daemon
 from sapwood.daemon.process.signals import Requests, heard
 from sapwood.daemon.process.start_screen import Nowhere, Screen
+from sapwood.daemon.process.supervisor import Supervisor
 from sapwood.daemon.settings.config import Config
 
 if TYPE_CHECKING:
@@ -56,9 +57,13 @@ async def serve(config: Config, load: Callable[[], Loaded], screen: Screen | Non
     keep_freed_memory()
     daemon, beside = Daemon(config, load), AsyncExitStack()
     requests = Requests(daemon.drain, daemon.reload)
+    supervisor = Supervisor.of(os.environ)
     with heard(requests.take):
-        served, failure = await _served(daemon, config, beside, screen)
+        watching = asyncio.ensure_future(supervisor.watch(daemon.is_healthy))
+        served, failure = await _served(daemon, config, beside, screen, supervisor)
+        supervisor.stopping()
         ended = await daemon.stop()
+        watching.cancel()
         await beside.aclose()  # what HTTP clients still read has left through it
         code, line = _verdict(daemon, requests, ended, served, failure)
         if line:
@@ -71,7 +76,11 @@ async def serve(config: Config, load: Callable[[], Loaded], screen: Screen | Non
 
 
 async def _served(
-    daemon: Daemon, config: Config, beside: AsyncExitStack, screen: Screen
+    daemon: Daemon,
+    config: Config,
+    beside: AsyncExitStack,
+    screen: Screen,
+    supervisor: Supervisor,
 ) -> tuple[bool, str]:
     """Until it shall stop; whether it came to serve, and what kept it from going on.
 
@@ -97,6 +106,7 @@ async def _served(
             file.write(listeners, metrics, gateway=daemon.gateway_address, http=http)
             print_ready(ready_line(listeners, metrics, "" if smg is None else smg.base_url))
             served = True
+            supervisor.ready()
             _show(screen, daemon, config, smg)
             await daemon.wait_ended()
     except StartError as error:

@@ -78,7 +78,7 @@ class Daemon:
         self._gate.telemetry.add_sink(log_call)
         self._scrape = ScrapeEndpoint(
             registry(self._engine, self._gate),
-            self._is_healthy,
+            self.is_healthy,
             lambda: self._gate.serving,
             config.limits,
         )
@@ -185,6 +185,10 @@ class Daemon:
         """Why the engine failed or stalled; None where it did neither."""
         return self._fault
 
+    def is_healthy(self) -> bool:
+        """Whether the engine steps, or has nothing to do."""
+        return self._fault is None and self._engine.quiet_s <= self._limits.stall_s_max
+
     @property
     def engine_alive(self) -> bool:
         """After stop(): the thread hangs in the device, and the process has to leave without it."""
@@ -284,9 +288,6 @@ class Daemon:
             self._reread = anyio.Event()
             await anyio.to_thread.run_sync(self._credentials.follow, abandon_on_cancel=True)
             self._callers.end_revoked()
-
-    def _is_healthy(self) -> bool:
-        return self._fault is None and self._engine.quiet_s <= self._limits.stall_s_max
 
     def _bind_worker(self) -> TcpAddress | None:
         """Its contract is in an extra: imported where it is asked for."""

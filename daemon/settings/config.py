@@ -323,3 +323,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "http_key_file": _path,
     "limits": _limits,
 }
+
+#: Settings that name a file or folder.
+PATH_SETTINGS = frozenset(name for name, parser in _PARSERS.items() if parser is _path)
