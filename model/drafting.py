@@ -8,6 +8,8 @@
   Implementations differ, output does not depend on it. `bonus` sees W + 1 sliding keys, `last` W.
 - A row that wants bias or penalties has them here too, with its own drafts so far as history; what
   the model never generates is not drafted, nor what would end a reply too early.
+- What a constraint forces takes the place of what the drafter says, which goes on from there; a row
+  whose drafts are all forced does not pass the drafter at all.
 - Lazy throughout: drafts feed the target's forward without passing the host.
 """
 
@@ -78,20 +80,21 @@ class Drafter:
         frontier: mx.array,
         rows: DrawRows,
         built: Callable[[mx.array], object],
+        forced: Sequence[Sequence[int]],
     ) -> Drafts:
         """Draft for `decodes`, at least one deeper than 0; `rows` describes the same rows first.
 
         frontier [slots, hidden]: the target's final-norm hidden row at each slot's last position.
-        built: called with each iteration's tokens, before the next one is built.
+        built: called with each iteration's tokens, before the next one is built. forced: of each
+        row the tokens that are its first drafts.
         """
-        order = sorted(range(len(decodes)), key=lambda i: -decodes[i].depth)
-        deepest = decodes[order[0]].depth
-        at = np.zeros((len(decodes), deepest), np.int32)
+        order = sorted(range(len(decodes)), key=lambda i: -decodes[i].iterations)
+        at = np.zeros((len(decodes), max(d.depth for d in decodes)), np.int32)
         drawn: list[mx.array] = []
         distributions: list[DraftDistribution | None] = []
         live: list[int] = []
-        for depth in range(deepest):
-            remaining = [i for i in order if decodes[i].depth > depth]
+        for depth in range(decodes[order[0]].iterations):
+            remaining = [i for i in order if decodes[i].iterations > depth]
             if len(remaining) != len(live):
                 attend, turns = self._view([decodes[i] for i in remaining])
                 if not live:
@@ -101,10 +104,17 @@ class Drafter:
             logits, hidden = self.assistant.step(self.target.embed(tokens), hidden, turns, attend)
             logits = without_ends(self.suppression.of_drafter(logits), rows, live, depth)
             tokens, distribution = draft(logits, rows, tuple(live), depth, drawn)
+            tokens = _with_forced(tokens, [forced[i][depth : depth + 1] for i in live])
             built(tokens)
             at[live, depth] = sum(t.size for t in drawn) + np.arange(len(live))
             drawn.append(tokens)
             distributions.append(distribution)
+        count = sum(t.size for t in drawn)
+        for i, row in enumerate(decodes):
+            if row.depth and not row.iterations:
+                at[i, : row.depth] = count + np.arange(row.depth)
+                drawn.append(mx.array(list(forced[i]), mx.int32))
+                count += row.depth
         return Drafts(mx.concatenate(drawn), at, tuple(distributions))
 
     def _inputs(
@@ -127,6 +137,14 @@ class Drafter:
         positions = np.array([d.start - self.back for d in decodes], np.int32)
         turns = self.assistant.turns(mx.array(positions), self.target.kernels)
         return (lambda kind, queries: histories[kind].attend(queries)), turns
+
+
+def _with_forced(tokens: mx.array, forced: Sequence[Sequence[int]]) -> mx.array:
+    """[n] drafts; forced: of each row the one that is known, or none."""
+    if not any(forced):
+        return tokens
+    known = mx.array([row[0] if row else -1 for row in forced], mx.int32)
+    return mx.where(known < 0, tokens, known)
 
 
 def packed_tokens(

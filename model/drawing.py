@@ -1,7 +1,8 @@
 """The rows that draw in a step: the decode rows, then the prompts that end in it, and their masks.
 
 - What is drawn behind a reply that was parked counts nowhere: it has no mask.
-- The host reads the drafts only where the masks of some row depend on which they are.
+- The host reads the drafts only where the masks of some row depend on which they are, and where it
+  does not know them: what a constraint forces it does.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def draw_rows(
         count and sampler.masks(depth)
         for sampler, depth, count in zip(samplers, depths, counts, strict=True)
     )
+    forced = tuple([d.forced for d in decodes] + [0] * len(firsts))
     tallies = tuple(sampler.tally for sampler in samplers)
     bounds = tuple(s.length.bounds if s.length is not None else None for s in samplers)
     return DrawRows(
@@ -47,12 +49,16 @@ def draw_rows(
         tallies if any(tallies) else (),
         masked if any(masked) else (),
         bounds if any(bounds) else (),
+        forced if any(forced) else (),
     )
 
 
 def follows_drafts(rows: DrawRows, samplers: Sequence[Sampler]) -> bool:
-    """Whether some mask depends on what was drafted."""
-    return any(samplers[row].follows(rows.depth[row]) for row in _masked(rows))
+    """Whether some mask depends on what the drafter drew."""
+    return any(
+        samplers[row].follows(rows.depth[row]) and _forced(rows, row) < rows.depth[row]
+        for row in _masked(rows)
+    )
 
 
 def step_masks(
@@ -66,9 +72,15 @@ def step_masks(
     held = []
     for row in _masked(rows):
         sampler, depth = samplers[row], rows.depth[row]
-        path = table[row, :depth].tolist() if table is not None and depth else []
+        path: Sequence[int] = sampler.forced[: _forced(rows, row)]
+        if table is not None and depth:
+            path = table[row, :depth].tolist()
         held.append(HeldRow(sampler.guide, sampler.length, depth, path))
     return packed_masks(masks.of_rows(held))
+
+
+def _forced(rows: DrawRows, row: int) -> int:
+    return rows.forced[row] if rows.forced else 0
 
 
 def _masked(rows: DrawRows) -> list[int]:

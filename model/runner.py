@@ -87,6 +87,7 @@ class Runner:
         config = pair.target_config
         self.target = PackedGemma4(pair.target, config.placeholders, pair.kernels)
         self.vocabulary = config.text.vocabulary
+        self._depth_max = depth_max
         self.dtype = self.target.text.norm.weight.dtype
         self.caches = LiveCaches(
             self.target.shapes,
@@ -165,7 +166,8 @@ class Runner:
         for d in ticket.decodes:
             tokens, logprobs = next(drawn)
             failure = self._samplers[d.slot].push(tokens)
-            decoded[d.slot] = Decoded(tokens, d.depth, logprobs, failure)
+            forced = self._forced(d.slot)
+            decoded[d.slot] = Decoded(tokens, d.depth, logprobs, failure, forced)
             transaction.commit(d.slot, len(tokens))
         prefilled = []
         told = self._read_scores(ticket)
@@ -175,11 +177,18 @@ class Runner:
                 tokens, logprobs = (), ()
             failure = self._samplers[p.slot].push(tokens)
             token = tokens[0] if tokens else None
-            prefilled.append(Prefilled(token, payload, logprobs, failure, scores))
+            forced = self._forced(p.slot) if p.draws else 0
+            prefilled.append(Prefilled(token, payload, logprobs, failure, scores, forced))
             transaction.commit(p.slot, len(p.tokens))
         return StepResult(
             tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
         )
+
+    def _forced(self, slot: int) -> int:
+        """How many tokens the slot's constraint forces next, as far as a round can draft them."""
+        if self.drafter is None:
+            return 0
+        return min(len(self._samplers[slot].forced), self._depth_max)
 
     def _read_scores(self, ticket: Ticket) -> list[tuple[TokenLogprobs, ...]]:
         asked = [self._samplers[p.slot].prompt_logprobs for p in ticket.plan.prefills]
@@ -275,7 +284,10 @@ class Runner:
         if not any(d.depth for d in decodes):
             return None
         assert self.drafter is not None and rows is not None, "a depth without a drafter"
-        drafts = self.drafter.run(decodes, self.frontier, rows, self._hand_over.start_early)
+        forced = [self._samplers[d.slot].forced[: d.forced] for d in decodes]
+        assert all(len(f) == d.forced for f, d in zip(forced, decodes, strict=True)), "too many"
+        early = self._hand_over.start_early
+        drafts = self.drafter.run(decodes, self.frontier, rows, early, forced)
         self._hand_over.start(drafts.tokens)  # in any case before the target's first layer
         return drafts
 

@@ -50,6 +50,11 @@ class Sampler:
         """Whether a round of so many drafts has masks."""
         return self.guide is not None or (self.length is not None and self.length.masks(depth))
 
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """Tokens that its constraint forces next, as Guide.forced."""
+        return () if self.guide is None else self.guide.forced
+
     def push(self, tokens: Sequence[int]) -> str:
         """Tokens that were committed. Why the reply cannot go on, "" where it can."""
         if self.tally is not None:

@@ -114,7 +114,8 @@ class DecodeRow:
     """One round of one sequence: draft `depth` tokens, verify [start, start + depth + 1).
 
     `token` is the bonus token, to be evaluated at position `start`. `index` counts the tokens drawn
-    so far: the first token this round draws is the index-th (0-based) of the reply.
+    so far: the first token this round draws is the index-th (0-based) of the reply. forced: of the
+    drafts those that its constraint forces, forced <= depth; which they are, the slot knows.
     """
 
     slot: int
@@ -122,6 +123,12 @@ class DecodeRow:
     token: int
     depth: int
     index: int
+    forced: int = 0
+
+    @property
+    def iterations(self) -> int:
+        """Of the drafter that the row takes part in: none where all its drafts are forced."""
+        return self.depth if self.depth > self.forced else 0
 
 
 @dataclass(frozen=True, slots=True)

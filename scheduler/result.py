@@ -3,6 +3,8 @@
 - Answers come in plan order, one per DecodeRow, PrefillSlice and Capture.
 - Payloads are fresh, evaluated, and owned by the receiver.
 - A `failure` ends its sequence and nobody else's: what it drew counts nowhere.
+- `forced`: how many tokens a constraint forces behind what was drawn, as far as a round can have
+  them for drafts. The device keeps which they are.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Decoded:
     drafted: int
     logprobs: tuple[TokenLogprobs, ...] = ()  # one for each token, where the sequence asked
     failure: str = ""  # why its constraint cannot be kept any further; for its client
+    forced: int = 0
 
     @property
     def accepted(self) -> int:
@@ -55,6 +58,7 @@ class Prefilled:
     logprobs: tuple[TokenLogprobs, ...] = ()  # the token's, where the sequence asked
     failure: str = ""  # as in Decoded
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()  # of the slice's `scored`
+    forced: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ ALLOWED = {
         "read_rows": WAIT,
         "_require_ids": HOST,
     },
-    "model/sampling/acceptance": {"_judge": HOST, "_committed": HOST},
+    "model/sampling/acceptance": {"_committed": HOST},
     "model/sampling/distribution": {
         **dict.fromkeys(("starts", "owners", "firsts", "gumbel", "coins"), HOST),
     },

@@ -54,7 +54,7 @@ from sapwood.scheduler.session_events import (
 )
 from sapwood.scheduler.stats import Stats
 
-FORMAT = 3
+FORMAT = 4
 
 HELD = "held"  # stands for any constraint: to the core all are alike
 
@@ -202,9 +202,16 @@ class RecordedCore(WithoutDisk):
         tokens = iter(self._ended(result, effects))
         self._write(
             now=now,
-            decoded=[[next(tokens), each.drafted, each.failure] for each in result.decoded],
+            decoded=[
+                [next(tokens), each.drafted, each.failure, each.forced] for each in result.decoded
+            ],
             prefilled=[
-                [None if each.token is None else next(tokens)[0], payload, each.failure]
+                [
+                    None if each.token is None else next(tokens)[0],
+                    payload,
+                    each.failure,
+                    each.forced,
+                ]
                 for each, payload in zip(result.prefilled, prefilled, strict=True)
             ],
             captured=captured,
@@ -306,7 +313,7 @@ def written(plan: StepPlan) -> list[Any]:
     """A plan as JSON: everything that it says, payloads by the spans that they have."""
     admits = [_admit(admit) for admit in plan.admits]
     captures = [[c.slot, c.start, c.end] for c in plan.captures]
-    decodes = [[d.slot, d.start, d.token, d.depth, d.index] for d in plan.decodes]
+    decodes = [[d.slot, d.start, d.token, d.depth, d.index, d.forced] for d in plan.decodes]
     prefills = [[p.slot, p.start, p.tokens, p.draws, p.capture, p.index] for p in plan.prefills]
     grows = [[grow.slot, grow.room] for grow in plan.grows]
     repoints = [[r.slot, [span(payload) for payload in r.path]] for r in plan.repoints]

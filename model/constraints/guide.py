@@ -7,6 +7,8 @@
 - A matcher that fails looks like one that is finished: it is asked after each step, and a guide
   whose matcher failed says so for good.
 - A round's path is looked at without moving: masks belong to drafts that may be rejected.
+- Where a text can go on in one way only its bytes are certain, and its tokens are not: a mask has
+  every token that begins these bytes. So what is forced is drafted, and drawn as all else is.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from sapwood.model.constraints.matching import problem_of
 
 MaskRows = npt.NDArray[np.int32]  # [places, words]
 _LOST = "the constraint cannot be followed any further"
+# A round drafts a few tokens of them; made into tokens a long constant would cost a step's time.
+FORCED_BYTES_MAX = 512
 
 
 class Stage(Enum):
@@ -61,12 +65,20 @@ class Guide:
         self._matcher = constraint.matcher()
         self._taken: list[int] = []  # by the matcher
         self._stage = self._begin(prompt)
+        self._forced: tuple[int, ...] | None = None  # not asked since the last push
         self.failure = ""
         self.push(reply)
 
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """The tokens that come next if what is certain to come is written as is usual."""
+        if self._forced is None:
+            self._forced = self._look_ahead()
+        return self._forced
+
     def push(self, tokens: Sequence[int]) -> None:
         """Tokens that were committed. What stands behind one that ends the reply is nobody's."""
-        at = 0
+        at, self._forced = 0, None
         while at < len(tokens) and self._stage is not Stage.ENDED and not self.failure:
             if self._stage is Stage.BEFORE and tokens[at] != self._control.channel_start:
                 self._stage = Stage.HELD
@@ -113,6 +125,13 @@ class Guide:
         """After masks were computed: whether the matcher still knows."""
         if not self.failure and problem_of(self._matcher):
             self.failure = _LOST
+
+    def _look_ahead(self) -> tuple[int, ...]:
+        if self._stage is not Stage.HELD or self.failure:
+            return ()
+        if len(self._matcher.compute_ff_bytes()) > FORCED_BYTES_MAX:
+            return ()
+        return tuple(self._matcher.compute_ff_tokens())
 
     def _begin(self, prompt: Sequence[int]) -> Stage:
         if self._constraint.talks:

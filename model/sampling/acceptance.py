@@ -8,6 +8,8 @@
   decoding", 2024).
 - Unseeded rows: exact rejection sampling. Accept with min(1, p / q); on the first rejection draw
   from max(p - q, 0) renormalised; past a full run from p (Leviathan et al., 2023).
+- Forced drafts, which nobody drew: as of seeded rows, with the row's own noise. That is rejection
+  sampling of a point mass, p(draft) being the chance that the target's own draw is the draft.
 - Constrained rows: the target's logits are masked at every place, the drafter's are not. A draft
   that its mask rules out has no mass under p, so both rules reject it there, and no place behind
   it counts, whatever its mask says.
@@ -48,7 +50,8 @@ def verify(
 
     logits: [N, V], N = sum(depth + 1): flat row i of a row predicts the token after its i-th input.
     drafts: int32 [B, K], anything beyond a row's own depth; may be None where K is 0.
-    drawn_from[j] covers every unseeded row that drafted position j: what its draft was drawn from.
+    drawn_from[j] covers every unseeded row that drafted position j, but where the draft is forced:
+    what its draft was drawn from.
     masks: uint8 [places of constrained rows, bytes], as `masked` takes them.
 
     Columns [0, n]: the accepted drafts, then the newly drawn token; after them anything.
@@ -117,7 +120,7 @@ def _judge(
     owners, offsets = rows.owners[flat], rows.offsets[flat]
     target = distribution_of(logits, Filters.of(rows.table[owners]), reach)
     scores, held = target.log_probs, None
-    contested = ~rows.seeded[owners] & (offsets < np.asarray(rows.depth)[owners])
+    contested = _contested(rows)[flat]
     if contested.any():
         assert proposed is not None
         drafted = _drafted_probs(target, drawn_from, rows, flat, contested)
@@ -132,6 +135,15 @@ def _judge(
         return tokens, None
     agreed = tokens == proposed
     return tokens, agreed if held is None else mx.where(mx.array(contested), held, agreed)
+
+
+def _contested(rows: DrawRows) -> np.ndarray:
+    """[N] bool: the places whose draft was drawn from a distribution that it is judged by."""
+    depths = np.array(rows.depth, np.int32)
+    forced = np.array(rows.forced or (0,) * len(depths), np.int32)
+    drawn = (forced[rows.owners] <= rows.offsets) & (rows.offsets < depths[rows.owners])
+    contested: np.ndarray = drawn & ~rows.seeded[rows.owners]
+    return contested
 
 
 def _drafted_probs(

@@ -89,6 +89,7 @@ class DrawRows:
     [starts[b], starts[b] + depth[b] + 1). tallies: one for each row with bias or penalties, None
     for the others; () where there are only others. constrained: whether a row has masks, () where
     none has. bounds: of rows whose length has some, None for the others, () where none has.
+    forced: how many of a row's drafts nobody drew, the first of them; () where all were drawn.
     """
 
     samplings: tuple[Sampling, ...]
@@ -97,6 +98,7 @@ class DrawRows:
     tallies: tuple[Tally | None, ...] = ()
     constrained: tuple[bool, ...] = ()
     bounds: tuple[ReplyBounds | None, ...] = ()
+    forced: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.samplings) == len(self.depth) == len(self.index) > 0

@@ -147,7 +147,8 @@ class Core(Intake):
         if decoded.failure:
             self._break(sequence, now, decoded.failure)
             return
-        self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted)
+        self._depth.observe_row(sequence.drafting, decoded.drafted, decoded.accepted, row.forced)
+        sequence.forced_drafts = decoded.forced
         emitted = sequence.reply.push_round(decoded)
         sequence.evaluated += emitted
         self._meters.count_round(decoded.drafted, min(emitted, decoded.accepted))
@@ -166,6 +167,7 @@ class Core(Intake):
             sequence, payload, self._steps, turn_end=whole
         )
         sequence.evaluated = piece.end
+        sequence.forced_drafts = prefilled.forced
         self._count_slice(sequence, piece, prefilled.prompt_logprobs)
         if prefilled.failure:
             self._break(sequence, now, prefilled.failure)

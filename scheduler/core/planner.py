@@ -15,14 +15,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sapwood.scheduler.core.claims import Claims
 from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
-from sapwood.scheduler.core.slicing import Slicing
+from sapwood.scheduler.core.slicing import Slicing, shape_of
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import (
     Admit,
@@ -62,12 +62,9 @@ class PlannedStep:
     @property
     def shape(self) -> StepShape:
         """What its cost depends on."""
-        plan, depths = self.plan, [row.depth for row in self.plan.decodes]
-        return StepShape(
-            rows=len(depths),
-            drafted=sum(depths),
-            iterations=max(depths, default=0),
-            context_tokens=sum(row.start for row in plan.decodes),
+        plan = self.plan
+        return replace(
+            shape_of(plan.decodes),
             reading=Reading.of((p.start, len(p.tokens)) for p in plan.prefills),
             copied=bool(plan.captures or plan.grows or plan.pack)
             or any(a.target for a in plan.admits),
@@ -225,8 +222,8 @@ class Planner:
         rows = [self._row(sequence) for sequence in decoding]
         depths = self._depth.choose(rows, reads=reads)
         return tuple(
-            DecodeRow(s.slot, s.evaluated, s.reply.tokens[-1], depth, s.emitted)
-            for s, depth in zip(decoding, depths, strict=True)
+            DecodeRow(s.slot, s.evaluated, s.reply.tokens[-1], depth, s.emitted, row.forced)
+            for s, row, depth in zip(decoding, rows, depths, strict=True)
         )
 
     def _row(self, sequence: Sequence) -> Row:
@@ -235,7 +232,8 @@ class Planner:
         pinned = sequence.request.depth
         if pinned is not None:
             pinned = min(pinned, depth_max)
-        return Row(sequence.drafting, depth_max, sequence.evaluated, pinned)
+        forced = min(sequence.forced_drafts, depth_max if pinned is None else pinned)
+        return Row(sequence.drafting, depth_max, sequence.evaluated, pinned, forced)
 
     def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[tuple[Admit, ...], int]:
         """Lend what is restored, now that nothing of this plan evicts any more.

@@ -79,6 +79,7 @@ class Sequence:
         "expires_at",
         "first_token_at",
         "forced",
+        "forced_drafts",
         "lease",
         "match",
         "match_version",
@@ -147,6 +148,7 @@ class Sequence:
         self.demand = Demand.of(request, facts)
         self.parks = 0
         self.forced = 0  # of these, however short it had its row
+        self.forced_drafts = 0  # tokens that its constraint forces next
         self.evaluated = 0
         self.cached = 0
         self.causes: tuple[tuple[str, int], ...] = ()  # why [cached, P) is computed: (why, until)
@@ -236,6 +238,7 @@ class Sequence:
         """
         self.parks += 1
         self.forced += forced
+        self.forced_drafts = 0
         self.slot = -1
         self.prefix = (*self.request.prompt, *self.reply.tokens[:-1])
         self.packed = pack(self.prefix)

@@ -39,6 +39,17 @@ def paced_share(itl_target: float) -> float:
     return max(RESERVED, 1.0 - 1.0 / itl_target)
 
 
+def shape_of(decodes: abc.Sequence[DecodeRow]) -> StepShape:
+    """What decode rows cost. Forced drafts are tokens like the rows' own: no drafter drew them."""
+    drafted = sum(row.iterations for row in decodes)
+    return StepShape(
+        rows=sum(row.depth + 1 for row in decodes) - drafted,
+        drafted=drafted,
+        iterations=max((row.iterations for row in decodes), default=0),
+        context_tokens=sum(row.start for row in decodes),
+    )
+
+
 class Slicing:
     """Asked once in a plan, behind the choice of depths."""
 
@@ -84,12 +95,10 @@ class Slicing:
         decoding: abc.Sequence[Sequence],
         decodes: abc.Sequence[DecodeRow],
     ) -> SliceRoom:
-        limits, depths = self._limits, [row.depth for row in decodes]
-        tokens = prefill_budget(len(depths) + sum(depths), limits.prefill_tokens_max)
+        limits, shape = self._limits, shape_of(decodes)
+        tokens = prefill_budget(shape.tokens, limits.prefill_tokens_max)
         if not decodes:
             return SliceRoom(UNBOUNDED_S, tokens, limits.prefill_slices_max)
-        context = sum(row.start for row in decodes)
-        shape = StepShape(len(depths), sum(depths), max(depths), context)
         rows_s = self._cost.decode_s(shape)
         share = self._share(prefilling, decoding)
         least = least_tokens(limits.prefill_tokens_max)

@@ -6,6 +6,8 @@
   tokens, of the largest so far. So the first steps of a process go up from plain decoding, and what
   a deep round costs is not found out by one.
 - Where no row is free to choose, nothing is reckoned, and little learned.
+- What a constraint forces is drafted in any case, and is no news: of such a round only drafts of
+  the drafter are learned from, and to the account of trials it gave what was expected of it.
 - A step that reads prompts too has the depths that it would have without: what its slices take is
   decided by what its rows take then (core/slicing), and deeper rounds would come out of the slices.
 - Deterministic: no randomness, no clock; the core measures a step from its plan to its commit.
@@ -33,20 +35,25 @@ SELDOM = 4  # of so many plain steps in which nobody chose one is learned from, 
 class Drafting:
     """What the policy remembers of one sequence."""
 
-    __slots__ = ("acceptance",)
+    __slots__ = ("acceptance", "expected")
 
     def __init__(self, depth_max: int) -> None:
         self.acceptance = Acceptance(depth_max, SEQUENCE_RATE)
+        self.expected = 1.0  # tokens of its newest round, had none been forced
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One decoding sequence of the step: at most `depth_max` drafts, exactly `pinned` if given."""
+    """One decoding sequence of the step: at most `depth_max` drafts, exactly `pinned` if given.
+
+    forced: of them the first so many are forced, no more than it may have.
+    """
 
     drafting: Drafting
     depth_max: int
     context_tokens: int
     pinned: int | None = None
+    forced: int = 0
 
     @property
     def limit(self) -> int:
@@ -65,7 +72,7 @@ class DepthPolicy:
         self.cost = StepCost()  # of all steps, with a drafter and without
         self._exploration = Exploration()
         self._chosen: list[int] = []  # for the newest step, if any row was free
-        self._emitted = 0  # by the rows of the newest step
+        self._emitted = 0.0  # by the rows of the newest step
         self._chose = False  # whether any row of the newest step was free
         self._steps = 0
 
@@ -77,7 +84,12 @@ class DepthPolicy:
         """One depth per row. reads: the step has slices of prompts too."""
         self.parked_rows = 0
         self._exploration.settle(self._emitted)
-        self._emitted = 0
+        self._emitted = 0.0
+        depths = self._drafter_depths(rows, reads)
+        return [max(depth, row.forced) for row, depth in zip(rows, depths, strict=True)]
+
+    def _drafter_depths(self, rows: Sequence[Row], reads: bool) -> list[int]:
+        """As if nothing were forced."""
         free = any(row.limit and row.pinned is None for row in rows)
         self._chose = free
         if not free:
@@ -92,17 +104,22 @@ class DepthPolicy:
         if self.cost.surprised and len(self._chosen) == len(rows):
             self._chosen = [_near(d, row) for d, row in zip(self._chosen, rows, strict=True)]
             self._exploration.repeat(search, best, self._chosen)
-            return self._chosen
-        plain = not reads and all(row.pinned is None for row in rows)
-        limits = [row.limit for row in rows]
-        self._chosen = self._exploration.tried(search, best, limits, reach, plain)
+        else:
+            plain = not reads and all(row.pinned is None for row in rows)
+            limits = [row.limit for row in rows]
+            self._chosen = self._exploration.tried(search, best, limits, reach, plain)
+        for row, tokens in zip(rows, search.row_tokens(self._chosen), strict=True):
+            row.drafting.expected = tokens
         return self._chosen
 
-    def observe_row(self, drafting: Drafting, drafted: int, accepted: int) -> None:
-        """A round verified `drafted` drafts and accepted the first `accepted`."""
-        self._emitted += accepted + 1
+    def observe_row(self, drafting: Drafting, drafted: int, accepted: int, forced: int = 0) -> None:
+        """A round verified `drafted` drafts and accepted the first `accepted`.
+
+        forced: of the drafts those that no drafter drew.
+        """
+        self._emitted += drafting.expected if forced else accepted + 1
         before = ACCEPTANCE_START
-        for position in range(min(drafted, accepted + 1)):
+        for position in range(forced, min(drafted, accepted + 1)):
             hit = position < accepted
             if self._model.counts[position]:
                 before = self._model.values[position]

@@ -42,7 +42,7 @@ class Exploration:
         self._first = 0  # the row that tries first where not all do
         self._worth: tuple[float, float] | None = None  # of a trial under way, and of a usual step
 
-    def settle(self, emitted: int) -> None:
+    def settle(self, emitted: float) -> None:
         """The last step emitted so many tokens."""
         if self._worth is None:
             return

@@ -62,8 +62,11 @@ class Search:
 
     def tokens(self, depths: Sequence[int]) -> float:
         """That a step with these depths is expected to give."""
-        drafted = [sum(g[:depth]) for g, depth in zip(self._gains, depths, strict=True)]
-        return len(depths) + sum(drafted)
+        return sum(self.row_tokens(depths))
+
+    def row_tokens(self, depths: Sequence[int]) -> list[float]:
+        """The same of each row."""
+        return [1.0 + sum(g[:depth]) for g, depth in zip(self._gains, depths, strict=True)]
 
     def worth(self, depths: Sequence[int]) -> float:
         """The tokens that the best would give in the seconds that these depths take."""

@@ -2,7 +2,8 @@
 
 - A slot is the log of the tokens it has evaluated. Restored, captured and evaluated tokens are
   real, so wrong content shows in what is drawn next: the toy target hashes the whole log.
-- The toy drafter agrees with the target with a set probability, also decided by a hash.
+- The toy drafter agrees with the target with a set probability, also decided by a hash. A toy
+  constraint changes nothing but that it forces tokens here and there, which nearly always agree.
 - Asserted: slot ownership, contiguous positions, complete windows, bonus tokens, draw counts,
   captures within what a ring still holds, the step's prefill budget, that what a slot refers to
   lies where it was told last, and that nothing is written past the room that a slot was given.
@@ -95,6 +96,8 @@ class Slot:
     known: int | None = None  # drawn before it was parked, and not to be drawn again
     bounds: ReplyBounds | None = None
     prompt_logprobs: int = 0
+    held: bool = False  # to a constraint
+    forced: int = 0  # drafts of the next round, as the core was told
 
     def append(self, token: int) -> None:
         assert len(self.log) < self.room, f"past the room for {self.room}"
@@ -163,7 +166,7 @@ class FakeDevice:
 
     def seconds(self, plan: StepPlan) -> float:
         """What the plan costs on this device: linear, so that a policy can learn it."""
-        depth = max((row.depth for row in plan.decodes), default=0)
+        depth = max((row.iterations for row in plan.decodes), default=0)
         return 0.010 + 0.0005 * plan.tokens + 0.001 * depth
 
     def _check_shape(self, plan: StepPlan) -> None:
@@ -197,6 +200,7 @@ class FakeDevice:
             known=admit.reply[-1] if admit.reply else None,
             bounds=admit.bounds,
             prompt_logprobs=admit.prompt_logprobs,
+            held=admit.constraint is not None,
         )
         needed = max(0, admit.target - self.facts.window_tokens)
         window: dict[int, int] = {}
@@ -242,10 +246,11 @@ class FakeDevice:
             return Prefilled(None, payload, prompt_logprobs=scores)
         if slot.known is not None:
             slot.bonus = slot.known
-            return Prefilled(None, payload, prompt_logprobs=scores)
+            return Prefilled(None, payload, prompt_logprobs=scores, forced=self._force(slot))
         slot.bonus, slot.drawn = slot.draw(0), 1
         told = toy_logprobs([slot.bonus], slot.top_logprobs)
-        return Prefilled(slot.bonus, payload, told, prompt_logprobs=scores)
+        forced = self._force(slot)
+        return Prefilled(slot.bonus, payload, told, prompt_logprobs=scores, forced=forced)
 
     def _decode(self, row: DecodeRow) -> Decoded:
         slot = self.slots[row.slot]
@@ -254,16 +259,27 @@ class FakeDevice:
         assert slot.drawn == row.index, f"index {row.index} after {slot.drawn} draws"
         assert row.start + row.depth + 1 <= slot.tokens_max, f"S3: {row} past {slot.tokens_max}"
         assert row.start + row.depth + 1 <= slot.room, f"M1: {row} past the room for {slot.room}"
+        assert row.forced <= min(row.depth, slot.forced), f"{slot.forced} are forced: {row}"
         slot.append(row.token)
         self.evaluated_tokens += row.depth + 1
         accepted: list[int] = []
-        while len(accepted) < row.depth and self._agrees(slot.states[-1]):
+        while len(accepted) < row.depth and self._agrees(
+            slot.states[-1], 0.95 if len(accepted) < row.forced else self.quality
+        ):
             accepted.append(slot.draw(row.index + len(accepted)))
             slot.append(accepted[-1])
         slot.bonus = slot.draw(row.index + len(accepted))
         slot.drawn += len(accepted) + 1
         tokens = (*accepted, slot.bonus)
-        return Decoded(tokens, row.depth, toy_logprobs(tokens, slot.top_logprobs))
+        told = toy_logprobs(tokens, slot.top_logprobs)
+        return Decoded(tokens, row.depth, told, forced=self._force(slot))
 
-    def _agrees(self, state: int) -> bool:
-        return (mix(state, 9999) >> 13) % 1000 < 1000 * self.quality
+    def _agrees(self, state: int, quality: float) -> bool:
+        return (mix(state, 9999) >> 13) % 1000 < 1000 * quality
+
+    def _force(self, slot: Slot) -> int:
+        """What is told to be forced behind what was drawn."""
+        chance = (mix(slot.states[-1], 777) >> 11) % 20
+        if slot.held and self.facts.has_drafter:
+            slot.forced = min(chance, self.limits.draft_depth_max) if chance < 12 else 0
+        return slot.forced

@@ -175,8 +175,10 @@ def _result(core: Core, plan: StepPlan, line: dict[str, Any]) -> StepResult:
     """Log-probabilities are due where a request asked for them; nothing is planned by them."""
     asked = {s.slot: bool(s.request.top_logprobs) for s in core._roster.live.values()}
     decoded = [
-        Decoded(tuple(tokens), drafted, _logprobs(len(tokens) * asked[row.slot]), failure)
-        for row, (tokens, drafted, failure) in zip(plan.decodes, line["decoded"], strict=True)
+        Decoded(tuple(tokens), drafted, _logprobs(len(tokens) * asked[row.slot]), failure, forced)
+        for row, (tokens, drafted, failure, forced) in zip(
+            plan.decodes, line["decoded"], strict=True
+        )
     ]
     prefilled = [
         Prefilled(
@@ -185,8 +187,11 @@ def _result(core: Core, plan: StepPlan, line: dict[str, Any]) -> StepResult:
             _logprobs((token is not None) * asked[piece.slot]),
             failure,
             _logprobs(len(piece.scored)),
+            forced,
         )
-        for piece, (token, payload, failure) in zip(plan.prefills, line["prefilled"], strict=True)
+        for piece, (token, payload, failure, forced) in zip(
+            plan.prefills, line["prefilled"], strict=True
+        )
     ]
     captured = tuple(_span(payload) for payload in line["captured"])
     return StepResult(tuple(decoded), tuple(prefilled), captured)

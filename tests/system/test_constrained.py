@@ -89,6 +89,45 @@ def test_the_same_reply_at_any_depth_alone_and_in_company(name: str) -> None:
     stack.close()
 
 
+FIXED = "".join(f'"{name} of the thing":' for name in ("size", "colour", "weight", "price"))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SEEDED, UNSEEDED], ids=["greedy", "seeded", "drawn"])
+def test_what_is_forced_costs_no_drafter(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a whole text is certain it takes a few rounds and hardly a draft of the drafter's.
+
+    Hardly: a model may spell what is certain in its own way, and a round of it is then short.
+    """
+    stack = Stack(pair(DEMO), LIMITS)
+    assert stack.runner.drafter is not None
+    assistant = stack.runner.drafter.assistant
+    step, iterations = assistant.step, 0
+
+    def counted(*of: Any) -> Any:
+        nonlocal iterations
+        iterations += 1
+        return step(*of)
+
+    monkeypatch.setattr(assistant, "step", counted)
+    options: dict[str, Any] = {"ignore_eos": False, "sampling": sampling}
+    constraint = held(DEMO, f"{FIXED}[0-9]", "regex")
+    found = {}
+    for depth in (0, 8, None):
+        stream = stack.generate(prompts(DEMO)[0], 90, depth=depth, constraint=constraint, **options)
+        assert said(DEMO, stream.tokens).startswith(FIXED)
+        found[depth] = stream.finished.usage
+        if sampling.seeded or not sampling.temperature:
+            assert stream.tokens == stack.streams[0].tokens
+    assert found[0].rounds == found[0].draft_tokens == 0
+    for usage in (found[8], found[None]):
+        assert usage.accepted_tokens > 0.7 * usage.completion_tokens > 0
+        assert usage.decode_steps < 0.5 * found[0].decode_steps
+    assert iterations < 0.5 * (found[8].draft_tokens + found[None].draft_tokens)
+    stack.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_greedy_token_is_the_best_that_an_independent_matcher_allows(name: str) -> None:
     stack = Stack(pair(name), LIMITS)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sapwood.model.constraints.constraint import Constraint
-from sapwood.model.constraints.guide import Guide
+from sapwood.model.constraints.guide import FORCED_BYTES_MAX, Guide
 from sapwood.model.constraints.spec import ConstraintSpec
 from sapwood.model.constraints.step_masks import StepMasks
 from tests.model.constraints.toy import (
@@ -173,3 +173,45 @@ def test_required_calls_are_all_that_is_said(once: bool, again: set[int], masks:
     assert allowed(guide, masks) == [{CALL}]
     guide.push(BLOCK)
     assert allowed(guide, masks) == [ENDS | again]
+
+
+def test_what_is_forced_is_what_must_come_and_legal(masks: StepMasks) -> None:
+    guide = Guide(schema(ORDER), ())
+    assert guide.forced == tuple(encode('{"n":'))
+    for token in guide.forced:
+        (choices,) = allowed(guide, masks)
+        assert token in choices
+        guide.push([token])
+    assert guide.forced == ()  # a number may begin with any digit
+    guide.push(encode("1"))
+    assert guide.forced == ()
+    guide.push(encode(","))
+    assert guide.forced == tuple(encode('"s":'))  # a token may hold the quote and what follows
+    guide.push(encode('"s":"x"'))
+    assert guide.forced == tuple(encode("}"))
+    guide.push(encode("}"))
+    assert guide.forced == ()  # ends are never fed to a matcher
+    guide.push([EOS])
+    assert guide.forced == ()
+
+
+def test_nothing_is_forced_where_no_matcher_holds_or_knows(masks: StepMasks) -> None:
+    thinking = Guide(schema(ORDER, thinks=True), ())
+    assert thinking.forced == ()  # a thought may come first
+    thinking.push([CHANNEL, *encode("x"), CHANNEL_END])
+    assert thinking.forced == tuple(encode('{"n":'))
+    called = Guide(built(AUTO), ())
+    assert called.forced == ()  # free text
+    called.push(BLOCK[:3])
+    assert called.forced == tuple(BLOCK[3 : 3 + len(called.forced)]) != ()
+    lost = Guide(schema(ORDER), ())
+    lost.push(encode("["))
+    assert lost.failure and lost.forced == ()
+
+
+def test_of_a_long_constant_only_the_end_is_made_into_tokens() -> None:
+    text = "x" * (FORCED_BYTES_MAX + 10)
+    guide = Guide(built(ConstraintSpec("regex", text)), ())
+    assert guide.forced == ()
+    guide.push(encode("x" * 10))
+    assert guide.forced == tuple(encode("x" * FORCED_BYTES_MAX))

@@ -91,6 +91,18 @@ def point_drafter(successors: np.ndarray) -> Drafter:
     return propose
 
 
+def forced_then(count: int, successors: np.ndarray, drafter: Drafter) -> Drafter:
+    """For the first `count` drafts successors[last], drawn from nothing; then as `drafter` does."""
+    known = mx.array(successors.astype(np.int32))
+
+    def propose(
+        rows: DrawRows, said: Sequence[mx.array], subset: Sequence[int]
+    ) -> tuple[mx.array, DraftDistribution | None]:
+        return (known[said[-1]], None) if len(said) <= count else drafter(rows, said, subset)
+
+    return propose
+
+
 def propose_all(
     rows: DrawRows, last: np.ndarray, drafter: Drafter
 ) -> tuple[mx.array | None, list[DraftDistribution | None]]:
@@ -127,11 +139,13 @@ def generate(
     count: int,
     first: int | Sequence[int] = 0,
     allowed: np.ndarray | None = None,
+    forced: int = 0,
 ) -> tuple[np.ndarray, float]:
     """The first `count` tokens of every row, [B, count], and accepted / drafted.
 
     depth(row, tokens so far) is a row's draft depth in its next round. `first` is the prompt.
-    allowed: bool [V, V], the tokens that may follow each, as a constraint's masks say it.
+    allowed: bool [V, V], the tokens that may follow each, as a constraint's masks say it. forced:
+    how many of the first drafts of a round nobody drew.
     """
     total = len(samplings)
     prompts = np.broadcast_to(first, total).tolist()
@@ -149,6 +163,7 @@ def generate(
             tuple(length[live].tolist()),
             tuple(tallies[b] for b in live) if any(tallies) else (),
             () if allowed is None else (True,) * len(live),
+            forced=(forced,) * len(live) if forced else (),
         )
         drafts, distributions = (
             (None, []) if drafter is None else propose_all(rows, last[live], drafter)
@@ -219,6 +234,7 @@ def joint_p_value(
     depth: int,
     first: int,
     allowed: np.ndarray | None = None,
+    forced: int = 0,
 ) -> float:
     """Replies of three tokens to requests that differ in their noise, against one distribution.
 
@@ -233,6 +249,7 @@ def joint_p_value(
             3,
             first,
             allowed,
+            forced,
         )
         for at in range(0, len(samplings), 20_000)
     ]

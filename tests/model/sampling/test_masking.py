@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,7 @@ from sapwood.model.sampling.distribution import DrawRows
 from sapwood.model.sampling.masking import masked, packed_masks
 from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling import markov
-from tests.model.sampling.markov import Drafter, generate, table_drafter
+from tests.model.sampling.markov import Drafter, forced_then, generate, table_drafter
 
 VOCABULARY, FIRST = 16, 3
 RNG = np.random.default_rng(30)
@@ -69,6 +70,47 @@ def test_s2_notices_where_masks_are_left_out(
 ) -> None:
     monkeypatch.setattr(product, "masked", broken)
     assert joint_p_value("temperature", "good", 2, seeded=False, rows=10_000) < 1e-4
+
+
+# The usual spelling of what is certain: often the target's own choice, and often not.
+USUAL = np.where(ALLOWED, GOOD, -np.inf).argmax(axis=1)
+LEGAL_AT_TIMES = RNG.integers(0, VOCABULARY, VOCABULARY)
+
+
+def forced_p_value(forced: int, usual: np.ndarray, depth: int, *, seeded: bool) -> float:
+    drawn = [
+        replace(SAMPLINGS["temperature"], seeded=seeded, noise_key=key) for key in range(10_000)
+    ]
+    drafter = forced_then(forced, usual, DRAFTERS["good"])
+    return markov.joint_p_value(TABLE, drawn, drafter, depth, FIRST, ALLOWED, forced)
+
+
+@pytest.mark.parametrize(
+    ("usual", "forced", "depth", "seeded"),
+    [
+        (USUAL, 2, 2, False),
+        (LEGAL_AT_TIMES, 1, 3, False),
+        pytest.param(LEGAL_AT_TIMES, 2, 2, False, marks=pytest.mark.long),
+        pytest.param(USUAL, 2, 3, True, marks=pytest.mark.long),
+    ],
+    ids=["all", "the first of three", "all, at times illegal", "two of three, seeded"],
+)
+def test_s2_forced_drafts_are_drawn_as_all_else(
+    usual: np.ndarray, forced: int, depth: int, seeded: bool
+) -> None:
+    """Nobody drew them, so there is nothing to weigh them by; what comes out is the target's."""
+    assert forced_p_value(forced, usual, depth, seeded=seeded) > 1e-4
+
+
+def test_s2_notices_where_forced_drafts_are_taken_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = product._judge
+
+    def taken(*of: Any) -> tuple[mx.array, mx.array | None]:
+        tokens, agreed = judge(*of)
+        return tokens, None if agreed is None else mx.ones_like(agreed)
+
+    monkeypatch.setattr(product, "_judge", taken)
+    assert forced_p_value(2, USUAL, 2, seeded=False) < 1e-4
 
 
 def test_s5_under_masks_seeded_and_greedy_tokens_do_not_depend_on_depth() -> None:
