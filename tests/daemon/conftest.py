@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -101,6 +101,20 @@ async def running(
         daemon.drain()
         daemon.drain()
         await daemon.stop()
+
+
+@contextmanager
+def on_own_loop(
+    served: AbstractAsyncContextManager[Running],
+) -> Iterator[tuple[asyncio.AbstractEventLoop, Running]]:
+    """A daemon for tests that are no coroutines: hypothesis calls them many times each."""
+    loop = asyncio.new_event_loop()
+    run = loop.run_until_complete(served.__aenter__())
+    try:
+        yield loop, run
+    finally:
+        loop.run_until_complete(served.__aexit__(None, None, None))
+        loop.close()
 
 
 def prompt_of(*ids: int, **fields: Any) -> pb.GenerateRequest:
