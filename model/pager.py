@@ -14,6 +14,7 @@ import mlx.core as mx
 from sapwood.cache.arrays.live_caches import LayerShape, LiveCaches
 from sapwood.cache.arrays.paging import copy_out, paged_in, stored_shape
 from sapwood.cache.arrays.ranges import EdgePayload
+from sapwood.cache.prefix.blocks import Storage
 from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.disk import PageOut
@@ -24,8 +25,9 @@ _DTYPE_NAMES = {mx.float32: "F32", mx.bfloat16: "BF16", mx.float16: "F16"}
 class Pager:
     """Copies K/V between the tree's payloads and the host, for one model's live caches."""
 
-    def __init__(self, caches: LiveCaches) -> None:
-        self._caches = caches
+    def __init__(self, caches: LiveCaches, storage: Storage = "exact") -> None:
+        """storage: how the folder has it."""
+        self._caches, self._storage = caches, storage
 
     @property
     def dtype_name(self) -> str:
@@ -41,13 +43,13 @@ class Pager:
         """A block's K/V of one kind; as much of the device's memory has to be free."""
         path = cast("tuple[EdgePayload, ...]", order.path)
         ranges = [each.full if order.file.kind == "full" else each.sliding for each in path]
-        return copy_out(ranges, order.block.start, order.block.end)
+        return copy_out(ranges, order.block.start, order.block.end, self._storage)
 
     def paged_in(self, start: int, end: int, kv: Mapping[Kind, Sequence[memoryview]]) -> Payload:
         """What was read of tokens [start, end), by kind and block: room is held for it."""
         layers = {kind: self._layers_of(kind) for kind in kv}
         caches = self._caches
-        kept = caches.dtype, caches.page_bytes, caches.copies
+        kept = caches.dtype, caches.page_bytes, caches.copies, self._storage
         return paged_in(start, end, kv, layers, *kept)
 
     def _layers_of(self, kind: Kind) -> list[LayerShape]:

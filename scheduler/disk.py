@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from sapwood.cache.prefix.blocks import Block, Names
@@ -54,6 +55,15 @@ class Erase:
 
     files: tuple[DiskFile, ...] | None
     id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForgottenPath:
+    """Tokens under a root that nobody is to find on disk behind the first `kept` of them."""
+
+    root: bytes
+    tokens: array[int]
+    kept: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +125,27 @@ class DiskFailed:
     """The folder cannot be written to or read from: from now on there is memory alone."""
 
 
-DiskReport = PagedIn | Written | Erased | DiskFailed
+@dataclass(frozen=True, slots=True)
+class FilesFound:
+    """Files that lie in the folder: least recently used first, in each report and over all.
+
+    budget_bytes: what may be written yet, with the last of them; None: more come.
+    """
+
+    files: tuple[DiskFile, ...]
+    budget_bytes: int | None = None
+
+
+DiskReport = PagedIn | Written | Erased | DiskFailed | FilesFound
 
 
 @dataclass(frozen=True, slots=True)
 class DiskFolder:
     """A folder as it was found, for the core to own. bytes_a_day: that may be written.
 
-    budget_bytes: what of it is left.
+    budget_bytes: what of it is left. loading: what lies in it is told of by FilesFound. tenants:
+    as Names says them, of all who may come; None: nobody knows them all. kv_share: bytes of K/V on
+    disk ÷ as the tree holds it, as a fraction.
     """
 
     names: Names
@@ -130,6 +153,16 @@ class DiskFolder:
     bytes_a_day: int
     budget_bytes: int
     failed: bool = False
+    loading: bool = False
+    tenants: frozenset[bytes] | None = None
+    kv_share: tuple[int, int] = 1, 1
+
+
+def kv_on_disk(kv_bytes: int, share: tuple[int, int]) -> int:
+    """What so many bytes of K/V take there (DiskFolder.kv_share), which has to be whole."""
+    part, rest = divmod(kv_bytes * share[0], share[1])
+    assert not rest, f"{kv_bytes} bytes x {share}"
+    return part
 
 
 DISK_STATES = ("off", "ok", "degraded")

@@ -3,7 +3,7 @@
 - Commands arrive through the inbox in order; effects leave once per step.
 - A sequence id is drawn by the daemon and is unique for the process; clients never choose it.
 - Exactly one Finished, Pinned or Failed per sequence, and nothing of that sequence after it.
-- Unpin, Clear and commands of sessions are answered once each, under the id that they came with.
+- Unpin, Clear, Forget and commands of sessions are answered once each, under their own id.
 - A reply that is resumed is told of under the id of who resumed it last.
 """
 
@@ -158,7 +158,21 @@ class Clear:
     tokens: tuple[int, ...] = ()
 
 
-Command = Submit | Cancel | Drain | Unpin | Clear | DiskReport | ResumeReply | SessionCommand
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Leave nothing of a principal that may not come any more; answered by Cleared.
+
+    root: where its prefixes lie, with nobody else's; None: others have that root too.
+    """
+
+    id: int
+    principal: str
+    root: bytes | None
+
+
+Command = (
+    Submit | Cancel | Drain | Unpin | Clear | Forget | DiskReport | ResumeReply | SessionCommand
+)
 
 
 @dataclass(frozen=True, slots=True)

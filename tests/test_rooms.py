@@ -22,7 +22,10 @@ ROOTS = ("sapwood", "bench", "tests")
 EDGES: Mapping[str, set[str]] = {
     "cache": set(),
     "cache/prefix": set(),
-    "cache/arrays": {"cache", "cache/prefix/catalogue", "cache/prefix/snapshot"},
+    "cache/arrays": {
+        "cache",
+        *(f"cache/prefix/{file}" for file in ("blocks", "catalogue", "snapshot")),
+    },
     "cache/disk": {"cache/prefix/blocks", "cache/prefix/catalogue", "scheduler/disk"},
     "scheduler": {"cache", "cache/prefix"},
     "scheduler/policy": set(),
@@ -37,7 +40,8 @@ EDGES: Mapping[str, set[str]] = {
         *(f"scheduler/{file}" for file in ("reply_bounds", "result", "sampling")),
     },
     "model": {
-        *("cache", "cache/arrays", "cache/prefix/catalogue", "cache/prefix/snapshot"),
+        *("cache", "cache/arrays"),
+        *(f"cache/prefix/{file}" for file in ("blocks", "catalogue", "snapshot")),
         *("model/checkpoint", "model/constraints", "model/prompt", "model/sampling"),
         *("scheduler/disk", "scheduler/model_facts", "scheduler/plan"),
         *("scheduler/result", "scheduler/sampling"),
@@ -57,6 +61,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/rpc": {
         *(
             "cache/prefix/catalogue",
+            "cache/prefix/blocks",
             "cache/prefix/describe",
             "daemon",
             "daemon/engine",
@@ -75,7 +80,8 @@ EDGES: Mapping[str, set[str]] = {
         *("sapwood", "sapwood/v1", "scheduler"),
     },
     "daemon/process": {
-        *("cache/disk", "cache/prefix", "daemon", "daemon/engine", "daemon/gateway"),
+        *("cache/arrays/eight_bits", "cache/disk", "cache/prefix"),
+        *("daemon", "daemon/engine", "daemon/gateway"),
         *("daemon/http", "daemon/rpc", "daemon/telemetry"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
         *("model/prompt/errors", "sapwood/client/address"),

@@ -31,6 +31,7 @@ LOAD = "before anybody is served"
 #: file -> function -> why it may
 ALLOWED = {
     "cache/arrays/batch": {"__init__": HOST},
+    "cache/arrays/eight_bits": {"to_eight_bits": "a copy for the disk, between two steps"},
     "cache/arrays/paging": {"copy_out": "a copy for the disk, between two steps"},
     "model/assistant": {"_check_ordering": LOAD},
     "model/device": dict.fromkeys(

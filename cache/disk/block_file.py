@@ -1,7 +1,8 @@
 """One file on disk: a block's K/V of one kind of layer, as safetensors.
 
-- A head of HEAD_BYTES, then one tensor `kv`: [sum of 2 x kv_heads, block_tokens, D] as the tree
-  holds it, layer by layer, keys then values.
+- A head of HEAD_BYTES, then a tensor `kv`: [sum of 2 x kv_heads, block_tokens, D] as the tree
+  holds it, layer by layer, keys then values. In 8 bits it is integers, and behind it comes a tensor
+  `scales` of what one of them is worth, in groups of D.
 - All of a head follows from what the file is to be and the sha256 of its K/V. So a file is whole
   exactly if its head is, byte for byte, what it would be written with: nothing of it is parsed.
 """
@@ -12,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from math import prod
+from typing import Any, NamedTuple
 
 from sapwood.cache.prefix.blocks import BLOCK_FORMAT
 from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Key
@@ -20,18 +22,43 @@ SUFFIX = ".safetensors"
 _LENGTH_BYTES = 8
 
 
-@dataclass(frozen=True, slots=True)
-class BlockLayout:
-    """A tensor of K/V. dtype: as safetensors calls it."""
+class FileTensor(NamedTuple):
+    """One of a file's. dtype: as safetensors calls it."""
 
+    name: str
     dtype: str
     item_bytes: int
     shape: tuple[int, int, int]
 
     @property
     def nbytes(self) -> int:
-        """Of the tensor."""
+        """Of its content."""
         return prod(self.shape) * self.item_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayout:
+    """The tensors of a file, in order, each behind the one before."""
+
+    tensors: tuple[FileTensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def headers(self) -> dict[str, Any]:
+        """As safetensors says them."""
+        found, start = dict[str, Any](), 0
+        for tensor in self.tensors:
+            end = start + tensor.nbytes
+            found[tensor.name] = {
+                "dtype": tensor.dtype,
+                "shape": list(tensor.shape),
+                "data_offsets": [start, end],
+            }
+            start = end
+        return found
 
 
 def file_name(key: Key) -> str:
@@ -41,7 +68,7 @@ def file_name(key: Key) -> str:
 
 
 def file_head(key: Key, layout: BlockLayout, kv: bytes | memoryview) -> bytes:
-    """What comes before `kv` in its file."""
+    """What comes before `kv`, all of its content, in its file."""
     name, kind = key
     metadata = {
         "sapwood": str(BLOCK_FORMAT),
@@ -49,12 +76,8 @@ def file_head(key: Key, layout: BlockLayout, kv: bytes | memoryview) -> bytes:
         "kind": kind,
         "sha256": hashlib.sha256(kv).hexdigest(),
     }
-    tensor = {
-        "dtype": layout.dtype,
-        "shape": list(layout.shape),
-        "data_offsets": [0, layout.nbytes],
-    }
-    text = json.dumps({"__metadata__": metadata, "kv": tensor}, separators=(",", ":")).encode()
+    head = {"__metadata__": metadata, **layout.headers()}
+    text = json.dumps(head, separators=(",", ":")).encode()
     length = HEAD_BYTES - _LENGTH_BYTES
     assert len(text) <= length and len(kv) == layout.nbytes, f"{len(text)}, {len(kv)} bytes"
     return length.to_bytes(_LENGTH_BYTES, "little") + text.ljust(length)

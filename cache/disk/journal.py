@@ -4,7 +4,7 @@
   then a file is not known, and goes, or is known and not there, and is forgotten.
 - A file's line comes after the file, its end before: so what is known and there is whole.
 - The order of the lines is the order of use; no clock has a part in it.
-- Written anew when it is opened, and when it has grown far beyond what it says.
+- Written anew when it has grown far beyond what it says, and where something is to be forgotten.
 """
 
 from __future__ import annotations
@@ -29,26 +29,29 @@ class Journal:
     """The journal of an open folder. Raises OSError as the folder does."""
 
     def __init__(self, folder: Folder, budget_bytes: int) -> None:
-        """Read what there is; what it does not know is removed, what is not there forgotten.
-
-        budget_bytes: that may be written, where the journal does not say.
-        """
+        """Knows nothing before load(). budget_bytes: that may be written, where it does not say."""
         self._folder = folder
         self.files: OrderedDict[Key, DiskFile] = OrderedDict()  # least recently used first
         self.budget_bytes = budget_bytes
         self._lines = 0
+
+    def load(self) -> None:
+        """Read what there is; what it does not know is removed, what is not there forgotten."""
         data = b""
         with suppress(FileNotFoundError):
-            data = folder.read(JOURNAL, JOURNAL_BYTES_MAX)
+            data = self._folder.read(JOURNAL, JOURNAL_BYTES_MAX)
         for words in _lines(data):
+            self._lines += 1
             with suppress(ValueError, IndexError):
                 self._apply(words)
-        there = folder.names()
-        for key in [key for key in self.files if file_name(key) not in there]:
-            del self.files[key]
-        for name in there - {file_name(key) for key in self.files}:
-            folder.remove(name)
-        self.rewrite()
+        there = self._folder.names()
+        known = {file_name(key): key for key in self.files}
+        for name in known.keys() - there:
+            del self.files[known[name]]
+        for name in there - known.keys():
+            self._folder.remove(name)
+        if data[-1:] not in (b"", b"\n"):
+            self._folder.append(JOURNAL, b"\n")  # or a torn line would take the next one along
 
     def add(self, file: DiskFile, budget_bytes: int) -> None:
         """The file is there."""
@@ -94,8 +97,8 @@ class Journal:
         if key[1] not in DISK_KINDS or len(key[0]) != NAME_BYTES:
             raise ValueError(words[2])
         if words[0] == _ADDED:
-            path, above = map(bytes.fromhex, words[3:5])
-            self.files[key] = DiskFile(*key, path, above, int(words[5]))
+            path, above, tenant = map(bytes.fromhex, words[3:6])
+            self.files[key] = DiskFile(*key, path, above, tenant, int(words[6]))
             self.files.move_to_end(key)
         elif words[0] == _GONE:
             self.files.pop(key, None)
@@ -104,7 +107,7 @@ class Journal:
 
 
 def _line(file: DiskFile) -> str:
-    named = file.name.hex(), file.kind, file.path.hex(), file.above.hex()
+    named = file.name.hex(), file.kind, file.path.hex(), file.above.hex(), file.tenant.hex()
     return f"{_ADDED} {' '.join(named)} {file.size}"
 
 

@@ -3,6 +3,8 @@
 - Orders come from the engine's thread, which never waits for them; reports go back through one call
   that must only post. Bounded: at most WRITES_MAX files wait to be written, and as many groups that
   were read wait to be taken as there are `credits`.
+- What lies in the folder is found here, once the engine runs, and told of bit by bit: a start does
+  not wait for it, however full the folder is.
 - Reads come first; all others are carried out in their order. So what was erased after it was
   written is gone, and what is written after that is there.
 - What cannot be verified is put aside and told of; its bytes go to nobody.
@@ -17,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 
 from sapwood.cache.disk.block_file import BlockLayout, file_head, file_name, verified
@@ -29,6 +30,7 @@ from sapwood.scheduler.disk import (
     DiskOrder,
     Erase,
     Erased,
+    FilesFound,
     Read,
     ReadGroup,
     StopRead,
@@ -38,6 +40,7 @@ from sapwood.scheduler.disk import (
 
 WRITES_MAX = 2
 CREDITS = 2
+FOUND_FILES = 1000  # in one report
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ class _Write:
     budget_bytes: int
 
 
-RawReport = RawGroup | Written | Erased | DiskFailed
+RawReport = RawGroup | Written | Erased | DiskFailed | FilesFound
 
 
 class Store:
@@ -74,12 +77,17 @@ class Store:
     def __init__(
         self,
         folder: Folder,
-        journal: Journal,
         layouts: Mapping[Kind, BlockLayout],
         report: Callable[[RawReport], None],
+        bytes_max: int,
+        budget_bytes: int,
     ) -> None:
-        """Owns the folder from here on. report: called on the store's thread."""
-        self._folder, self._journal, self._layouts = folder, journal, layouts
+        """Owns the folder from here on. report: called on the store's thread.
+
+        bytes_max: that its files may take. budget_bytes: that may be written, if it does not say.
+        """
+        self._folder, self._layouts = folder, layouts
+        self._journal, self._bytes_max = Journal(folder, budget_bytes), bytes_max
         self._report = report
         self._changed = threading.Condition()
         self._reads: deque[Read] = deque()
@@ -138,6 +146,8 @@ class Store:
     # On the thread.
 
     def _run(self) -> None:
+        if self._write_down(self._open):
+            self._tell_all()
         while (order := self._next()) is not None:
             match order:
                 case Read():
@@ -148,6 +158,28 @@ class Store:
                     self._write_down(lambda keys=keys: self._journal.use(keys))  # type: ignore[misc]
                 case _Write():
                     self._write(order)
+
+    def _open(self) -> None:
+        """Read the journal; where there is less room than before, the least recently used go."""
+        journal = self._journal
+        journal.load()
+        left = sum(file.size for file in journal.files.values())
+        gone = []
+        for key, file in journal.files.items():
+            if left <= self._bytes_max:
+                break
+            left -= file.size
+            gone.append(key)
+        for key in gone:
+            self._folder.remove(file_name(key))
+        journal.remove(gone)
+
+    def _tell_all(self) -> None:
+        """A few at a time: whoever takes them in has other things to do."""
+        files, budget = list(self._journal.files.values()), self._journal.budget_bytes
+        for start in range(0, len(files), FOUND_FILES):
+            self._report(FilesFound(tuple(files[start : start + FOUND_FILES])))
+        self._report(FilesFound((), budget))
 
     def _next(self) -> Read | Erase | Touch | _Write | None:
         with self._changed:
@@ -245,7 +277,8 @@ class Store:
         if order.files is None:
             left += not self._write_down(self._erase_rest)
         if not left:
-            self._write_down(lambda: self._journal.remove(keys, anew=order.id is not None))
+            anew = order.id is not None
+            self._write_down(lambda: self._journal.remove(keys, anew=anew))
         if order.id is not None:
             self._report(Erased(order.id, left))
 
@@ -254,20 +287,3 @@ class Store:
         for name in self._folder.names():
             self._folder.remove(name)
         self._folder.release_quarantine()
-
-
-def open_journal(folder: Folder, bytes_max: int, budget_bytes: int) -> Journal:
-    """What lies in the folder, within bytes_max: the least recently used files go."""
-    journal = Journal(folder, budget_bytes)
-    total = sum(file.size for file in journal.files.values())
-    gone = []
-    for key, file in journal.files.items():
-        if total <= bytes_max:
-            break
-        total -= file.size
-        gone.append(key)
-    for key in gone:
-        with suppress(FileNotFoundError):
-            folder.remove(file_name(key))
-    journal.remove(gone)
-    return journal

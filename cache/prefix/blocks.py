@@ -4,7 +4,8 @@
   joins its edges has no part in it: what is equal has one name, however it came about.
 - `path` names the tokens from 0 up to a block's end, `name` the same under one root key. Both are
   keyed hashes with the folder's own salt: nothing can be told from them without it, and another
-  model, tenant, block size or format has other names.
+  model, tenant, block size, storage or format has other names.
+- A tenant has one name under every model: the first TENANT_BYTES of a root key are its own.
 - Pure: equal arguments, equal names.
 """
 
@@ -13,10 +14,13 @@ from __future__ import annotations
 import hashlib
 from array import array
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-BLOCK_FORMAT = 1  # of names and files; another number finds nothing of before
+BLOCK_FORMAT = 2  # of names and files; another number finds nothing of before
 NAME_BYTES = 20
+TENANT_BYTES = 16
+_TENANT_NAME_BYTES = 8
+Storage = Literal["exact", "8bit"]  # how K/V lies in a file
 BLOCK_TOKENS_MIN, BLOCK_TOKENS_MAX = 16, 128
 _BLOCK_BYTES = 4 << 20  # about what a block may take in either kind of layer
 
@@ -43,13 +47,14 @@ def block_tokens(bytes_per_token: int) -> int:
 
 
 class Names:
-    """The names of one folder, for blocks of one size."""
+    """The names of one folder, for blocks of one size that are stored in one way."""
 
-    def __init__(self, salt: bytes, tokens: int) -> None:
+    def __init__(self, salt: bytes, tokens: int, storage: Storage = "exact") -> None:
         assert tokens > 0 and salt, "blocks without tokens, or names without salt"
         self.block_tokens = tokens
         self._salt = salt
-        self.top = self._hash(b"top", b"%d" % BLOCK_FORMAT)  # `above` of every first block
+        # `above` of every first block.
+        self.top = self._hash(b"top", b"%d %s" % (BLOCK_FORMAT, storage.encode()))
 
     def blocks(self, root: bytes, tokens: array[int], end: int) -> list[Block]:
         """All whole blocks of tokens[:end] under a root key, from 0 on."""
@@ -62,6 +67,10 @@ class Names:
     def name(self, root: bytes, path: bytes) -> bytes:
         """Of the block `path` under a root key."""
         return self._hash(b"name", root + path)
+
+    def tenant(self, root: bytes) -> bytes:
+        """Whose a block under a root key is."""
+        return self._hash(b"tenant", root[:TENANT_BYTES])[:_TENANT_NAME_BYTES]
 
     def paths(self, tokens: array[int], end: int, above: bytes = b"") -> list[bytes]:
         """`above` of the first block, then `path` of each that lies within tokens[:end] whole.

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -26,12 +26,13 @@ HEAD_BYTES = 512  # of a file, before its K/V
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """One file. path, above: as in Block."""
+    """One file. path, above: as in Block. tenant: as Names says it."""
 
     name: bytes
     kind: Kind
     path: bytes
     above: bytes
+    tenant: bytes
     size: int
 
     @property
@@ -61,12 +62,16 @@ class Catalogue:
         # Of all that was begun: by `path`, and by `above`.
         self._at: dict[bytes, set[Key]] = {}
         self._below: dict[bytes, set[Key]] = {}
-        for file in files:
-            self._files[file.key] = file
-            self._count(file)
+        self.add(files)
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def add(self, files: Iterable[DiskFile]) -> None:
+        """They were found, least recently used first, and all before them less recently."""
+        for file in files:
+            self._files[file.key] = file
+            self._count(file)
 
     def find(self, name: bytes, kind: Kind) -> DiskFile | None:
         """A file that was written."""
@@ -145,6 +150,24 @@ class Catalogue:
         """All are to go."""
         return self._forget([*self._files, *self._coming])
 
+    def forget_tenants(self, gone: Callable[[bytes], bool]) -> list[DiskFile]:
+        """All that is of tenants of whom `gone` says so is to go."""
+        known = [*self._files.values(), *self._coming.values()]
+        return self._forget(file.key for file in known if gone(file.tenant))
+
+    def forget_own(self, blocks: Sequence[Block], tenant: bytes) -> list[DiskFile]:
+        """Of one tenant's path: its last block and those before it go, as far as they lead nowhere
+        else of the tenant's.
+
+        blocks: that may go, in order; they end where the path does.
+        """
+        gone: list[DiskFile] = []
+        for block in reversed(blocks):
+            if any(self._tenant_of(key) == tenant for key in self._below.get(block.path, ())):
+                break
+            gone += self._forget((block.name, kind) for kind in DISK_KINDS)
+        return gone
+
     def forget_path(self, paths: Sequence[bytes]) -> list[DiskFile]:
         """What begins with these blocks is to go, under whatever root (Names.paths).
 
@@ -176,6 +199,10 @@ class Catalogue:
             if all(self._whole(block) for block in blocks[sliding:end]):
                 return DiskReach(min(first, sliding), sliding, end)
         return None
+
+    def _tenant_of(self, key: Key) -> bytes:
+        file = self._files.get(key) or self._coming[key]
+        return file.tenant
 
     def _whole(self, block: Block) -> bool:
         return all(self.find(block.name, kind) is not None for kind in DISK_KINDS)

@@ -199,6 +199,15 @@ class Tree(TreeViews):
         self._forget_empty_roots()
         return swept
 
+    def clear_root(self, root: bytes, running: Iterable[Lease]) -> Swept:
+        """Drop what lies under one root as clear() does. running: leases of all who are there."""
+        top = self._roots.get(root)
+        if top is None:
+            return Swept()
+        swept = sweep([top], running, self._totals, self._eviction)
+        self._forget_empty_roots()
+        return swept
+
     # Growing and shrinking.
 
     def extend(

@@ -29,6 +29,7 @@ from sapwood.daemon.settings.config import (
     DEFAULT_METRICS,
     DTYPES,
     NUMERICS,
+    STORAGES,
     load_config,
 )
 from sapwood.daemon.sizes import unsigned
@@ -125,6 +126,15 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     return parser, dict(subparsers.choices)
 
 
+def _add_disk(add: Callable[..., object]) -> None:
+    help = "keep prefixes there over restarts: a folder of its own (default: nowhere)"
+    add("--cache-dir", metavar="DIR", help=help)
+    add("--cache-disk", metavar="SIZE", help="what it may take (default: 20GiB)")
+    add("--cache-writes", metavar="SIZE", help="what is written there a day (default: 100GiB)")
+    help = "exact: bit for bit; 8bit: about half the bytes, and near to it (default: exact)"
+    add("--cache-storage", metavar="|".join(STORAGES), help=help)
+
+
 def _add_serve(parser: Parser) -> None:
     parser.set_defaults(run=_serve)
     add = parser.add_argument
@@ -155,15 +165,9 @@ def _add_serve(parser: Parser) -> None:
     add("--tls-client-ca", metavar="FILE", help="whose certificates clients need, each a principal")
     add("--tokens", metavar="FILE", help="bearer tokens, as `sapwood token new` writes them")
     add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="budget such as 8G, 8GiB or 500MB (default: from the device)",
-    )
-    help = "keep prefixes there over restarts: a folder of its own (default: nowhere)"
-    add("--cache-dir", metavar="DIR", help=help)
-    add("--cache-disk", metavar="SIZE", help="what it may take (default: 20GiB)")
-    add("--cache-writes", metavar="SIZE", help="what is written there a day (default: 100GiB)")
+    help = "budget such as 8G, 8GiB or 500MB (default: from the device)"
+    add("--memory", metavar="SIZE", help=help)
+    _add_disk(add)
     add(
         "--wire-memory",
         action=argparse.BooleanOptionalAction,

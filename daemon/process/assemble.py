@@ -130,7 +130,10 @@ def put_together(
     if config.wire_memory:
         _wire(ledger.budget_bytes)
     tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
-    folder = None if disk is None else disk.for_core(facts)
+    folder = None
+    if disk is not None:
+        text = pair.target_config.text
+        folder = disk.for_core(facts, pair.dtype.size, (text.head_dim, text.full_head_dim))
     core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes, folder=folder)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
@@ -147,7 +150,7 @@ def put_together(
     )
     if disk is None or folder is None:
         return loaded
-    pager = Pager(runner.caches)
+    pager = Pager(runner.caches, disk.storage)
     opener = disk.opener(pager, folder.names.block_tokens)
     return replace(loaded, pager=pager, open_store=opener)
 

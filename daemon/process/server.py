@@ -37,10 +37,11 @@ from sapwood.daemon.rpc.guard import Entry, Guard
 from sapwood.daemon.rpc.health_service import Health
 from sapwood.daemon.rpc.principals import Directory
 from sapwood.daemon.rpc.refusals import draining, engine_failed
+from sapwood.daemon.rpc.revoked import Revoked
 from sapwood.daemon.rpc.services import built_services, make_handlers
 from sapwood.daemon.rpc.watch import CallWatch
 from sapwood.daemon.settings.addresses import Address, TcpAddress
-from sapwood.daemon.settings.config import Config
+from sapwood.daemon.settings.config import Config, names_without_tokens
 from sapwood.daemon.telemetry.request_log import log_call
 from sapwood.daemon.telemetry.tracing import spans_from
 from sapwood.scheduler.events import Drain, Effect
@@ -106,6 +107,7 @@ class Daemon:
         self._credentials = Credentials.of(self._config)
         directory = Directory(self._config.principals, self._credentials.tokens)
         self._callers = Callers(directory)
+        self._revoked = Revoked(self._gate, directory, names_without_tokens(self._config))
         self.grpc_addresses = self._servers.bind(self._callers, self._credentials)
         self.gateway_address = self._bind_worker()
         door = scrape_door(self._config.metrics, directory, self._credentials.tls)
@@ -288,6 +290,7 @@ class Daemon:
             self._reread = anyio.Event()
             await anyio.to_thread.run_sync(self._credentials.follow, abandon_on_cancel=True)
             self._callers.end_revoked()
+            self._revoked.look()
 
     def _bind_worker(self) -> TcpAddress | None:
         """Its contract is in an extra: imported where it is asked for."""

@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sapwood.cache.prefix.blocks import TENANT_BYTES
 from sapwood.daemon.settings.followed import Followed
 from sapwood.daemon.settings.principals import (
     LOCAL,
@@ -38,6 +39,7 @@ class Principal:
     weight: int
     quotas: Quotas
     salt: bytes
+    pooled: bool = False  # others have its salt too
 
     @property
     def is_operator(self) -> bool:
@@ -54,9 +56,13 @@ class Identified:
 
 
 def root_key(fingerprint: bytes, salt: bytes) -> bytes:
-    """Where a principal's prefixes lie: of another model, or another's, nothing is found."""
+    """Where a principal's prefixes lie: of another model, or another's, nothing is found.
+
+    It begins with TENANT_BYTES that are the same under every model.
+    """
     head = len(fingerprint).to_bytes(4, "big")
-    return hashlib.sha256(head + fingerprint + salt).digest()
+    tenant = hashlib.sha256(b"tenant" + salt).digest()[:TENANT_BYTES]
+    return tenant + hashlib.sha256(head + fingerprint + salt).digest()
 
 
 class Directory:
@@ -75,6 +81,11 @@ class Directory:
     def uses_tokens(self) -> bool:
         """Whether a call can prove itself by a token."""
         return self._tokens is not None
+
+    @property
+    def token_names(self) -> frozenset[str]:
+        """Of all who have a token now."""
+        return frozenset() if self._tokens is None else self._tokens.value.names
 
     def named(self, name: str) -> Principal:
         """Who comes by a certificate, by a socket, or is `local`."""
@@ -122,4 +133,5 @@ def _principal(
     """weight: what a token says, before what its name's table says."""
     kind, shared = ("principal", name) if settings.pool is None else ("pool", settings.pool)
     salt = hashlib.sha256(f"sapwood {kind} {shared}".encode()).digest()
-    return Principal(name, role, weight or settings.weight, settings.quotas, salt)
+    pooled = settings.pool is not None
+    return Principal(name, role, weight or settings.weight, settings.quotas, salt, pooled)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sapwood.daemon.errors import UsageError
 from sapwood.daemon.log import FORMATS, LEVELS
@@ -50,6 +50,7 @@ DEFAULT_ITL_TARGET = Limits().itl_target
 NUMERICS = ("fast", "strict")
 DEFAULT_CACHE_DISK = 20 << 30
 DEFAULT_CACHE_WRITES = 100 << 30
+STORAGES = ("exact", "8bit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class Config:
     cache_dir: Path | None  # where prefixes are kept over a restart; None: in memory alone
     cache_disk_bytes: int  # that it may take
     cache_writes_bytes: int  # that may be written there in a day
+    cache_storage: Literal["exact", "8bit"]  # bit for bit, or in 8 bits
     memory_bytes: int | None  # None: derived from the device
     wire_memory: bool  # whether the device keeps it resident
     numerics: str
@@ -113,14 +115,22 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = {}) -> Co
     return config
 
 
+def names_without_tokens(config: Config) -> frozenset[str]:
+    """Of all who may come without a token, but by a certificate."""
+    return frozenset({LOCAL, config.gateway_principal, *config.socket_principals.values()})
+
+
 def _check_disk(settings: Mapping[str, Any]) -> None:
     """Raises UsageError for what says how, and not that."""
     if "cache_dir" not in settings:
-        for name in ("cache_disk", "cache_writes"):
+        for name in ("cache_disk", "cache_writes", "cache_storage"):
             if name in settings:
                 raise UsageError(f"{name.replace('_', '-')} is for --cache-dir, which is not given")
     elif "record" in settings:
         raise UsageError("record: what comes from --cache-dir is not recorded, so not both")
+    elif settings.get("cache_storage") == "8bit" and settings.get("numerics") == "strict":
+        problem = "8bit changes what is read again, and --numerics strict promises the bits"
+        raise UsageError(f"cache-storage: {problem}: expected exact")
 
 
 def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
@@ -308,6 +318,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cache_dir": _path,
     "cache_disk": parse_size,
     "cache_writes": parse_size,
+    "cache_storage": partial(_one_of, STORAGES, "exact"),
     "wire_memory": partial(_flag, False),
     "numerics": partial(_one_of, NUMERICS, "fast"),
     "dtype": partial(_one_of, DTYPES, "auto"),

@@ -57,6 +57,11 @@ class TokenTable:
     def __init__(self, grants: dict[str, Grant]) -> None:
         self._grants = grants
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all who have one."""
+        return frozenset(grant.name for grant in self._grants.values())
+
     def find(self, token: str) -> Grant | None:
         """Whose token it is; None for what is none of these."""
         match = _TOKEN.fullmatch(token)

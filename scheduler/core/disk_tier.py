@@ -3,13 +3,16 @@
 - The core orders and is told; a thread of its own does it (cache/disk). Nothing here waits.
 - What is cleared is cleared here too: who ordered it hears once the files are gone.
 - A folder that fails is left alone from then on: there is memory alone.
+- What lies in the folder is told of bit by bit. Until all of it is known nothing is written, who
+  may find something waits for no longer than for a read, and what is to be erased is found later.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
-from sapwood.cache.prefix.catalogue import Kind
+from sapwood.cache.prefix.catalogue import DiskFile, Kind
 from sapwood.cache.prefix.radix import pack
 from sapwood.cache.prefix.tree import Match
 from sapwood.scheduler.core.page_ins import PageIns
@@ -24,6 +27,8 @@ from sapwood.scheduler.disk import (
     DiskStats,
     Erase,
     Erased,
+    FilesFound,
+    ForgottenPath,
     PagedIn,
     PageOut,
     Written,
@@ -32,9 +37,11 @@ from sapwood.scheduler.events import Clear, Cleared, Failed
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.session_events import SessionTold
 
 # Seconds that computing so many tokens of a prompt from a position on takes, 0 where nobody knows.
 ReadingTime = Callable[[int, int], float]
+Told = Cleared | SessionTold
 
 LEFT = "the cache folder cannot be written to: files of what was cleared are left in it"
 
@@ -64,11 +71,19 @@ class NoDisk:
     def stop_reading(self, step: int) -> None:
         """Nothing comes back any more of what is being read."""
 
-    def clear(self, _order: Clear, cleared: Cleared) -> list[Cleared]:
+    def clear(self, _order: Clear, cleared: Cleared) -> list[Told | Failed]:
         """Remove the files as well; whoever is not told here is told when they are gone."""
         return [cleared]
 
-    def take(self, report: DiskReport, _step: int) -> list[Cleared | Failed]:
+    def forget_path(self, _path: ForgottenPath, told: Told | None) -> list[Told | Failed]:
+        """Remove the files of a path that lead nowhere else of the same tenant's; as clear()."""
+        return [] if told is None else [told]
+
+    def forget_root(self, _root: bytes, cleared: Cleared) -> list[Told | Failed]:
+        """Remove all files of a tenant, under whatever model; as clear()."""
+        return [cleared]
+
+    def take(self, report: DiskReport, _step: int) -> list[Told | Failed]:
         """What the disk says; returns what those who cleared are told of it."""
         raise AssertionError(f"{type(report).__name__} without a disk")
 
@@ -106,19 +121,24 @@ class DiskTier(NoDisk):
         self._ins = PageIns(limits, self._tree, stored, folder.names, folder.catalogue, order)
         per_token = {"full": facts.full_bytes_per_token, "sliding": facts.sliding_bytes_per_token}
         self._outs = PageOuts(self._tree, folder, per_token, order)  # type: ignore[arg-type]
-        if adrift := folder.catalogue.adrift():
-            order(Erase(tuple(adrift)))
-        self._reading_s = reading_s
-        self._failed = folder.failed
-        self._clearings: dict[int, Cleared] = {}
+        self._tenants = folder.tenants
+        self._reading_s, self._wait_s = reading_s, limits.page_in_s_max
+        self._least = limits.share_tokens_min
+        self._failed = self._unopened = folder.failed
+        self._told: dict[int, Told] = {}  # once their files are gone
         self._quarantined = 0
         self._step, self._now = 0, 0.0
+        self._loading = folder.loading
+        self._load_by, self._load_awaited = math.inf, False
+        self._later: list[Callable[[], list[Told | Failed]]] = []  # once all is known
+        if not self._loading:
+            self._drop_foreign()
         stored.give_way = self._ins.give_way
 
     @property
     def is_reading(self) -> bool:  # type: ignore[override]
         """NoDisk.is_reading."""
-        return bool(len(self._ins))
+        return bool(len(self._ins)) or self._load_awaited
 
     def take_orders(self) -> tuple[DiskOrder, ...]:
         """NoDisk.take_orders."""
@@ -128,7 +148,7 @@ class DiskTier(NoDisk):
 
     def begin_plan(self, step: int, now: float) -> None:
         """NoDisk.begin_plan."""
-        self._step, self._now = step, now
+        self._step, self._now, self._load_awaited = step, now, False
         self._ins.expire(step, now)
 
     def waits(self, sequence: Sequence) -> bool:
@@ -139,20 +159,29 @@ class DiskTier(NoDisk):
         """NoDisk.awaits."""
         if self._failed or sequence.request.cache_bypass or sequence.scores_left:
             return False
+        if self._loading:
+            return self._awaits_folder(sequence)
         return self._ins.begin(sequence, match, self._reading_s, self._step, self._now)
 
     def stored(self, sequence: Sequence, end: int) -> None:
         """NoDisk.stored."""
-        if end and not self._failed:
+        if end and not (self._failed or sequence.off_disk):
             self._outs.stored(sequence.request.root, sequence.packed_path(end), end)
 
     def page_out(self, now: float, spare_bytes: int) -> PageOut | None:
         """NoDisk.page_out."""
-        return None if self._failed or len(self._ins) else self._outs.next(now, spare_bytes)
+        if self._failed or self._loading or len(self._ins):
+            return None
+        return self._outs.next(now, spare_bytes)
 
-    def take(self, report: DiskReport, step: int) -> list[Cleared | Failed]:
+    def take(self, report: DiskReport, step: int) -> list[Told | Failed]:
         """NoDisk.take."""
         match report:
+            case FilesFound(files, budget_bytes):
+                self._catalogue.add(files)
+                if budget_bytes is not None:
+                    self._outs.may_write(budget_bytes)
+                    return self._loaded()
             case PagedIn():
                 gone = [file for key in report.bad for file in self._catalogue.forget(key)]
                 if gone:
@@ -162,12 +191,13 @@ class DiskTier(NoDisk):
             case Written():
                 self._outs.take(report)
             case Erased(id, left):
-                cleared = self._clearings.pop(id)
-                return [Failed(id, Reason.UNSUPPORTED, LEFT) if left else cleared]
-            case DiskFailed():  # pragma: no branch (there is no fifth)
+                told = self._told.pop(id)
+                return [Failed(id, Reason.UNSUPPORTED, LEFT) if left else told]
+            case DiskFailed():  # pragma: no branch (there is no sixth)
                 self._failed = True
                 self._ins.give_way(step)
                 self._outs.forget(pack(()))
+                return self._loaded() if self._loading else []
         return []
 
     def give_up(self, id: int, step: int) -> None:
@@ -178,18 +208,78 @@ class DiskTier(NoDisk):
         """NoDisk.stop_reading."""
         self._ins.give_way(step)
 
-    def clear(self, order: Clear, cleared: Cleared) -> list[Cleared]:
+    def clear(self, order: Clear, cleared: Cleared) -> list[Told | Failed]:
         """NoDisk.clear."""
         tokens = pack(order.tokens)
         self._outs.forget(tokens)
-        self._clearings[order.id] = cleared
         paths = self._names.paths(tokens, len(tokens))
         if len(paths) > 1:
-            self._orders.append(Erase(tuple(self._catalogue.forget_path(paths)), order.id))
-        else:  # less than a block: what begins so cannot be told from the rest
-            self._catalogue.forget_all()
-            self._orders.append(Erase(None, order.id))
+            return self._erase(lambda: self._catalogue.forget_path(paths), cleared)
+        # Less than a block: what begins so cannot be told from the rest.
+        return self._erase(self._forget_all, cleared)
+
+    def forget_path(self, path: ForgottenPath, told: Told | None) -> list[Told | Failed]:
+        """NoDisk.forget_path."""
+        self._outs.forget_own(path.root, path.tokens, path.kept)
+        blocks = self._names.blocks(path.root, path.tokens, len(path.tokens))
+        own = [block for block in blocks if block.end > path.kept]
+        if not own:
+            return [] if told is None else [told]
+        tenant = self._names.tenant(path.root)
+        return self._erase(lambda: self._catalogue.forget_own(own, tenant), told)
+
+    def forget_root(self, root: bytes, cleared: Cleared) -> list[Told | Failed]:
+        """NoDisk.forget_root."""
+        if self._unopened:
+            return [Failed(cleared.id, Reason.UNSUPPORTED, LEFT)]
+        self._outs.forget_root(root)
+        tenant = self._names.tenant(root)
+        return self._erase(lambda: self._catalogue.forget_tenants(tenant.__eq__), cleared)
+
+    def _erase(
+        self, find: Callable[[], list[DiskFile] | None], told: Told | None
+    ) -> list[Told | Failed]:
+        """Remove what is found, None: all; `told` is told when that is gone."""
+        if self._loading:
+            self._later.append(lambda: self._erase(find, told))
+            return []
+        found = find()
+        if found == []:
+            return [] if told is None else [told]
+        files, id = None if found is None else tuple(found), None
+        if told is not None:
+            id = told.id
+            self._told[id] = told
+        self._orders.append(Erase(files, id))
         return []
+
+    def _forget_all(self) -> None:
+        self._catalogue.forget_all()
+
+    def _awaits_folder(self, sequence: Sequence) -> bool:
+        """Whether it may find something once the folder is known, which will be soon."""
+        least = max(self._names.block_tokens, self._least)
+        if sequence.asked_disk or len(sequence.packed) <= least:
+            return False
+        self._load_by = min(self._load_by, self._now + self._wait_s)
+        waits = self._now < self._load_by
+        self._load_awaited |= waits
+        return waits
+
+    def _loaded(self) -> list[Told | Failed]:
+        """All that lies in the folder is known."""
+        self._loading = self._load_awaited = False
+        self._drop_foreign()
+        later, self._later = self._later, []
+        return [told for erase in later for told in erase()]
+
+    def _drop_foreign(self) -> None:
+        """What nothing leads to any more, and what is of nobody who may come."""
+        gone, tenants = self._catalogue.adrift(), self._tenants
+        if tenants is not None:
+            gone += self._catalogue.forget_tenants(lambda tenant: tenant not in tenants)
+        if gone:
+            self._orders.append(Erase(tuple(gone)))
 
     def by_node(self) -> Mapping[int, Mapping[Kind, int]]:
         """NoDisk.by_node."""

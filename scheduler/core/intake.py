@@ -12,6 +12,7 @@ from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.door import SHUTTING_DOWN, Door, Verdict
 from sapwood.scheduler.core.fairness import Fairness
+from sapwood.scheduler.core.forgetting import Forgetting
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.sessions import Sessions
 from sapwood.scheduler.core.slicing import Slicing
@@ -23,6 +24,7 @@ from sapwood.scheduler.events import (
     Command,
     Drain,
     Failed,
+    Forget,
     Request,
     Submit,
     Unpin,
@@ -76,6 +78,7 @@ class Intake(CoreState):
             lambda request: GeneratedReply(request, facts, token_bytes),
             self._give_up,
         )
+        self._forgetting = Forgetting(self._sessions, self._roster, self._memory)
 
     def _take_in(self, command: Command, now: float) -> None:
         match command:
@@ -92,7 +95,10 @@ class Intake(CoreState):
             case Drain():
                 self._drain(now)
             case CreateSession() | ForkSession() | RollbackSession() | DeleteSession():
-                self._effects.append(self._sessions.obey(command, now))
+                self._effects += self._forgetting.obey(command, now)
+            case Forget():
+                self._memory.disk.stop_reading(self._step)
+                self._effects += self._forgetting.forget(command, self._step, now)
             case _:
                 self._effects += self._memory.disk.take(command, self._step)
 
@@ -182,6 +188,7 @@ class Intake(CoreState):
         self._memory.pins.give_up(sequence.id)
         self._memory.disk.give_up(sequence.id, self._step)
         self._sessions.settle(sequence, now)
+        self._forgetting.given_up(sequence)
         self._tell_end(sequence.request, sequence.stream, verdict)
 
     def _expire(self, now: float) -> None:

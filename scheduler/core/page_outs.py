@@ -20,7 +20,7 @@ from sapwood.cache.prefix.blocks import Block
 from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Kind
 from sapwood.cache.prefix.snapshot import Payload
 from sapwood.cache.prefix.tree import Tree
-from sapwood.scheduler.disk import DiskFolder, DiskOrder, Erase, PageOut, Touch, Written
+from sapwood.scheduler.disk import DiskFolder, DiskOrder, Erase, PageOut, Touch, Written, kv_on_disk
 
 DAY_S = 86400.0
 DUE_MAX = 64  # paths; the oldest are given up
@@ -30,15 +30,15 @@ class WriteBudget:
     """Bytes that may be written: at most a day's, and as many more in each day."""
 
     def __init__(self, bytes_a_day: int, left: int) -> None:
-        self._a_day = bytes_a_day
+        self.a_day = bytes_a_day
         self._left = float(min(left, bytes_a_day))
         self._at: float | None = None
 
     def left(self, now: float) -> int:
         """As of now."""
         if self._at is not None:
-            grown = self._left + (now - self._at) * self._a_day / DAY_S
-            self._left = min(float(self._a_day), grown)
+            grown = self._left + (now - self._at) * self.a_day / DAY_S
+            self._left = min(float(self.a_day), grown)
         self._at = now
         return int(self._left)
 
@@ -69,7 +69,11 @@ class PageOuts:
     ) -> None:
         self._tree, self._names, self._catalogue = tree, folder.names, folder.catalogue
         tokens = folder.names.block_tokens
-        self._sizes = {kind: HEAD_BYTES + tokens * n for kind, n in bytes_per_token.items() if n}
+        self._sizes = {
+            kind: HEAD_BYTES + kv_on_disk(tokens * n, folder.kv_share)
+            for kind, n in bytes_per_token.items()
+            if n
+        }
         self._order = order
         self._budget = WriteBudget(folder.bytes_a_day, folder.budget_bytes)
         self._due: deque[_Path] = deque(maxlen=DUE_MAX)
@@ -77,6 +81,10 @@ class PageOuts:
 
     def __len__(self) -> int:
         return len(self._due)
+
+    def may_write(self, budget_bytes: int) -> None:
+        """So much is left of the day's."""
+        self._budget = WriteBudget(self._budget.a_day, budget_bytes)
 
     def stored(self, root: bytes, tokens: array[int], end: int) -> None:
         """A prompt or a reply ended there, and is stored."""
@@ -101,7 +109,8 @@ class PageOuts:
             if size > left or size > spare_bytes:
                 return None
             path.left.popleft()
-            file = DiskFile(block.name, kind, block.path, block.above, size)
+            tenant = self._names.tenant(path.root)
+            file = DiskFile(block.name, kind, block.path, block.above, tenant, size)
             begun, gone = self._catalogue.begin(file, {each.path for each in path.blocks})
             if gone:
                 self._order(Erase(tuple(gone)))
@@ -120,7 +129,24 @@ class PageOuts:
     def forget(self, tokens: array[int]) -> None:
         """What begins with `tokens` is to go, and not due any more."""
         count = len(tokens)
-        for path in [path for path in self._due if path.tokens[:count] == tokens]:
+        self._drop(lambda path: path.tokens[:count] == tokens)
+
+    def forget_own(self, root: bytes, tokens: array[int], kept: int) -> None:
+        """What ends on that path behind `kept` is not due any more."""
+        self._drop(
+            lambda path: (
+                path.root == root
+                and len(path.tokens) > kept
+                and path.tokens == tokens[: len(path.tokens)]
+            )
+        )
+
+    def forget_root(self, root: bytes) -> None:
+        """Nothing under a root key is due any more."""
+        self._drop(lambda path: path.root == root)
+
+    def _drop(self, which: Callable[[_Path], bool]) -> None:
+        for path in [path for path in self._due if which(path)]:
             self._due.remove(path)
 
     def _end(self) -> None:

@@ -83,6 +83,7 @@ class Sequence:
         "lease",
         "match",
         "match_version",
+        "off_disk",
         "overtaken",
         "packed",
         "parks",
@@ -140,6 +141,7 @@ class Sequence:
         self.overtaken = 0
         self.begun = False  # it is a fork, and its leader has had a slot
         self.asked_disk = False
+        self.off_disk = False  # what it stores is not to go there: its session forgot it
         self.resumed = False  # it goes on with a reply of another one
         # From admission on.
         self.slot = -1

@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import count
 
-from sapwood.cache.prefix.radix import pack
+from sapwood.cache.prefix.radix import common, pack
 from sapwood.cache.prefix.tree import Tree
+from sapwood.scheduler.core.kept_session import KeptSession
 from sapwood.scheduler.core.last_reply import LastReply, bad, check_length, resumed
 from sapwood.scheduler.core.meters import Meters
 from sapwood.scheduler.core.sequence import Sequence
@@ -44,38 +45,6 @@ from sapwood.scheduler.session_events import (
 _TAKEN_OVER = "another stream goes on with the reply"
 
 
-@dataclass(slots=True, eq=False)
-class _Session:
-    created_at: float
-    ttl_s: float
-    revision: int
-    tokens: array[int]
-    expires_at: float = 0.0
-    root: bytes = b""  # of the request that it was used by last
-    style: object = None
-    calls: tuple[tuple[str, str], ...] = ()
-    running: Sequence | None = None
-    last: LastReply | None = None
-
-    @property
-    def path(self) -> array[int]:
-        """What it holds now, with what has come of a reply under way."""
-        sequence = self.running
-        if sequence is None or not sequence.emitted:
-            return self.tokens
-        return sequence.packed_path(sequence.prompt_tokens + sequence.emitted)
-
-    @property
-    def room_tokens(self) -> int:
-        """Tokens that it may come to hold as it is, those of a last reply included."""
-        last = 0 if self.last is None or self.last.tokens is self.tokens else len(self.last.tokens)
-        return last + max(len(self.tokens), self.running.tokens_max if self.running else 0)
-
-    def over(self, now: float) -> bool:
-        """Whether its time is."""
-        return self.running is None and self.expires_at <= now
-
-
 class Sessions:
     """The sessions of one core. Single-threaded, like all of it."""
 
@@ -92,7 +61,7 @@ class Sessions:
         self._limits, self._tree, self._meters = limits, tree, meters
         self._new_sequence, self._new_reply = new_sequence, new_reply
         self._give_up = give_up
-        self._sessions: dict[SessionKey, _Session] = {}
+        self._sessions: dict[SessionKey, KeptSession] = {}
         self._taken_over: dict[int, Sequence] = {}  # by the id that it is told of under
         self._expires_at = math.inf  # none does before
         self._revisions = count(1)
@@ -167,6 +136,23 @@ class Sessions:
                     self._give_up(session.running, CancelReason.CANCELLED, now)
                 del self._sessions[key]
                 return self._view(name, session)
+
+    def held_path(self, key: SessionKey) -> tuple[bytes, array[int]] | None:
+        """The root and the tokens of all that it holds."""
+        session = self._sessions.get(key)
+        if session is None:
+            return None
+        running = session.running
+        return session.root if running is None else running.request.root, session.path
+
+    def shared(self, key: SessionKey, tokens: array[int]) -> int:
+        """How much of a path other sessions of the same owner hold."""
+        others = (s.path for k, s in self._sessions.items() if k.owner == key.owner and k != key)
+        return max((common(other, 0, tokens, 0, len(tokens)) for other in others), default=0)
+
+    def owned(self, owner: str) -> list[SessionKey]:
+        """All of an owner's."""
+        return [key for key in self._sessions if key.owner == owner]
 
     def _fork(self, command: ForkSession, now: float) -> SessionView:
         source = self._found(command.key)
@@ -278,7 +264,7 @@ class Sessions:
         sequence.stream, sequence.expires_at = order.id, expires_at
         return [left, told]
 
-    def _view(self, name: str, session: _Session) -> SessionView:
+    def _view(self, name: str, session: KeptSession) -> SessionView:
         busy, path = session.running is not None, session.path
         kept = busy or self._tree.match(session.root, path).tokens >= len(path) - 1
         return SessionView(
@@ -291,13 +277,13 @@ class Sessions:
             session.ttl_s,
         )
 
-    def _found(self, key: SessionKey) -> _Session:
+    def _found(self, key: SessionKey) -> KeptSession:
         session = self._sessions.get(key)
         if session is None:
             raise Refused(Reason.SESSION_NOT_FOUND, "there is no such session", field="name")
         return session
 
-    def _idle(self, key: SessionKey) -> _Session:
+    def _idle(self, key: SessionKey) -> KeptSession:
         session = self._found(key)
         if session.running is not None:
             raise _busy()
@@ -305,7 +291,7 @@ class Sessions:
 
     def _add(
         self, key: SessionKey, tokens: array[int], ttl_s: float, most: int | None, now: float
-    ) -> _Session:
+    ) -> KeptSession:
         if key in self._sessions:
             raise Refused(Reason.SESSION_EXISTS, "there is a session of this name", field="name")
         own = sum(other.owner == key.owner for other in self._sessions)
@@ -314,18 +300,18 @@ class Sessions:
         if len(self._sessions) >= self._limits.sessions_max:
             problem = f"there are {len(self._sessions)} sessions, as many as there may be"
             raise Refused(Reason.CLIENT_QUOTA, problem)
-        session = _Session(now, ttl_s, next(self._revisions), tokens)
+        session = KeptSession(now, ttl_s, next(self._revisions), tokens)
         self._sessions[key] = session
         self._touch(session, now)
         return session
 
-    def _cut(self, session: _Session, to: int) -> None:
+    def _cut(self, session: KeptSession, to: int) -> None:
         if to < len(session.tokens):
             session.tokens, session.revision = session.tokens[:to], next(self._revisions)
             session.last, session.calls = None, ()
             session.style = session.style if to else None
 
-    def _touch(self, session: _Session, now: float) -> None:
+    def _touch(self, session: KeptSession, now: float) -> None:
         """It was used."""
         session.expires_at = now + session.ttl_s
         self._expires_at = min(self._expires_at, session.expires_at)

@@ -163,6 +163,12 @@ class SnapshotRoom:
         self.follow()
         return swept
 
+    def clear_root(self, root: bytes, running: Iterable[Lease]) -> Swept:
+        """Tree.clear_root."""
+        swept = self.tree.clear_root(root, running)
+        self.follow()
+        return swept
+
     def follow(self) -> None:
         """The tree may have changed: the ledgers hold what it holds, and matches are old."""
         tree, promised = self.tree, Room.sum(self._promised, self._coming)

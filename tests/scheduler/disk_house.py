@@ -28,7 +28,8 @@ from sapwood.scheduler.disk import (
     Touch,
     Written,
 )
-from sapwood.scheduler.events import Clear, Cleared
+from sapwood.scheduler.events import Cleared, Command, Failed, Unpinned
+from sapwood.scheduler.session_events import SessionTold
 from tests.fakes import TokenLog, Tracker
 from tests.scheduler.house import House
 
@@ -159,7 +160,7 @@ class DiskHouse(House):
         self.pass_on()
         if plan is not None:
             self.copy()
-        self.turn()
+        self.operate()
         return plan
 
     def step_alone(self) -> Any:
@@ -168,17 +169,15 @@ class DiskHouse(House):
         self.pass_on()
         return plan
 
-    def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
-        """Answered once the disk has done it."""
+    def order(self, command: Command) -> Unpinned | Cleared | SessionTold | Failed:
+        """Of what is to go: answered once the disk has done it."""
         answered, self.disk.stalled = len(self.answers), False
-        self.handle(Clear(next(self.ids), tokens))
+        self.handle(command)
         self.pass_on()
         self.deliver()
         while len(self.answers) == answered:
-            assert self.turn(), "nobody answers"
-        answer = self.answers[-1]
-        assert isinstance(answer, Cleared)
-        return answer
+            assert self.operate(), "nobody answers"
+        return self.answers[-1]
 
     def run(self, steps_max: int = 5000) -> None:
         """Until nothing is left to do, on disk either."""
@@ -186,7 +185,7 @@ class DiskHouse(House):
         while steps < steps_max:
             if self.core.has_work or self.core._memory.disk.is_reading:
                 steps += self.step() is not None
-            elif not (self.copy() or self.turn()):
+            elif not (self.copy() or self.operate()):
                 return
         raise AssertionError(f"L2: still at work after {steps_max}: {self.core.stories()}")
 
@@ -208,9 +207,9 @@ class DiskHouse(House):
         if self.core._memory.disk.is_reading:
             self.step()
         elif not self.copy():
-            self.turn()
+            self.operate()
 
-    def turn(self) -> bool:
+    def operate(self) -> bool:
         """One operation of the disk, and what it says."""
         was = self.disk.busy
         for report in self.disk.turn():

@@ -226,10 +226,14 @@ class House:
 
     def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
         """What begins with `tokens`."""
-        self.handle(Clear(next(self.ids), tokens))
-        answer = self.answered()
+        answer = self.order(Clear(next(self.ids), tokens))
         assert isinstance(answer, Cleared)
         return answer
+
+    def order(self, command: Command) -> Unpinned | Cleared | SessionTold | Failed:
+        """What a command is told."""
+        self.handle(command)
+        return self.answered()
 
     def answered(self) -> Unpinned | Cleared | SessionTold | Failed:
         """What the command before this was told."""

@@ -67,8 +67,7 @@ class SessionHouse(House):
         return taken
 
     def _ordered(self, command: SessionCommand) -> SessionTold | Failed:
-        self.handle(command)
-        answer = self.answered()
+        answer = self.order(command)
         assert isinstance(answer, SessionTold | Failed)
         return answer
 

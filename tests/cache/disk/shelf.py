@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from sapwood.cache.disk.block_file import BlockLayout, file_name
+from sapwood.cache.disk.block_file import BlockLayout, FileTensor, file_name
 from sapwood.cache.disk.folder import Folder
-from sapwood.cache.disk.store import RawGroup, RawReport, Store, open_journal
-from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Kind
-from sapwood.scheduler.disk import Erase, Erased, Read, ReadGroup, Written
+from sapwood.cache.disk.store import RawGroup, RawReport, Store
+from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Key, Kind
+from sapwood.scheduler.disk import Erase, Erased, FilesFound, Read, ReadGroup, Written
 
-LAYOUT = BlockLayout("F32", 4, (2, 4, 3))
-LAYOUTS: dict[Kind, BlockLayout] = {"full": LAYOUT, "sliding": BlockLayout("F32", 4, (4, 4, 3))}
+LAYOUT = BlockLayout((FileTensor("kv", "F32", 4, (2, 4, 3)),))
+SLIDING = BlockLayout((FileTensor("kv", "F32", 4, (4, 4, 3)),))
+LAYOUTS: dict[Kind, BlockLayout] = {"full": LAYOUT, "sliding": SLIDING}
 ROOM = 1 << 20
 _T = TypeVar("_T")
 
@@ -28,7 +29,7 @@ def name(number: int) -> bytes:
 
 def disk_file(number: int, kind: Kind = "full") -> DiskFile:
     size = HEAD_BYTES + LAYOUTS[kind].nbytes
-    return DiskFile(name(number), kind, name(number), name(number - 1), size)
+    return DiskFile(name(number), kind, name(number), name(number - 1), b"t", size)
 
 
 def kv_of(number: int, kind: Kind = "full") -> bytes:
@@ -42,11 +43,13 @@ class Shelf:
 
     def __init__(self, path: Path, bytes_max: int = ROOM, folder: Folder | None = None) -> None:
         self.folder = folder or Folder(path)
-        self.journal = open_journal(self.folder, bytes_max, 1000)
-        self.found = dict(self.journal.files)
         self.reports: queue.Queue[RawReport] = queue.Queue()
-        self.store = Store(self.folder, self.journal, LAYOUTS, self.reports.put)
+        self.store = Store(self.folder, LAYOUTS, self.reports.put, bytes_max, 1000)
         self._reads = 0
+        self.found: dict[Key, DiskFile] = {}
+        while (report := self.next(FilesFound)).budget_bytes is None:
+            self.found.update((file.key, file) for file in report.files)
+        self.budget_bytes = report.budget_bytes
 
     def put(self, number: int, kind: Kind = "full", budget: int = 7) -> bool:
         """Whether it is on disk."""

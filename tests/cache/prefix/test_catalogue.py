@@ -30,7 +30,7 @@ def add(catalogue: Catalogue, block: Block, kinds: Sequence[Kind] = BOTH) -> lis
     """What went for it."""
     gone: list[DiskFile] = []
     for kind in kinds:
-        file = DiskFile(block.name, kind, block.path, block.above, 10)
+        file = DiskFile(block.name, kind, block.path, block.above, b"t", 10)
         begun, found = catalogue.begin(file)
         assert begun
         gone += found
@@ -99,7 +99,7 @@ def test_the_least_recently_used_goes_and_of_a_path_its_end() -> None:
 def test_what_is_kept_does_not_give_way() -> None:
     catalogue = filled(blocks(1), bytes_max=20)
     ours, other = blocks(1)[0], blocks(1, first=9)[0]
-    file = DiskFile(other.name, "full", other.path, other.above, 5)
+    file = DiskFile(other.name, "full", other.path, other.above, b"t", 5)
     assert catalogue.begin(file, {ours.path}) == (False, [])
     assert len(catalogue) == 2
 
@@ -107,7 +107,7 @@ def test_what_is_kept_does_not_give_way() -> None:
 def test_what_is_being_written_is_not_found_and_not_written_twice() -> None:
     block = blocks(1)[0]
     catalogue = Catalogue(100, NAMES.top)
-    file = DiskFile(block.name, "full", block.path, block.above, 10)
+    file = DiskFile(block.name, "full", block.path, block.above, b"t", 10)
     assert catalogue.begin(file) == (True, [])
     assert catalogue.knows(*file.key) and catalogue.find(*file.key) is None
     assert catalogue.written(file.key, whole=False) is None
@@ -139,9 +139,9 @@ def test_behind_what_is_lost_nothing_stays() -> None:
     assert catalogue.forget((path[1].name, "full")) and catalogue.find(path[2].name, "full")
     gone = catalogue.forget((path[1].name, "sliding"))
     assert {file.name for file in gone} == {block.name for block in path[1:]}
-    file = DiskFile(path[2].name, "full", path[2].path, path[2].above, 10)
+    file = DiskFile(path[2].name, "full", path[2].path, path[2].above, b"t", 10)
     assert catalogue.begin(file) == (False, [])
-    files = [DiskFile(b.name, "full", b.path, b.above, 10) for b in path if b is not path[1]]
+    files = [DiskFile(b.name, "full", b.path, b.above, b"t", 10) for b in path if b is not path[1]]
     found = Catalogue(1000, NAMES.top, files)
     assert {file.name for file in found.adrift()} == {path[2].name, path[3].name}
     assert len(found) == 1 and found.adrift() == []
