@@ -3,7 +3,8 @@
 - One contract beside ours, over the same door, queue, core and tree: a request becomes ours
   (requests.py) and passes what every other one does.
 - Abort ends the stream at once, with what was said: a gateway keeps the stream of a client that
-  hung up open, and would have the daemon go on for nobody.
+  hung up open, and would have the daemon go on for nobody. A message that is on its way is not
+  interrupted: while gRPC has it, it takes no other, and the last one would be lost.
 - Ids of requests are the gateway's. They are never logged, and two requests may have the same one.
 - What the contract has and the daemon has not (Embed, FlushCache, profiles) is UNIMPLEMENTED.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -43,6 +46,28 @@ from sapwood.v1 import generation_pb2 as pb
 WORKER = boundary.service(vllm.DESCRIPTOR, "VllmEngine")
 
 
+class _Stream:
+    """One that is being written, and can be aborted between two messages."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self._is_writing = self._is_aborted = False
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around a message; what was aborted meanwhile ends after it."""
+        self._is_writing = True
+        yield
+        self._is_writing = False
+        if self._is_aborted:
+            self.scope.cancel()
+
+    def abort(self) -> None:
+        self._is_aborted = True
+        if not self._is_writing:
+            self.scope.cancel()
+
+
 class WorkerService:
     """The one loaded model, for gateways."""
 
@@ -50,7 +75,7 @@ class WorkerService:
         self._gate = gate
         self._generation = GenerationService(gate)
         self._replies = Entrance(gate.limits, gate.limits.rpcs_max, gate.count_refused)
-        self._running: defaultdict[str, set[anyio.CancelScope]] = defaultdict(set)
+        self._running: defaultdict[str, set[_Stream]] = defaultdict(set)
         self._meter = LoadMeter(gate.limits.slots_max)
         self._since = time.monotonic()
         self._received_at = 0.0
@@ -79,20 +104,21 @@ class WorkerService:
             told = replies if isinstance(event, Progress) else [replies[candidate]]
             for response in [reply.said(event) for reply in told]:
                 if response is not None:
-                    await call.write(response)
+                    with stream.writing():
+                        await call.write(response)
 
         with self._replies.place(f"{WORKER.full_name}.Generate"):
-            scope = anyio.CancelScope()
+            stream = _Stream()
             same = self._running[given.request_id]
-            same.add(scope)
+            same.add(stream)
             try:
-                with scope:
+                with stream.scope:
                     await self._generation.reply(self._ours(given), call, write)
             finally:
-                same.discard(scope)
+                same.discard(stream)
                 if not same:
                     self._running.pop(given.request_id, None)
-        for reply in replies if scope.cancelled_caught else ():
+        for reply in replies if stream.scope.cancelled_caught else ():
             if not reply.ended:
                 await call.write_in_time(reply.aborted(), self._gate.limits.write_s_max)
 
@@ -107,8 +133,8 @@ class WorkerService:
     async def _abort(self, given: Any, _call: Call) -> Any:
         """Of who is gone already nobody knows: no error."""
         for id in given.request_ids:
-            for scope in self._running.get(id, ()):
-                scope.cancel()
+            for stream in self._running.get(id, ()):
+                stream.abort()
         return vllm.AbortResponse()
 
     async def _health_check(self, _given: Any, _call: Call) -> Any:

@@ -16,6 +16,7 @@ import pytest
 
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.process.server import Daemon
+from sapwood.daemon.rpc.call import Call
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import SamplingDefaults
 from tests.daemon.conftest import config_for, open_rpcs, reason_of, running, stats, until
@@ -156,6 +157,30 @@ async def test_abort_ends_the_stream_with_what_was_said_and_frees_the_row() -> N
     said = chunked_ids([first, *rest])
     assert said == reply_to((5, 6), len(said)), "nothing is lost and nothing comes twice"
     assert rest[-1].complete.completion_tokens == len(said) > 0
+
+
+async def test_abort_interrupts_no_message_that_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """gRPC has the one until it is taken, and would refuse the last one."""
+    write, held, going = Call.write, asyncio.Event(), asyncio.Event()
+
+    async def held_write(call: Call, message: Any) -> None:
+        if type(message).__name__ == "GenerateResponse" and not going.is_set():
+            held.set()
+            await going.wait()
+        await write(call, message)
+
+    monkeypatch.setattr(Call, "write", held_write)
+    async with working() as worker:
+        call = worker.stub.Generate(worker.request(5, 6, max_tokens=500, id="held"))
+        await held.wait()
+        await worker.stub.Abort(worker.pb.AbortRequest(request_ids=["held"]))
+        going.set()
+        told = [one async for one in call]
+    assert told[-1].complete.finish_reason == "abort"
+    said = chunked_ids(told)
+    assert said == reply_to((5, 6), len(said)) and said, "what was on its way came"
 
 
 async def test_abort_reaches_a_request_that_is_still_tokenised_or_queued() -> None:
