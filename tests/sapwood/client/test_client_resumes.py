@@ -26,10 +26,11 @@ OPTIONS: dict[str, Any] = {"max_tokens": TOKENS, "temperature": 0.0}
 class Breaker:
     """Between clients and a daemon: cuts each of its first `cuts` connections.
 
-    After so many bytes of the daemon's.
+    After so many bytes of the daemon's, and not before `may_cut` is set.
     """
 
     def __init__(self, address: str, after_bytes: int, cuts: int) -> None:
+        self.may_cut = threading.Event()
         host, _, port = address.rpartition(":")
         self._daemon = host, int(port)
         self._after, self._left = after_bytes, cuts
@@ -41,6 +42,7 @@ class Breaker:
         self._start(self._accept)
 
     def close(self) -> None:
+        self.may_cut.set()
         for end in (self._listener, *self._ends):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -68,6 +70,7 @@ class Breaker:
             while data := source.recv(256):
                 passed += len(data)
                 if limit is not None and passed > limit and self._left:
+                    self.may_cut.wait()
                     self._left, self.cut = self._left - 1, self.cut + 1
                     break
                 to.sendall(data)
@@ -85,17 +88,24 @@ def broken(run: Running, after_bytes: int, cuts: int) -> Iterator[tuple[str, Bre
         breaker.close()
 
 
-async def told(kind: str, address: str, **options: Any) -> sapwood.Reply:
-    """A reply whose events are checked as they come."""
+def nothing() -> None:
+    """Of a test that waits for no event."""
+
+
+async def told(
+    kind: str, address: str, heard: Callable[[], None] = nothing, **options: Any
+) -> sapwood.Reply:
+    """A reply whose events are checked as they come; `heard` is called at each."""
     seen: list[sapwood.Event] = []
     if kind == "async":
         async with sapwood.AsyncClient(address) as client:
             stream = client.generate(PROMPT, timeout=60, **OPTIONS, **options)
             async for event in stream:
                 seen.append(event)
+                heard()
             reply = await stream.collect()
     else:
-        reply = await anyio.to_thread.run_sync(partial(_told, address, seen, options))
+        reply = await anyio.to_thread.run_sync(partial(_told, address, seen, heard, options))
     kinds = [type(event) for event in seen]
     first = kinds.index(sapwood.Delta)
     assert sapwood.Prefill not in kinds[first:], "the order of events is as of one stream"
@@ -103,10 +113,14 @@ async def told(kind: str, address: str, **options: Any) -> sapwood.Reply:
     return reply
 
 
-def _told(address: str, seen: list[sapwood.Event], options: dict[str, Any]) -> sapwood.Reply:
+def _told(
+    address: str, seen: list[sapwood.Event], heard: Callable[[], None], options: dict[str, Any]
+) -> sapwood.Reply:
     with sapwood.Client(address) as client:
         stream = client.generate(PROMPT, timeout=60, **OPTIONS, **options)
-        seen += stream
+        for event in stream:
+            seen.append(event)
+            heard()
         return stream.collect()
 
 
@@ -115,6 +129,7 @@ def _told(address: str, seen: list[sapwood.Event], options: dict[str, Any]) -> s
 async def test_n3_a_stream_goes_on_behind_each_cut(kind: str, after_bytes: int) -> None:
     async with running() as run:
         with broken(run, after_bytes, 3) as (address, breaker):
+            breaker.may_cut.set()
             reply = await told(kind, address, resumable=True)
         assert breaker.cut > 0, "or this tests nothing"
         assert list(reply.token_ids) == reply_to(PROMPT, TOKENS)
@@ -127,14 +142,17 @@ async def test_a_stream_of_a_session_goes_on_by_itself_and_others_end(kind: str)
     async with running() as run, sapwood.AsyncClient(run.address) as client:
         session = await client.create_session("a", ttl=60)
         with broken(run, 500, 1) as (address, breaker):
-            reply = await told(kind, address, session=session)
+            # Where it had heard nothing, the client could not say where it was.
+            reply = await told(kind, address, breaker.may_cut.set, session=session)
             assert breaker.cut == 1
         held = await client.get_session("a", include_tokens=True)
         assert (
             list(held.token_ids) == [*PROMPT, *reply.token_ids] and len(reply.token_ids) == TOKENS
         )
-        with broken(run, 500, 1) as (address, _), pytest.raises(sapwood.SapwoodError) as caught:
-            await told(kind, address)
+        with broken(run, 500, 1) as (address, breaker):
+            breaker.may_cut.set()
+            with pytest.raises(sapwood.SapwoodError) as caught:
+                await told(kind, address)
         assert caught.value.cut and not caught.value.reason
         await until(lambda: not len(run.daemon._gate.mailboxes))
 
