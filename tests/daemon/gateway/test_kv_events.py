@@ -116,7 +116,7 @@ async def test_the_load_comes_each_second_and_when_it_moves() -> None:
         await router.read()
         began = time.monotonic()
         idle = await router.read()
-        assert 0.5 < time.monotonic() - began < 5
+        assert 0.5 < time.monotonic() - began < 30
         assert (idle.load.load_only, idle.sequence_number, len(idle.events)) == (True, 1, 0)
         assert (idle.load.running_requests, idle.load.max_running_requests) == (0, 1)
         calls = [worker.stub.Generate(worker.request(5, 6, max_tokens=9)) for _ in range(2)]

@@ -158,14 +158,14 @@ async def test_a_head_that_comes_byte_by_byte_has_the_same_time() -> None:
     async with serving() as address:
         reader, writer = await asyncio.open_connection(address.host, address.port)
         begun, ended = time.monotonic(), asyncio.create_task(reader.read())
-        while not ended.done() and time.monotonic() < begun + 10:
+        while not ended.done() and time.monotonic() < begun + 60:
             writer.write(b"X")
             await asyncio.sleep(0.02)
         took_s = time.monotonic() - begun
         writer.close()
         with suppress(ConnectionResetError):
             assert await ended == b""
-    assert TIGHT.http_request_s_max <= took_s < 5
+    assert TIGHT.http_request_s_max <= took_s < 60
 
 
 async def test_an_answer_that_is_not_read_is_cut() -> None:
@@ -174,7 +174,7 @@ async def test_an_answer_that_is_not_read_is_cut() -> None:
         with socket.create_connection((address.host, address.port)) as peer:
             peer.sendall(asking("/metrics"))
             await asyncio.sleep(TIGHT.http_request_s_max + 1)
-            peer.settimeout(5)
+            peer.settimeout(60)
             received = 0
             while piece := peer.recv(1 << 20):
                 received += len(piece)
@@ -193,7 +193,7 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out() -> None:
         for _ in range(20):
             answer = await said(address, asking("/metrics"))
             assert answer.startswith(b"HTTP/1.1 200 ")
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < limits.http_request_s_max / 2
         left = [reader for reader, _ in crowd if not reader.at_eof()]
         assert len(left) <= limits.http_connections_max
         for _, writer in crowd:

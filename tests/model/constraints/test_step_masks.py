@@ -15,7 +15,7 @@ from sapwood.model.constraints.step_masks import StepMasks
 from tests.model.constraints.test_guide import ORDER, TEXT
 from tests.model.constraints.toy import TOKEN_BYTES, allowed, encode, schema
 
-LIMIT_S = 0.15
+LIMIT_S = 0.5
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_who_takes_too_long_is_failed_alone(
     asked = hold_up(monkeypatch, guides[1], Panic() if breaks else hangs)
     begun = time.monotonic()
     found = masks.of(guides, [[], [], []])
-    assert time.monotonic() - begun < 10 * LIMIT_S
+    assert time.monotonic() - begun < 60 * LIMIT_S
     assert asked == [2], "with everybody, and alone"
     assert [bool(guide.failure) for guide in guides] == [False, True, False]
     rows = [set(_tokens(row)) for row in found]

@@ -91,17 +91,17 @@ async def test_nothing_else_is_asked_for_again(
 async def test_a_retry_past_the_deadline_is_the_refusal_at_once(
     connect: Connect, daemon: FakeDaemon, address: str, call: str
 ) -> None:
-    daemon.busy, daemon.retry_after_s = 9, 3.0
+    daemon.busy, daemon.retry_after_s = 9, 40.0
     async with connect(address) as client:
         began = time.monotonic()
         made: dict[str, Any] = {
-            "generate": lambda: client.generate("hello", timeout=2).collect(),
-            "tokenize": lambda: client.tokenize("hello", timeout=2),
+            "generate": lambda: client.generate("hello", timeout=30).collect(),
+            "tokenize": lambda: client.tokenize("hello", timeout=30),
         }
         with pytest.raises(sapwood.ResourceExhausted, match="QUEUE_FULL: busy") as caught:
             await done(made[call]())
-        assert time.monotonic() - began < 1.5
-    assert caught.value.retry_after_s == 3.0
+        assert time.monotonic() - began < 20
+    assert caught.value.retry_after_s == 40.0
     assert len(daemon.requests) == 1
 
 
