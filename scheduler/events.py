@@ -152,10 +152,12 @@ class Clear:
     """Drop what the tree holds, but for pins; answered by Cleared.
 
     tokens: only what begins with them, under whatever root. None of them: everything.
+    root: only what lies under it, whatever it begins with; without `tokens`.
     """
 
     id: int
     tokens: tuple[int, ...] = ()
+    root: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from typing import Any, BinaryIO
 
 from sapwood.cache.prefix.snapshot import Payload
+from sapwood.daemon.engine.disguise import Disguise
 from sapwood.daemon.engine.disk_port import WithoutDisk
 from sapwood.daemon.engine.loaded import StepCore
-from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -32,6 +31,7 @@ from sapwood.scheduler.events import (
     Drain,
     Effect,
     Finished,
+    Forget,
     PinView,
     Request,
     Submit,
@@ -42,103 +42,19 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.outcomes import FinishReason
 from sapwood.scheduler.plan import Admit, StepPlan
 from sapwood.scheduler.result import StepResult
-from sapwood.scheduler.sampling import Sampling
 from sapwood.scheduler.session_events import (
-    ForkSession,
     HeldSession,
     ResumeReply,
     SessionCommand,
     SessionKey,
-    SessionTurn,
     SessionView,
 )
 from sapwood.scheduler.stats import Stats
 
 FORMAT = 4
 
-HELD = "held"  # stands for any constraint: to the core all are alike
 
 _log = logging.getLogger(__name__)
-
-
-class Disguise:
-    """A permutation of the vocabulary, numbers of roots and principals: known to nobody else."""
-
-    def __init__(self, vocabulary: int) -> None:
-        self._ids = list(range(vocabulary))
-        secrets.SystemRandom().shuffle(self._ids)
-        self._roots: dict[bytes, int] = {}
-        self._principals: dict[str, int] = {}
-        self._sessions: dict[SessionKey, SessionKey] = {}
-        self.end = vocabulary
-
-    def ids(self, tokens: Iterable[int]) -> tuple[int, ...]:
-        """Other ids, equal where they were."""
-        return tuple(self._ids[token] for token in tokens)
-
-    def request(self, request: Request) -> Request:
-        """The same to the core, but for what ends its text."""
-        root = self._roots.setdefault(request.root, len(self._roots))
-        turn = request.session
-        return replace(
-            request,
-            root=b"%d" % root,
-            principal=self._principal(request.principal),
-            session=None if turn is None else SessionTurn(self.key(turn.key), turn.revision),
-            prompt=self.ids(request.prompt),
-            sampling=self._sampling(request.sampling),
-            forks=tuple(replace(fork, noise_key=0) for fork in request.forks),
-            stop=(),
-            stop_token_ids=frozenset(),
-            ignore_eos=False,
-            constraint=None if request.constraint is None else HELD,
-        )
-
-    def _principal(self, name: str) -> str:
-        return str(self._principals.setdefault(name, len(self._principals)))
-
-    def key(self, key: SessionKey) -> SessionKey:
-        """Another one, whose names are numbers."""
-        if key not in self._sessions:
-            name = str(len(self._sessions))
-            self._sessions[key] = SessionKey(self._principal(key.owner), name)
-        return self._sessions[key]
-
-    def session_command(
-        self, command: SessionCommand | ResumeReply
-    ) -> SessionCommand | ResumeReply:
-        """The same to the core."""
-        if isinstance(command, ForkSession):
-            made = self.key(SessionKey(command.key.owner, command.new_name))
-            command = replace(command, new_name=made.name)
-        return replace(command, key=self.key(command.key))
-
-    def facts(self, facts: ModelFacts) -> ModelFacts:
-        """A model with one more token, which alone ends a reply."""
-        return replace(
-            facts,
-            vocabulary=self.end + 1,
-            eos_token_ids=frozenset({self.end}),
-            control_tokens=ControlTokens(),
-        )
-
-    def plan(self, plan: StepPlan) -> StepPlan:
-        """The plan that a core which was given disguised commands makes."""
-        return replace(
-            plan,
-            admits=tuple(self._admit(admit) for admit in plan.admits),
-            decodes=tuple(replace(d, token=self._ids[d.token]) for d in plan.decodes),
-            prefills=tuple(replace(p, tokens=self.ids(p.tokens)) for p in plan.prefills),
-        )
-
-    def _admit(self, admit: Admit) -> Admit:
-        sampling = self._sampling(admit.sampling)
-        prompt, reply = self.ids(admit.prompt), self.ids(admit.reply)
-        return replace(admit, prompt=prompt, reply=reply, sampling=sampling)
-
-    def _sampling(self, sampling: Sampling) -> Sampling:
-        biases = tuple((self._ids[id], bias) for id, bias in sampling.logit_bias)
-        return replace(sampling, noise_key=0, logit_bias=biases)
 
 
 class RecordedCore(WithoutDisk):
@@ -175,13 +91,19 @@ class RecordedCore(WithoutDisk):
                 self._write(now=now, cancel=[id, reason.name])
             case Unpin(id, name):
                 self._write(now=now, unpin=[id, name])
-            case Clear(id, tokens):
-                self._write(now=now, clear=[id, self._disguise.ids(tokens)])
+            case Clear(id, tokens, root):
+                self._write(now=now, clear=[id, self._disguise.ids(tokens), self._root(root)])
+            case Forget(id, principal, root):
+                who = self._disguise.principal(principal)
+                self._write(now=now, forget=[id, who, self._root(root)])
             case Drain():
                 self._write(now=now, drain=True)
             case _ if isinstance(command, SessionCommand | ResumeReply):
                 self._write(now=now, session=_session(self._disguise.session_command(command)))
         self._core.handle(command, now)
+
+    def _root(self, root: bytes | None) -> str | None:
+        return None if root is None else self._disguise.root(root).decode()
 
     def plan(self, now: float) -> StepPlan | None:
         """As StepCore says. An idle look without work is not written: it changes nothing."""

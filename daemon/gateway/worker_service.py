@@ -6,7 +6,8 @@
   hung up open, and would have the daemon go on for nobody. A message that is on its way is not
   interrupted: while gRPC has it, it takes no other, and the last one would be lost.
 - Ids of requests are the gateway's. They are never logged, and two requests may have the same one.
-- What the contract has and the daemon has not (Embed, FlushCache, profiles) is UNIMPLEMENTED.
+- FlushCache drops what the gateway's own users stored, and nobody else's.
+- What the contract has and the daemon has not (Embed, profiles) is UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import anyio
 from anyio import to_thread
 from smg_grpc_proto import vllm_engine_pb2 as vllm
+from smg_grpc_proto.generated import common_pb2 as common
 
 from sapwood import __version__
 from sapwood.daemon.gateway.blocks import BLOCK
@@ -37,7 +39,8 @@ from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.mailbox import SentEvent
-from sapwood.scheduler.events import Progress
+from sapwood.daemon.rpc.principals import root_key
+from sapwood.scheduler.events import Clear, Cleared, Progress
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.sampling import SamplingDefaults
@@ -90,6 +93,7 @@ class WorkerService:
             "GetModelInfo": self._get_model_info,
             "GetServerInfo": self._get_server_info,
             "GetLoads": self._get_loads,
+            "FlushCache": self._flush_cache,
             "GetTokenizer": self._get_tokenizer,
             "SubscribeKvEvents": self._subscribe_kv_events,
         }
@@ -136,6 +140,17 @@ class WorkerService:
             for stream in self._running.get(id, ()):
                 stream.abort()
         return vllm.AbortResponse()
+
+    async def _flush_cache(self, _given: Any, call: Call) -> Any:
+        """What pins keep, and who runs holds, stays. Answers when files are gone, too."""
+        self._gate.enter()
+        if call.principal.pooled:
+            return common.FlushCacheResponse(success=False, message="others share its pool")
+        id = self._gate.admission.draw_id()
+        root = root_key(self._gate.card.fingerprint, call.principal.salt)
+        cleared = await self._gate.ordered(Clear(id, root=root), id, Cleared)
+        said = f"{cleared.nodes} nodes, {cleared.freed_bytes} bytes"
+        return common.FlushCacheResponse(success=True, message=said)
 
     async def _health_check(self, _given: Any, _call: Call) -> Any:
         closed_by = self._gate.closed_by

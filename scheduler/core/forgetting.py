@@ -72,7 +72,7 @@ class Forgetting:
             return [Cleared(order.id, 0, 0, 0)]
         for sequence in self._roster.holders:
             sequence.off_disk |= sequence.request.root == order.root
-        cleared = self._memory.pins.clear_root(order, self._roster.holders)
+        cleared = self._memory.pins.clear_root(order.id, order.root, self._roster.holders)
         return [*self._memory.disk.forget_root(order.root, cleared)]
 
     def _held_of(self, key: SessionKey, tokens: array[int]) -> int:

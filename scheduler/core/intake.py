@@ -175,8 +175,12 @@ class Intake(CoreState):
         """Of who reads from disk nothing may come back; who asked hears when the files are gone."""
         memory = self._memory
         memory.disk.stop_reading(self._step)
-        cleared = memory.pins.clear(order, self._roster.holders)
-        self._effects += memory.disk.clear(order, cleared)
+        if order.root is None:
+            cleared = memory.pins.clear(order, self._roster.holders)
+            self._effects += memory.disk.clear(order, cleared)
+        else:
+            cleared = memory.pins.clear_root(order.id, order.root, self._roster.holders)
+            self._effects += memory.disk.forget_root(order.root, cleared)
 
     def _drain(self, now: float) -> None:
         self._draining = True

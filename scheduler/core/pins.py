@@ -22,7 +22,7 @@ from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
-from sapwood.scheduler.events import Clear, Cleared, Forget, PinTerms, PinView, Request
+from sapwood.scheduler.events import Clear, Cleared, PinTerms, PinView, Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reasons import Reason
@@ -151,11 +151,10 @@ class Pins:
         running = (s.lease for s in holders if s.lease is not None and s.begins_as(order))
         return Cleared(order.id, *self._stored.clear(order, running))
 
-    def clear_root(self, order: Forget, holders: Iterable[Sequence]) -> Cleared:
-        """Drop what lies under the root that the order names."""
-        assert order.root is not None, "a root that is others' too"
-        running = (s.lease for s in holders if s.lease is not None and s.request.root == order.root)
-        return Cleared(order.id, *self._stored.clear_root(order.root, running))
+    def clear_root(self, id: int, root: bytes, holders: Iterable[Sequence]) -> Cleared:
+        """Drop what lies under a root, but what pins keep; `id` is the order's."""
+        running = (s.lease for s in holders if s.lease is not None and s.request.root == root)
+        return Cleared(id, *self._stored.clear_root(root, running))
 
     def forget(self, principal: str, step: int) -> None:
         """Unpin all of one principal's."""

@@ -224,9 +224,9 @@ class House:
         assert isinstance(answer, Unpinned)
         return answer.found
 
-    def clear(self, tokens: tuple[int, ...] = ()) -> Cleared:
-        """What begins with `tokens`."""
-        answer = self.order(Clear(next(self.ids), tokens))
+    def clear(self, tokens: tuple[int, ...] = (), root: bytes | None = None) -> Cleared:
+        """What begins with `tokens`, or lies under a root."""
+        answer = self.order(Clear(next(self.ids), tokens, root))
         assert isinstance(answer, Cleared)
         return answer
 

@@ -25,6 +25,7 @@ from sapwood.scheduler.events import (
     Clear,
     Command,
     Drain,
+    Forget,
     Fork,
     PinTerms,
     Priority,
@@ -159,12 +160,19 @@ def _command(line: dict[str, Any]) -> Command:
     if "unpin" in line:
         return Unpin(*line["unpin"])
     if "clear" in line:
-        id, tokens = line["clear"]
-        return Clear(id, tuple(tokens))
+        id, tokens, root = line["clear"]
+        return Clear(id, tuple(tokens), _root(root))
+    if "forget" in line:
+        id, principal, root = line["forget"]
+        return Forget(id, principal, _root(root))
     if "session" in line:
         kind, owner, name, id, *rest = line["session"]
         return SESSION_COMMANDS[kind](id, SessionKey(owner, name), *rest)
     return Drain()
+
+
+def _root(told: str | None) -> bytes | None:
+    return None if told is None else told.encode()
 
 
 def _turn(told: dict[str, Any] | None) -> SessionTurn | None:

@@ -12,7 +12,7 @@ import pytest
 
 from sapwood.daemon.engine.recording import RecordedCore
 from sapwood.daemon.own_files import create_private
-from sapwood.scheduler.events import Cleared, Pinned, Unpinned
+from sapwood.scheduler.events import Cleared, Forget, Pinned, Unpinned
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
@@ -59,9 +59,11 @@ def recorded(
             pin = house.pin(prompt(20, number % 3), 0.5 if number % 2 else None)
         if operated and number % 13 == 12:
             house.clear(prompt(5, number % 3))
+            house.clear(root=b"salt 1")
+            house.order(Forget(next(house.ids), f"nobody {number}", b"salt 0"))
             house.unpin(pin)
         if number % 5 == 0:
-            house.cancel(house.streams[random.randint(1, len(house.streams))])
+            house.cancel(random.choice(list(house.streams.values())))
         for _ in range(random.randint(0, 12)):
             house.step()
     house.close()

@@ -18,9 +18,17 @@ from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.process.server import Daemon
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import SamplingDefaults
-from tests.daemon.conftest import config_for, open_rpcs, reason_of, running, until
+from tests.daemon.conftest import (
+    collect,
+    config_for,
+    open_rpcs,
+    prompt_of,
+    reason_of,
+    running,
+    until,
+)
 from tests.daemon.fakes import EOS, FACTS, FakeDevice, make_loader, reply_to
-from tests.daemon.gateway.conftest import chunked_ids, needs_protocol, working
+from tests.daemon.gateway.conftest import Worker, chunked_ids, needs_protocol, working
 from tests.fakes import toy_logprobs
 
 pytestmark = [pytest.mark.anyio, needs_protocol]
@@ -254,16 +262,41 @@ async def test_the_tokenizers_files_come_as_a_zip_with_a_digest(tmp_path: Path) 
 
 async def test_what_is_not_built_is_unimplemented() -> None:
     async with working() as worker:
-        for method in (worker.stub.Embed, worker.stub.FlushCache):
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await method(worker.pb.EmbedRequest() if method is worker.stub.Embed else flush())
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await worker.stub.Embed(worker.pb.EmbedRequest())
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def flush() -> Any:
     from smg_grpc_proto.generated import common_pb2
 
     return common_pb2.FlushCacheRequest()
+
+
+async def cached_tokens(worker: Worker) -> tuple[int, int]:
+    """What is found of a prompt over the gateway, and by who comes over our own protocol."""
+    (*_, theirs) = await worker.ask(*PROMPT, max_tokens=1)
+    _, _, events = await collect(worker.run.generation.Generate(prompt_of(*PROMPT, max_tokens=1)))
+    return theirs.complete.cached_tokens, events[-1].finish.usage.cached_tokens
+
+
+async def test_flush_drops_what_the_gateways_users_stored_and_nobody_elses() -> None:
+    async with working() as worker:
+        assert await cached_tokens(worker) == (0, 0)
+        found = await cached_tokens(worker)
+        assert all(found)
+        answer = await worker.stub.FlushCache(flush())
+        assert answer.success and not answer.message.startswith("0 nodes")
+        assert await cached_tokens(worker) == (0, found[1])
+
+
+async def test_a_pool_that_others_share_is_not_flushed() -> None:
+    together = {"pool": "us"}
+    async with working(principals={"gateway": together, "local": together}) as worker:
+        await cached_tokens(worker)
+        answer = await worker.stub.FlushCache(flush())
+        assert not answer.success and "others" in answer.message
+        assert all(await cached_tokens(worker))
 
 
 async def test_a_drain_ends_what_runs_and_nothing_of_the_protocol_keeps_it_waiting() -> None:
