@@ -30,7 +30,8 @@ _now = time.perf_counter
 class InLineStep:
     """One step, and the seconds of its calls. emit: the core's counters and effects.
 
-    run: of the runner, which waits for the device.
+    run: of the runner, which waits for the device. cpu_s: that this process computed in all of it,
+    every thread; what others take of the machine makes it no longer.
     """
 
     plan: StepPlan
@@ -38,6 +39,7 @@ class InLineStep:
     emit_s: float
     commit_s: float
     run_s: float = 0.0
+    cpu_s: float = 0.0
 
     @property
     def host_s(self) -> float:
@@ -102,7 +104,7 @@ def served_in_line(
     for _ in range(_STEPS_MAX):
         if not core.has_work:
             return [usages[request.id] for request in requests]
-        began = _now()
+        began, cpu_s = _now(), time.process_time()
         plan = core.plan(began)
         runner.make_copies(core.spare_bytes)
         planned = _now()
@@ -120,5 +122,5 @@ def served_in_line(
             core.commit(plan, result, ran)
             runner.make_copies(core.spare_bytes)
             seconds = planned - began, emitted - planned, _now() - ran, ran - emitted
-            told(InLineStep(plan, *seconds))
+            told(InLineStep(plan, *seconds, time.process_time() - cpu_s))
     raise AssertionError(f"still at work after {_STEPS_MAX} steps")

@@ -2,7 +2,8 @@
 
 - In this process, core and runner in line: the given pair, rows at an equal pinned depth, sampled.
   The schema asks for more than anybody writes, so that all rows stay in every step.
-- A run is worth its median step with all rows in it and nobody who comes or goes.
+- A run is worth its median step with all rows in it and nobody who comes or goes, in seconds and in
+  processor seconds of this process: a neighbour makes the one longer and the other hardly.
 - Masks alone, of a vocabulary of 262,144 made-up tokens: a walk over a round's drafts, where a text
   leads the first time (cold) and once more in the same state (warm). There is no peer for it.
 """
@@ -14,9 +15,10 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bench.in_line import InLineStep, in_line, served_in_line
-from bench.measure import BenchError, Figure, Side, Spread, alternated, at_most
+from bench.measure import BenchError, Figure, Side, alternated, at_most
 from bench.setup import Setup
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.model.constraints.compiler import ConstraintCompiler
@@ -46,30 +48,54 @@ ORDER = {
 LONG = {"type": "array", "items": ORDER, "minItems": 1000}
 
 
+class StepSeconds(NamedTuple):
+    """Seconds, and processor seconds of all threads of this process."""
+
+    seconds: float
+    cpu_s: float
+
+    def __str__(self) -> str:
+        return f"{self.seconds * 1e3:.2f} ms ({self.cpu_s * 1e3:.2f} ms processor)"
+
+
 def measure(setup: Setup) -> list[Figure]:
     pair = setup.load_given_pair()
     depths = (0,) if pair.assistant is None else QUICK_HELD_DEPTHS if setup.quick else HELD_DEPTHS
-    held: dict[int, list[float]] = {depth: [] for depth in depths}
-    free: dict[int, list[float]] = {depth: [] for depth in depths}
+    held: dict[int, list[StepSeconds]] = {depth: [] for depth in depths}
+    free: dict[int, list[StepSeconds]] = {depth: [] for depth in depths}
     with in_line(pair) as loaded:
         constraint = _constraint(loaded)
-        _step_s(loaded, setup, depths[-1], constraint)  # warms shapes and what masks remember
+        _step(loaded, setup, depths[-1], constraint)  # warms shapes and what masks remember
         for run in range(setup.runs):
             for depth in depths:
                 for found, held_to in alternated([(held, constraint), (free, None)], run):
-                    found[depth].append(_step_s(loaded, setup, depth, held_to))
+                    found[depth].append(_step(loaded, setup, depth, held_to))
                 setup.say(
-                    f"run {run + 1}: depth {depth}: held {held[depth][-1] * 1e3:.2f} ms, "
-                    f"free {free[depth][-1] * 1e3:.2f} ms"
+                    f"run {run + 1}: depth {depth}: held {held[depth][-1]}, free {free[depth][-1]}"
                 )
     details = masks_alone(50 if setup.quick else 400)
+    return [each for depth in depths for each in _figures(depth, held[depth], free[depth], details)]
+
+
+def _figures(
+    depth: int, held: Sequence[StepSeconds], free: Sequence[StepSeconds], details: dict[str, float]
+) -> list[Figure]:
+    name, title = (
+        f"structured/{depth}",
+        f"{MASKED_ROWS} rows, depth {depth}: held to a schema ÷ free",
+    )
     return [
         Figure(
-            f"structured/{depth}", f"{MASKED_ROWS} rows, depth {depth}: held to a schema ÷ free",
-            Side("held", "s", tuple(held[depth])), Side("free", "s", tuple(free[depth])),
+            name, title,
+            Side("held", "s", tuple(step.seconds for step in held)),
+            Side("free", "s", tuple(step.seconds for step in free)),
             at_most(1.25), details,
-        )
-        for depth in depths
+        ),
+        Figure(
+            f"{name}/cpu", f"{title}, processor time",
+            Side("held", "s", tuple(step.cpu_s for step in held)),
+            Side("free", "s", tuple(step.cpu_s for step in free)),
+        ),
     ]  # fmt: skip
 
 
@@ -81,8 +107,8 @@ def _constraint(loaded: Loaded) -> object:
     return constraint
 
 
-def _step_s(loaded: Loaded, setup: Setup, depth: int, constraint: object | None) -> float:
-    """Median seconds of a step with all rows in it."""
+def _step(loaded: Loaded, setup: Setup, depth: int, constraint: object | None) -> StepSeconds:
+    """Medians of a step with all rows in it."""
     tokens = QUICK_HELD_TOKENS if setup.quick else HELD_TOKENS
     requests = [
         Request(
@@ -91,28 +117,28 @@ def _step_s(loaded: Loaded, setup: Setup, depth: int, constraint: object | None)
         )
         for id in range(MASKED_ROWS)
     ]  # fmt: skip
-    seconds: list[float] = []
+    steps: list[StepSeconds] = []
 
     def told(step: InLineStep) -> None:
         full = [row.depth for row in step.plan.decodes] == [depth] * MASKED_ROWS
         if full and not step.moves and not step.plan.prefills:
-            seconds.append(step.run_s + step.host_s)
+            steps.append(StepSeconds(step.run_s + step.host_s, step.cpu_s))
 
     served_in_line(loaded, requests, told)
-    if len(seconds) < 4:
+    if len(steps) < 4:
         raise BenchError("too few steps had all rows in them")
-    return statistics.median(seconds)
+    return StepSeconds(*map(statistics.median, zip(*steps, strict=True)))
 
 
 def masks_alone(replies: int) -> dict[str, float]:
-    """Microseconds of one call for one row with four drafts."""
+    """Microseconds of one call for one row with four drafts, and of the processor in it."""
     vocabulary = _made_up()
     compiler = ConstraintCompiler(vocabulary, 10.0, 1 << 30, 10.0, takes_lark=False)
     constraint = compiler.compile(ConstraintSpec("json_schema", json.dumps(ORDER)))
     compiler.close()
     masks, drawn = StepMasks(vocabulary.size, 10.0), random.Random(1)
-    cold: list[float] = []
-    warm: list[float] = []
+    cold: list[StepSeconds] = []
+    warm: list[StepSeconds] = []
     for _ in range(replies // 10):
         guide = Guide(constraint, ())
         for text in (
@@ -123,13 +149,15 @@ def masks_alone(replies: int) -> dict[str, float]:
             ids = _bytes_of(text)
             guide.push(ids)
             path = [_FIRST_BYTE + byte for byte in b"1234"]
-            cold.append(_seconds(lambda g=guide, p=path: masks.of([g], [p])))  # type: ignore[misc]
-            warm.append(_seconds(lambda g=guide, p=path: masks.of([g], [p])))  # type: ignore[misc]
+            cold.append(_timed(lambda g=guide, p=path: masks.of([g], [p])))  # type: ignore[misc]
+            warm.append(_timed(lambda g=guide, p=path: masks.of([g], [p])))  # type: ignore[misc]
     masks.close()
     found = {}
-    for name, values in (("cold", cold), ("warm", warm)):
-        found[f"masks_{name}_us"] = Spread.of(values).median * 1e6
-        found[f"masks_{name}_most_us"] = max(values) * 1e6
+    for name, times in (("cold", cold), ("warm", warm)):
+        seconds, cpu_s = zip(*times, strict=True)
+        found[f"masks_{name}_us"] = statistics.median(seconds) * 1e6
+        found[f"masks_{name}_cpu_us"] = statistics.median(cpu_s) * 1e6
+        found[f"masks_{name}_most_us"] = max(seconds) * 1e6
     return found
 
 
@@ -151,7 +179,7 @@ def _made_up() -> Vocabulary:
     return Vocabulary(token_bytes, names, {1}, ControlTokens(), _bytes_of)
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+def _timed(call: Callable[[], object]) -> StepSeconds:
+    begun, cpu_s = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - begun
+    return StepSeconds(time.perf_counter() - begun, time.process_time() - cpu_s)

@@ -117,7 +117,7 @@ class Loaded:
     card: ModelCard
     core: StepCore
     runner: StepRunner
-    describe_tree: Callable[[], Iterable[NodeView]]
+    describe_tree: Callable[..., Iterable[NodeView]]  # as Tree.describe
     leave_thread: Callable[[], None] = lambda: None  # the last call on the engine thread
     # Tells the device of the bytes reserved for a step, and of those that nobody has; gives how
     # many arrays hold, and how many are kept for reuse beside them.
@@ -158,9 +158,9 @@ class Loaded:
         """What a prompt needs of it, None where there is none: for Engine.ask. `now`: as above."""
         return self.core.session(key, now)
 
-    def view_tree(self) -> TreeView:
-        """Every node, without its tokens: for Engine.ask. O(nodes)."""
-        nodes = tuple(self.describe_tree())
+    def view_tree(self, tokens: bool = False) -> TreeView:
+        """Every node: for Engine.ask. O(nodes), with their tokens O(tokens of the tree)."""
+        nodes = tuple(self.describe_tree(tokens=tokens))
         core = self.core
         return TreeView(core.stats().steps, nodes, dict(core.readers()), core.on_disk())
 

@@ -21,7 +21,6 @@ from sapwood.daemon.rpc.boundary import Behaviour
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.principals import Principal
-from sapwood.daemon.rpc.rules import unsupported
 from sapwood.daemon.rpc.times import timestamp_of
 from sapwood.scheduler.events import (
     Cancel,
@@ -89,13 +88,15 @@ class CacheService:
 
     async def _describe_tree(self, request: pb.DescribeTreeRequest, call: Call) -> None:
         self._gate.enter()
-        if request.include_tokens:
-            raise unsupported("include_tokens")
-        view = await self._gate.ask(Loaded.view_tree)
+        view = await self._gate.ask(partial(Loaded.view_tree, tokens=request.include_tokens))
         roots = {node.id for node in view.nodes if node.parent is None}
         for node in view.nodes:
             if node.parent is not None:
-                message = pb.DescribeTreeResponse(node=_node(node, roots, view))
+                told = _node(node, roots, view)
+                if node.tokens is not None:  # what users wrote: the method is operators' alone
+                    told.token_ids.extend(node.tokens)
+                    told.text = await self._gate.admission.detokenize(node.tokens)
+                message = pb.DescribeTreeResponse(node=told)
                 await call.write_in_time(message, self._gate.limits.write_s_max)
 
     async def _pin_prefix(self, request: pb.PinPrefixRequest, call: Call) -> pb.PinPrefixResponse:

@@ -4,7 +4,6 @@
   of the limits and the loaded model; the first rule that does not hold refuses the request.
 - A value out of range is refused, never clipped. Comparisons with NaN are false, so every rule is
   written as what must hold.
-- What the contract names but the daemon does not do yet is refused by field name, never ignored.
 - Rules cost no more than a look at what has already been received.
 """
 
@@ -65,16 +64,11 @@ def check(message: _M, rules: Sequence[Rule[_M]], bounds: Bounds) -> None:
 
 
 def unsupported(field: str) -> Refused:
-    """The refusal of a field that is in the contract but not built yet."""
-    return Refused(Reason.UNSUPPORTED, _NOT_YET.format(field), field=field)
+    """The refusal of a field that the loaded model cannot serve."""
+    return Refused(Reason.UNSUPPORTED, f"{field} is not supported by what is loaded", field=field)
 
 
-_NOT_YET = "{} is not supported yet"
 _UNKNOWN_ID = "token ids are below {facts.vocabulary}, the vocabulary's size"
-
-
-def _not_yet(field: str, asked: Callable[[pb.GenerateRequest], bool]) -> Rule[pb.GenerateRequest]:
-    return Rule(field, Reason.UNSUPPORTED, lambda r, _: not asked(r), _NOT_YET.format(field))
 
 
 GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
@@ -108,7 +102,12 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
         lambda r, _: not (r.session and _forgets_reply(r.cache)),
         "a session keeps its replies",
     ),
-    _not_yet("cache.mark", lambda r: r.cache.mark),
+    Rule(
+        "cache.mark",
+        Reason.BAD_REQUEST,
+        lambda r, _: not (r.cache.bypass and r.cache.mark),
+        "what bypasses the cache leaves nothing in it",
+    ),
     Rule(
         "candidates",
         Reason.BAD_REQUEST,

@@ -71,7 +71,7 @@ class CacheOptions:
 
     bypass: bool = False  # neither reads nor writes the tree
     store_reply: bool = True  # keeps the reply for a next turn
-    mark: bool = False  # keeps a snapshot exactly at the prompt's end
+    mark: bool = False  # keeps a snapshot exactly at the prompt's end, as every prompt leaves one
 
 
 @dataclass(frozen=True, slots=True)

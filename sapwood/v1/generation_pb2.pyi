@@ -440,7 +440,7 @@ class CacheOptions(_message.Message):
     store_reply: _builtins.bool
     """Keeps the reply for a next turn. Default true."""
     mark: _builtins.bool
-    """Keeps a snapshot exactly at the prompt's end."""
+    """Keeps a snapshot at the prompt's very end, as is done of each. Not beside bypass (BAD_REQUEST)."""
     def __init__(
         self,
         *,

@@ -393,7 +393,8 @@ class Resume(_message.Message):
 
     What was emitted from there on is sent again, and then what is missing of the reply: its sampling,
     stop, constraint and max_tokens are those that it was asked for with. A reply that is complete ends
-    with its `finish`. One that is under way is taken over: its old stream ends CANCELLED.
+    with its `finish`. One that is under way is taken over: its old stream ends CANCELLED. A reply with
+    log-probabilities is UNSUPPORTED: they are not kept.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -135,7 +135,7 @@ async def test_what_is_rejected_is_counted_by_its_reason() -> None:
             pb.GenerateRequest(),
             pb.GenerateRequest(text="x", sampling=pb.Sampling(top_p=2)),
             prompt_of(99_999),
-            prompt_of(5, cache=pb.CacheOptions(mark=True)),
+            prompt_of(5, json_schema="{}"),
             *[prompt_of(*[5] * 4096)] * 2,
         ):
             await refused(run, bad)

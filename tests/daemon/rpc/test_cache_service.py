@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import cache_pb2 as pb
-from sapwood.v1 import prompt_pb2
+from sapwood.v1 import generation_pb2, prompt_pb2
 from tests.daemon.conftest import (
     Running,
     collect,
@@ -26,11 +26,15 @@ from tests.daemon.conftest import (
     stats,
     until,
 )
-from tests.daemon.fakes import CONTEXT, FIRST_BYTE, VOCABULARY, FakeDevice
+from tests.daemon.fakes import BOS, CONTEXT, FIRST_BYTE, VOCABULARY, FakeDevice
 
 pytestmark = pytest.mark.anyio
 
 SYSTEM = tuple(range(5, 125))
+
+
+def pb_text(text: str, **fields: Any) -> generation_pb2.GenerateRequest:
+    return generation_pb2.GenerateRequest(text=text, **fields)
 
 
 def pin_of(*ids: int, **fields: Any) -> pb.PinPrefixRequest:
@@ -218,3 +222,28 @@ async def test_what_a_running_request_holds_goes_when_it_ends() -> None:
         ids, _, _ = await collect(call)
         assert len(ids) == 300, "and lacks nothing until then"
         await until(lambda: stats(run).tree_nodes == 0)
+
+
+async def test_what_is_stored_is_told_where_an_operator_asks_for_it(run: Running) -> None:
+    """Who comes by loopback without tokens is one; users may not ask for the tree at all."""
+    await collect(run.generation.Generate(pb_text("hello", max_tokens=1)))
+    asked = pb.DescribeTreeRequest(include_tokens=True)
+    nodes = [response.node async for response in run.cache.DescribeTree(asked)]
+    assert all(len(node.token_ids) == node.end - node.start for node in nodes)
+    assert [id for node in nodes for id in node.token_ids] == [
+        BOS,
+        *(FIRST_BYTE + b for b in b"hello"),
+    ]
+    assert "".join(node.text for node in nodes) == "hello"
+    silent = [response.node async for response in run.cache.DescribeTree(pb.DescribeTreeRequest())]
+    assert len(silent) == len(nodes)
+    assert not any(node.token_ids or node.HasField("text") for node in silent)
+
+
+async def test_every_prompts_end_is_kept_marked_or_not(run: Running) -> None:
+    """Exactly: what goes on from there computes none of it."""
+    for mark, first in ((True, 5), (False, 70)):
+        ids = range(first, first + 41)
+        marked = prompt_of(*ids, max_tokens=9, cache={"mark": mark})
+        await collect(run.generation.Generate(marked))
+        assert await cached(run, *ids, 200) == 41

@@ -15,8 +15,8 @@ from sapwood.daemon.rpc.boundary import service_handler
 from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.services import CACHE, GENERATION, HEALTH, SESSION
 from sapwood.scheduler.limits import Limits
-from sapwood.v1 import cache_pb2, prompt_pb2
 from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import prompt_pb2
 from tests.daemon.conftest import (
     Running,
     collect,
@@ -160,12 +160,24 @@ BAD: dict[str, tuple[pb.GenerateRequest, str, str]] = {
     "candidates 9": (text_of(candidates=9), "BAD_REQUEST", "candidates"),
     "many candidates": (text_of(candidates=2**32 - 1), "BAD_REQUEST", "candidates"),
     "greedy candidates": (text_of(candidates=2), "BAD_SAMPLING", "candidates"),
+    **{
+        f"huge {field}": (text_of(**{field: 2**32 - 1}), reason, field)
+        for field, reason in {
+            "top_logprobs": "BAD_REQUEST",
+            "prompt_logprobs": "BAD_REQUEST",
+            "draft_tokens": "BAD_SAMPLING",
+        }.items()
+    },
+    "marked and forgotten": (
+        text_of(cache={"bypass": True, "mark": True}),
+        "BAD_REQUEST",
+        "cache.mark",
+    ),
     "draft_tokens 9": (text_of(draft_tokens=9), "BAD_SAMPLING", "draft_tokens"),
 }
 
 UNSUPPORTED: dict[str, pb.GenerateRequest] = {
     "thinking_tokens_max": text_of(thinking_tokens_max=0),  # of this model, without channels
-    "cache.mark": text_of(cache={"mark": True}),
     "json_schema": text_of(json_schema="{}"),
     "regex": text_of(regex=""),
     "grammar": text_of(grammar="root ::= 'a'"),
@@ -187,9 +199,6 @@ async def test_what_is_not_built_is_refused_by_name(run: Running) -> None:
         error = await error_of(run.generation.Generate(request))
         assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED"), field
         assert field in (error.details() or "")
-    with_tokens = cache_pb2.DescribeTreeRequest(include_tokens=True)
-    error = await error_of(run.cache.DescribeTree(with_tokens))
-    assert reason_of(error) == ("FAILED_PRECONDITION", "UNSUPPORTED")
 
 
 async def test_values_at_their_limits_are_served(run: Running) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sapwood.scheduler.limits import Limits
@@ -250,7 +250,8 @@ class Play:
         return ids
 
 
-name = st.sampled_from(NAMES)
+# Most of what is worth seeing takes several calls of one session.
+name = st.sampled_from(("a", "a", "a", *NAMES))
 said = st.lists(st.integers(3, 250), min_size=1, max_size=12)
 most = st.integers(1, 30)
 CALLS: st.SearchStrategy[Call] = st.one_of(
@@ -263,8 +264,12 @@ CALLS: st.SearchStrategy[Call] = st.one_of(
     st.tuples(st.just("again"), name, st.integers(-1, 40), st.none() | st.integers(0, 8)),
     st.tuples(st.just("mistake"), name, st.integers(0, 5)),
 )
-# Most sequences would begin with calls for a session that there is not.
-SEQUENCES = st.lists(CALLS, max_size=16).map(lambda calls: [("create", "a"), *calls])
+
+
+def sequences(longest: int) -> st.SearchStrategy[list[Call]]:
+    return st.lists(CALLS, min_size=longest // 3, max_size=longest).map(
+        lambda calls: [("create", "a"), *calls]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -282,8 +287,28 @@ def played() -> Iterator[Callable[[list[Call]], None]]:
         yield lambda calls: loop.run_until_complete(play(calls))
 
 
+# What a few draws seldom come to.
+SAID: Call = ("say", "a", [9, 8, 7], 12, False)
+CUT_AND_TAKEN_UP = [
+    *(("create", "a"), SAID, ("cut", "a", [40], 30, 3), ("again", "a", 2, 1)),
+    *(("again", "a", 9, None), ("again", "a", 0, None), ("again", "a", -1, None)),
+]
+CUT_BACK = [
+    *(("create", "a"), SAID, ("rollback", "a", 15), ("again", "a", 1, None)),
+    *(("rollback", "a", 14), ("again", "a", 0, None), SAID, ("rollback", "a", 99)),
+]
+FORKED = [
+    *(("create", "a"), SAID, ("fork", "a", "b", None), ("fork", "a", "c", 0)),
+    *(("fork", "a", "d", 1), ("say", "c", [1, 2], 4, True), ("say", "b", [1, 2], 4, True)),
+    *(("again", "c", 3, None), ("delete", "b"), ("fork", "b", "d", None), ("create", "b")),
+]
+
+
+@example(CUT_AND_TAKEN_UP)
+@example(CUT_BACK)
+@example(FORKED)
 @settings(max_examples=12)
-@given(SEQUENCES)
+@given(sequences(24))
 def test_a_session_holds_what_was_sent_and_emitted(
     played: Callable[[list[Call]], None], calls: list[Call]
 ) -> None:
@@ -293,7 +318,7 @@ def test_a_session_holds_what_was_sent_and_emitted(
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 @settings(max_examples=600)
-@given(st.lists(CALLS, max_size=40).map(lambda calls: [("create", "a"), *calls]))
+@given(sequences(60))
 def test_however_long_the_sequence_is(
     played: Callable[[list[Call]], None], calls: list[Call]
 ) -> None:

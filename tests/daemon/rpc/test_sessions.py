@@ -17,9 +17,11 @@ from tests.daemon.conftest import (
     collect,
     details_of,
     error_of,
+    open_rpcs,
     prompt_of,
     reason_of,
     running,
+    until,
 )
 from tests.daemon.fakes import BOS, CONTEXT, EOS, FIRST_BYTE, FakeDevice, reply_to
 from tests.daemon.rpc.turns import PROMPT, began, create, ended, ids_of, resume, say, stepped, turn
@@ -248,3 +250,22 @@ async def test_too_many_are_refused() -> None:
         assert reason_of(error) == ("RESOURCE_EXHAUSTED", "CLIENT_QUOTA")
         await run.sessions.DeleteSession(sessions.DeleteSessionRequest(name="b"))
         await create(run, "c")
+
+
+async def test_a_reply_that_was_cancelled_gets_its_end_of_turn_with_the_next(run: Running) -> None:
+    await create(run)
+    call = run.generation.Generate(say("hi", max_tokens=900))
+    async for event in call:
+        if event.delta.token_ids:
+            break
+    call.cancel()
+    await until(lambda: not open_rpcs(run))
+    request = sessions.GetSessionRequest(name="a")
+    while (await run.sessions.GetSession(request)).session.busy:
+        pass  # between two steps each: the cancel is behind a few of them
+    held = await ids_of(run)
+    assert held[-1] != EOS
+    await turn(run, say("more", max_tokens=1))
+    after = await ids_of(run)
+    assert after[: len(held)] == held and after[len(held)] == EOS
+    assert bytes(id - FIRST_BYTE for id in after[len(held) + 1 : -1]) == b"user:more\n"

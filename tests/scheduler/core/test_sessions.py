@@ -199,3 +199,14 @@ def test_n1_is_checked_by_the_core_itself() -> None:
     next(iter(sessions._sessions.values())).running = None
     with pytest.raises(AssertionError, match="N1"):
         made.core.check()
+
+
+@pytest.mark.parametrize("to", [31, 40, 44])
+def test_what_is_behind_a_rollback_computes_nothing_of_what_is_kept(to: int) -> None:
+    """In the prompt, at its end, in the reply: all windows of so short a path are there."""
+    made = house()
+    whole(made, made.speak("a", prompt(40), 8, **LONG))
+    made.rollback("a", to)
+    again = whole(made, made.speak("a", prompt(4, 9), 3))
+    assert again.progress[-1].cached == to
+    made.close()
