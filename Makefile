@@ -5,6 +5,7 @@
 #   make device-report    tests, checks and measures this device, into one file to send back;
 #                         EXTRA=cuda on Linux with an NVIDIA GPU, as with every target
 #   make train            makes the bundled pair anew: about an hour on two cores
+#   make docs             the pages of docs/ as a site with a search, in build/docs
 #   make wheel            wheel and sdist, in dist/
 #   make simulate         random scenarios on the core; ARGS="--seeds 5000"
 #   make soak             a daemon on a fake device under 64 clients; ARGS="--requests 20000"
@@ -47,8 +48,12 @@ TRAIN_BIN := .venv-train/bin
 TRAIN_STAMP := .venv-train/.made-from-requirements
 TRAIN_WORK := build/train
 
+# The site of docs/, which nothing else needs.
+DOCS_BIN := .venv-docs/bin
+DOCS_STAMP := .venv-docs/.made-from-requirements
+
 .PHONY: .venv demo bench device-report train wheel test test-long simulate soak check breaking coverage proto \
-	lock lock-peers clean
+	docs lock lock-docs lock-peers clean
 
 .venv: $(STAMP)
 
@@ -99,6 +104,17 @@ ifeq ($(findstring --smoke,$(ARGS)),)
 	$(BIN)/python -m sapwood.model.demo.train.card $(TRAIN_WORK)/pair
 	cp -R $(TRAIN_WORK)/pair/. model/demo/
 endif
+
+$(DOCS_STAMP): docs/_site/requirements.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv-docs
+	$(DOCS_BIN)/python -m pip install --quiet --require-hashes -r $<
+	@touch $@
+
+# Into build/docs, to be read from there or put anywhere; a dead link or anchor fails. With --quiet
+# none would: mkdocs counts the warnings that it shows.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_BIN)/mkdocs build --strict $(ARGS)
 
 # The build backend itself, which is in the lock: no network is needed.
 wheel: $(STAMP)
@@ -159,6 +175,12 @@ lock-peers:
 			--quiet --output-file "$${peer%.in}.txt" || exit 1; \
 	done
 
+# The same for what makes the site of docs/.
+lock-docs:
+	cd docs/_site && uv pip compile requirements.in --universal --generate-hashes --no-emit-index-url \
+		--no-annotate --custom-compile-command "make lock-docs" --python-version 3.11 \
+		--quiet --output-file requirements.txt
+
 clean:
-	rm -rf .venv .venv-cuda .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf .venv .venv-cuda .venv-docs .venv-train .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find cache daemon model proto sapwood scheduler bench tests -name __pycache__ -prune -exec rm -rf {} +

