@@ -48,7 +48,8 @@ class Limits:
     queue_s_max: float = 60.0
     overtaken_max: int = 8
     passed_max: int = 8  # turns of more urgent lines, until it is a line's own
-    yield_steps_min: int = 16  # in decode, before a row goes for a part of somebody's share
+    yield_steps_min: int = 8  # in decode, before a row goes for a part of somebody's share; twice
+    # as many of who has no whole slot
     accounts_max: int = 256  # of principals that have nothing to do now
     parks_max: int = (
         4  # of one sequence, that is in the way of older ones' memory or others' shares

@@ -4,7 +4,7 @@
   fewer than they ask for: water-filling, so in fractions. Who has a whole slot less than that goes
   first; a fraction is decided by time.
 - `level` is the device time that those who wanted more have had, by weight. Who is behind it by a
-  quarter of the dearest step of late gets the fraction of a row, from who has more than its own.
+  fifth of the dearest step of late gets the fraction of a row, from who has more than its own.
   Nobody is further from the level than the dearest step: what was before that is forgotten.
 - Equal slots are equal times only where rows cost alike: who stays behind has its share of slots
   tilted up, slowly, and who stays ahead down.
@@ -30,8 +30,8 @@ from sapwood.scheduler.policy.slice_cost import Reading
 
 SLIVER = 1e-9  # of a slot: what floats lose
 WHOLE_MIN = 0.9  # of a slot: counts as one, so that a tilt takes none away
-BEHIND_MIN = 0.25  # dearest steps, that are worth a row
-TILT = 0.004  # of a share, in each step, for each dearest step that one is behind
+BEHIND_MIN = 0.18  # dearest steps, that are worth a row
+TILT = 0.003  # of a share, in each step, for each dearest step that one is behind
 TILT_MAX = 4.0
 OWED_MORE = 1.25  # times its part of a step's time: who is behind is to come level
 OWED_MAX = 0.75  # of a step's time
@@ -117,8 +117,12 @@ class Fairness:
         return [s for s in others if s.forced + 1 < limits.parks_max or self._had_long(s, step)]
 
     def _had_long(self, sequence: Sequence, step: int) -> bool:
+        # Twice as long where its principal has no whole slot: else many with a stream each would
+        # park each other in nearly every step.
         decodes = sequence.state is SequenceState.DECODE
-        return decodes and step - sequence.served_step >= self._limits.yield_steps_min
+        whole = self._entitled.get(sequence.request.principal, 1.0) >= WHOLE_MIN
+        steps = self._limits.yield_steps_min * (1 if whole else 2)
+        return decodes and step - sequence.served_step >= steps
 
     def turns_before(self, request: Request) -> float:
         """How many times a request's time with a slot pass before this one has one.
