@@ -5,21 +5,14 @@ after it was parked.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from random import Random
 from typing import Any
 
-import anyio
 import pytest
 
-from sapwood import AsyncClient, CacheOptions, Delta
-from sapwood.daemon.demo.process import running, serve_command
 from sapwood.model.pair import Pair, load_pair, model_facts
 from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.limits import Limits
@@ -120,79 +113,3 @@ def test_the_same_bits_after_parking(name: str, monkeypatch: pytest.MonkeyPatch)
     assert stack.core.stats().parks
     assert [told(stream) for stream in streams] == due
     stack.close()
-
-
-@dataclass(frozen=True)
-class Asked:
-    prompt: tuple[int, ...]
-    options: dict[str, Any]
-
-    async def told(self, client: AsyncClient, depth: int | None, bypass: bool) -> Told:
-        tokens: list[int] = []
-        logprobs: list[Any] = []
-        cached = CacheOptions(bypass=bypass)
-        async with client.generate(
-            self.prompt, draft_tokens=depth, cache=cached, **self.options
-        ) as events:
-            async for event in events:
-                if isinstance(event, Delta):
-                    tokens += event.token_ids
-                    logprobs += event.logprobs
-        return tuple(tokens), tuple(logprobs)
-
-
-@contextmanager
-def serving(name: str, folder: Path) -> Iterator[str]:
-    config = folder / "limits.toml"
-    config.write_text("[limits]\nslots_max = 12\nprefill_tokens_max = 64\n")
-    model, draft = (str(checkpoint(part).path) for part in (name, f"{name}-assistant"))
-    flags = ("--model", model, "--draft", draft, "--config", str(config))
-    command = serve_command(*flags, "--numerics", "strict")
-    with running(command, os.environ, time.monotonic() + 90) as daemon:
-        yield daemon.address
-
-
-def requests(name: str, count: int) -> list[Asked]:
-    random, told = Random(f"wire {name}"), story(name)
-    asked = []
-    for _ in range(count):
-        prompt = told[: random.randrange(1, 120)] if random.random() < 0.7 else ()
-        tail = tuple(random.randrange(2, 900) for _ in range(random.randrange(1, 40)))
-        options: dict[str, Any] = {"max_tokens": random.randrange(1, 14), "ignore_eos": True}
-        options |= {"temperature": 0.0, "top_logprobs": 1}
-        if random.random() < 0.5:
-            options |= {"temperature": random.choice((0.7, 1.1)), "seed": random.getrandbits(40)}
-            options |= {"top_k": random.choice((0, 40)), "top_p": random.choice((1.0, 0.9))}
-        asked.append(Asked(prompt + tail, options))
-    return asked
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", FAMILIES)
-def test_five_hundred_requests_over_the_wire(name: str, tmp_path: Path) -> None:
-    """S9."""
-    asked = requests(name, 500)
-
-    async def ask(address: str) -> tuple[list[Told], dict[int, Told]]:
-        async with AsyncClient(address) as client:
-            assert (await client.get_model()).numerics == "strict"
-            due = [await each.told(client, 0, bypass=True) for each in asked]
-            random, found = Random(name), {}
-            todo = random.sample(range(len(asked)), len(asked))
-
-            async def one_after_another() -> None:
-                while todo:
-                    i = todo.pop()
-                    depth = random.choice((None, 0, 1, 3, 8))
-                    found[i] = await asked[i].told(client, depth, random.random() < 0.2)
-
-            async with anyio.create_task_group() as tasks:
-                for _ in range(12):
-                    tasks.start_soon(one_after_another)
-        return due, found
-
-    with serving(name, tmp_path) as address:
-        due, found = anyio.run(partial(ask, address))
-    different = [i for i in range(len(asked)) if found[i] != due[i]]
-    assert not different, [(i, due[i], found[i]) for i in different[:3]]
