@@ -43,6 +43,7 @@ from sapwood.model.hand_over import ForwardParts, HandOver
 from sapwood.model.lost_step import attempted
 from sapwood.model.pair import Pair
 from sapwood.model.plain_forward import below_maximum
+from sapwood.model.replay import kept_logits, kept_round
 from sapwood.model.sampler import Sampler
 from sapwood.model.sampling.acceptance import verify
 from sapwood.model.sampling.distribution import DrawRows
@@ -57,6 +58,8 @@ from sapwood.scheduler.result import Decoded, Prefilled, StepResult, TokenLogpro
 class Ticket:
     """A step under way. drawn: int32 [B, K + 2] of verify, or None where nothing is drawn.
 
+    kept: of the plan's kept_slot, float32 [depth + 1, vocabulary].
+
     `pending` is dropped by `wait`: it holds the pools, and one that grows would exist twice.
     """
 
@@ -65,6 +68,7 @@ class Ticket:
     depths: tuple[int, ...]  # of the rows that draw
     drawn: mx.array | None
     report: LogprobsReport | None
+    kept: mx.array | None
     scores: PromptScores | None
     payloads: tuple[EdgePayload | None, ...]
     captured: tuple[Payload | None, ...]
@@ -146,7 +150,7 @@ class Runner:
         places = self.caches.rings.places
         decodes = tuple(sorted(plan.decodes, key=lambda d: places[d.slot].row))
         if not decodes and not plan.prefills:
-            return Ticket(plan, (), (), None, None, None, (), captured, (), None)
+            return Ticket(plan, (), (), None, None, None, None, (), captured, (), None)
         return self._forward(plan, decodes, captured)
 
     def wait(self, ticket: Ticket) -> StepResult:
@@ -180,9 +184,9 @@ class Runner:
             forced = self._forced(p.slot) if p.draws else 0
             prefilled.append(Prefilled(token, payload, logprobs, failure, scores, forced))
             transaction.commit(p.slot, len(p.tokens))
-        return StepResult(
-            tuple(decoded[d.slot] for d in ticket.plan.decodes), tuple(prefilled), ticket.captured
-        )
+        in_order = tuple(decoded[d.slot] for d in ticket.plan.decodes)
+        kept = kept_round(ticket.kept, ticket.plan.kept_slot, decoded, self._samplers)
+        return StepResult(in_order, tuple(prefilled), ticket.captured, kept)
 
     def _forced(self, slot: int) -> int:
         """How many tokens the slot's constraint forces next, as far as a round can draft them."""
@@ -220,6 +224,7 @@ class Runner:
         """Drop all slots, and what a step under way holds."""
         if ticket is not None:
             ticket.pending, ticket.payloads, ticket.captured = (), (), ()
+            ticket.kept = None
         self.caches.release_all()
         self._samplers.clear()
         self.frontier = mx.zeros(self.frontier.shape, self.dtype)
@@ -266,19 +271,18 @@ class Runner:
                 parts.rest((forward.hidden,))  # the device goes on while the host walks
             masks = step_masks(self._masks, rows, samplers, followed)
         hidden = drawing_rows(forward.hidden, batch)
-        drawn, reported = self._draw(slots, rows, drafts, hidden, masks)
+        drawn, reported, kept = self._draw(slots, rows, drafts, hidden, masks, plan.kept_slot)
         asked = [self._samplers[p.slot].prompt_logprobs for p in plan.prefills]
         scores = score_prompts(self.target.logits, forward.hidden, batch, plan.prefills, asked)
         payloads = _payloads(plan.prefills, batch, forward, self.caches)
         fresh = [a for p in payloads if p is not None for a in p.arrays]
-        first = () if drawn is None else (drawn,)
+        first = [each for each in (drawn, kept) if each is not None]
         extra = [each.arrays for each in (reported, scores) if each is not None]
         pending = (*first, *chain.from_iterable(extra), self.frontier, *self.caches.arrays, *fresh)
         parts.rest(pending)
         depths = () if rows is None else rows.depth
-        return Ticket(
-            plan, decodes, depths, drawn, reported, scores, payloads, captured, pending, transaction
-        )
+        told = drawn, reported, kept, scores
+        return Ticket(plan, decodes, depths, *told, payloads, captured, pending, transaction)
 
     def _drafts(self, decodes: Sequence[DecodeRow], rows: DrawRows | None) -> Drafts | None:
         if not any(d.depth for d in decodes):
@@ -298,20 +302,22 @@ class Runner:
         drafts: Drafts | None,
         hidden: mx.array,
         masks: mx.array | None,
-    ) -> tuple[mx.array | None, LogprobsReport | None]:
-        """Accept, draw, report, and move the frontier to each row's last committed position."""
+        kept_slot: int | None,
+    ) -> tuple[mx.array | None, LogprobsReport | None, mx.array | None]:
+        """Accept, draw, report, keep; move the frontier to each row's last committed position."""
         if rows is None:
-            return None, None
+            return None, None, None
         table, distributions = (
             (None, ()) if drafts is None else (drafts.table(len(rows.depth)), drafts.distributions)
         )
         logits = self.target.logits(hidden)
+        kept = None if kept_slot is None else kept_logits(logits, rows, slots.index(kept_slot))
         allowed = self.suppression.of_target(logits, rows.firsts)
         drawn = verify(allowed, rows, table, distributions, masks)
         newest = hidden[mx.array(rows.starts.astype(np.int32)) + drawn[:, -1]]
         self.frontier[mx.array(np.array(slots, np.int32))] = newest
         asked = tuple(self._samplers[slot].top_logprobs for slot in slots)
-        return drawn, logprobs_report(logits, rows, drawn, asked)
+        return drawn, logprobs_report(logits, rows, drawn, asked), kept
 
 
 def _payloads(

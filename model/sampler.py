@@ -41,6 +41,12 @@ class Sampler:
             length = LengthGuide(admit.bounds, admit.prompt, admit.reply)
         return cls(sampling, tally, admit.top_logprobs, guide, length, admit.prompt_logprobs)
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether it takes the target's largest logit, and nothing else has a say."""
+        asks = self.tally is not None or self.guide is not None or self.length is not None
+        return self.sampling.greedy and not asks
+
     def follows(self, depth: int) -> bool:
         """Whether the masks of a round of so many drafts depend on which they are."""
         bounded = self.length is not None and self.length.follows(depth)

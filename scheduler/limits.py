@@ -101,6 +101,12 @@ class Limits:
     prefill_tokens_max: int = 512
     prefill_slices_max: int = 8
     scored_tokens_max: int = 128  # of one prompt in one step, whose log-probabilities are asked for
+    check_share: float = 0.01  # of the device's time, in which rounds are computed once more
+    check_tokens_max: int = 4096  # of such a round, with all before it
+    check_s_max: float = (
+        0.1  # of one while somebody is served, or a few steps' time if they are slow
+    )
+    check_idle_s_max: float = 0.5  # and while nobody is
     lost_steps_max: int = 3  # one after another, for want of memory on the device
     mask_s_max: float = 0.25  # for the masks of a step; whoever takes longer by itself ends
 

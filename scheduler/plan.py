@@ -133,9 +133,10 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step: fields in the order of execution, the last two in one forward. `number`: from 1.
+    """One step: fields in the order of execution, one forward of decodes and prefills.
 
-    pack: close the holes that slots have left in pools.
+    number: from 1. pack: close the holes that slots have left in pools. kept_slot: of the decode
+    row whose logits come back, for a replay.
     """
 
     number: int
@@ -148,6 +149,7 @@ class StepPlan:
     seals: tuple[Seal, ...] = ()
     decodes: tuple[DecodeRow, ...] = ()
     prefills: tuple[PrefillSlice, ...] = ()
+    kept_slot: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -63,8 +63,12 @@ class Prefilled:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Answers in plan order; payload arrays are evaluated."""
+    """Answers in plan order; payload arrays are evaluated.
+
+    kept: the logits of the round of the plan's kept_slot, for whoever replays it.
+    """
 
     decoded: tuple[Decoded, ...] = ()
     prefilled: tuple[Prefilled, ...] = ()
     captured: tuple[Payload | None, ...] = ()
+    kept: object | None = None

@@ -16,6 +16,7 @@ from sapwood.scheduler.disk import DiskStats
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.replay import ReplayVerdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +61,6 @@ class Stats:
     memory: LedgerView
     segments_bytes: int  # of its snapshots: full K/V that slots read where it lies
     disk: DiskStats
+    self_check_rounds: int  # that were computed once more
+    self_check_mismatches: Mapping[ReplayVerdict, int]
     buffers: LedgerView  # the device's, counted as memory is; its budget is ModelFacts.buffers_max

@@ -111,7 +111,7 @@ def _described() -> Sequence[descriptor_pb2.FileDescriptorProto]:
         flags = ["--include_source_info", f"--descriptor_set_out={out}"]
         subprocess.run([*compiler, *flags, *paths], check=True)
         found = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
-    order = ("generation", "session", "cache", "prompt")
+    order = ("generation", "model", "session", "cache", "prompt")
     return sorted(found.file, key=lambda file: order.index(Path(file.name).stem))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.test_rooms import ROOT
 
-COUNTS = {"T": 15, "C": 6, "S": 9, "L": 9, "M": 3, "R": 10, "D": 4, "N": 4}
+COUNTS = {"T": 15, "C": 6, "S": 10, "L": 9, "M": 3, "R": 10, "D": 4, "N": 4}
 ALL = {f"{letter}{n + 1}" for letter, count in COUNTS.items() for n in range(count)}
 ROW = re.compile(r"^\| ([A-Z][0-9]+) \| (.+?) \|(.*)\|$", re.MULTILINE)
 # In what a test says, or as a part of its name. A file's own docstring proves nothing.

@@ -44,7 +44,7 @@ EDGES: Mapping[str, set[str]] = {
         *(f"cache/prefix/{file}" for file in ("blocks", "catalogue", "snapshot")),
         *("model/checkpoint", "model/constraints", "model/prompt", "model/sampling"),
         *("scheduler/disk", "scheduler/model_facts", "scheduler/plan"),
-        *("scheduler/result", "scheduler/sampling"),
+        *("scheduler/replay", "scheduler/result", "scheduler/sampling"),
     },
     "model/convert": {"model", "model/checkpoint", "model/prompt"},
     "model/demo/train": {"model", "model/checkpoint", "scheduler/plan", "scheduler/sampling"},

@@ -40,7 +40,11 @@ ALLOWED = {
     "model/drawing": {"step_masks": HOST},
     "model/pair": {"try_out": LOAD},
     "model/plain_forward": {"below_maximum": "a check or a replay, between two steps"},
-    "model/strict_check": {"_step": LOAD},
+    "model/one_text": {"_step": LOAD},
+    "model/replay": {
+        **dict.fromkeys(("_judged", "_step"), "a replay, between two steps"),
+        "kept_round": "what was kept, behind the step's wait",
+    },
     "model/step_values": {
         "read_drafts": "of constrained rows: the target is at work meanwhile",
         "read_rows": WAIT,

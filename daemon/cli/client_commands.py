@@ -183,12 +183,17 @@ def status(arguments: argparse.Namespace) -> int:
     print(f"model      {model.name}  {model.family}, {model.quantization or 'not quantised'}")
     print(f"drafter    {model.drafter or 'none'}")
     print(f"context    {model.context_tokens_max} tokens, vocabulary {model.vocabulary_size}")
-    print(f"device     {model.device}, numerics {model.numerics}")
+    print(f"device     {model.device}, numerics {_numerics(model)}")
     if cache is None:
         print("memory     is for operators to see")
     else:
         _print_shared(cache)
     return 0 if serving else 1
+
+
+def _numerics(model: Model) -> str:
+    checked = model.self_check not in ("", "off")
+    return f"{model.numerics}, self-check {model.self_check}" if checked else model.numerics
 
 
 def _status_json(

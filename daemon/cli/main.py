@@ -29,6 +29,7 @@ from sapwood.daemon.settings.config import (
     DEFAULT_METRICS,
     DTYPES,
     NUMERICS,
+    SELF_CHECKS,
     STORAGES,
     load_config,
 )
@@ -174,12 +175,7 @@ def _add_serve(parser: Parser) -> None:
         default=None,
         help="keep the budget resident on Metal; docs/memory.md says what it risks (default: no)",
     )
-    add(
-        "--numerics",
-        metavar="|".join(NUMERICS),
-        help="strict: the same bits in any company (default: fast)",
-    )
-    add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
+    _add_computing(parser)
     add("--log-level", metavar="|".join(LEVELS), help="of the log on stderr (default: info)")
     add("--log-format", metavar="|".join(FORMATS), help="one JSON object a line, or for people")
     add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
@@ -199,6 +195,16 @@ def _add_serve(parser: Parser) -> None:
         help="start SMG beside the daemon: OpenAI's and Anthropic's API",
     )
     add("--http-key-file", metavar="FILE", help="the key that HTTP clients have to give")
+
+
+def _add_computing(parser: Parser) -> None:
+    """How logits come about."""
+    add = parser.add_argument
+    strict = "strict: the same bits in any company (default: fast)"
+    add("--numerics", metavar="|".join(NUMERICS), help=strict)
+    checked = "compute some rounds once more; stop: end at the first fault (default: count)"
+    add("--self-check", metavar="|".join(SELF_CHECKS), help=checked)
+    add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
 
 
 def _add_convert(parser: Parser) -> None:

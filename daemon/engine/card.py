@@ -100,6 +100,7 @@ class ModelCard:
     drafter: str = ""
     quantization: str = ""
     numerics: str = "fast"  # or "strict"
+    self_check: str = "off"  # or "count", or "stop": rounds are computed once more
     device: str = "cpu"
     media_token_ids: frozenset[int] = frozenset()  # of images, audio, video: in no conversation
     folder: Path | None = None  # the target's own; None: it is in none

@@ -6,6 +6,7 @@
   `Published` is immutable and replaced whole, before the effects that it counts leave.
 - The loop holds no policy: plan, emit, submit, commit. What plan and commit made of the tree the
   device makes before they count as over: so nobody is told of room that is not there.
+- Rounds that are computed once more are so between two steps, when the last one's tokens have left.
 - A step's tokens leave while the device has nothing to do: once the next step is handed over, the
   thread may stand before a full queue.
 - A step that the device had no memory for is lost, and all go on from what the tree has. Else it is
@@ -29,6 +30,7 @@ from sapwood.daemon.engine.account import MemoryUse
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.disk_port import DiskPort
 from sapwood.daemon.engine.loaded import Loaded, StepCore
+from sapwood.daemon.engine.replay_port import ReplayPort, RoundFault
 from sapwood.daemon.engine.step_clock import StepClock
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.faults import described
@@ -102,6 +104,7 @@ class Engine:
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command | _Ask | RawGroup] = queue.SimpleQueue()
         self._disk: DiskPort | None = None
+        self._replays: ReplayPort | None = None
         self._ended = threading.Event()
         self._quiet_since: float | None = None
         self._published: Published | None = None
@@ -163,6 +166,7 @@ class Engine:
             core = loaded.core
             try:
                 self._disk = loaded.open_disk(self._inbox.put)
+                self._replays = loaded.open_replays()
                 self._publish(loaded, steps)
                 self._listener.loaded(loaded.card)
                 self._loop(loaded, steps)
@@ -175,6 +179,10 @@ class Engine:
             return Fault(str(error), usage=True)
         except StartError as error:
             return Fault(str(error))
+        except RoundFault as fault:
+            told = "\n".join([str(fault), steps.story(), *_stories(core)])
+            _log.critical("a round comes out otherwise when it is computed again: %s", told)
+            return Fault("the self-check found a fault, and --self-check stop ends the daemon")
         except BaseException as fault:
             told = "\n".join([steps.story(), *_stories(core)])
             _log.critical("engine failed: %s%s", described(fault), told)
@@ -213,6 +221,7 @@ class Engine:
             steps.over("commit")
             steps.finish()
             self._quiet_since = clock()
+            self._replay(loaded, steps)
         self._emit(loaded, steps)
         core.close()
 
@@ -224,6 +233,9 @@ class Engine:
             # The last commit stored the reply and freed its slot: no step comes to tell of it.
             self._publish(loaded, steps)
             self._page_out()
+            if self._inbox.empty():
+                self._replay(loaded, steps)
+                self._quiet_since = None
         item = self._receive(self._limits.idle_s_max if idle else None)
         if idle and item is None and steps.unchecked:
             steps.unchecked = False
@@ -238,6 +250,16 @@ class Engine:
             else:
                 yield item
             item = self._receive(None)
+
+    def _replay(self, loaded: Loaded, steps: StepClock) -> None:
+        """Compute a round once more, if one is due. What steps gave leaves first."""
+        if self._replays is None or (due := self._replays.due()) is None:
+            return
+        self._emit(loaded, steps)
+        self._quiet_since = self._clock()
+        self._replays.carry_out(due, self._clock)
+        self._publish(loaded, steps)
+        self._quiet_since = self._clock()
 
     def _page_out(self) -> None:
         """For as long as nobody wants anything."""

@@ -12,9 +12,11 @@ from sapwood.cache.prefix.describe import EdgeView, NodeView
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.disk_port import DevicePager, DiskPort, OpenStore
+from sapwood.daemon.engine.replay_port import ReplayPort
 from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Command, Effect, PinView
 from sapwood.scheduler.plan import StepPlan
+from sapwood.scheduler.replay import Replay, Replayed
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionView
 from sapwood.scheduler.stats import Stats
@@ -55,6 +57,12 @@ class StepCore(Protocol):
 
     def page_out(self, now: float) -> PageOut | None:
         """What to copy to disk now; its payloads are lent until the next call."""
+
+    def take_replay(self) -> Replay | None:
+        """A round to compute once more now, between two steps; each once."""
+
+    def replayed(self, replay: Replay, replayed: Replayed, seconds: float) -> None:
+        """What came of one that was taken, and how long it took."""
 
     def stats(self) -> Stats:
         """The counts of this moment; cheap enough for every step."""
@@ -127,6 +135,8 @@ class Loaded:
     # store the folder could not be opened.
     pager: DevicePager | None = None
     open_store: OpenStore | None = None
+    # Computes a round once more; None: nobody does.
+    replay: Callable[[Replay], Replayed] | None = None
     # All edges below a root: for Engine.ask. O(nodes)
     outline_tree: Callable[[bytes], Sequence[EdgeView]] = lambda root: ()
 
@@ -135,6 +145,12 @@ class Loaded:
         if self.pager is None:
             return None
         return DiskPort(self.core, self.pager, self.open_store, send)
+
+    def open_replays(self) -> ReplayPort | None:
+        """Between the core and what replays its rounds, where somebody does."""
+        if self.replay is None:
+            return None
+        return ReplayPort(self.core, self.replay, stops=self.card.self_check == "stop")
 
     def view_account(self) -> tuple[Stats, MemoryUse]:
         """The counts between two steps, and the budget by them: for Engine.ask."""

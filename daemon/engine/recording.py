@@ -23,6 +23,7 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.daemon.engine.disguise import Disguise
 from sapwood.daemon.engine.disk_port import WithoutDisk
 from sapwood.daemon.engine.loaded import StepCore
+from sapwood.daemon.engine.replay_port import UnrecordedReplays
 from sapwood.scheduler.events import (
     Cancel,
     Clear,
@@ -57,12 +58,12 @@ FORMAT = 4
 _log = logging.getLogger(__name__)
 
 
-class RecordedCore(WithoutDisk):
+class RecordedCore(WithoutDisk, UnrecordedReplays):
     """A core that writes down what passes it. Everything else is the core's own doing."""
 
     def __init__(self, core: StepCore, facts: ModelFacts, limits: Limits, file: BinaryIO) -> None:
         """What `core` was made of, and a new file, which is closed here."""
-        self._core = core
+        self._core: StepCore = core
         self._disguise = Disguise(facts.vocabulary)
         self._left = limits.record_bytes_max
         self._effects: list[Effect] = []

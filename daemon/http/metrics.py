@@ -71,6 +71,7 @@ class DaemonCollector(Collector):
         yield from _speculation(published.stats)
         yield from _tree(published.stats)
         yield from _memory(published)
+        yield from _numerics(published.stats)
 
 
 def _latencies(published: Published, exemplars: Exemplars) -> Iterator[Metric]:
@@ -201,6 +202,14 @@ def _memory(published: Published) -> Iterator[Metric]:
         "What the device holds more than is accounted for; below 0 where less than is reserved.",
         memory.unaccounted,
     )
+
+
+def _numerics(stats: Stats) -> Iterator[Metric]:
+    told = "Rounds that were computed once more."
+    yield counter("self_check_rounds", told, stats.self_check_rounds)
+    kinds = {verdict.value: n for verdict, n in stats.self_check_mismatches.items()}
+    told = "Of them those that came out otherwise, within rounding or not."
+    yield labelled_counter("self_check_mismatches", told, "kind", kinds)
 
 
 def _by_position(counts: Sequence[int]) -> dict[str, int]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -34,12 +35,15 @@ from sapwood.model.constraints.compiler import ConstraintCompiler
 from sapwood.model.constraints.vocabulary import Vocabulary
 from sapwood.model.pager import Pager
 from sapwood.model.pair import LoadReport, Pair, load_pair, model_facts, try_out
+from sapwood.model.replay import PlainReplay, tolerance
 from sapwood.model.runner import Runner
 from sapwood.model.strict_check import refuse_unless_strict
 from sapwood.model.warm_up import warm_up
 from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.core.demand import DEMAND_MIN, slots_bytes
 from sapwood.scheduler.model_facts import ModelFacts
+
+_log = logging.getLogger(__name__)
 
 DEMO_NAME = "sapwood-demo"
 
@@ -81,7 +85,18 @@ def _load_with(config: Config, disk: OpenDisk | None, report: LoadReport) -> Loa
     warm_up(pair, min(1, config.limits.draft_depth_max), constraints.anything())
     if pair.kernels.strict:
         refuse_unless_strict(pair)
-    return replace(loaded, card=replace(loaded.card, folder=target_dir.path))
+    loaded = replace(loaded, card=replace(loaded.card, folder=target_dir.path))
+    return loaded if config.self_check == "off" else _checked(loaded, pair, config)
+
+
+def _checked(loaded: Loaded, pair: Pair, config: Config) -> Loaded:
+    """The same, some of whose rounds are computed once more as they are served."""
+    assert isinstance(loaded.core, Core), "not recorded yet"
+    loaded.core.check_rounds()
+    replays = PlainReplay(pair, tolerance(pair), config.limits.prefill_tokens_max)
+    _log.info("rounds are replayed, and logits may differ by %g", replays.tolerance)
+    card = replace(loaded.card, self_check=config.self_check)
+    return replace(loaded, card=card, replay=replays.run)
 
 
 @contextmanager

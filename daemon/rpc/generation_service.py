@@ -28,12 +28,18 @@ from sapwood.scheduler.outcomes import CancelReason, Outcome
 from sapwood.scheduler.reasons import Reason, Refused
 from sapwood.scheduler.session_events import ResumeReply, SessionKey
 from sapwood.v1 import generation_pb2 as pb
+from sapwood.v1 import model_pb2
 
 # Of one event, which reply's it is, and how long the request waited for its principal's quotas, in
 # seconds.
 Write = Callable[[SentEvent, int, float], Awaitable[None]]
 
 _NUMERICS = {"fast": pb.NUMERICS_FAST, "strict": pb.NUMERICS_STRICT}
+_SELF_CHECKS = {
+    "off": model_pb2.SELF_CHECK_OFF,
+    "count": model_pb2.SELF_CHECK_COUNT,
+    "stop": model_pb2.SELF_CHECK_STOP,
+}
 
 
 class GenerationService:
@@ -186,6 +192,7 @@ class GenerationService:
             quantization=card.quantization,
             numerics=_NUMERICS[card.numerics],
             device=card.device,
+            self_check=_SELF_CHECKS[card.self_check],
         )
 
     def _why_gone(self, deadline: float) -> CancelReason:

@@ -47,7 +47,7 @@ DEFAULT_METRICS = "127.0.0.1:9464"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ITL_TARGET_MAX = 100.0
 DEFAULT_ITL_TARGET = Limits().itl_target
-NUMERICS = ("fast", "strict")
+NUMERICS, SELF_CHECKS = ("fast", "strict"), ("count", "stop", "off")
 DEFAULT_CACHE_DISK = 20 << 30
 DEFAULT_CACHE_WRITES = 100 << 30
 STORAGES = ("exact", "8bit")
@@ -73,6 +73,7 @@ class Config:
     memory_bytes: int | None  # None: derived from the device
     wire_memory: bool  # whether the device keeps it resident
     numerics: str
+    self_check: str  # of rounds, as they are served; off where numerics are strict
     dtype: str
     log_level: str
     log_format: str
@@ -93,6 +94,7 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = {}) -> Co
     settings = {name: each.value for name, each in written.items()}
     _check_disk(settings)
     parsed = {name: _parsed(name, written.get(name)) for name in _PARSERS}
+    parsed["self_check"] = _self_check(settings, parsed)
     listenings: tuple[Listening, ...] = parsed.pop("listen")
     if (itl_target := parsed.pop("itl_target")) is not None:
         parsed["limits"] = dataclasses.replace(parsed["limits"], itl_target=itl_target)
@@ -118,6 +120,14 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = {}) -> Co
 def names_without_tokens(config: Config) -> frozenset[str]:
     """Of all who may come without a token, but by a certificate."""
     return frozenset({LOCAL, config.gateway_principal, *config.socket_principals.values()})
+
+
+def _self_check(settings: Mapping[str, Any], parsed: Mapping[str, Any]) -> str:
+    """Off where there is nothing to tell apart. Raises UsageError where it is asked for there."""
+    rounds = parsed["numerics"] == "fast" and parsed["cache_storage"] == "exact"
+    if not rounds and settings.get("self_check", "off") != "off":
+        raise UsageError("self-check: neither with --numerics strict nor with 8bit cache-storage")
+    return str(parsed["self_check"]) if rounds else "off"
 
 
 def _check_disk(settings: Mapping[str, Any]) -> None:
@@ -321,6 +331,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "cache_storage": partial(_one_of, STORAGES, "exact"),
     "wire_memory": partial(_flag, False),
     "numerics": partial(_one_of, NUMERICS, "fast"),
+    "self_check": partial(_one_of, SELF_CHECKS, "count"),
     "dtype": partial(_one_of, DTYPES, "auto"),
     "log_level": partial(_one_of, LEVELS, "info"),
     "log_format": partial(_one_of, FORMATS, "human"),

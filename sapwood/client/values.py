@@ -248,6 +248,7 @@ class Model:
     quantization: str
     numerics: str  # "fast" or "strict"
     device: str
+    self_check: str = "off"  # or "count" or "stop": some rounds are computed once more
 
 
 class Tier(StrEnum):

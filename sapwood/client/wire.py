@@ -55,7 +55,7 @@ from sapwood.client.values import (
     TreeNode,
     Usage,
 )
-from sapwood.v1 import cache_pb2, generation_pb2, prompt_pb2
+from sapwood.v1 import cache_pb2, generation_pb2, model_pb2, prompt_pb2
 
 _T = TypeVar("_T")
 _SAMPLING = frozenset(generation_pb2.Sampling.DESCRIPTOR.fields_by_name)
@@ -83,6 +83,11 @@ _NAMED: Mapping[str, Mapping[str, int]] = {
     },
 }
 _NUMERICS = {generation_pb2.NUMERICS_FAST: "fast", generation_pb2.NUMERICS_STRICT: "strict"}
+_SELF_CHECKS = {
+    model_pb2.SELF_CHECK_OFF: "off",
+    model_pb2.SELF_CHECK_COUNT: "count",
+    model_pb2.SELF_CHECK_STOP: "stop",
+}
 _TIERS = {cache_pb2.TIER_DEVICE: Tier.DEVICE, cache_pb2.TIER_DISK: Tier.DISK}
 _LAYERS = {
     cache_pb2.LAYER_KIND_FULL: LayerKind.FULL,
@@ -276,10 +281,11 @@ def _usage(usage: generation_pb2.Usage) -> Usage:
 
 
 def model(response: generation_pb2.GetModelResponse) -> Model:
-    """`numerics` is empty for a promise that only a newer daemon makes."""
+    """`numerics` and `self_check` are empty where only a newer daemon knows what they are."""
     values = _fields(response, Model)
     values["eos_token_ids"] = tuple(response.eos_token_ids)
     values["numerics"] = _NUMERICS.get(response.numerics, "")
+    values["self_check"] = _SELF_CHECKS.get(response.self_check, "")
     return Model(**values)
 
 

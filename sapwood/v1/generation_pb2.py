@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from sapwood.v1 import model_pb2 as sapwood_dot_v1_dot_model__pb2
 from sapwood.v1 import prompt_pb2 as sapwood_dot_v1_dot_prompt__pb2
 from sapwood.v1 import session_pb2 as sapwood_dot_v1_dot_session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsapwood/v1/generation.proto\x12\nsapwood.v1\x1a\x17sapwood/v1/prompt.proto\x1a\x18sapwood/v1/session.proto\"\xf8\x05\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.sapwood.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x19\n\x0c\x64raft_tokens\x18\n \x01(\rH\x03\x88\x01\x01\x12\'\n\x05\x63\x61\x63he\x18\x0b \x01(\x0b\x32\x18.sapwood.v1.CacheOptions\x12&\n\x08priority\x18\x0c \x01(\x0e\x32\x14.sapwood.v1.Priority\x12\x14\n\x0ctop_logprobs\x18\r \x01(\r\x12\x12\n\ncandidates\x18\x0e \x01(\r\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x01\x12+\n\x0btool_choice\x18\x12 \x01(\x0b\x32\x16.sapwood.v1.ToolChoice\x12 \n\x13thinking_tokens_max\x18\x14 \x01(\rH\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x15 \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\x16 \x01(\r\x12\"\n\x06resume\x18\x18 \x01(\x0b\x32\x12.sapwood.v1.Resume\x12\x33\n\x0f\x64\x65\x61\x64line_policy\x18\x19 \x01(\x0e\x32\x1a.sapwood.v1.DeadlinePolicyB\x08\n\x06promptB\x0c\n\nconstraintB\r\n\x0b_max_tokensB\x0f\n\r_draft_tokensB\x16\n\x14_thinking_tokens_max\"\xb7\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.sapwood.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"V\n\x0c\x43\x61\x63heOptions\x12\x0e\n\x06\x62ypass\x18\x01 \x01(\x08\x12\x18\n\x0bstore_reply\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mark\x18\x03 \x01(\x08\x42\x0e\n\x0c_store_reply\"\x8d\x01\n\x10GenerateResponse\x12&\n\x07prefill\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.PrefillH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.sapwood.v1.DeltaH\x00\x12$\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x12.sapwood.v1.FinishH\x00\x42\x07\n\x05\x65vent\"~\n\x07Prefill\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x18\n\x10processed_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.sapwood.v1.TokenLogprobs\"\xa4\x01\n\x05\x44\x65lta\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.sapwood.v1.TokenLogprobs\x12\x10\n\x08thinking\x18\x05 \x01(\t\x12(\n\ntool_calls\x18\x06 \x03(\x0b\x32\x14.sapwood.v1.ToolCall\"\x8f\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12;\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32%.sapwood.v1.TokenLogprobs.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x06\x46inish\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.sapwood.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.sapwood.v1.Usage\"\x86\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\t \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\n \x01(\x01\x12\x17\n\x0fthinking_tokens\x18\x0b \x01(\r\"U\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x08messages\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\xf0\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12&\n\x08numerics\x18\t \x01(\x0e\x32\x14.sapwood.v1.Numerics\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*L\n\x0e\x44\x65\x61\x64linePolicy\x12\x1f\n\x1b\x44\x45\x41\x44LINE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x41\x44LINE_POLICY_EARLY\x10\x01*\x80\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03*L\n\x08Numerics\x12\x18\n\x14NUMERICS_UNSPECIFIED\x10\x00\x12\x11\n\rNUMERICS_FAST\x10\x01\x12\x13\n\x0fNUMERICS_STRICT\x10\x02\x32\xb7\x02\n\x11GenerationService\x12G\n\x08Generate\x12\x1b.sapwood.v1.GenerateRequest\x1a\x1c.sapwood.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.sapwood.v1.TokenizeRequest\x1a\x1c.sapwood.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.sapwood.v1.DetokenizeRequest\x1a\x1e.sapwood.v1.DetokenizeResponse\x12\x45\n\x08GetModel\x12\x1b.sapwood.v1.GetModelRequest\x1a\x1c.sapwood.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsapwood/v1/generation.proto\x12\nsapwood.v1\x1a\x16sapwood/v1/model.proto\x1a\x17sapwood/v1/prompt.proto\x1a\x18sapwood/v1/session.proto\"\xf8\x05\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x12\x0f\n\x07session\x18\x04 \x01(\t\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x02\x88\x01\x01\x12&\n\x08sampling\x18\x06 \x01(\x0b\x32\x14.sapwood.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x19\n\x0c\x64raft_tokens\x18\n \x01(\rH\x03\x88\x01\x01\x12\'\n\x05\x63\x61\x63he\x18\x0b \x01(\x0b\x32\x18.sapwood.v1.CacheOptions\x12&\n\x08priority\x18\x0c \x01(\x0e\x32\x14.sapwood.v1.Priority\x12\x14\n\x0ctop_logprobs\x18\r \x01(\r\x12\x12\n\ncandidates\x18\x0e \x01(\r\x12\x15\n\x0bjson_schema\x18\x0f \x01(\tH\x01\x12\x0f\n\x05regex\x18\x10 \x01(\tH\x01\x12\x11\n\x07grammar\x18\x11 \x01(\tH\x01\x12+\n\x0btool_choice\x18\x12 \x01(\x0b\x32\x16.sapwood.v1.ToolChoice\x12 \n\x13thinking_tokens_max\x18\x14 \x01(\rH\x04\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x15 \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\x16 \x01(\r\x12\"\n\x06resume\x18\x18 \x01(\x0b\x32\x12.sapwood.v1.Resume\x12\x33\n\x0f\x64\x65\x61\x64line_policy\x18\x19 \x01(\x0e\x32\x1a.sapwood.v1.DeadlinePolicyB\x08\n\x06promptB\x0c\n\nconstraintB\r\n\x0b_max_tokensB\x0f\n\r_draft_tokensB\x16\n\x14_thinking_tokens_max\"\xb7\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.sapwood.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"V\n\x0c\x43\x61\x63heOptions\x12\x0e\n\x06\x62ypass\x18\x01 \x01(\x08\x12\x18\n\x0bstore_reply\x18\x02 \x01(\x08H\x00\x88\x01\x01\x12\x0c\n\x04mark\x18\x03 \x01(\x08\x42\x0e\n\x0c_store_reply\"\x8d\x01\n\x10GenerateResponse\x12&\n\x07prefill\x18\x01 \x01(\x0b\x32\x13.sapwood.v1.PrefillH\x00\x12\"\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x11.sapwood.v1.DeltaH\x00\x12$\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x12.sapwood.v1.FinishH\x00\x42\x07\n\x05\x65vent\"~\n\x07Prefill\x12\x15\n\rcached_tokens\x18\x01 \x01(\r\x12\x18\n\x10processed_tokens\x18\x02 \x01(\r\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.sapwood.v1.TokenLogprobs\"\xa4\x01\n\x05\x44\x65lta\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12+\n\x08logprobs\x18\x04 \x03(\x0b\x32\x19.sapwood.v1.TokenLogprobs\x12\x10\n\x08thinking\x18\x05 \x01(\t\x12(\n\ntool_calls\x18\x06 \x03(\x0b\x32\x14.sapwood.v1.ToolCall\"\x8f\x01\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12;\n\x0c\x61lternatives\x18\x02 \x03(\x0b\x32%.sapwood.v1.TokenLogprobs.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"~\n\x06\x46inish\x12\x11\n\tcandidate\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.sapwood.v1.FinishReason\x12\x15\n\rstop_sequence\x18\x03 \x01(\t\x12 \n\x05usage\x18\x04 \x01(\x0b\x32\x11.sapwood.v1.Usage\"\x86\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x64\x65\x63ode_steps\x18\x04 \x01(\r\x12\x0e\n\x06rounds\x18\x05 \x01(\r\x12\x14\n\x0c\x64raft_tokens\x18\x06 \x01(\r\x12\x17\n\x0f\x61\x63\x63\x65pted_tokens\x18\x07 \x01(\r\x12\x15\n\rqueue_seconds\x18\x08 \x01(\x01\x12\x17\n\x0fprefill_seconds\x18\t \x01(\x01\x12\x16\n\x0e\x64\x65\x63ode_seconds\x18\n \x01(\x01\x12\x17\n\x0fthinking_tokens\x18\x0b \x01(\r\"U\n\x0fTokenizeRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12(\n\x08messages\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x42\x08\n\x06prompt\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"&\n\x11\x44\x65tokenizeRequest\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x11\n\x0fGetModelRequest\"\x9b\x02\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66\x61mily\x18\x02 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_tokens_max\x18\x04 \x01(\r\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\r\x12\x15\n\reos_token_ids\x18\x06 \x03(\r\x12\x0f\n\x07\x64rafter\x18\x07 \x01(\t\x12\x14\n\x0cquantization\x18\x08 \x01(\t\x12&\n\x08numerics\x18\t \x01(\x0e\x32\x14.sapwood.v1.Numerics\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12)\n\nself_check\x18\x0b \x01(\x0e\x32\x15.sapwood.v1.SelfCheck*R\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x12\n\x0ePRIORITY_BATCH\x10\x02*L\n\x0e\x44\x65\x61\x64linePolicy\x12\x1f\n\x1b\x44\x45\x41\x44LINE_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45\x41\x44LINE_POLICY_EARLY\x10\x01*\x80\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1f\n\x1b\x46INISH_REASON_STOP_SEQUENCE\x10\x03*L\n\x08Numerics\x12\x18\n\x14NUMERICS_UNSPECIFIED\x10\x00\x12\x11\n\rNUMERICS_FAST\x10\x01\x12\x13\n\x0fNUMERICS_STRICT\x10\x02\x32\xb7\x02\n\x11GenerationService\x12G\n\x08Generate\x12\x1b.sapwood.v1.GenerateRequest\x1a\x1c.sapwood.v1.GenerateResponse0\x01\x12\x45\n\x08Tokenize\x12\x1b.sapwood.v1.TokenizeRequest\x1a\x1c.sapwood.v1.TokenizeResponse\x12K\n\nDetokenize\x12\x1d.sapwood.v1.DetokenizeRequest\x1a\x1e.sapwood.v1.DetokenizeResponse\x12\x45\n\x08GetModel\x12\x1b.sapwood.v1.GetModelRequest\x1a\x1c.sapwood.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,48 +36,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_PRIORITY']._serialized_start=2829
-  _globals['_PRIORITY']._serialized_end=2911
-  _globals['_DEADLINEPOLICY']._serialized_start=2913
-  _globals['_DEADLINEPOLICY']._serialized_end=2989
-  _globals['_FINISHREASON']._serialized_start=2992
-  _globals['_FINISHREASON']._serialized_end=3120
-  _globals['_NUMERICS']._serialized_start=3122
-  _globals['_NUMERICS']._serialized_end=3198
-  _globals['_GENERATEREQUEST']._serialized_start=95
-  _globals['_GENERATEREQUEST']._serialized_end=855
-  _globals['_SAMPLING']._serialized_start=858
-  _globals['_SAMPLING']._serialized_end=1297
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1128
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1176
-  _globals['_CACHEOPTIONS']._serialized_start=1299
-  _globals['_CACHEOPTIONS']._serialized_end=1385
-  _globals['_GENERATERESPONSE']._serialized_start=1388
-  _globals['_GENERATERESPONSE']._serialized_end=1529
-  _globals['_PREFILL']._serialized_start=1531
-  _globals['_PREFILL']._serialized_end=1657
-  _globals['_DELTA']._serialized_start=1660
-  _globals['_DELTA']._serialized_end=1824
-  _globals['_TOKENLOGPROBS']._serialized_start=1827
-  _globals['_TOKENLOGPROBS']._serialized_end=1970
-  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_start=1922
-  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_end=1970
-  _globals['_FINISH']._serialized_start=1972
-  _globals['_FINISH']._serialized_end=2098
-  _globals['_USAGE']._serialized_start=2101
-  _globals['_USAGE']._serialized_end=2363
-  _globals['_TOKENIZEREQUEST']._serialized_start=2365
-  _globals['_TOKENIZEREQUEST']._serialized_end=2450
-  _globals['_TOKENIZERESPONSE']._serialized_start=2452
-  _globals['_TOKENIZERESPONSE']._serialized_end=2489
-  _globals['_DETOKENIZEREQUEST']._serialized_start=2491
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2529
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2531
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2565
-  _globals['_GETMODELREQUEST']._serialized_start=2567
-  _globals['_GETMODELREQUEST']._serialized_end=2584
-  _globals['_GETMODELRESPONSE']._serialized_start=2587
-  _globals['_GETMODELRESPONSE']._serialized_end=2827
-  _globals['_GENERATIONSERVICE']._serialized_start=3201
-  _globals['_GENERATIONSERVICE']._serialized_end=3512
+  _globals['_PRIORITY']._serialized_start=2896
+  _globals['_PRIORITY']._serialized_end=2978
+  _globals['_DEADLINEPOLICY']._serialized_start=2980
+  _globals['_DEADLINEPOLICY']._serialized_end=3056
+  _globals['_FINISHREASON']._serialized_start=3059
+  _globals['_FINISHREASON']._serialized_end=3187
+  _globals['_NUMERICS']._serialized_start=3189
+  _globals['_NUMERICS']._serialized_end=3265
+  _globals['_GENERATEREQUEST']._serialized_start=119
+  _globals['_GENERATEREQUEST']._serialized_end=879
+  _globals['_SAMPLING']._serialized_start=882
+  _globals['_SAMPLING']._serialized_end=1321
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1152
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1200
+  _globals['_CACHEOPTIONS']._serialized_start=1323
+  _globals['_CACHEOPTIONS']._serialized_end=1409
+  _globals['_GENERATERESPONSE']._serialized_start=1412
+  _globals['_GENERATERESPONSE']._serialized_end=1553
+  _globals['_PREFILL']._serialized_start=1555
+  _globals['_PREFILL']._serialized_end=1681
+  _globals['_DELTA']._serialized_start=1684
+  _globals['_DELTA']._serialized_end=1848
+  _globals['_TOKENLOGPROBS']._serialized_start=1851
+  _globals['_TOKENLOGPROBS']._serialized_end=1994
+  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_start=1946
+  _globals['_TOKENLOGPROBS_ALTERNATIVE']._serialized_end=1994
+  _globals['_FINISH']._serialized_start=1996
+  _globals['_FINISH']._serialized_end=2122
+  _globals['_USAGE']._serialized_start=2125
+  _globals['_USAGE']._serialized_end=2387
+  _globals['_TOKENIZEREQUEST']._serialized_start=2389
+  _globals['_TOKENIZEREQUEST']._serialized_end=2474
+  _globals['_TOKENIZERESPONSE']._serialized_start=2476
+  _globals['_TOKENIZERESPONSE']._serialized_end=2513
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2515
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2553
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2555
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2589
+  _globals['_GETMODELREQUEST']._serialized_start=2591
+  _globals['_GETMODELREQUEST']._serialized_end=2608
+  _globals['_GETMODELRESPONSE']._serialized_start=2611
+  _globals['_GETMODELRESPONSE']._serialized_end=2894
+  _globals['_GENERATIONSERVICE']._serialized_start=3268
+  _globals['_GENERATIONSERVICE']._serialized_end=3579
 # @@protoc_insertion_point(module_scope)

@@ -25,6 +25,7 @@ from sapwood.scheduler.core.captures import lose_slots, store_captures
 from sapwood.scheduler.core.door import Verdict
 from sapwood.scheduler.core.intake import Intake
 from sapwood.scheduler.core.planner import PlannedStep, Planner
+from sapwood.scheduler.core.round_checks import RoundChecks
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.disk import DiskFolder
 from sapwood.scheduler.events import (
@@ -40,6 +41,7 @@ from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import DecodeRow, PrefillSlice, StepPlan
 from sapwood.scheduler.policy.depth import DepthPolicy
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.replay import Replay, Replayed
 from sapwood.scheduler.reply.retell import identified
 from sapwood.scheduler.result import Decoded, DeviceExhausted, Prefilled, StepResult, TokenLogprobs
 
@@ -64,7 +66,8 @@ class Core(Intake):
         """
         super().__init__(facts, limits, tree, ledger, token_bytes, depth, folder)
         parts = limits, self._roster, self._memory
-        self._planner = Planner(*parts, self._depth, self._fairness, self._slicing)
+        self._checks = RoundChecks(facts, limits, self._memory, self._fairness.time, self._meters)
+        self._planner = Planner(*parts, self._depth, self._fairness, self._slicing, self._checks)
         self._planned: PlannedStep | None = None
         self._lost = 0  # of the newest steps
 
@@ -98,6 +101,7 @@ class Core(Intake):
         # Ends all promises, so slices come after it.
         store_captures(planned, result, self._roster, self._memory)
         self._count_step(planned, now - planned.planned_at)
+        self._checks.committed(plan, planned.decoding, result, now - planned.planned_at)
         rounds = zip(planned.decoding, plan.decodes, result.decoded, strict=True)
         for sequence, row, decoded in rounds:
             self._commit_round(sequence, row, decoded, now)
@@ -117,6 +121,19 @@ class Core(Intake):
         self._meters.count_restored(planned.found_tokens)
         parked = lose_slots(planned, self._roster, self._memory, now)
         self._meters.parks += planned.parked + parked
+
+    def check_rounds(self) -> None:
+        """Choose rounds to compute once more, from now on."""
+        self._checks.start()
+
+    def take_replay(self) -> Replay | None:
+        """A round to compute once more now, between two steps; None: none is due. Each once."""
+        assert self._planned is None, f"step {self._steps} is not committed"
+        return self._checks.take(self.spare_bytes, served=bool(self._roster))
+
+    def replayed(self, replay: Replay, replayed: Replayed, seconds: float) -> None:
+        """What came of one that was taken, and how long it took."""
+        self._checks.told(replay, replayed, seconds)
 
     # Results.
 

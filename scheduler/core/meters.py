@@ -17,6 +17,7 @@ from sapwood.scheduler.histogram import Histogram
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.replay import MISMATCHES, ReplayVerdict
 from sapwood.scheduler.stats import Stats
 
 DIVERGED, EVICTED, THINNED, COLD = "diverged", "evicted", "thinned", "cold"
@@ -59,6 +60,8 @@ class Meters:
         self.parked_rows = 0
         self.parks = 0
         self.page_in_bytes = 0
+        self.self_check_rounds = 0
+        self.self_check_mismatches = dict.fromkeys(MISMATCHES, 0)
 
     def count_end(self, outcome: Outcome, reason: Reason | None = None) -> None:
         """One request ended; with `reason` where it has one, which counts where it is rejected."""
@@ -89,6 +92,12 @@ class Meters:
             self.draft_tokens[position] += 1
         for position in range(accepted):
             self.accepted_tokens[position] += 1
+
+    def count_replay(self, verdict: ReplayVerdict) -> None:
+        """A round was computed once more, unless there was no memory for it."""
+        self.self_check_rounds += verdict is not ReplayVerdict.SKIPPED
+        if verdict in self.self_check_mismatches:
+            self.self_check_mismatches[verdict] += 1
 
     def count_step(self, plan: StepPlan, parked_rows: int) -> None:
         """A step without tokens is in no histogram. `parked_rows` is of this step alone."""
@@ -146,6 +155,8 @@ class Meters:
             page_out_bytes=tree.taken_bytes,
             memory=memory,
             segments_bytes=segments_bytes,
+            self_check_rounds=self.self_check_rounds,
+            self_check_mismatches=dict(self.self_check_mismatches),
             buffers=buffers,
             disk=disk,
         )

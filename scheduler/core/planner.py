@@ -21,6 +21,7 @@ from sapwood.scheduler.core.claims import Claims
 from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.core.memory import DeviceMemory
 from sapwood.scheduler.core.roster import Roster
+from sapwood.scheduler.core.round_checks import RoundChecks
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.slicing import Slicing, shape_of
 from sapwood.scheduler.limits import Limits
@@ -82,6 +83,7 @@ class Planner:
         depth: DepthPolicy,
         fairness: Fairness,
         slicing: Slicing,
+        checks: RoundChecks,
     ) -> None:
         self._limits = limits
         self._roster = roster
@@ -91,6 +93,7 @@ class Planner:
         self._fairness = fairness
         self._claims = Claims(limits, roster, fairness)
         self._slicing = slicing
+        self._checks = checks
 
     def plan(self, step: int, now: float) -> PlannedStep | None:
         """Step `step`, or None when there is nothing for the device."""
@@ -140,6 +143,7 @@ class Planner:
             seals=seals,
             decodes=decodes,
             prefills=prefills,
+            kept_slot=self._checks.choose(step, decodes),
         )
         served = tuple(sequence for sequence, _ in shares)
         parks = len(parked) + len(yielded)

@@ -24,6 +24,7 @@ from sapwood.scheduler.core.core import Core
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.replay import Replay, Replayed, ReplayVerdict
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 from sapwood.scheduler.sampling import SamplingDefaults
 from tests.fakes import TokenLog, Tracker, toy_logprobs
@@ -133,6 +134,7 @@ class FakeDevice:
         self.top_logprobs: dict[int, int] = {}  # by slot
         self.prompt_logprobs: dict[int, int] = {}
         self.fault: BaseException | None = None
+        self.wrong = False  # what is computed once more comes out otherwise
         self.closed_on = ""
         self.steps = 0
         self.begun = 0  # steps, of which one may still be under way
@@ -176,7 +178,13 @@ class FakeDevice:
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
         self.steps += 1
-        return StepResult(decoded, prefilled, captured)
+        kept = None if plan.kept_slot is None else tuple(self.slots[plan.kept_slot])
+        return StepResult(decoded, prefilled, captured, kept)
+
+    def replay(self, replay: Replay) -> Replayed:
+        """Whether what a slot had evaluated is what the core says; unless it is `wrong`."""
+        assert replay.kept == replay.tokens
+        return Replayed(ReplayVerdict.FAULT, 2.5) if self.wrong else Replayed(ReplayVerdict.SAME)
 
     def make_copies(self, bytes_max: int) -> None:
         pass
@@ -222,6 +230,7 @@ def make_loader(
     defaults: SamplingDefaults = SamplingDefaults(),  # noqa: B008 (frozen)
     budget: int = BUDGET,
     folder: Path | None = None,
+    self_check: str = "off",
 ) -> Callable[[], Loaded]:
     """Loads the real core over the fake device."""
 
@@ -229,6 +238,9 @@ def make_loader(
         ledger = Ledger(budget, facts.weights_bytes)
         tree = Tree(facts.window_tokens, limits.nodes_max(ledger.free))
         core = Core(facts, limits, tree, ledger, TOKEN_BYTES)
+        checked = self_check != "off"
+        if checked:
+            core.check_rounds()
         card = ModelCard(
             name="fake",
             family="fake",
@@ -238,7 +250,10 @@ def make_loader(
             tokenizer=tokenizer or ByteTokenizer(),
             drafter="fake-drafter" if facts.has_drafter else "",
             folder=folder,
+            self_check=self_check,
         )
-        return Loaded(card, core, device, tree.describe, outline_tree=tree.outline)
+        replay = device.replay if checked else None
+        outline = tree.outline
+        return Loaded(card, core, device, tree.describe, replay=replay, outline_tree=outline)
 
     return load

@@ -9,9 +9,10 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
-from sapwood.model import products, strict_check
+from sapwood.model import products
 from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.gemma4 import PackedGemma4
+from sapwood.model.one_text import WAYS, OneText
 from sapwood.model.pair import Pair, load_pair
 from sapwood.model.products import ROW_TILE, in_row_tiles
 from sapwood.model.strict_check import refuse_unless_strict
@@ -103,6 +104,5 @@ def test_every_product_of_a_strict_forward_has_as_many_rows(
         return lambda rows: seen.append(rows.shape[0]) or product(rows)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(products, "_product", counted)
-    trial = strict_check._Trial(strict(name))
-    trial.logits(strict_check._WAYS[2])
+    OneText(strict(name)).logits(WAYS[2])
     assert seen and set(seen) == {ROW_TILE}

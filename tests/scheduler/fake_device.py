@@ -18,6 +18,7 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Admit, Capture, DecodeRow, PrefillSlice, StepPlan
+from sapwood.scheduler.replay import Replay, Replayed, ReplayVerdict
 from sapwood.scheduler.reply_bounds import ReplyBounds
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 from sapwood.scheduler.sampling import Sampling
@@ -162,7 +163,17 @@ class FakeDevice:
             assert all(lying[id(full)] for full in self.slots[number].referred), f"stale: {number}"
         decoded = tuple(self._decode(row) for row in plan.decodes)
         prefilled = tuple(self._prefill(piece) for piece in plan.prefills)
-        return StepResult(decoded, prefilled, captured)
+        kept = None if plan.kept_slot is None else tuple(self.slots[plan.kept_slot].log)
+        return StepResult(decoded, prefilled, captured, kept)
+
+    def replay(self, replay: Replay) -> Replayed:
+        """Whether what a slot had evaluated is what the core says that it had."""
+        same = replay.kept == replay.tokens and 0 < replay.rows <= len(replay.tokens)
+        return Replayed(ReplayVerdict.SAME if same else ReplayVerdict.FAULT)
+
+    def replay_s(self, replay: Replay) -> float:
+        """As long as a prompt and single rows."""
+        return 0.010 * (1 + replay.rows) + 0.0005 * len(replay.tokens)
 
     def seconds(self, plan: StepPlan) -> float:
         """What the plan costs on this device: linear, so that a policy can learn it."""

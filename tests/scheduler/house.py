@@ -42,6 +42,7 @@ from sapwood.scheduler.result import StepLost
 from sapwood.scheduler.sampling import Sampling
 from sapwood.scheduler.session_events import SessionTold
 from tests.fakes import toy_logprobs
+from tests.scheduler.computed_again import ComputedAgain
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
 from tests.scheduler.reference import expected_reply
 
@@ -151,7 +152,7 @@ class Stream:
         assert min(usage.queue_seconds, usage.prefill_seconds, usage.decode_seconds) >= 0
 
 
-class House:
+class House(ComputedAgain):
     """Submit, cancel, step; `streams` holds what every client saw."""
 
     def __init__(
@@ -267,6 +268,7 @@ class House:
         self.core.commit(plan, result, self.now)
         self.core.check()
         self.committed(plan)
+        self.compute_again()
         return plan
 
     def _lose(self, plan: StepPlan) -> None:

@@ -20,6 +20,7 @@ from sapwood.cache.prefix.snapshot import Payload
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.plan import Admit, Capture, PrefillSlice, StepPlan
+from sapwood.scheduler.replay import Replay
 from sapwood.scheduler.result import Prefilled, StepLost, StepResult
 from tests.fakes import OutOfDeviceMemory, Tracker
 from tests.scheduler.fake_device import FakeDevice
@@ -108,6 +109,10 @@ class SimDevice(FakeDevice):
     def seconds(self, plan: StepPlan) -> float:
         hitch = self._config.hitch_s if plan.number % HITCH_STEPS == 0 else 0.0
         return self.slow * self.steady_s(plan) + hitch
+
+    def replay_s(self, replay: Replay) -> float:
+        config = self._config
+        return self.slow * (config.step_s * (1 + replay.rows) + config.token_s * len(replay.tokens))
 
     def steady_s(self, plan: StepPlan) -> float:
         """What it takes where nothing slows it."""

@@ -48,6 +48,8 @@ def scenario(seed: int) -> Scenario:
     config = replace(config, pins_share_max=operators.choice((0.2, 0.5, 1.0)))
     actions = sorted([*_operated(operators, asked), *asked], key=lambda action: action.at)
     config, actions = _with_disk(Random(f"sapwood disk {seed}"), config, actions)
+    share = Random(f"checks {seed}").choice((0.0, 0.0, 0.01, 0.3))
+    config = replace(config, check_share=share)
     shared = _shared(Random(f"principals {seed}"), config, actions)
     varied = _varied(Random(f"candidates {seed}"), shared)
     talks = Random(f"sessions {seed}")

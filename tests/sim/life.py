@@ -20,6 +20,7 @@ from sapwood.scheduler.events import Drain, Effect, Failed, Finished, Request
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
+from sapwood.scheduler.replay import Replay
 from tests.fakes import Tracker
 from tests.scheduler.disk_house import NAMES, DiskHouse, FakeDisk
 from tests.scheduler.fake_device import toy_facts
@@ -30,6 +31,7 @@ from tests.sim.device import SimDevice
 from tests.sim.limits import limits_of, options_of
 from tests.sim.operators import OperatorChecks
 from tests.sim.pace_checks import PaceChecks
+from tests.sim.replay_checks import ReplayChecks
 from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
 from tests.sim.talks import Talks, label
@@ -83,6 +85,9 @@ class Life(SessionHouse, DiskHouse):
         self._pace = PaceChecks(self.core, self.device, limits)
         self._trees = TreeChecks(self.tree, limits)
         room = config.budget_bytes - facts.weights_bytes
+        self._again = ReplayChecks(self.core, limits)
+        if config.check_share:
+            self.core.check_rounds()
         self._operators = OperatorChecks(self.core, self.tree, limits, room)
         self.talks = Talks(self)
 
@@ -218,8 +223,18 @@ class Life(SessionHouse, DiskHouse):
                 resumed = min(stored, len(request.prompt) - 1)
                 assert admit.target >= resumed, f"T12: {resumed} were stored, not {admit.target}"
 
+    def replays(self, due: Replay) -> None:
+        """Called by compute_again()."""
+        self._again.due(due, self.device.replay(due), self.device.replay_s(due))
+
+    def idle(self, seconds: float) -> None:
+        """A turn in which nobody has anything to do, but rounds to compute again."""
+        super().idle(seconds)
+        self.compute_again()
+
     def committed(self, plan: StepPlan) -> None:
         """Called by step()."""
+        self._again.stepped(self.device.seconds(plan))
         self._rows.committed(plan)
         self.deliver()
         self._leave_failed()
@@ -283,6 +298,10 @@ class Life(SessionHouse, DiskHouse):
             elif kind == "page out":
                 order = twin.core.page_out(now)
                 assert (order and order.file) == value, f"L8: {order} is not {value}"
+            elif kind == "replay":
+                due = twin.core.take_replay()
+                assert due is not None, "L8: nothing is due to be computed again"
+                twin.core.replayed(due, twin.device.replay(due), value)  # type: ignore[arg-type]
             elif kind == "plan":
                 plan = twin.core.plan(now)
                 assert bare(plan) == value, f"L8: {bare(plan)} is not {value}"

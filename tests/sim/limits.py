@@ -7,6 +7,8 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.sim.story import Ask, Config
 
+CHECK_S_MAX = 5.0  # a step takes up to half a second here
+
 
 def limits_of(config: Config) -> Limits:
     return Limits(
@@ -28,6 +30,8 @@ def limits_of(config: Config) -> Limits:
         pins_max=config.pins_max,
         pins_share_max=config.pins_share_max,
         sessions_max=config.sessions_max,
+        check_share=config.check_share,
+        check_idle_s_max=CHECK_S_MAX,
     )
 
 

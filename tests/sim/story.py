@@ -50,6 +50,7 @@ class Config:
     token_s: float = 0.0005
     draft_s: float = 0.001
     hitch_s: float = 0.0  # now and then a step takes this much longer
+    check_share: float = 0.0  # of its time, in which rounds are computed again; 0: none is
     page_bytes: int = 1  # what the device rounds a buffer up to
     disk_bytes: int = 0  # of a disk tier; 0: there is none
     disk_writes_bytes: int = 10**7  # that may be written there in a day

@@ -39,9 +39,9 @@ COUNTERS = {
     "prefix_cached_tokens",
     "prefix_recomputed_tokens",
     *("draft_rounds", "draft_tokens", "accepted_tokens"),
-    "tree_evictions",
-    *("tree_splits", "tree_merges"),
+    *("tree_evictions", "tree_splits", "tree_merges"),
     *("page_in_bytes", "page_out_bytes", "disk_quarantined"),
+    *("self_check_rounds", "self_check_mismatches"),
 }
 GAUGES = {
     "requests_running",
@@ -70,7 +70,10 @@ LABELS = {
     "tier": {"device", "disk"},
     "state": {"off", "ok", "degraded"},
     "layer": {"full", "sliding"},
-    "kind": {"weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free"},
+    "kind": {
+        *("weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free"),
+        *("near_tie", "fault"),
+    },
     "phase": {"plan", "emit", "build", "device", "commit"},
 }
 PROCESS_LABELS = ("version", "name", "family", "fingerprint", "method", "code")

@@ -23,6 +23,11 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert config.metrics == TcpAddress("127.0.0.1", 9464)
     assert (config.model, config.draft, config.draft_depth) == (None, None, None)
     assert (config.memory_bytes, config.ready_file, config.reflection) == (None, None, True)
+    assert config.self_check == "count"
+    in_8_bits = load_config({"cache_dir": "d", "cache_storage": "8bit"})
+    assert in_8_bits.self_check == "off"
+    assert load_config({"numerics": "strict"}).self_check == "off"
+    assert load_config({"numerics": "strict", "self_check": "off"}).self_check == "off"
     assert (config.numerics, config.dtype, config.limits) == ("fast", "auto", Limits())
 
 
@@ -68,6 +73,9 @@ def test_sizes(text: Any, size: int) -> None:
     ("flags", "says"),
     [
         ({"numerics": "exact"}, "not one of fast, strict"),
+        ({"self_check": "maybe"}, "not one of count, stop, off"),
+        ({"self_check": "stop", "numerics": "strict"}, "neither with --numerics strict nor"),
+        ({"self_check": "count", "cache_dir": "d", "cache_storage": "8bit"}, "neither with"),
         ({"dtype": "int4"}, "not one of"),
         ({"log_level": "loud"}, "log-level: 'loud' is not one of debug, info, warning, error"),
         ({"log_format": "xml"}, "log-format: 'xml' is not one of human, json"),

@@ -27,6 +27,7 @@ from sapwood.v1 import (
     cache_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
+    model_pb2,
     session_pb2_grpc,
 )
 from tests.sapwood.client.fake_sessions import FakeSessions
@@ -150,6 +151,7 @@ class FakeDaemon(
             eos_token_ids=[1, 106],
             drafter="demo-assistant",
             numerics=generation_pb2.NUMERICS_FAST,
+            self_check=model_pb2.SELF_CHECK_COUNT,
             device="cpu",
         )
 

@@ -34,6 +34,7 @@ async def test_calls_over_a_unix_socket(
                 quantization="",
                 numerics="fast",
                 device="cpu",
+                self_check="count",
             )
     tokenize, detokenize = daemon.requests
     assert tokenize.text == "seven nine"
