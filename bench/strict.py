@@ -4,13 +4,18 @@
   depth, greedy. Both sides answer the same requests.
 - A run is worth its median step with all rows in it and nobody who comes or goes; of the prompt,
   all steps that read it.
+- Each in seconds, and in seconds of this process's CPU time: what others compute beside a run makes
+  the first of them longer, and hardly the second.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import NamedTuple
 
 from bench.in_line import InLineStep, in_line, served_in_line
 from bench.measure import BenchError, Figure, Side, alternated, at_most
@@ -25,6 +30,13 @@ READ_TOKENS, QUICK_READ_TOKENS = 1024, 128
 STRICT_DRAFTS = 3
 
 
+class Took(NamedTuple):
+    """Seconds, and those of CPU time."""
+
+    wall_s: float
+    cpu_s: float
+
+
 def measure(setup: Setup) -> list[Figure]:
     pair = setup.load_given_pair()
     depth = 0 if pair.assistant is None else STRICT_DRAFTS
@@ -32,33 +44,44 @@ def measure(setup: Setup) -> list[Figure]:
     titles = {f"strict/{n}": f"{n} rows, depth {depth}: a strict step ÷ a fast one" for n in counts}
     read = QUICK_READ_TOKENS if setup.quick else READ_TOKENS
     titles["strict/prompt"] = f"A prompt of {read} tokens: strict ÷ fast"
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in titles}
+    found: dict[str, dict[str, list[Took]]] = {name: {} for name in titles}
     with ExitStack() as stack:
         sides = [("fast", stack.enter_context(in_line(pair)))]
         strict = replace(pair, kernels=pair.kernels.strictly())
         sides.append(("strict", stack.enter_context(in_line(strict))))
         for run in range(-1, setup.runs):  # the first one warms
             for side, loaded in alternated(sides, run):
-                seconds = [_step_s(loaded, setup, n, depth) for n in counts]
-                seconds.append(_prompt_s(loaded, setup, read))
+                took = [_step(loaded, setup, n, depth) for n in counts]
+                took.append(_prompt(loaded, setup, read))
                 if run < 0:
                     continue
-                for name, value in zip(titles, seconds, strict=True):
+                for name, value in zip(titles, took, strict=True):
                     found[name].setdefault(side, []).append(value)
-                told = ", ".join(f"{value * 1e3:.1f}" for value in seconds)
+                told = ", ".join(f"{t.wall_s * 1e3:.1f} ({t.cpu_s * 1e3:.1f} CPU)" for t in took)
                 setup.say(f"run {run + 1}: {side} {told} ms")
     return [
-        Figure(
-            name, title, Side("strict", "s", tuple(found[name]["strict"])),
-            Side("fast", "s", tuple(found[name]["fast"])),
-            at_most(2) if name == "strict/16" else None,
+        figure for name, title in titles.items() for figure in _figures(name, title, found[name])
+    ]
+
+
+def _figures(name: str, title: str, found: Mapping[str, Sequence[Took]]) -> Iterator[Figure]:
+    goal = at_most(2) if name == "strict/16" else None
+    for kind, unit, target in (("wall_s", "s", goal), ("cpu_s", "CPU s", None)):
+        ours, peer = (
+            Side(side, unit, tuple(getattr(took, kind) for took in found[side]))
+            for side in ("strict", "fast")
         )
-        for name, title in titles.items()
-    ]  # fmt: skip
+        yield Figure(
+            name if kind == "wall_s" else f"{name}/cpu",
+            title if kind == "wall_s" else f"{title}, CPU time",
+            ours,
+            peer,
+            target,
+        )
 
 
-def _step_s(loaded: Loaded, setup: Setup, rows: int, depth: int) -> float:
-    """Median seconds of a step with all rows in it."""
+def _step(loaded: Loaded, setup: Setup, rows: int, depth: int) -> Took:
+    """Of the median step with all rows in it, by each."""
     tokens = QUICK_STRICT_REPLY_TOKENS if setup.quick else STRICT_REPLY_TOKENS
     requests = [
         Request(
@@ -67,24 +90,28 @@ def _step_s(loaded: Loaded, setup: Setup, rows: int, depth: int) -> float:
         )
         for id in range(rows)
     ]  # fmt: skip
-    seconds: list[float] = []
+    took: list[Took] = []
+    before = time.process_time()
 
     def told(step: InLineStep) -> None:
+        nonlocal before
+        begun, before = before, time.process_time()
         full = [row.depth for row in step.plan.decodes] == [depth] * rows
         if full and not step.moves and not step.plan.prefills:
-            seconds.append(step.run_s)
+            took.append(Took(step.run_s, before - begun))
 
     served_in_line(loaded, requests, told)
-    if len(seconds) < 4:
+    if len(took) < 4:
         raise BenchError("too few steps had all rows in them")
-    return statistics.median(seconds)
+    return Took(*(statistics.median(each) for each in zip(*took, strict=True)))
 
 
-def _prompt_s(loaded: Loaded, setup: Setup, tokens: int) -> float:
-    """Seconds of the steps that read one prompt."""
+def _prompt(loaded: Loaded, setup: Setup, tokens: int) -> Took:
+    """Of the steps that read one prompt, together."""
     request = Request(
         0, b"bench", tuple(setup.prompt(tokens)), 1, Sampling(), depth=0, cache_bypass=True
     )
     seconds: list[float] = []
+    begun = time.process_time()
     served_in_line(loaded, [request], lambda step: seconds.append(step.run_s))
-    return sum(seconds)
+    return Took(sum(seconds), time.process_time() - begun)
