@@ -240,7 +240,6 @@ class Sequence:
         """
         self.parks += 1
         self.forced += forced
-        self.forced_drafts = 0
         self.slot = -1
         self.prefix = (*self.request.prompt, *self.reply.tokens[:-1])
         self.packed = pack(self.prefix)

@@ -132,7 +132,7 @@ class RowChecks:
         assert decoded == rows, f"L3: {sorted(rows)} decode, {sorted(decoded)} are in the step"
         free = [row for row in plan.decodes if self.rows[row.slot].request.depth is None]
         self.free_rows += len(free)
-        self.free_drafting += sum(row.depth > 0 for row in free)
+        self.free_drafting += sum(row.iterations > 0 for row in free)
 
     def check_parked(self) -> None:
         """S8, where no draft is ever accepted: what is tried is for learning, and backs off."""

@@ -132,7 +132,7 @@ class Crowd:
     def _shares(self, plan: StepPlan, owners: Mapping[int, int]) -> Mapping[str, float]:
         taken: defaultdict[str, float] = defaultdict(float)
         parts = len(plan.decodes) + len(plan.prefills)
-        depth = max((row.depth for row in plan.decodes), default=0)
+        depth = max((row.iterations for row in plan.decodes), default=0)
         for row in plan.decodes:
             own = TOKEN_S * (row.depth + 1) + DRAFT_S * depth / len(plan.decodes)
             taken[self.asked[owners[row.slot]].client.principal] += BASE_S / parts + own

@@ -116,7 +116,7 @@ class SimDevice(FakeDevice):
 
     def steady_s(self, plan: StepPlan) -> float:
         """What it takes where nothing slows it."""
-        config, depth = self._config, max((row.depth for row in plan.decodes), default=0)
+        config, depth = self._config, max((row.iterations for row in plan.decodes), default=0)
         return config.step_s + config.token_s * plan.tokens + config.draft_s * depth
 
     def _capture(self, capture: Capture) -> Payload:

@@ -55,6 +55,7 @@ def scenario(seed: int) -> Scenario:
     talks = Random(f"sessions {seed}")
     config = replace(varied.config, sessions_max=talks.choice((2, 64)))
     actions = [*talked(talks, TICKS), *varied.actions]
+    actions = _held(Random(f"constraints {seed}"), actions)
     return Scenario(config, tuple(sorted(actions, key=lambda action: action.at)))
 
 
@@ -143,6 +144,15 @@ def _varied(random: Random, drawn: Scenario) -> Scenario:
         for action in drawn.actions
     ]
     return replace(drawn, actions=tuple(actions))
+
+
+def _held(random: Random, actions: list[Action]) -> list[Action]:
+    """Who is held to a constraint: in one seed of three some are."""
+    share = random.choice((0.0, 0.0, 0.4))
+    return [
+        replace(action, held=random.random() < share) if isinstance(action, Ask) else action
+        for action in actions
+    ]
 
 
 def _config(random: Random) -> Config:

@@ -60,4 +60,5 @@ def options_of(ask: Ask, has_drafter: bool, now: float) -> dict[str, object]:
         "forks": ask.candidates - 1,
         "min_tokens": ask.min_tokens,
         "prompt_logprobs": ask.prompt_logprobs,
+        "constraint": "held" if ask.held else None,
     }

@@ -91,6 +91,7 @@ class Ask(Action):
     min_tokens: int = 0
     prompt_logprobs: int = 0
     session: int = -1  # it is a turn of this one
+    held: bool = False  # to a constraint, which forces tokens here and there
 
 
 @dataclass(frozen=True, slots=True)
