@@ -17,7 +17,7 @@ def no_busy_sessions(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_end_of_sessions(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(f"{CORE}.sessions._Session.over", lambda *_: False)
+    patch.setattr(f"{CORE}.kept_session.KeptSession.over", lambda *_: False)
 
 
 def no_memory_of_what_was_drawn(patch: pytest.MonkeyPatch) -> None:
