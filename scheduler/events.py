@@ -41,6 +41,7 @@ class PinTerms:
     name: str  # drawn by the daemon, unguessable
     ttl_s: float | None = None  # from when it is made; None: until it is unpinned
     bytes_max: int | None = None  # of all pins of its principal; None: no bound of its own
+    public: bool = False  # an operator's: whoever's prompt begins so has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,7 @@ class PinView:
     """A pin as it is. number: in the order in which they were made.
 
     size: bytes that it keeps, other pins' share in them too. expires_at: in the engine's clock.
+    public: as PinTerms says.
     """
 
     name: str
@@ -207,6 +209,7 @@ class PinView:
     tokens: int
     size: int
     expires_at: float | None
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,6 +143,13 @@ class TokenLog:
         self.close()
         return thinned
 
+    def copy(self, start: int, end: int, sliding_start: int) -> Payload:
+        assert self.start <= start < end <= self.end, f"[{start}, {end}) of [{self.start}, ..)"
+        first = min(end, max(start, sliding_start, self.sliding_start))
+        full = self.full[start - self.start : end - self.start]
+        sliding = self.sliding[first - self.sliding_start : end - self.sliding_start]
+        return self._make(start, full, sliding)
+
     def close(self) -> None:
         self._tracker.bytes -= self.full_bytes + self.sliding_bytes
         self._tracker.buffers -= self.buffers

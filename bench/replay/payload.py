@@ -45,5 +45,9 @@ class WeightlessPayload:
         assert self.sliding_start < sliding_start <= self.end, f"{self} to {sliding_start}"
         return WeightlessPayload(self.shape, self.start, self.end, sliding_start)
 
+    def copy(self, start: int, end: int, sliding_start: int) -> Payload:
+        first = min(end, max(start, sliding_start, self.sliding_start))
+        return WeightlessPayload(self.shape, start, end, first)
+
     def close(self) -> None:
         pass

@@ -259,6 +259,16 @@ class EdgePayload:
             dropped.close()
         return self._left(self.start, self.end, self.full, kept)
 
+    def copy(self, start: int, end: int, sliding_start: int) -> Payload:
+        """Payload.copy."""
+        assert not self.closed, f"payload [{self.start}, {self.end}) was closed or taken"
+        first = max(start, sliding_start, self.sliding_start)
+        full = None if self.full is None else self.full.part(start, end)
+        sliding = None
+        if self.sliding is not None and first < end:
+            sliding = self.sliding.part(first, end)
+        return self._left(start, end, full, sliding)
+
     def close(self) -> None:
         """Payload.close."""
         self._take()

@@ -127,9 +127,13 @@ class Folder:
             raise FolderRefused("others may look into it: expected mode 0700")
 
     def _check_content(self) -> None:
-        names = os.listdir(self._at)
-        if names and LOCK not in names:
-            raise FolderRefused("it holds something else: expected an empty folder, or none")
+        """Without a look at all that may lie there."""
+        with suppress(FileNotFoundError):
+            os.stat(LOCK, dir_fd=self._at, follow_symlinks=False)
+            return
+        with os.scandir(self._at) as found:
+            if next(found, None) is not None:
+                raise FolderRefused("it holds something else: expected an empty folder, or none")
 
     def _take_lock(self) -> None:
         self._lock = os.open(LOCK, _WRITE, 0o600, dir_fd=self._at)

@@ -51,5 +51,11 @@ class Payload(Protocol):
     def thin(self, sliding_start: int) -> Payload:
         """Drop the sliding K/V before `sliding_start`. Takes self."""
 
+    def copy(self, start: int, end: int, sliding_start: int) -> Payload:
+        """[start, end) of it once more, with as much sliding K/V as there is from sliding_start on.
+
+        Leaves self as it is.
+        """
+
     def close(self) -> None:
         """Free the arrays. Exactly once."""

@@ -43,6 +43,21 @@ class TreeViews(TreeCounts):
         whole = bool(found) and found[-1].end >= block.end
         return tuple(node.stored for node in found) if whole else ()
 
+    def copies(
+        self, root: bytes, tokens: array[int], start: int, end: int, sliding_start: int
+    ) -> list[Payload]:
+        """[start, end) of a path that is here, once more: a payload for each edge, oldest first.
+
+        With sliding K/V from sliding_start on, as far as it is here. They are the caller's.
+        """
+        node, matched = descend(self._roots[root], tokens, 0, end)
+        assert matched == end, f"only [0, {matched}) of [0, {end}) is here"
+        return [
+            each.stored.copy(max(start, each.start), min(each.end, end), sliding_start)
+            for each in trail(node)
+            if each.end > start
+        ]
+
     def worth_windows(self, root: bytes, tokens: array[int], end: int) -> list[int]:
         """Where on a path up to `end` a turn ended or paths part, and `end` itself."""
         return [n.end for n in self._known(root, tokens, end) if n.marked and n.end < end] + [end]

@@ -120,7 +120,8 @@ def _prefix(arguments: argparse.Namespace) -> Prompt:
 
 def _line(pin: Pin) -> str:
     ends = "" if pin.expire_time is None else f"  until {_time(pin)}"
-    return f"{pin.id}  {pin.tokens} tokens  {format_bytes(pin.bytes)}{ends}"
+    whose = "  for every tenant" if pin.public else ""
+    return f"{pin.id}  {pin.tokens} tokens  {format_bytes(pin.bytes)}{ends}{whose}"
 
 
 def _told(pin: Pin) -> dict[str, Any]:

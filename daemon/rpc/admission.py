@@ -153,7 +153,12 @@ class Admission:
             max_tokens=1,
             sampling=Sampling(),
             deadline=deadline,
-            pin=PinTerms(secrets.token_hex(8), ttl_s, principal.quotas.pin_bytes_max),
+            pin=PinTerms(
+                secrets.token_hex(8),
+                ttl_s,
+                principal.quotas.pin_bytes_max,
+                public=principal.is_operator,
+            ),
             principal=principal.name,
             weight=principal.weight,
         )

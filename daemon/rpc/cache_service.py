@@ -198,7 +198,8 @@ def _on_disk(sizes: Mapping[Kind, int]) -> list[pb.StoredBytes]:
 
 def _pin(pin: PinView) -> pb.Pin:
     ends = None if pin.expires_at is None else timestamp_of(pin.expires_at)
-    return pb.Pin(id=pin.name, tokens=pin.tokens, expire_time=ends, bytes=pin.size)
+    size, public = pin.size, pin.public
+    return pb.Pin(id=pin.name, tokens=pin.tokens, expire_time=ends, bytes=size, public=public)
 
 
 def _no_such_pin() -> Refused:

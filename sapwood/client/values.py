@@ -321,12 +321,16 @@ class TreeNode:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """A prefix that is kept. bytes: what several pins keep is in each of them."""
+    """A prefix that is kept. bytes: what several pins keep is in each of them.
+
+    public: an operator's, which serves every tenant whose prompt begins with it.
+    """
 
     id: str
     tokens: int
     bytes: int
     expire_time: datetime | None  # in UTC; None: it stays until it is unpinned
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,17 +27,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from sapwood.v1 import prompt_pb2 as sapwood_dot_v1_dot_prompt__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sapwood/v1/cache.proto\x12\nsapwood.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17sapwood/v1/prompt.proto\"b\n\x0bStoredBytes\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.sapwood.v1.Tier\x12$\n\x05layer\x18\x02 \x01(\x0e\x32\x15.sapwood.v1.LayerKind\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xd5\x01\n\x06Memory\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fsnapshots_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fworkspace_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\x12\x16\n\x0esegments_bytes\x18\x07 \x01(\x04\x12\x17\n\x0fmlx_cache_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bother_bytes\x18\t \x01(\x04\"\x16\n\x14GetCacheStatsRequest\"\x91\x02\n\x15GetCacheStatsResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65pth_tokens\x18\x02 \x01(\x04\x12\'\n\x06stored\x18\x03 \x03(\x0b\x32\x17.sapwood.v1.StoredBytes\x12\x14\n\x0cleased_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06splits\x18\x05 \x01(\x04\x12\x0e\n\x06merges\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x12\n\nhit_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bmiss_tokens\x18\t \x01(\x04\x12\"\n\x06memory\x18\n \x01(\x0b\x32\x12.sapwood.v1.Memory\x12\x14\n\x0cpinned_bytes\x18\x0b \x01(\x04\"-\n\x13\x44\x65scribeTreeRequest\x12\x16\n\x0einclude_tokens\x18\x01 \x01(\x08\":\n\x14\x44\x65scribeTreeResponse\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.sapwood.v1.TreeNode\"\x87\x02\n\x08TreeNode\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x16\n\tparent_id\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\'\n\x06stored\x18\x05 \x03(\x0b\x32\x17.sapwood.v1.StoredBytes\x12\x0e\n\x06leases\x18\x06 \x01(\r\x12\x11\n\tage_steps\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x11\n\thit_count\x18\t \x01(\x04\x12\x11\n\ttoken_ids\x18\n \x03(\r\x12\x11\n\x04text\x18\x0b \x01(\tH\x01\x88\x01\x01\x12\x0f\n\x07readers\x18\x0c \x01(\rB\x0c\n\n_parent_idB\x07\n\x05_text\"\xa9\x01\n\x10PinPrefixRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06prompt\"1\n\x11PinPrefixResponse\x12\x1c\n\x03pin\x18\x01 \x01(\x0b\x32\x0f.sapwood.v1.Pin\"a\n\x03Pin\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"8\n\x0fListPinsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListPinsResponse\x12\x1d\n\x04pins\x18\x01 \x03(\x0b\x32\x0f.sapwood.v1.Pin\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x12UnpinPrefixRequest\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\"\x15\n\x13UnpinPrefixResponse\"\x83\x01\n\x12\x45victPrefixRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x42\x08\n\x06prompt\"M\n\x13\x45victPrefixResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04\"\x13\n\x11\x43learCacheRequest\"L\n\x12\x43learCacheResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04*<\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\r\n\tTIER_DISK\x10\x02*T\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fLAYER_KIND_FULL\x10\x01\x12\x16\n\x12LAYER_KIND_SLIDING\x10\x02\x32\xb7\x04\n\x0c\x43\x61\x63heService\x12T\n\rGetCacheStats\x12 .sapwood.v1.GetCacheStatsRequest\x1a!.sapwood.v1.GetCacheStatsResponse\x12S\n\x0c\x44\x65scribeTree\x12\x1f.sapwood.v1.DescribeTreeRequest\x1a .sapwood.v1.DescribeTreeResponse0\x01\x12H\n\tPinPrefix\x12\x1c.sapwood.v1.PinPrefixRequest\x1a\x1d.sapwood.v1.PinPrefixResponse\x12\x45\n\x08ListPins\x12\x1b.sapwood.v1.ListPinsRequest\x1a\x1c.sapwood.v1.ListPinsResponse\x12N\n\x0bUnpinPrefix\x12\x1e.sapwood.v1.UnpinPrefixRequest\x1a\x1f.sapwood.v1.UnpinPrefixResponse\x12N\n\x0b\x45victPrefix\x12\x1e.sapwood.v1.EvictPrefixRequest\x1a\x1f.sapwood.v1.EvictPrefixResponse\x12K\n\nClearCache\x12\x1d.sapwood.v1.ClearCacheRequest\x1a\x1e.sapwood.v1.ClearCacheResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sapwood/v1/cache.proto\x12\nsapwood.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17sapwood/v1/prompt.proto\"b\n\x0bStoredBytes\x12\x1e\n\x04tier\x18\x01 \x01(\x0e\x32\x10.sapwood.v1.Tier\x12$\n\x05layer\x18\x02 \x01(\x0e\x32\x15.sapwood.v1.LayerKind\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\xd5\x01\n\x06Memory\x12\x14\n\x0c\x62udget_bytes\x18\x01 \x01(\x04\x12\x15\n\rweights_bytes\x18\x02 \x01(\x04\x12\x12\n\nlive_bytes\x18\x03 \x01(\x04\x12\x17\n\x0fsnapshots_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fworkspace_bytes\x18\x05 \x01(\x04\x12\x12\n\nfree_bytes\x18\x06 \x01(\x04\x12\x16\n\x0esegments_bytes\x18\x07 \x01(\x04\x12\x17\n\x0fmlx_cache_bytes\x18\x08 \x01(\x04\x12\x13\n\x0bother_bytes\x18\t \x01(\x04\"\x16\n\x14GetCacheStatsRequest\"\x91\x02\n\x15GetCacheStatsResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x14\n\x0c\x64\x65pth_tokens\x18\x02 \x01(\x04\x12\'\n\x06stored\x18\x03 \x03(\x0b\x32\x17.sapwood.v1.StoredBytes\x12\x14\n\x0cleased_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06splits\x18\x05 \x01(\x04\x12\x0e\n\x06merges\x18\x06 \x01(\x04\x12\x11\n\tevictions\x18\x07 \x01(\x04\x12\x12\n\nhit_tokens\x18\x08 \x01(\x04\x12\x13\n\x0bmiss_tokens\x18\t \x01(\x04\x12\"\n\x06memory\x18\n \x01(\x0b\x32\x12.sapwood.v1.Memory\x12\x14\n\x0cpinned_bytes\x18\x0b \x01(\x04\"-\n\x13\x44\x65scribeTreeRequest\x12\x16\n\x0einclude_tokens\x18\x01 \x01(\x08\":\n\x14\x44\x65scribeTreeResponse\x12\"\n\x04node\x18\x01 \x01(\x0b\x32\x14.sapwood.v1.TreeNode\"\x87\x02\n\x08TreeNode\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x16\n\tparent_id\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0b\n\x03\x65nd\x18\x04 \x01(\r\x12\'\n\x06stored\x18\x05 \x03(\x0b\x32\x17.sapwood.v1.StoredBytes\x12\x0e\n\x06leases\x18\x06 \x01(\r\x12\x11\n\tage_steps\x18\x07 \x01(\x04\x12\x0e\n\x06pinned\x18\x08 \x01(\x08\x12\x11\n\thit_count\x18\t \x01(\x04\x12\x11\n\ttoken_ids\x18\n \x03(\r\x12\x11\n\x04text\x18\x0b \x01(\tH\x01\x88\x01\x01\x12\x0f\n\x07readers\x18\x0c \x01(\rB\x0c\n\n_parent_idB\x07\n\x05_text\"\xa9\x01\n\x10PinPrefixRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x12&\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x08\n\x06prompt\"1\n\x11PinPrefixResponse\x12\x1c\n\x03pin\x18\x01 \x01(\x0b\x32\x0f.sapwood.v1.Pin\"q\n\x03Pin\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x0e\n\x06public\x18\x05 \x01(\x08\"8\n\x0fListPinsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"J\n\x10ListPinsResponse\x12\x1d\n\x04pins\x18\x01 \x03(\x0b\x32\x0f.sapwood.v1.Pin\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"$\n\x12UnpinPrefixRequest\x12\x0e\n\x06pin_id\x18\x01 \x01(\t\"\x15\n\x13UnpinPrefixResponse\"\x83\x01\n\x12\x45victPrefixRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12)\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x14.sapwood.v1.TokenIdsH\x00\x12(\n\x08messages\x18\x03 \x01(\x0b\x32\x14.sapwood.v1.MessagesH\x00\x42\x08\n\x06prompt\"M\n\x13\x45victPrefixResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04\"\x13\n\x11\x43learCacheRequest\"L\n\x12\x43learCacheResponse\x12\r\n\x05nodes\x18\x01 \x01(\x04\x12\x13\n\x0b\x66reed_bytes\x18\x02 \x01(\x04\x12\x12\n\nheld_bytes\x18\x03 \x01(\x04*<\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\r\n\tTIER_DISK\x10\x02*T\n\tLayerKind\x12\x1a\n\x16LAYER_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fLAYER_KIND_FULL\x10\x01\x12\x16\n\x12LAYER_KIND_SLIDING\x10\x02\x32\xb7\x04\n\x0c\x43\x61\x63heService\x12T\n\rGetCacheStats\x12 .sapwood.v1.GetCacheStatsRequest\x1a!.sapwood.v1.GetCacheStatsResponse\x12S\n\x0c\x44\x65scribeTree\x12\x1f.sapwood.v1.DescribeTreeRequest\x1a .sapwood.v1.DescribeTreeResponse0\x01\x12H\n\tPinPrefix\x12\x1c.sapwood.v1.PinPrefixRequest\x1a\x1d.sapwood.v1.PinPrefixResponse\x12\x45\n\x08ListPins\x12\x1b.sapwood.v1.ListPinsRequest\x1a\x1c.sapwood.v1.ListPinsResponse\x12N\n\x0bUnpinPrefix\x12\x1e.sapwood.v1.UnpinPrefixRequest\x1a\x1f.sapwood.v1.UnpinPrefixResponse\x12N\n\x0b\x45victPrefix\x12\x1e.sapwood.v1.EvictPrefixRequest\x1a\x1f.sapwood.v1.EvictPrefixResponse\x12K\n\nClearCache\x12\x1d.sapwood.v1.ClearCacheRequest\x1a\x1e.sapwood.v1.ClearCacheResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sapwood.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=1946
-  _globals['_TIER']._serialized_end=2006
-  _globals['_LAYERKIND']._serialized_start=2008
-  _globals['_LAYERKIND']._serialized_end=2092
+  _globals['_TIER']._serialized_start=1962
+  _globals['_TIER']._serialized_end=2022
+  _globals['_LAYERKIND']._serialized_start=2024
+  _globals['_LAYERKIND']._serialized_end=2108
   _globals['_STOREDBYTES']._serialized_start=128
   _globals['_STOREDBYTES']._serialized_end=226
   _globals['_MEMORY']._serialized_start=229
@@ -57,23 +57,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PINPREFIXRESPONSE']._serialized_start=1289
   _globals['_PINPREFIXRESPONSE']._serialized_end=1338
   _globals['_PIN']._serialized_start=1340
-  _globals['_PIN']._serialized_end=1437
-  _globals['_LISTPINSREQUEST']._serialized_start=1439
-  _globals['_LISTPINSREQUEST']._serialized_end=1495
-  _globals['_LISTPINSRESPONSE']._serialized_start=1497
-  _globals['_LISTPINSRESPONSE']._serialized_end=1571
-  _globals['_UNPINPREFIXREQUEST']._serialized_start=1573
-  _globals['_UNPINPREFIXREQUEST']._serialized_end=1609
-  _globals['_UNPINPREFIXRESPONSE']._serialized_start=1611
-  _globals['_UNPINPREFIXRESPONSE']._serialized_end=1632
-  _globals['_EVICTPREFIXREQUEST']._serialized_start=1635
-  _globals['_EVICTPREFIXREQUEST']._serialized_end=1766
-  _globals['_EVICTPREFIXRESPONSE']._serialized_start=1768
-  _globals['_EVICTPREFIXRESPONSE']._serialized_end=1845
-  _globals['_CLEARCACHEREQUEST']._serialized_start=1847
-  _globals['_CLEARCACHEREQUEST']._serialized_end=1866
-  _globals['_CLEARCACHERESPONSE']._serialized_start=1868
-  _globals['_CLEARCACHERESPONSE']._serialized_end=1944
-  _globals['_CACHESERVICE']._serialized_start=2095
-  _globals['_CACHESERVICE']._serialized_end=2662
+  _globals['_PIN']._serialized_end=1453
+  _globals['_LISTPINSREQUEST']._serialized_start=1455
+  _globals['_LISTPINSREQUEST']._serialized_end=1511
+  _globals['_LISTPINSRESPONSE']._serialized_start=1513
+  _globals['_LISTPINSRESPONSE']._serialized_end=1587
+  _globals['_UNPINPREFIXREQUEST']._serialized_start=1589
+  _globals['_UNPINPREFIXREQUEST']._serialized_end=1625
+  _globals['_UNPINPREFIXRESPONSE']._serialized_start=1627
+  _globals['_UNPINPREFIXRESPONSE']._serialized_end=1648
+  _globals['_EVICTPREFIXREQUEST']._serialized_start=1651
+  _globals['_EVICTPREFIXREQUEST']._serialized_end=1782
+  _globals['_EVICTPREFIXRESPONSE']._serialized_start=1784
+  _globals['_EVICTPREFIXRESPONSE']._serialized_end=1861
+  _globals['_CLEARCACHEREQUEST']._serialized_start=1863
+  _globals['_CLEARCACHEREQUEST']._serialized_end=1882
+  _globals['_CLEARCACHERESPONSE']._serialized_start=1884
+  _globals['_CLEARCACHERESPONSE']._serialized_end=1960
+  _globals['_CACHESERVICE']._serialized_start=2111
+  _globals['_CACHESERVICE']._serialized_end=2678
 # @@protoc_insertion_point(module_scope)

@@ -445,12 +445,17 @@ class Pin(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    PUBLIC_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Drawn by the daemon."""
     tokens: _builtins.int
     """Length of the prefix."""
     bytes: _builtins.int
     """K/V that it keeps. What several pins keep is in each of them."""
+    public: _builtins.bool
+    """An operator's: it serves every tenant whose prompt begins with it, and so all can find out what
+    it is, token by token. A user's serves its principal and pool alone.
+    """
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends. Unset: never."""
@@ -462,10 +467,11 @@ class Pin(_message.Message):
         tokens: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         bytes: _builtins.int = ...,
+        public: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "expire_time", b"expire_time", "id", b"id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "expire_time", b"expire_time", "id", b"id", "public", b"public", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,7 +92,7 @@ class CacheServiceServicer:
 
     def PinPrefix(self, request, context):
         """Computes a prefix if need be and keeps it. CLIENT_QUOTA for more pins or bytes of pins than there
-        may be.
+        may be. What an operator pins is public.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +114,7 @@ class CacheServiceServicer:
 
     def EvictPrefix(self, request, context):
         """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
-        goes when they end.
+        goes when they end. On disk all goes that may go on from the block in which the prefix ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

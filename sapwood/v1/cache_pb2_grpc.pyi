@@ -39,7 +39,7 @@ class CacheServiceStub:
     """Streams the nodes of the tree as it stood at one step, parents before their children."""
     PinPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.PinPrefixRequest, _cache_pb2.PinPrefixResponse]
     """Computes a prefix if need be and keeps it. CLIENT_QUOTA for more pins or bytes of pins than there
-    may be.
+    may be. What an operator pins is public.
     """
     ListPins: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ListPinsRequest, _cache_pb2.ListPinsResponse]
     """Lists what is pinned: by the caller, and for an operator by anybody."""
@@ -47,7 +47,7 @@ class CacheServiceStub:
     """Gives a pinned prefix back to ordinary eviction: one of the caller's, or for an operator any."""
     EvictPrefix: _grpc.UnaryUnaryMultiCallable[_cache_pb2.EvictPrefixRequest, _cache_pb2.EvictPrefixResponse]
     """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
-    goes when they end.
+    goes when they end. On disk all goes that may go on from the block in which the prefix ends.
     """
     ClearCache: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]
     """Evicts everything but what is pinned. What running requests hold goes when they end."""
@@ -63,7 +63,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Streams the nodes of the tree as it stood at one step, parents before their children."""
     PinPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.PinPrefixRequest, _cache_pb2.PinPrefixResponse]  # type: ignore[assignment]
     """Computes a prefix if need be and keeps it. CLIENT_QUOTA for more pins or bytes of pins than there
-    may be.
+    may be. What an operator pins is public.
     """
     ListPins: _aio.UnaryUnaryMultiCallable[_cache_pb2.ListPinsRequest, _cache_pb2.ListPinsResponse]  # type: ignore[assignment]
     """Lists what is pinned: by the caller, and for an operator by anybody."""
@@ -71,7 +71,7 @@ class CacheServiceAsyncStub(CacheServiceStub):
     """Gives a pinned prefix back to ordinary eviction: one of the caller's, or for an operator any."""
     EvictPrefix: _aio.UnaryUnaryMultiCallable[_cache_pb2.EvictPrefixRequest, _cache_pb2.EvictPrefixResponse]  # type: ignore[assignment]
     """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
-    goes when they end.
+    goes when they end. On disk all goes that may go on from the block in which the prefix ends.
     """
     ClearCache: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClearCacheRequest, _cache_pb2.ClearCacheResponse]  # type: ignore[assignment]
     """Evicts everything but what is pinned. What running requests hold goes when they end."""
@@ -102,7 +102,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.PinPrefixResponse, _abc.Awaitable[_cache_pb2.PinPrefixResponse]]:
         """Computes a prefix if need be and keeps it. CLIENT_QUOTA for more pins or bytes of pins than there
-        may be.
+        may be. What an operator pins is public.
         """
 
     @_abc_1.abstractmethod
@@ -128,7 +128,7 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.EvictPrefixResponse, _abc.Awaitable[_cache_pb2.EvictPrefixResponse]]:
         """Evicts what the tree holds below a prefix, except what is pinned. What running requests hold
-        goes when they end.
+        goes when they end. On disk all goes that may go on from the block in which the prefix ends.
         """
 
     @_abc_1.abstractmethod

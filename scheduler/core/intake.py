@@ -136,6 +136,7 @@ class Intake(CoreState):
         for displaced, verdict in self._door.displaced(sequence.request):
             self._fail(displaced, now, verdict)
         self._sessions.begin(sequence)
+        self._memory.public.adopt(sequence, self._step)
         self._roster.waiting.add(sequence)
 
     def _resume(self, order: ResumeReply, now: float) -> None:

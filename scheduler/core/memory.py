@@ -21,6 +21,7 @@ from sapwood.cache.prefix.tree import Match, Tree
 from sapwood.scheduler.core.demand import Demand, round_rows, slots_bytes
 from sapwood.scheduler.core.disk_tier import DiskTier, NoDisk, ReadingTime
 from sapwood.scheduler.core.pins import Pins
+from sapwood.scheduler.core.public_pins import PublicPins
 from sapwood.scheduler.core.sequence import Sequence
 from sapwood.scheduler.core.slot_rooms import SlotRooms
 from sapwood.scheduler.core.snapshot_room import SnapshotRoom
@@ -46,16 +47,15 @@ class DeviceMemory:
         ledger: Ledger,
         reply_length: ReplyLength,
     ) -> None:
-        self._facts = facts
-        self._limits = limits
-        self._tree = tree
-        self._ledger = ledger
+        self._facts, self._limits = facts, limits
+        self._tree, self._ledger = tree, ledger
         self._reply_length = reply_length
         self._buffers = Ledger(facts.buffers_max or UNCOUNTED, facts.weights_buffers)
         assert facts.live_buffers <= self._buffers.free, "L5: one slot has too many buffers"
         self._slots = SlotRooms(facts, limits, ledger, self._buffers)
         self._stored = SnapshotRoom(facts, tree, ledger, self._buffers)
         self.pins = Pins(facts, limits, tree, self._stored, ledger, self._buffers)
+        self.public = PublicPins(limits, tree, self._stored, self.pins)
         self.disk = NoDisk()
 
     def use_disk(self, folder: DiskFolder, reading_s: ReadingTime) -> None:

@@ -11,13 +11,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sapwood.cache.prefix.leases import kept_tokens, pin_bytes
+from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS, kept_tokens, pin_bytes
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.node import Lease, Room
+from sapwood.cache.prefix.radix import common, pack
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.core.sequence import Sequence
@@ -37,12 +39,22 @@ class PinRefusal(NamedTuple):
     message: str
 
 
+class PublicPrefix(NamedTuple):
+    """Tokens [0, end) of a prompt lie under `root`, which is an operator's."""
+
+    root: bytes
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class _Pin:
     number: int
     principal: str
     lease: Lease
     expires_at: float | None
+    root: bytes
+    tokens: array[int]
+    public: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +141,7 @@ class Pins:
             self._stored.release(kept, step)
             return None
         self._stored.pins_max = bound
-        return self._add(terms, request.principal, kept, now)
+        return self._add(terms, request, kept, now)
 
     def unpin(self, name: str, step: int) -> bool:
         """Give a pin back to ordinary eviction. False where there is none of that name."""
@@ -172,10 +184,34 @@ class Pins:
         assert self._stored.keeps_bound(), f"M1: {kept} of {self._stored.pins_max}"
         assert bool(self._pins) == bool(kept.buffers), f"{kept} kept by {len(self._pins)} pins"
 
-    def _add(self, terms: PinTerms, principal: str, lease: Lease, now: float) -> PinView:
+    def public_prefix(self, request: Request, tokens: array[int]) -> PublicPrefix | None:
+        """The longest of what operators keep under another root that the prompt begins with.
+
+        All of it, or all but the last few tokens, where it may have been cut otherwise; one token
+        of the prompt at least is left to be computed.
+        """
+        found = None
+        for pin in self._pins.values():
+            if not pin.public or pin.root == request.root:
+                continue
+            end = common(pin.tokens, 0, tokens, 0, len(tokens) - 1)
+            whole = end >= max(1, len(pin.tokens) - PIN_MARGIN_TOKENS)
+            if whole and (found is None or end > found.end):
+                found = PublicPrefix(pin.root, end)
+        return found
+
+    def _add(self, terms: PinTerms, request: Request, lease: Lease, now: float) -> PinView:
         self._made += 1
         expires_at = None if terms.ttl_s is None else now + terms.ttl_s
-        pin = self._pins[terms.name] = _Pin(self._made, principal, lease, expires_at)
+        pin = self._pins[terms.name] = _Pin(
+            self._made,
+            request.principal,
+            lease,
+            expires_at,
+            request.root,
+            pack(request.prompt),
+            terms.public,
+        )
         return _view(terms.name, pin)
 
     def _estimate(self, request: Request) -> _Coming:
@@ -218,4 +254,5 @@ def _over(pin: _Pin, now: float) -> bool:
 
 def _view(name: str, pin: _Pin) -> PinView:
     size = pin_bytes(pin.lease)
-    return PinView(name, pin.principal, pin.number, pin.lease.end, size, pin.expires_at)
+    end, expires_at = pin.lease.end, pin.expires_at
+    return PinView(name, pin.principal, pin.number, end, size, expires_at, pin.public)

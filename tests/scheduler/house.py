@@ -211,11 +211,12 @@ class House(ComputedAgain):
         prompt: tuple[int, ...],
         ttl_s: float | None = None,
         bytes_max: int | None = None,
+        public: bool = False,
         **options: object,
     ) -> Stream:
         """Named after the stream's request."""
         name = f"pin {len(self.streams)}"
-        return self.submit(prompt, 1, pin=PinTerms(name, ttl_s, bytes_max), **options)
+        return self.submit(prompt, 1, pin=PinTerms(name, ttl_s, bytes_max, public), **options)
 
     def unpin(self, stream: Stream) -> bool:
         """Whether it was pinned still."""

@@ -148,7 +148,7 @@ class Life(SessionHouse, DiskHouse):
     def keep(self, prompt: tuple[int, ...], action: Keep) -> Stream:
         """Ask for a pin."""
         self._operators.came()
-        stream = self.pin(prompt, action.ttl_s, root=b"root %d" % action.root)
+        stream = self.pin(prompt, action.ttl_s, public=True, root=b"root %d" % action.root)
         sequence = self.core._roster.find(stream.request.id)
         if sequence is not None:
             self.sequences.append(sequence)

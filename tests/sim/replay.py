@@ -93,6 +93,9 @@ class Span:
     def thin(self, sliding_start: int) -> Payload:
         return self._like(self.start, self.end, sliding_start)
 
+    def copy(self, start: int, end: int, sliding_start: int) -> Payload:
+        return self._like(start, end, min(end, max(start, sliding_start, self.sliding_start)))
+
     def close(self) -> None:
         pass
 

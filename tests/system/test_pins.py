@@ -77,3 +77,21 @@ def test_t14_what_is_cleared_is_computed_again_and_says_the_same(depth: int) -> 
     assert first.tokens == again.tokens
     stack.check(oracle(NAME))
     stack.close()
+
+
+def test_what_an_operator_pins_is_served_to_another_tenant_bit_for_bit() -> None:
+    """By a copy under its own root, also where what was copied is evicted and copied again."""
+    room = budget_bytes(pair(NAME), LIMITS, slots=2, tokens_max=256, snapshot_tokens=700)
+    stack = Stack(pair(NAME), LIMITS, room)
+    stack.generate(SHARED, 1, pin=PinTerms("system", public=True))
+    for ends in ((150, 3), (150 - PIN_MARGIN_TOKENS, 0)):
+        end, depth = ends
+        stream = stack.generate((*SHARED[:end], 11, 12), 16, depth=depth, root=b"tenant %d" % end)
+        assert stream.cached == end
+        others(stack)
+    again = stack.generate((*SHARED, 9, 9, 9), 12, root=b"tenant 150")
+    assert again.cached >= 150
+    stack.check(oracle(NAME))
+    stack.core.handle(Unpin(9002, "system"), stack.now)
+    stack.core.take_effects()
+    stack.close()

@@ -74,7 +74,7 @@ class Shelf:
 
     def next(self, kind: type[_T]) -> _T:
         """The next report of a kind; others are passed over."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 300  # of tests with as many files as there may be
         while True:
             report = self.reports.get(timeout=max(0.0, deadline - time.monotonic()))
             if isinstance(report, kind):
