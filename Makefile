@@ -9,6 +9,7 @@
 #   make wheel            wheel and sdist, in dist/
 #   make simulate         random scenarios on the core; ARGS="--seeds 5000"
 #   make soak             a daemon on a fake device under 64 clients; ARGS="--requests 20000"
+#   make page-screenshots pictures of the live page, in docs/page; needs Chromium and Playwright
 #   make demo ARGS=...    arguments are passed on, also by bench and train
 
 SHELL := /bin/sh
@@ -52,8 +53,8 @@ TRAIN_WORK := build/train
 DOCS_BIN := .venv-docs/bin
 DOCS_STAMP := .venv-docs/.made-from-requirements
 
-.PHONY: .venv demo bench device-report train wheel test test-long simulate soak check breaking coverage proto \
-	docs lock lock-docs lock-peers clean
+.PHONY: .venv demo bench page-screenshots device-report train wheel test test-long simulate soak check breaking \
+	coverage proto docs lock lock-docs lock-peers clean
 
 .venv: $(STAMP)
 
@@ -88,6 +89,9 @@ bench: $(STAMP)
 # What a device does with Sapwood, in one file to send back; ARGS=--soak adds an hour of clients.
 device-report: $(STAMP)
 	$(WITH_BLAS) $(BIN)/python -m bench.device_report $(ARGS)
+
+page-screenshots: $(STAMP)
+	$(BIN)/python -m tests.system.page_screenshots $(ARGS)
 
 $(TRAIN_STAMP): model/demo/train/requirements.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON" >&2; exit 1; }

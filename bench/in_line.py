@@ -55,6 +55,7 @@ class ReadyDevice:
     """A runner that knows its answers: half of all drafts hold, and every token is `token`."""
 
     device_s = 0.0
+    drafted_at = 0.0
 
     def __init__(self, token: int, working: Callable[[StepPlan], object]) -> None:
         """working: called in every step, so that caches are as a step leaves them."""

@@ -126,6 +126,10 @@ class _TimedRunner:
     def device_s(self) -> float:
         return self._runner.device_s
 
+    @property
+    def drafted_at(self) -> float:
+        return self._runner.drafted_at
+
     def take_device_s(self) -> float:
         """Since the last call."""
         before, self._taken_s = self._taken_s, self._runner.device_s

@@ -19,12 +19,16 @@ import mlx.core as mx
 
 
 class HandOver:
-    """The engine thread's calls of the device. seconds: that it stood in them so far."""
+    """The engine thread's calls of the device. seconds: that it stood in them so far.
+
+    drafted_at: when it last saw drafts that were there, by perf_counter; 0: never.
+    """
 
     def __init__(self, layers_per_part: int) -> None:
         """layers_per_part: of a forward; 0: a graph goes as a whole."""
         self.layers_per_part = layers_per_part
         self.seconds = 0.0
+        self.drafted_at = 0.0
 
     def start(self, *arrays: mx.array) -> None:
         """Have `arrays` computed; waits only where the device's queue is full."""
@@ -81,4 +85,5 @@ class ForwardParts:
     def _wait_for_drafts(self) -> None:
         if self._drafts is not None:
             self._hand_over.wait_for(self._drafts)
+            self._hand_over.drafted_at = time.perf_counter()
             self._drafts = None

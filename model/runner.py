@@ -117,6 +117,11 @@ class Runner:
         """Seconds so far that submit and wait stood in calls of the device, moves of slots too."""
         return self._hand_over.seconds
 
+    @property
+    def drafted_at(self) -> float:
+        """When the drafts of the newest step that had any were there, by perf_counter; 0: never."""
+        return self._hand_over.drafted_at
+
     def submit(self, plan: StepPlan) -> Ticket:
         """Start a step. The plan's payloads stay the tree's; what the ticket holds is fresh.
 

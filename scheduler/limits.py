@@ -96,6 +96,16 @@ class Limits:
     http_request_s_max: float = 5.0
     http_connections_max: int = 32
 
+    # The live page.
+    page_viewers_max: int = 8
+    page_period_s: float = 1.0  # between two looks, of all viewers together
+    page_tree_periods: int = 2  # between two looks at the tree
+    page_streams_max: int = 64
+    page_looks_max: int = 1024  # at nodes of the tree, each time
+    page_nodes_max: int = 300  # that are drawn
+    page_disk_tokens_max: int = 16 * 1024  # of which it is asked whether they are on disk
+    page_history_max: int = 600  # points
+
     # One step.
     itl_target: float = 1.6  # beside prompts, times what it takes without them
     prefill_tokens_max: int = 512

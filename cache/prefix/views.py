@@ -14,6 +14,7 @@ from sapwood.cache.prefix.counts import TreeCounts
 from sapwood.cache.prefix.describe import EdgeView, NodeView, audit, edges_of, view
 from sapwood.cache.prefix.node import Lease, Node
 from sapwood.cache.prefix.radix import descend, preorder, trail
+from sapwood.cache.prefix.sketch import Sketch, sketch
 from sapwood.cache.prefix.snapshot import Payload
 
 
@@ -36,6 +37,10 @@ class TreeViews(TreeCounts):
     def describe(self, *, tokens: bool = False) -> Iterator[NodeView]:
         """Every node, parents first; token ids only where asked for. Read it in one go."""
         return (view(node, tokens) for node in preorder(self._roots.values()))
+
+    def sketch(self, looks_max: int, nodes_max: int) -> Sketch:
+        """What can be seen at a glance: at most `nodes_max` nodes, of `looks_max` looked at."""
+        return sketch(self._roots.values(), self._totals.nodes, looks_max, nodes_max)
 
     def cover(self, root: bytes, tokens: array[int], block: Block) -> tuple[Payload, ...]:
         """What holds the block's full K/V, oldest first. Empty: nothing, or some was cleared."""
@@ -62,14 +67,23 @@ class TreeViews(TreeCounts):
         """Where on a path up to `end` a turn ended or paths part, and `end` itself."""
         return [n.end for n in self._known(root, tokens, end) if n.marked and n.end < end] + [end]
 
-    def on_disk(self, names: Names, catalogue: Catalogue) -> dict[int, dict[Kind, int]]:
-        """By node, the bytes of the files of blocks that end in it. Hashes all tokens."""
+    def on_disk(
+        self, names: Names, catalogue: Catalogue, tokens_max: int | None = None
+    ) -> dict[int, dict[Kind, int]]:
+        """By node, the bytes of the files of blocks that end in it. Hashes all tokens.
+
+        tokens_max: no node is begun after so many; the rest is left out.
+        """
         found: dict[int, dict[Kind, int]] = {}
         ends: dict[int, tuple[bytes, bytes, array[int]]] = {}  # root key, last block, what is over
+        hashed = 0
         for node in preorder(self._roots.values()):
             if node.parent is None:
                 ends[node.id] = node.root, names.top, array("i")
                 continue
+            if tokens_max is not None and hashed >= tokens_max:
+                break
+            hashed += node.end - node.start
             root, above, rest = ends[node.above.id]
             tokens = rest + node.edge
             paths = names.paths(tokens, len(tokens), above)

@@ -165,7 +165,7 @@ def _add_serve(parser: Parser) -> None:
     add("--tls-key", metavar="FILE", help="the key of --tls-cert")
     add("--tls-client-ca", metavar="FILE", help="whose certificates clients need, each a principal")
     add("--tokens", metavar="FILE", help="bearer tokens, as `sapwood token new` writes them")
-    add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
+    _add_told(parser)
     help = "budget such as 8G, 8GiB or 500MB (default: from the device)"
     add("--memory", metavar="SIZE", help=help)
     _add_disk(add)
@@ -176,9 +176,6 @@ def _add_serve(parser: Parser) -> None:
         help="keep the budget resident on Metal; docs/memory.md says what it risks (default: no)",
     )
     _add_computing(parser)
-    add("--log-level", metavar="|".join(LEVELS), help="of the log on stderr (default: info)")
-    add("--log-format", metavar="|".join(FORMATS), help="one JSON object a line, or for people")
-    add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
     add(
         "--reflection",
         action=argparse.BooleanOptionalAction,
@@ -205,6 +202,21 @@ def _add_computing(parser: Parser) -> None:
     checked = "compute some rounds once more; stop: end at the first fault (default: count)"
     add("--self-check", metavar="|".join(SELF_CHECKS), help=checked)
     add("--dtype", metavar="|".join(DTYPES), help="of weights and K/V (default: auto)")
+
+
+def _add_told(parser: Parser) -> None:
+    """How the daemon is watched."""
+    add = parser.add_argument
+    add("--metrics", metavar="HOST:PORT", help=f"default {DEFAULT_METRICS}")
+    add(
+        "--page",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show what the daemon does, live, at /page of --metrics (default: no)",
+    )
+    add("--log-level", metavar="|".join(LEVELS), help="of the log on stderr (default: info)")
+    add("--log-format", metavar="|".join(FORMATS), help="one JSON object a line, or for people")
+    add("--ready-file", metavar="PATH", help="JSON with the addresses, written when serving")
 
 
 def _add_convert(parser: Parser) -> None:

@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 from sapwood.scheduler.stats import Stats
 
+# The kinds that sum to the budget, in the order in which they are told.
+MEMORY_KINDS = (
+    "weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:

@@ -50,7 +50,7 @@ class WithoutDisk:
         """None either."""
         return None
 
-    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
+    def on_disk(self, _tokens_max: int | None = None) -> Mapping[int, Mapping[Kind, int]]:
         """Nothing."""
         return {}
 

@@ -31,7 +31,7 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.disk_port import DiskPort
 from sapwood.daemon.engine.loaded import Loaded, StepCore
 from sapwood.daemon.engine.replay_port import ReplayPort, RoundFault
-from sapwood.daemon.engine.step_clock import StepClock
+from sapwood.daemon.engine.step_clock import StepClock, StepTimes
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.faults import described
 from sapwood.scheduler.events import Command, Effect
@@ -52,11 +52,12 @@ class EngineEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One step's immutable account, for the metrics."""
+    """One step's immutable account, for the metrics and the page."""
 
     stats: Stats
     phases: Mapping[str, HistogramView]  # seconds, by phase of a step
     memory: MemoryUse
+    steps: tuple[StepTimes, ...]  # the newest, the oldest of them first
 
 
 class Listener(Protocol):
@@ -213,7 +214,7 @@ class Engine:
                 core.lose(plan, clock())
                 self._quiet_since = clock()
                 continue
-            steps.ran(runner.device_s - device_s)
+            steps.ran(runner.device_s - device_s, runner.drafted_at)
             core.commit(plan, result, clock())
             runner.make_copies(core.spare_bytes)
             if self._disk is not None:
@@ -280,7 +281,8 @@ class Engine:
 
     def _publish(self, loaded: Loaded, steps: StepClock) -> None:
         stats = loaded.core.stats()
-        self._published = Published(stats, steps.phases(), loaded.memory(stats))
+        memory = loaded.memory(stats)
+        self._published = Published(stats, steps.phases(), memory, steps.newest())
 
     def _refuse_asks(self) -> None:
         while (item := self._receive(None)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,17 +10,20 @@ from typing import Any, Protocol
 from sapwood.cache.disk.store import RawReport
 from sapwood.cache.prefix.catalogue import Kind
 from sapwood.cache.prefix.describe import EdgeView, NodeView
+from sapwood.cache.prefix.sketch import Sketch
 from sapwood.daemon.engine.account import MemoryUse, memory_use
 from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.disk_port import DevicePager, DiskPort, OpenStore
 from sapwood.daemon.engine.replay_port import ReplayPort
 from sapwood.scheduler.disk import DiskOrder, PageOut
 from sapwood.scheduler.events import Command, Effect, PinView
+from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.replay import Replay, Replayed
 from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionView
 from sapwood.scheduler.stats import Stats
+from sapwood.scheduler.stream_view import StreamView
 
 
 class StepCore(Protocol):
@@ -79,8 +83,14 @@ class StepCore(Protocol):
     def readers(self) -> Mapping[int, int]:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
 
-    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
-        """By the id of a tree's node: bytes on disk of the blocks that end in it."""
+    def on_disk(self, tokens_max: int | None = None, /) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it.
+
+        tokens_max: of about so many tokens; the nodes past them are left out.
+        """
+
+    def streams(self, now: float, most: int) -> tuple[StreamView, ...]:
+        """Who has a slot, in order of admission, then who waits for one; `most` of them."""
 
     def check(self) -> None:
         """Assert the invariants. O(sequences + tree), so only when idle."""
@@ -98,6 +108,10 @@ class StepRunner(Protocol):
     @property
     def device_s(self) -> float:
         """Seconds so far that its calls stood in calls of the device; the rest is the host's."""
+
+    @property
+    def drafted_at(self) -> float:
+        """When the drafts of the newest step that had any were there, by perf_counter; 0: never."""
 
     def submit(self, plan: StepPlan) -> Any:
         """Start a step without waiting for it; what comes back is for `wait` alone.
@@ -137,6 +151,8 @@ class Loaded:
     open_store: OpenStore | None = None
     # Computes a round once more; None: nobody does.
     replay: Callable[[Replay], Replayed] | None = None
+    # At most so many nodes, of so many looked at: for Engine.ask.
+    sketch_tree: Callable[[int, int], Sketch] = lambda looks_max, nodes_max: Sketch()
     # All edges below a root: for Engine.ask. O(nodes)
     outline_tree: Callable[[bytes], Sequence[EdgeView]] = lambda root: ()
 
@@ -179,6 +195,36 @@ class Loaded:
         nodes = tuple(self.describe_tree(tokens=tokens))
         core = self.core
         return TreeView(core.stats().steps, nodes, dict(core.readers()), core.on_disk())
+
+    def view_glance(self, limits: Limits, *, tree: bool) -> Glance:
+        """What the page shows, in bounded time: for Engine.ask. tree: whether it is looked at."""
+        core = self.core
+        streams = core.streams(time.monotonic(), limits.page_streams_max)
+        if not tree:
+            return Glance(streams)
+        sketch = self.sketch_tree(limits.page_looks_max, limits.page_nodes_max)
+        readers = dict(core.readers())
+        on_disk = core.on_disk(limits.page_disk_tokens_max)
+        return Glance(streams, TreeGlance(core.stats().steps, sketch, readers, on_disk))
+
+
+@dataclass(frozen=True, slots=True)
+class TreeGlance:
+    """What can be seen of the tree, between two steps. readers, on_disk: as of a TreeView, of more
+    nodes or fewer than are drawn."""
+
+    step: int
+    sketch: Sketch
+    readers: Mapping[int, int]
+    on_disk: Mapping[int, Mapping[Kind, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What the page shows of one moment. tree: None where it was not asked for."""
+
+    streams: tuple[StreamView, ...]
+    tree: TreeGlance | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ from sapwood.scheduler.session_events import (
     SessionView,
 )
 from sapwood.scheduler.stats import Stats
+from sapwood.scheduler.stream_view import StreamView
 
 FORMAT = 4
 
@@ -175,6 +176,10 @@ class RecordedCore(WithoutDisk, UnrecordedReplays):
     def readers(self) -> Mapping[int, int]:
         """As StepCore says."""
         return self._core.readers()
+
+    def streams(self, now: float, most: int) -> tuple[StreamView, ...]:
+        """As StepCore says."""
+        return self._core.streams(now, most)
 
     def check(self) -> None:
         """As StepCore says."""

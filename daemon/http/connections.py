@@ -1,7 +1,8 @@
 """Who is let in to the HTTP endpoint, and for how long: what they hear is for uvicorn and the app.
 
 - One request per connection, and one time for all of it: what is not over then is cut, whether the
-  head did not come, or the answer was not read.
+  head did not come, or the answer was not read. An answer that goes on has that time again with
+  each part of it that was taken (RENEW).
 - At most so many connections. One more takes the place of the oldest, which had time enough to ask:
   a crowd that says nothing keeps nobody out.
 - With TLS each handshake is a task of its own, in a limited number.
@@ -29,6 +30,8 @@ from uvicorn.server import ServerState
 from sapwood.daemon.faults import described
 from sapwood.daemon.http.door import CERTIFICATE
 from sapwood.scheduler.limits import Limits
+
+RENEW = "renew"  # of what a connection's requests know: a call that gives it its time again
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 0.1  # until a descriptor may be free again
@@ -84,15 +87,22 @@ class Connections:
         """A connection is made."""
         if len(self._open) >= self._limits.http_connections_max:
             self._end(next(iter(self._open)))
-        loop = asyncio.get_running_loop()
-        self._open[connection] = loop.call_later(
-            self._limits.http_request_s_max, self._end, connection
-        )
+        self._open[connection] = self._timer(connection)
+
+    def renewed(self, connection: _Connection) -> None:
+        """A connection is as good as new, unless it is over."""
+        if (timer := self._open.pop(connection, None)) is not None:
+            timer.cancel()
+            self._open[connection] = self._timer(connection)
 
     def left(self, connection: _Connection) -> None:
         """A connection is over, for whatever reason."""
         if (timer := self._open.pop(connection, None)) is not None:
             timer.cancel()
+
+    def _timer(self, connection: _Connection) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_later(self._limits.http_request_s_max, self._end, connection)
 
     def _end(self, connection: _Connection) -> None:
         self.left(connection)
@@ -151,6 +161,7 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state[CERTIFICATE] = transport.get_extra_info("peercert")
+        self.app_state[RENEW] = partial(self._owner.renewed, self)
         self._owner.entered(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

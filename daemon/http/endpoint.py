@@ -1,4 +1,4 @@
-"""The HTTP endpoint: /metrics, /healthz, /readyz.
+"""The HTTP endpoint: /metrics, /healthz, /readyz, and what else operators are shown.
 
 - GET and HEAD only, one request per connection; who may come, and for how long: connections.py.
 - It runs on the event loop on purpose: a loop that hangs must fail its health check.
@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -29,6 +29,8 @@ from sapwood.scheduler.limits import Limits
 
 _GZIP_LEVEL = 5  # of the text of a scrape little is gained above
 
+HttpAnswer = Callable[[Request], Awaitable[Response]]
+
 _log = logging.getLogger(__name__)
 
 
@@ -41,13 +43,13 @@ class ScrapeEndpoint:
         healthy: Callable[[], bool],
         ready: Callable[[], bool],
         limits: Limits,
+        shown: Mapping[str, HttpAnswer] | None = None,
     ) -> None:
+        """shown: what answers by other paths, for operators as metrics are."""
         self._door: ScrapeDoor | None = None
 
         # Coroutines, all of them: what is none runs in a thread, past a loop that hangs.
         async def metrics(request: Request) -> Response:
-            if self._door is not None and (refusal := self._door.refusal(request)) is not None:
-                return refusal
             encode, content_type = encoder_for(",".join(request.headers.getlist("accept")))
             return Response(encode(registry), headers={"content-type": content_type})
 
@@ -57,9 +59,11 @@ class ScrapeEndpoint:
         async def readyz(_request: Request) -> Response:
             return _verdict(ready())
 
-        places = {"/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
+        guarded = {"/metrics": metrics, **(shown or {})}
+        places = {path: self._guarded(answer) for path, answer in guarded.items()}
+        places |= {"/healthz": healthz, "/readyz": readyz}
         routes = [Route(path, answer) for path, answer in places.items()]
-        router = Router(routes, redirect_slashes=False, default=_not_here)
+        router = Router(routes, redirect_slashes=False, default=_not_here(list(places)))
         zipped = GZipMiddleware(router, compresslevel=_GZIP_LEVEL)
         self._connections = Connections(_Front(zipped), limits)
 
@@ -72,6 +76,16 @@ class ScrapeEndpoint:
             raise not_bound(address, error) from error
         self._connections.start(sockets, None if door is None else door.context)
         return TcpAddress(address.host, sockets[0].getsockname()[1])
+
+    def refusal(self, request: Request) -> Response | None:
+        """What answers who may not see metrics; None for who may. Safe to ask again."""
+        return None if self._door is None else self._door.refusal(request)
+
+    def _guarded(self, answer: HttpAnswer) -> HttpAnswer:
+        async def answered(request: Request) -> Response:
+            return self.refusal(request) or await answer(request)
+
+        return answered
 
     def close(self) -> None:
         """Listen no more. Safe where start() was never called or failed."""
@@ -112,9 +126,8 @@ def _origin_form(scope: Scope) -> Scope:
     return {**scope, "path": "/" + path.split("://", 1)[1].partition("/")[2]}
 
 
-async def _not_here(scope: Scope, receive: Receive, send: Send) -> None:
-    answer = PlainTextResponse("not here: /metrics, /healthz, /readyz\n", HTTPStatus.NOT_FOUND)
-    await answer(scope, receive, send)
+def _not_here(places: Sequence[str]) -> ASGIApp:
+    return PlainTextResponse(f"not here: {', '.join(places)}\n", HTTPStatus.NOT_FOUND)
 
 
 def _verdict(good: bool) -> Response:

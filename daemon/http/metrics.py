@@ -20,6 +20,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from sapwood.daemon.engine.account import MEMORY_KINDS
 from sapwood.daemon.engine.engine import Engine, Published
 from sapwood.daemon.http.exemplars import Exemplars
 from sapwood.daemon.http.families import (
@@ -36,10 +37,6 @@ from sapwood.scheduler.disk import DISK_STATES
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.stats import Stats
-
-MEMORY_KINDS = (
-    "weights", "live", "segments", "snapshots", "workspace", "mlx_cache", "other", "free",
-)  # fmt: skip
 
 
 def registry(engine: Engine, gate: Gate) -> CollectorRegistry:

@@ -161,6 +161,7 @@ def put_together(
         device.leave_thread,
         follow,
         other,
+        sketch_tree=tree.sketch,
         outline_tree=tree.outline,
     )
     if disk is None or folder is None:

@@ -32,10 +32,10 @@ def ready_line(listeners: Sequence[Address], metrics: TcpAddress, base_url: str 
     return f"sapwood ready: grpc {joined} metrics {metrics_url(metrics)}{http}"
 
 
-def metrics_url(metrics: TcpAddress) -> str:
-    """Beyond loopback they have TLS."""
+def metrics_url(metrics: TcpAddress, path: str = "/metrics") -> str:
+    """Beyond loopback they have TLS. path: of what is served beside them, too."""
     scheme = "http" if is_loopback(metrics.host) else "https"
-    return f"{scheme}://{metrics}/metrics"
+    return f"{scheme}://{metrics}{path}"
 
 
 def print_ready(line: str) -> None:

@@ -22,6 +22,7 @@ from sapwood.daemon import entry
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.errors import StartError
 from sapwood.daemon.faults import described
+from sapwood.daemon.page.places import PAGE_PATH
 from sapwood.daemon.process.host_memory import keep_freed_memory
 from sapwood.daemon.process.ready import (
     ReadyFile,
@@ -125,6 +126,8 @@ def _show(screen: Screen, daemon: Daemon, config: Config, smg: Smg | None) -> No
     assert daemon.metrics_address is not None, "it serves"
     addresses = [str(address) for address in daemon.grpc_addresses]
     addresses.append(f"{metrics_url(daemon.metrics_address)} (metrics)")
+    if config.page:
+        addresses.append(f"{metrics_url(daemon.metrics_address, PAGE_PATH)} (the live page)")
     if daemon.gateway_address is not None and smg is None:
         addresses.append(f"{daemon.gateway_address} (a gateway's worker)")
     if smg is not None:

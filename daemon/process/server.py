@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 
@@ -26,8 +26,10 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.engine.engine import Engine, Fault
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.daemon.faults import described
-from sapwood.daemon.http.endpoint import ScrapeEndpoint
+from sapwood.daemon.http.endpoint import HttpAnswer, ScrapeEndpoint
 from sapwood.daemon.http.metrics import registry
+from sapwood.daemon.page.feed import Feed
+from sapwood.daemon.page.places import page_places
 from sapwood.daemon.process.credentials import Credentials
 from sapwood.daemon.process.scrape_door import scrape_door
 from sapwood.daemon.process.servers import Servers
@@ -40,7 +42,7 @@ from sapwood.daemon.rpc.refusals import draining, engine_failed
 from sapwood.daemon.rpc.revoked import Revoked
 from sapwood.daemon.rpc.services import built_services, make_handlers
 from sapwood.daemon.rpc.watch import CallWatch
-from sapwood.daemon.settings.addresses import Address, TcpAddress
+from sapwood.daemon.settings.addresses import Address, TcpAddress, is_loopback
 from sapwood.daemon.settings.config import Config, names_without_tokens
 from sapwood.daemon.telemetry.request_log import log_call
 from sapwood.daemon.telemetry.tracing import spans_from
@@ -82,6 +84,7 @@ class Daemon:
             self.is_healthy,
             lambda: self._gate.serving,
             config.limits,
+            self._page() if config.page else {},
         )
         handlers = make_handlers(self._gate, self._health, reflection=config.reflection)
         self._watch = CallWatch(self._gate.telemetry, config.limits.deadline_slack_s)
@@ -291,6 +294,13 @@ class Daemon:
             await anyio.to_thread.run_sync(self._credentials.follow, abandon_on_cancel=True)
             self._callers.end_revoked()
             self._revoked.look()
+
+    def _page(self) -> Mapping[str, HttpAnswer]:
+        return page_places(
+            Feed(self._engine, self._gate, self._limits),
+            lambda request: self._scrape.refusal(request),
+            loopback=is_loopback(self._config.metrics.host),
+        )
 
     def _bind_worker(self) -> TcpAddress | None:
         """Its contract is in an extra: imported where it is asked for."""

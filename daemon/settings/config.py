@@ -63,6 +63,7 @@ class Config:
     listen: tuple[Address, ...]
     socket_principals: Mapping[Address, str]  # of sockets that stand for one, and not for local
     metrics: TcpAddress
+    page: bool  # whether the live page is served beside them
     tls: TlsFiles | None
     tokens: Path | None
     principals: Mapping[str, PrincipalSettings]
@@ -108,10 +109,8 @@ def load_config(flags: Mapping[str, Any], environ: Mapping[str, str] = {}) -> Co
         takes_lark=parsed.pop("grammar") == "lark",
         **parsed,
     )
-    for name, address in (
-        *(("listen", each) for each in config.listen),
-        ("metrics", config.metrics),
-    ):
+    listening = [("listen", each) for each in config.listen]
+    for name, address in (*listening, ("metrics", config.metrics)):
         _require_safe(name, address, config)
     _check_http(config)
     return config
@@ -319,6 +318,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "itl_target": _itl_target,
     "listen": _listen,
     "metrics": _metrics,
+    "page": partial(_flag, False),
     "tls_cert": _path,
     "tls_key": _path,
     "tls_client_ca": _path,

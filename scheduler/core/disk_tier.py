@@ -95,8 +95,11 @@ class NoDisk:
         """PageOuts.next; never while something is read."""
         return None
 
-    def by_node(self) -> Mapping[int, Mapping[Kind, int]]:
-        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens)."""
+    def by_node(self, _tokens_max: int | None) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens).
+
+        tokens_max: of about so many tokens; the nodes past them are left out.
+        """
         return {}
 
     def stats(self) -> DiskStats:
@@ -281,9 +284,9 @@ class DiskTier(NoDisk):
         if gone:
             self._orders.append(Erase(tuple(gone)))
 
-    def by_node(self) -> Mapping[int, Mapping[Kind, int]]:
+    def by_node(self, tokens_max: int | None) -> Mapping[int, Mapping[Kind, int]]:
         """NoDisk.by_node."""
-        return self._tree.on_disk(self._names, self._catalogue)
+        return self._tree.on_disk(self._names, self._catalogue, tokens_max)
 
     def stats(self) -> DiskStats:
         """NoDisk.stats."""

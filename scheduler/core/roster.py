@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from heapq import heappop, heappush
+from itertools import chain, islice
 
 from sapwood.cache.prefix.radix import trail
 from sapwood.scheduler.core.line import Line
@@ -18,6 +19,7 @@ from sapwood.scheduler.core.meters import SequenceCounts
 from sapwood.scheduler.core.sequence import Sequence, SequenceState
 from sapwood.scheduler.core.waiting import Waiting
 from sapwood.scheduler.events import Request
+from sapwood.scheduler.stream_view import StreamView
 
 
 class Roster:
@@ -67,6 +69,11 @@ class Roster:
     def accepted(self) -> list[Request]:
         """All that were let in and have not ended."""
         return [sequence.request for sequence in (*self.waiting, *self.live.values())]
+
+    def views(self, now: float, most: int) -> tuple[StreamView, ...]:
+        """Those with a slot, in order of admission, then those that wait; `most` of them."""
+        here = chain(self.live.values(), self.waiting)
+        return tuple(_view(sequence, now) for sequence in islice(here, most))
 
     def find(self, id: int) -> Sequence | None:
         """None for a sequence that is DONE or never was."""
@@ -156,6 +163,25 @@ class Roster:
         assert self.rows == rows and all(self.rows.values()), f"L4: {self.rows} of {rows}"
         taken = [sequence.slot for sequence in (*self.live.values(), *self.leaving)]
         assert sorted(taken + self._free_slots) == list(range(self._slots_max)), f"L1: {taken}"
+
+
+def _view(sequence: Sequence, now: float) -> StreamView:
+    reply = sequence.reply
+    return StreamView(
+        id=sequence.id,
+        state=sequence.state.value,
+        slot=sequence.slot,
+        prompt_tokens=sequence.prompt_tokens,
+        cached_tokens=sequence.cached,
+        processed_tokens=sequence.processed,
+        emitted_tokens=sequence.emitted,
+        tokens_max=sequence.tokens_max,
+        decode_steps=reply.decode_steps,
+        draft_tokens=reply.draft_tokens,
+        accepted_tokens=reply.accepted_tokens,
+        parks=sequence.parks,
+        age_s=now - sequence.submitted_at,
+    )
 
 
 def _waiting_state(sequence: Sequence) -> SequenceState:

@@ -22,6 +22,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.reply_length import ReplyLength
 from sapwood.scheduler.session_events import HeldSession, SessionKey, SessionView
 from sapwood.scheduler.stats import Stats
+from sapwood.scheduler.stream_view import StreamView
 
 
 class CoreState:
@@ -104,9 +105,16 @@ class CoreState:
         """By the id of a tree's node: how many slots read its full K/V where it lies."""
         return self._roster.readers
 
-    def on_disk(self) -> Mapping[int, Mapping[Kind, int]]:
-        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens)."""
-        return self._memory.disk.by_node()
+    def on_disk(self, tokens_max: int | None = None) -> Mapping[int, Mapping[Kind, int]]:
+        """By the id of a tree's node: bytes on disk of the blocks that end in it. O(tokens).
+
+        tokens_max: of about so many tokens; the nodes past them are left out.
+        """
+        return self._memory.disk.by_node(tokens_max)
+
+    def streams(self, now: float, most: int) -> tuple[StreamView, ...]:
+        """Who has a slot, in order of admission, then who waits for one; `most` of them."""
+        return self._roster.views(now, most)
 
     def check(self) -> None:
         """Assert L1, M1 and the tree's own invariants. O(sequences + tree)."""

@@ -139,6 +139,7 @@ class FakeDevice:
         self.steps = 0
         self.begun = 0  # steps, of which one may still be under way
         self.device_s = 0.0
+        self.drafted_at = 0.0
         self.next_token: Callable[[Sequence[int]], int] = next_token
         self._gate = threading.Semaphore(0) if gated else None
 
@@ -252,8 +253,14 @@ def make_loader(
             folder=folder,
             self_check=self_check,
         )
-        replay = device.replay if checked else None
-        outline = tree.outline
-        return Loaded(card, core, device, tree.describe, replay=replay, outline_tree=outline)
+        return Loaded(
+            card,
+            core,
+            device,
+            tree.describe,
+            replay=device.replay if checked else None,
+            sketch_tree=tree.sketch,
+            outline_tree=tree.outline,
+        )
 
     return load

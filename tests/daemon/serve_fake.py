@@ -4,7 +4,7 @@ STEP_S is the time of one step; `stuck` never ends one, `broken` raises in the f
 never ends to load, `refused` gets SIGTERM where its load fails and again in Python's teardown.
 FOLDER has `c.toml`; the socket `s` and `ready.json` appear there, and `loading` once the engine
 thread loads. With FAKE_TRIMS in the environment SIGRTMIN makes the C library give back all memory
-that it keeps for later (Linux).
+that it keeps for later (Linux). FAKE_METRICS there is where metrics are, else at any port.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def main(step: str, folder: str) -> NoReturn:
         {
             "config": f"{folder}/c.toml",
             "listen": [f"unix:{folder}/s", "127.0.0.1:0"],
-            "metrics": "127.0.0.1:0",
+            "metrics": os.environ.get("FAKE_METRICS", "127.0.0.1:0"),
             "ready_file": f"{folder}/ready.json",
         }
     )

@@ -160,6 +160,7 @@ def test_the_seconds_are_those_of_the_calls(
     runner.wait(runner.submit(StepPlan(2, decodes=(DecodeRow(0, 10, tokens[0], 1, 1),))))
     assert runner.device_s - before == 1.0 + 10.0 + 1.0 + 10.0 + 100.0
     assert now[-1] - begun == runner.device_s - before + 12 * 1000.0
+    assert runner.drafted_at - begun == 1.0 + 12 * 1000.0 + 10.0, "started, built, and waited for"
     runner.close()
 
 

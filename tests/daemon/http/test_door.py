@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -29,6 +30,10 @@ from tests.daemon.tenants import Tokens
 pytestmark = pytest.mark.anyio
 
 TIGHT = Limits(http_request_s_max=0.5, http_connections_max=4)
+
+
+def basic(user: str, password: str) -> str:
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
 @asynccontextmanager
@@ -84,6 +89,11 @@ async def test_metrics_are_for_operators_tokens(folder: Path) -> None:
         assert body == b"a token is needed: authorization: Bearer TOKEN\n"
         assert await get("/metrics", "Authorization: Bearer sapwood_nobody") == 401
         assert await get("/metrics", f"Authorization: Basic {operator}") == 401
+        assert await get("/metrics", f"Authorization: Basic {basic('anybody', operator)}") == 200
+        assert await get("/metrics", f"Authorization: basic {basic('', operator)}") == 200
+        assert await get("/metrics", f"Authorization: Basic {basic('root', user)}") == 403
+        assert await get("/metrics", f"Authorization: Basic {basic(operator, '')}") == 401
+        assert await get("/metrics", "Authorization: Basic /w==") == 401
         assert await get("/metrics", f"Authorization: Bearer {user}") == 403
         assert await get("/metrics", f"Authorization: Bearer {operator}") == 200
 

@@ -8,8 +8,8 @@ import pytest
 
 from bench.soak import Series
 from sapwood.daemon.demo.scrape import parse_metrics
+from sapwood.daemon.engine.account import MEMORY_KINDS
 from sapwood.daemon.engine.loaded import Loaded
-from sapwood.daemon.http.metrics import MEMORY_KINDS
 from sapwood.scheduler.limits import Limits
 from tests.daemon.conftest import collect, prompt_of, running, stats, until
 from tests.daemon.fakes import FACTS, FakeDevice, make_loader

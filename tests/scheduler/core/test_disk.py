@@ -83,6 +83,19 @@ def test_each_node_says_what_of_it_is_on_disk(written: DiskHouse) -> None:
     written.close()
 
 
+def test_of_so_many_tokens_it_is_asked_and_no_more(written: DiskHouse) -> None:
+    """What is told is what would be told of all."""
+    for seed in range(2, 6):
+        written.submit(prompt(40, seed=seed))
+    written.run()
+    everything = written.core.on_disk()
+    some = written.core.on_disk(40)
+    assert 0 < len(some) < len(everything)
+    assert all(everything[id] == sizes for id, sizes in some.items())
+    assert written.core.on_disk(0) == {}
+    written.close()
+
+
 def test_another_root_finds_nothing(written: DiskHouse) -> None:
     """R9."""
     house = restarted(written)
