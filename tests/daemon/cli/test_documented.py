@@ -15,7 +15,13 @@ import pytest
 
 from sapwood.daemon.cli.main import _parser, main
 from sapwood.daemon.cli.parser import Parser
-from sapwood.daemon.settings.config import load_config
+from sapwood.daemon.settings.config import (
+    DEFAULT_CACHE_DISK,
+    DEFAULT_CACHE_WRITES,
+    DEFAULT_ITL_TARGET,
+    load_config,
+)
+from sapwood.daemon.sizes import parse_size
 from tests.test_rooms import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -93,3 +99,7 @@ def test_the_page_of_settings_has_their_defaults(capsys: pytest.CaptureFixture[s
             continue
         wanted = str(value).lower() if isinstance(value, bool) else str(value)
         assert wanted in rows[name], f"{name}: the page says {rows[name]}, it is {wanted}"
+    # Those that follow from others, which `config show` calls not set.
+    assert float(rows["itl_target"]) == DEFAULT_ITL_TARGET
+    assert parse_size(rows["cache_disk"]) == DEFAULT_CACHE_DISK
+    assert parse_size(rows["cache_writes"]) == DEFAULT_CACHE_WRITES
