@@ -128,7 +128,9 @@ class PlainReplay:
         layers, transaction = begin_speculation(caches, batch)
         fed = mx.array(list(tokens[span.start : span.end]), mx.int32)
         hidden = self._target.forward(fed, batch, layers).hidden
-        logits = self._target.logits(hidden).astype(mx.float32)
+        # Of a slice nobody reads any output: no head over no rows.
+        found = self._target.logits(hidden) if batch.decodes else hidden
+        logits = found.astype(mx.float32)
         mx.eval(logits, caches.arrays)
         mx.synchronize()  # as a step's end: a failed command buffer raises here
         transaction.commit(_SLOT, span.length)

@@ -18,11 +18,13 @@ from sapwood.cache.arrays.live_caches import LiveCaches
 from sapwood.cache.arrays.ranges import EdgePayload
 from sapwood.cache.prefix.radix import preorder
 from sapwood.model.one_text import OneText
+from sapwood.model.pair import Pair, load_pair
 from sapwood.model.plain_forward import near_tie
 from sapwood.model.replay import KeptRound, PlainReplay, largest_difference, tolerance
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.replay import Replay, Replayed, ReplayVerdict
 from sapwood.scheduler.sampling import Sampling
+from tests.model.reference import checkpoint
 from tests.system.pairs import pair, prompts
 from tests.system.stack import GREEDY, Stack, Stream
 
@@ -69,8 +71,10 @@ class House:
 
 
 @contextmanager
-def checked(name: str = "e2b-tiny", limits: Limits = EAGER) -> Iterator[House]:
-    loaded = pair(name)
+def checked(
+    name: str = "e2b-tiny", limits: Limits = EAGER, loaded: Pair | None = None
+) -> Iterator[House]:
+    loaded = loaded or pair(name)
     stack = Stack(loaded, limits)
     stack.core.check_rounds()
     yield House(stack, PlainReplay(loaded, near_tie(loaded), 48), [])
@@ -100,6 +104,16 @@ def test_what_is_sound_comes_out_the_same(name: str) -> None:
         assert any(due.rows > 1 for due, _ in house.done), "no round with drafts"
     rounds = [each for each in kept if isinstance(each, KeptRound)]
     assert len(rounds) == len(kept) and {each.best for each in rounds} == {True, False}
+
+
+def test_half_precision_has_near_ties_at_most() -> None:
+    halves = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "bfloat16")
+    with checked(loaded=halves) as house:
+        house.check = PlainReplay(halves, tolerance(halves), 48)
+        for index, sampling in enumerate(SAMPLINGS):
+            house.stack.submit(prompts("e2b-tiny")[index], 12, sampling=sampling, depth=3)
+        house.run()
+        assert house.verdicts and not house.verdicts[ReplayVerdict.FAULT], house.done
 
 
 def test_a_corrupted_prefix_is_found() -> None:
