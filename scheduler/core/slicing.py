@@ -41,12 +41,14 @@ def paced_share(itl_target: float) -> float:
 
 def shape_of(decodes: abc.Sequence[DecodeRow]) -> StepShape:
     """What decode rows cost. Forced drafts are tokens like the rows' own: no drafter drew them."""
-    drafted = sum(row.iterations for row in decodes)
+    # Lists, not generators: this is reckoned twice in each step, with a call for each row.
+    drafted = [row.iterations for row in decodes]
+    tokens = len(decodes) + sum([row.depth for row in decodes])
     return StepShape(
-        rows=sum(row.depth + 1 for row in decodes) - drafted,
-        drafted=drafted,
-        iterations=max((row.iterations for row in decodes), default=0),
-        context_tokens=sum(row.start for row in decodes),
+        rows=tokens - sum(drafted),
+        drafted=sum(drafted),
+        iterations=max(drafted, default=0),
+        context_tokens=sum([row.start for row in decodes]),
     )
 
 

@@ -271,7 +271,7 @@ async def test_a_token_that_is_taken_back_ends_its_streams_and_no_others(house: 
         with pytest.raises(Unauthenticated, match="not known"):
             await hers.get_model()
         assert await hers.is_serving()
-        await until(lambda: open_rpcs(run) == 1)
+        await until(lambda: open_rpcs(run) <= 1)  # his may be at its end by then
         for _ in range(3):
             await anext(streams[1])
         streams[1].cancel()
