@@ -286,7 +286,7 @@ class Engine:
 
     def _refuse_asks(self) -> None:
         while (item := self._receive(None)) is not None:
-            if isinstance(item, _Ask):
+            if isinstance(item, _Ask) and item.answer.set_running_or_notify_cancel():
                 item.answer.set_exception(EngineEnded("nobody is there to answer"))
 
 
