@@ -99,6 +99,7 @@ async def test_the_page_shows_a_request_under_way_and_no_word_of_it() -> None:
                 device.step()
                 if (stream := _under_way(heard)) and _held(heard):
                     break
+        await until(lambda: sum(len(delta.text) for delta in deltas) >= 4)  # it is on its way
         reply.cancel()
         device.ungate()
         await asyncio.gather(reading, return_exceptions=True)
