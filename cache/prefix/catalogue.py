@@ -3,7 +3,8 @@
 - A file is one block's K/V of one kind of layer. What is listed was written whole; whether it still
   is says whoever reads it.
 - Least recently used first: where room is short, and of a path its end before its beginning.
-- What is being written counts as if it were there, and is found only once it is.
+- What is being written counts as if it were there, and is found only once it is. Each write is told
+  of once, in order; what was forgotten and begun anew meanwhile is there once the last of them is.
 - No block is here without the one before it: with the last file of a block goes all behind it. So
   what begins with a prefix can be found.
 - The catalogue changes nothing on disk: it says what is to go.
@@ -11,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -59,6 +60,7 @@ class Catalogue:
         self._top = top
         self._files: OrderedDict[Key, DiskFile] = OrderedDict()
         self._coming: dict[Key, DiskFile] = {}
+        self._untold: Counter[Key] = Counter()  # writes that were begun, forgotten or not
         # Of all that was begun: by `path`, and by `above`.
         self._at: dict[bytes, set[Key]] = {}
         self._below: dict[bytes, set[Key]] = {}
@@ -114,11 +116,17 @@ class Catalogue:
                 return False, gone
             gone += self.forget(old)
         self._coming[file.key] = file
+        self._untold[file.key] += 1
         self._count(file)
         return True, gone
 
     def written(self, key: Key, *, whole: bool) -> DiskFile | None:
         """What was begun is there, and given back; or it is not, or was forgotten meanwhile."""
+        assert self._untold[key], "nobody began that write"
+        self._untold[key] -= 1
+        if self._untold[key]:
+            return None  # of a write before that one: its file goes first
+        del self._untold[key]
         file = self._coming.get(key)
         if file is not None and whole:
             self._files[key] = self._coming.pop(key)

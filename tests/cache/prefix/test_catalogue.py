@@ -118,6 +118,20 @@ def test_what_is_being_written_is_not_found_and_not_written_twice() -> None:
     assert catalogue.find(*file.key) is None
 
 
+def test_what_is_begun_anew_is_there_once_its_own_write_is() -> None:
+    """Not by the write before it, whose file goes."""
+    block = blocks(1)[0]
+    catalogue = Catalogue(100, NAMES.top)
+    file = DiskFile(block.name, "full", block.path, block.above, b"t", 10)
+    catalogue.begin(file)
+    assert catalogue.forget_all() == [file]
+    catalogue.begin(file)
+    assert catalogue.written(file.key, whole=True) is None
+    assert catalogue.find(*file.key) is None and catalogue.knows(*file.key)
+    assert catalogue.written(file.key, whole=True) == file
+    assert catalogue.find(*file.key) == file and catalogue.bytes["full"] == 10
+
+
 def test_what_begins_with_a_prefix_goes_under_every_root() -> None:
     """All behind it, and before it what leads nowhere else."""
     ours, theirs = blocks(4), blocks(4, root=b"tenant")
