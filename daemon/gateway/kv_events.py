@@ -27,7 +27,6 @@ from sapwood.daemon.gateway.blocks import BLOCK, BlockChange, BlockIndex, TokenB
 from sapwood.daemon.gateway.loads import LoadMeter
 from sapwood.daemon.rpc.call import Call
 from sapwood.daemon.rpc.gate import Gate
-from sapwood.daemon.rpc.principals import root_key
 from sapwood.scheduler.stats import Stats
 
 LOOK_S = 0.1  # how soon a change is told
@@ -94,7 +93,7 @@ class KvEvents:
     async def _change(self, stats: Stats) -> BlockChange:
         """What the tree is now against what was told of it."""
         version, began = _version(stats), time.monotonic()
-        root = root_key(self._gate.card.fingerprint, self._call.principal.salt)
+        root = self._gate.admission.root_of(self._call.principal)
 
         def look(loaded: Loaded) -> tuple[Sequence[EdgeView], float]:
             at = time.monotonic()

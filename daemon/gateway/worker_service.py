@@ -39,7 +39,6 @@ from sapwood.daemon.rpc.entrance import Entrance
 from sapwood.daemon.rpc.gate import Gate
 from sapwood.daemon.rpc.generation_service import GenerationService
 from sapwood.daemon.rpc.mailbox import SentEvent
-from sapwood.daemon.rpc.principals import root_key
 from sapwood.scheduler.events import Clear, Cleared, Progress
 from sapwood.scheduler.outcomes import Outcome
 from sapwood.scheduler.reasons import Reason, Refused
@@ -147,7 +146,7 @@ class WorkerService:
         if call.principal.pooled:
             return common.FlushCacheResponse(success=False, message="others share its pool")
         id = self._gate.admission.draw_id()
-        root = root_key(self._gate.card.fingerprint, call.principal.salt)
+        root = self._gate.admission.root_of(call.principal)
         cleared = await self._gate.ordered(Clear(id, root=root), id, Cleared)
         said = f"{cleared.nodes} nodes, {cleared.freed_bytes} bytes"
         return common.FlushCacheResponse(success=True, message=said)

@@ -104,7 +104,7 @@ class Admission:
         constraint = None if spec is None else await self._constraint(request, spec)
         return Request(
             id=self.draw_id(),
-            root=root_key(self._card.fingerprint, principal.salt),
+            root=self.root_of(principal),
             prompt=prompt,
             max_tokens=self._capped_tokens(request, len(prompt)),
             sampling=sampling,
@@ -148,7 +148,7 @@ class Admission:
         ttl_s = seconds_of(request.ttl) if request.HasField("ttl") else None
         return Request(
             id=self.draw_id(),
-            root=root_key(self._card.fingerprint, principal.salt),
+            root=self.root_of(principal),
             prompt=await self._prompt(request),
             max_tokens=1,
             sampling=Sampling(),
@@ -166,6 +166,10 @@ class Admission:
     async def prefix_to_clear(self, request: cache_pb2.EvictPrefixRequest) -> Clear:
         """Raises Refused, for what Generate would refuse of a prompt too."""
         return Clear(self.draw_id(), await self._prompt(request))
+
+    def root_of(self, principal: Principal) -> bytes:
+        """Where its prefixes of the loaded model lie."""
+        return root_key(self._card.fingerprint, principal.salt)
 
     def draw_id(self) -> int:
         """Of a command, which nothing else of this process has."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable
 
 from sapwood.daemon.rpc.gate import Gate
-from sapwood.daemon.rpc.principals import Directory, root_key
+from sapwood.daemon.rpc.principals import Directory
 from sapwood.scheduler.events import Cleared, Forget
 from sapwood.scheduler.reasons import Refused
 
@@ -41,7 +41,7 @@ class Revoked:
 
     async def _forget(self, name: str) -> None:
         principal = self._directory.named(name)
-        root = root_key(self._gate.card.fingerprint, principal.salt)
+        root = self._gate.admission.root_of(principal)
         id = self._gate.admission.draw_id()
         order = Forget(id, name, None if principal.pooled else root)
         try:

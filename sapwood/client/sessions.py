@@ -6,42 +6,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
-
 from sapwood.client import session_wire as wire
-from sapwood.client.async_calls import AsyncLane
 from sapwood.client.channel import CALL_TIMEOUT_S
-from sapwood.client.sync_calls import SyncLane
+from sapwood.client.unary import AsyncUnary, Unary
 from sapwood.client.values import Session
 from sapwood.v1 import session_pb2
-
-_Response = TypeVar("_Response")
-
-
-class _Unary(Protocol):
-    def _unary(
-        self,
-        method: Callable[[SyncLane], Callable[..., _Response]],
-        request: Any,
-        timeout: float | None,
-    ) -> _Response: ...
-
-
-class _AsyncUnary(Protocol):
-    async def _unary(
-        self,
-        method: Callable[[AsyncLane], Callable[..., Awaitable[_Response]]],
-        request: Any,
-        timeout: float | None,
-    ) -> _Response: ...
 
 
 class SessionCalls:
     """Of the synchronous client."""
 
     def create_session(
-        self: _Unary,
+        self: Unary,
         name: str = "",
         *,
         ttl: float | None = None,
@@ -53,7 +29,7 @@ class SessionCalls:
         return wire.session(response.session)
 
     def get_session(
-        self: _Unary,
+        self: Unary,
         name: str | Session,
         *,
         include_tokens: bool = False,
@@ -64,7 +40,7 @@ class SessionCalls:
         response = self._unary(lambda lane: lane.sessions.GetSession, request, timeout)
         return wire.session(response.session, response.token_ids)
 
-    def list_sessions(self: _Unary, *, timeout: float | None = CALL_TIMEOUT_S) -> list[Session]:
+    def list_sessions(self: Unary, *, timeout: float | None = CALL_TIMEOUT_S) -> list[Session]:
         """The caller's, by name."""
         found: list[Session] = []
         request = session_pb2.ListSessionsRequest()
@@ -76,14 +52,14 @@ class SessionCalls:
             request = session_pb2.ListSessionsRequest(page_token=response.next_page_token)
 
     def delete_session(
-        self: _Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+        self: Unary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> None:
         """Forgets it; its stream, if one is open, ends with Cancelled."""
         request = session_pb2.DeleteSessionRequest(name=wire.session_name(name))
         self._unary(lambda lane: lane.sessions.DeleteSession, request, timeout)
 
     def fork_session(
-        self: _Unary,
+        self: Unary,
         name: str | Session,
         new_name: str = "",
         *,
@@ -97,7 +73,7 @@ class SessionCalls:
         return wire.session(response.session)
 
     def rollback_session(
-        self: _Unary,
+        self: Unary,
         name: str | Session,
         to_token: int,
         *,
@@ -113,7 +89,7 @@ class AsyncSessionCalls:
     """The same of the asynchronous client."""
 
     async def create_session(
-        self: _AsyncUnary,
+        self: AsyncUnary,
         name: str = "",
         *,
         ttl: float | None = None,
@@ -125,7 +101,7 @@ class AsyncSessionCalls:
         return wire.session(response.session)
 
     async def get_session(
-        self: _AsyncUnary,
+        self: AsyncUnary,
         name: str | Session,
         *,
         include_tokens: bool = False,
@@ -137,7 +113,7 @@ class AsyncSessionCalls:
         return wire.session(response.session, response.token_ids)
 
     async def list_sessions(
-        self: _AsyncUnary, *, timeout: float | None = CALL_TIMEOUT_S
+        self: AsyncUnary, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> list[Session]:
         """The caller's, by name."""
         found: list[Session] = []
@@ -150,14 +126,14 @@ class AsyncSessionCalls:
             request = session_pb2.ListSessionsRequest(page_token=response.next_page_token)
 
     async def delete_session(
-        self: _AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
+        self: AsyncUnary, name: str | Session, *, timeout: float | None = CALL_TIMEOUT_S
     ) -> None:
         """Forgets it; its stream, if one is open, ends with Cancelled."""
         request = session_pb2.DeleteSessionRequest(name=wire.session_name(name))
         await self._unary(lambda lane: lane.sessions.DeleteSession, request, timeout)
 
     async def fork_session(
-        self: _AsyncUnary,
+        self: AsyncUnary,
         name: str | Session,
         new_name: str = "",
         *,
@@ -171,7 +147,7 @@ class AsyncSessionCalls:
         return wire.session(response.session)
 
     async def rollback_session(
-        self: _AsyncUnary,
+        self: AsyncUnary,
         name: str | Session,
         to_token: int,
         *,
