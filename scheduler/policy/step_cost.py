@@ -220,7 +220,7 @@ class StepCost:
             self.iterations_seen = max(self.iterations_seen, shape.iterations)
             self.tokens_seen = max(self.tokens_seen, shape.tokens)
         if shape.copied or (shape.reading.tokens and not (shape.rows and shape.reading.light)):
-            self._observe_mixed(shape, seconds / self.level)
+            self._observe_mixed(shape, seconds / self._level_seen(shape, seconds))
         elif shape.rows:
             slices_s = self.slices.of(shape.reading) if self.slices.known else 0.0
             self._observe_plain(shape, max(seconds - slices_s * self.level, 0.5 * seconds))
@@ -229,7 +229,7 @@ class StepCost:
         """A step of decode rows alone."""
         x, kind = shape.features(), self._kinds.get(shape.kind)
         if kind is None or kind.count < COUNT_SETTLED:
-            self._learn(shape, x, seconds / self.level)
+            self._learn(shape, x, seconds / self._level_seen(shape, seconds))
             self._kinds[shape.kind].seen = self._step
             return
         kind.seen = self._step
@@ -242,6 +242,18 @@ class StepCost:
         expected = kind.seconds * (self._line.seconds(x) / own if own > 0.0 else 1.0)
         self._ratios.append((kind, seconds / expected))
         self.level = _low([ratio for _, ratio in self._ratios])
+
+    def _level_seen(self, shape: StepShape, seconds: float) -> float:
+        """The level for what is not settled: a slow one as far as the newest ratio or this agrees.
+
+        Else, when a slow spell ends among kinds that are new, these would be taken for cheap, settle
+        so, and confirm the level from then on.
+        """
+        newest = self._ratios[-1][1] if self._ratios else 1.0
+        kind = self._kinds.get(shape.kind)
+        if shape.rows and self.slices.known and kind is not None and kind.count >= COUNT_SETTLED:
+            newest = min(newest, seconds / (kind.seconds + self.slices.of(shape.reading)))
+        return min(self.level, max(1.0, newest))
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""

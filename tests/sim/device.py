@@ -114,6 +114,11 @@ class SimDevice(FakeDevice):
         config = self._config
         return self.slow * (config.step_s * (1 + replay.rows) + config.token_s * len(replay.tokens))
 
+    @property
+    def token_s(self) -> float:
+        """Of a step's tokens each, where nothing slows it."""
+        return self._config.token_s
+
     def steady_s(self, plan: StepPlan) -> float:
         """What it takes where nothing slows it."""
         config, depth = self._config, max((row.iterations for row in plan.decodes), default=0)

@@ -108,3 +108,33 @@ def test_what_a_prediction_compares_does_not_depend_on_the_clocks_unit(unit_s: f
     cost.observe(plain, 0.1 * unit_s)
     assert predicted(cost, plain) == pytest.approx(0.1 * unit_s, rel=0.01)
     assert predicted(cost, mixed) == pytest.approx((0.1 + 0.5) * unit_s, rel=0.2)
+
+
+def test_a_slow_spell_that_ends_among_new_kinds_does_not_make_them_cheap() -> None:
+    """They settled beside a level that was over, and confirmed it ever after (a simulator's seed)."""
+    cost = taught()
+    known = StepShape(4, 8, 2, 4000)
+    for _ in range(12):
+        cost.observe(known, 4.0 * true_seconds(known))
+    assert cost.level == pytest.approx(4.0, rel=0.1)
+    cost.observe(known, true_seconds(known))
+    new = [StepShape(3, 3 * depth, depth, 3000) for depth in (6, 7, 8)]
+    for step in range(30):
+        cost.observe(new[step % 3], true_seconds(new[step % 3]))
+    assert cost.level == pytest.approx(1.0, rel=0.1)
+    for shape in new:
+        assert predicted(cost, shape) == pytest.approx(true_seconds(shape), rel=0.1)
+
+
+def test_nor_does_it_make_slices_cheap() -> None:
+    cost, plain = taught(), StepShape(4, 8, 2, 4000)
+    mixed = StepShape(4, 8, 2, 4000, reading=READ)
+    slice_s = 0.050
+    for _ in range(20):
+        cost.observe(mixed, true_seconds(plain) + slice_s)
+    before = cost.slices.of(READ)
+    for _ in range(12):
+        cost.observe(plain, 4.0 * true_seconds(plain))
+    for _ in range(8):
+        cost.observe(mixed, true_seconds(plain) + slice_s)
+    assert cost.slices.of(READ) == pytest.approx(before, rel=0.1)
