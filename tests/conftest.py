@@ -5,14 +5,18 @@
   is told not to. It reads the environment, once, so this comes before the first import of mlx, and
   daemons that tests start inherit it. Whoever sets another value sees what it does, and one test
   that says so.
+- What a thread of OpenTelemetry's says that an earlier test began is in no later test's log: it
+  ends with a warning, whenever it has slept enough.
 - Tests that need a tool from outside the lock say at the end where it was missing (outside.py).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +34,19 @@ settings.register_profile(
     "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("shared machine")
+
+
+@pytest.fixture(autouse=True)
+def _no_late_words(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    before = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
+
+    def is_of_now(record: logging.LogRecord) -> bool:
+        return not (record.name.startswith("opentelemetry") and record.thread in before)
+
+    handler = caplog.handler  # of all tests
+    handler.addFilter(is_of_now)
+    yield
+    handler.removeFilter(is_of_now)
 
 
 @pytest.fixture

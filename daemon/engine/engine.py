@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from sapwood.cache.disk.store import RawGroup
@@ -37,6 +37,7 @@ from sapwood.daemon.faults import described
 from sapwood.scheduler.events import Command, Effect
 from sapwood.scheduler.histogram import HistogramView
 from sapwood.scheduler.limits import Limits
+from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepLost
 from sapwood.scheduler.stats import Stats
 
@@ -201,7 +202,7 @@ class Engine:
             if self._disk is not None:
                 self._disk.carry_out()
             steps.over("plan")
-            self._emit(loaded, steps)  # before the device's queue fills up
+            self._emit(loaded, steps, plan)  # before the device's queue fills up
             steps.over("emit")
             if plan is None:
                 continue
@@ -274,14 +275,18 @@ class Engine:
         except queue.Empty:
             return None
 
-    def _emit(self, loaded: Loaded, steps: StepClock) -> None:
-        self._publish(loaded, steps)
+    def _emit(self, loaded: Loaded, steps: StepClock, plan: StepPlan | None = None) -> None:
+        self._publish(loaded, steps, plan)
         if effects := loaded.core.take_effects():
             self._listener.effects(effects)
 
-    def _publish(self, loaded: Loaded, steps: StepClock) -> None:
+    def _publish(self, loaded: Loaded, steps: StepClock, plan: StepPlan | None = None) -> None:
+        """plan: the one that is not carried out yet."""
         stats = loaded.core.stats()
         memory = loaded.memory(stats)
+        if plan is not None and plan.releases and self._published is not None:
+            # The ledger has given these rows back, and the device still holds them.
+            memory = replace(memory, unaccounted=self._published.memory.unaccounted)
         self._published = Published(stats, steps.phases(), memory, steps.newest())
 
     def _refuse_asks(self) -> None:

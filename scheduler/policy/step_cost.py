@@ -246,8 +246,8 @@ class StepCost:
     def _level_seen(self, shape: StepShape, seconds: float) -> float:
         """The level for what is not settled: a slow one as far as the newest ratio or this agrees.
 
-        Else, when a slow spell ends among kinds that are new, these would be taken for cheap, settle
-        so, and confirm the level from then on.
+        Else, when a slow spell ends among kinds that are new, these would be taken for cheap,
+        settle so, and confirm the level from then on.
         """
         newest = self._ratios[-1][1] if self._ratios else 1.0
         kind = self._kinds.get(shape.kind)

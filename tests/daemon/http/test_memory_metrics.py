@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from bench.soak import Series
 from sapwood.daemon.demo.scrape import parse_metrics
-from sapwood.daemon.engine.account import MEMORY_KINDS
+from sapwood.daemon.engine.account import MEMORY_KINDS, MemoryUse
 from sapwood.daemon.engine.loaded import Loaded
 from sapwood.scheduler.limits import Limits
-from tests.daemon.conftest import collect, prompt_of, running, stats, until
+from tests.daemon.conftest import Running, collect, prompt_of, running, stats, until
 from tests.daemon.fakes import FACTS, FakeDevice, make_loader
 from tests.daemon.http.test_metrics import scrape, values
 
 pytestmark = pytest.mark.anyio
+
+
+def memory_of(run: Running) -> MemoryUse:
+    found = run.daemon._engine.published
+    assert found is not None
+    return found.memory
+
+
+def agrees(memory: MemoryUse, active: int) -> bool:
+    """Whether it is of a moment between two steps, in which arrays held so many bytes."""
+    reserved = memory.budget - memory.other - memory.free - memory.mlx_cache
+    return memory.unaccounted == active - reserved
 
 
 async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
@@ -33,7 +46,7 @@ async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
 
     async with running(load=load) as run:
         await collect(run.generation.Generate(prompt_of(*range(5, 45), max_tokens=30)))
-        await until(lambda: stats(run).memory.live == 0)
+        await until(lambda: memory_of(run).live == 0 and agrees(memory_of(run), 123_456))
         measured = values(await scrape(run))
     kinds = {kind: measured[f"sapwood_memory_bytes{{{kind}}}"] for kind in MEMORY_KINDS}
     assert sum(kinds.values()) == measured["sapwood_memory_budget_bytes"]
@@ -43,6 +56,36 @@ async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
     ledger = measured["sapwood_memory_budget_bytes"] - 1000 - free
     assert measured["sapwood_memory_unaccounted_bytes"] == 123_456 - ledger
     assert told[0] == told[-1] == 0 < max(told)
+
+
+async def test_rows_that_a_plan_gives_back_are_held_by_somebody_until_it_is_carried_out() -> None:
+    """The ledger is of the plan, the arrays of the step before: nobody is to be alerted."""
+    device = FakeDevice(gated=True)
+    told: list[MemoryUse] = []
+
+    def load() -> Loaded:
+        made = make_loader(device, Limits())()
+
+        def follow(workspace_bytes: int, free_bytes: int) -> tuple[int, int]:
+            return (held if device.slots else 0), 0
+
+        return replace(made, follow=follow)
+
+    held = 0
+    async with running(load=load) as run:
+        stream = run.generation.Generate(prompt_of(*range(5, 45), max_tokens=3))
+        ended = asyncio.create_task(collect(stream))
+        await until(lambda: stats(run).memory.live > 0)
+        held = stats(run).memory.live
+        while not ended.done():
+            if memory_of(run).live:
+                told.append(memory_of(run))
+                device.step()
+            await asyncio.sleep(0.001)
+        assert device.slots and memory_of(run).live == 0, "the row's plan is not carried out"
+        assert memory_of(run).unaccounted == told[-1].unaccounted <= 0
+        device.ungate()
+        await until(lambda: not device.slots and memory_of(run).unaccounted < 0)
 
 
 async def test_a_soak_looks_for_nothing_that_a_daemon_does_not_publish() -> None:

@@ -111,7 +111,7 @@ def test_what_a_prediction_compares_does_not_depend_on_the_clocks_unit(unit_s: f
 
 
 def test_a_slow_spell_that_ends_among_new_kinds_does_not_make_them_cheap() -> None:
-    """They settled beside a level that was over, and confirmed it ever after (a simulator's seed)."""
+    """They settled beside a level that was over, and confirmed it (a simulator's seed)."""
     cost = taught()
     known = StepShape(4, 8, 2, 4000)
     for _ in range(12):
