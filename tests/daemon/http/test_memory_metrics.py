@@ -25,10 +25,13 @@ def memory_of(run: Running) -> MemoryUse:
     return found.memory
 
 
+def reserved(memory: MemoryUse) -> int:
+    return memory.budget - memory.other - memory.free - memory.mlx_cache
+
+
 def agrees(memory: MemoryUse, active: int) -> bool:
     """Whether it is of a moment between two steps, in which arrays held so many bytes."""
-    reserved = memory.budget - memory.other - memory.free - memory.mlx_cache
-    return memory.unaccounted == active - reserved
+    return memory.unaccounted == active - reserved(memory)
 
 
 async def test_what_the_device_holds_is_held_against_the_ledger() -> None:
@@ -75,10 +78,10 @@ async def test_rows_that_a_plan_gives_back_are_held_by_somebody_until_it_is_carr
         stream = run.generation.Generate(prompt_of(*range(5, 45), max_tokens=3))
         ended = asyncio.create_task(collect(stream))
         await until(lambda: stats(run).memory.live > 0)
-        held = stats(run).memory.live
         stepped = 0
         while not ended.done():
             if device.begun > stepped and memory_of(run).live:
+                held = reserved(memory_of(run))
                 device.step()
                 stepped += 1
             await asyncio.sleep(0.001)
