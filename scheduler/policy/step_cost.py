@@ -46,6 +46,7 @@ SURPRISE = 1.3
 COUNT_SETTLED = 4  # from so many samples on a mean is believed enough to judge others by it
 FIT_SHARE = 0.05  # a settled mean that moved by more is worth a fit
 BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was expected
+OVER = 0.6  # of the level, and less: a slow spell is over
 KINDS_MAX = 64
 STALE_STEPS = 64  # a kind that was not seen for so long learns from a step that copies, too
 LOOK_STEPS = 32  # after so many steps with slices a kind is looked at once without
@@ -244,16 +245,18 @@ class StepCost:
         self.level = _low([ratio for _, ratio in self._ratios])
 
     def _level_seen(self, shape: StepShape, seconds: float) -> float:
-        """The level for what is not settled: a slow one as far as the newest ratio or this agrees.
+        """The level for what is not settled: not a slow one that the newest ratio or this denies.
 
         Else, when a slow spell ends among kinds that are new, these would be taken for cheap,
-        settle so, and confirm the level from then on.
+        settle so, and confirm the level from then on. What differs by less than OVER is chance: to
+        go by the lower of two whenever they differ would make all that is learned dearer.
         """
         newest = self._ratios[-1][1] if self._ratios else 1.0
         kind = self._kinds.get(shape.kind)
         if shape.rows and self.slices.known and kind is not None and kind.count >= COUNT_SETTLED:
             newest = min(newest, seconds / (kind.seconds + self.slices.of(shape.reading)))
-        return min(self.level, max(1.0, newest))
+        over = newest < OVER * self.level and self.level > 1.0
+        return max(1.0, newest) if over else self.level
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
