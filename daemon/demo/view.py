@@ -161,8 +161,9 @@ def _story(turn: Turn) -> Iterator[tuple[str, str]]:
     """(step, what to say of it) for the steps that a turn has reached."""
     yield "asked", f"asks with {len(turn.prompt_ids)} tokens"
     if turn.first_token is not None:
-        waited = turn.first_token - turn.asked
-        yield "first", f"first token after {waited:.2f} s, {turn.cached_tokens} tokens cached"
+        cached = turn.cached_tokens  # over HTTP not told before the reply's end
+        told = "" if cached is None else f", {cached} tokens cached"
+        yield "first", f"first token after {turn.first_token - turn.asked:.2f} s{told}"
     if turn.ended is not None:
         took = f"{len(turn.token_ids)} tokens, {turn.ended - turn.asked:.2f} s"
         yield "ended", f"{turn.outcome} after {took}: {turn.text}"

@@ -101,7 +101,9 @@ def test_what_is_sound_comes_out_the_same(name: str) -> None:
             house.run()
         assert house.verdicts.keys() == {ReplayVerdict.SAME}, house.done
         kept = [due.kept for due, _ in house.done]
-        assert any(due.rows > 1 for due, _ in house.done), "no round with drafts"
+        accepted = sum(house.stack.core.stats().accepted_tokens)
+        # Of a4b-tiny's drafter, whose weights are drawn, no draft is accepted.
+        assert any(due.rows > 1 for due, _ in house.done) == (accepted > 0) == (name != "a4b-tiny")
     rounds = [each for each in kept if isinstance(each, KeptRound)]
     assert len(rounds) == len(kept) and {each.best for each in rounds} == {True, False}
 

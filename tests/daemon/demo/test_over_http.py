@@ -136,4 +136,5 @@ def test_the_demo_plays_over_http(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(figures.read_text())["metrics_agree"] is True
-    assert "8 replies letter for letter" in done.stdout
+    assert "None" not in done.stdout
+    assert "8 of 8 replies letter for letter the same" in " ".join(done.stdout.split())
