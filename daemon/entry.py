@@ -65,7 +65,12 @@ def before_serving(number: int, _frame: object) -> None:
 
 
 def _interrupted(_number: int, _frame: object) -> NoReturn:
-    _write_line("interrupted")
+    end_interrupted("interrupted")
+
+
+def end_interrupted(text: str) -> NoReturn:
+    """Ctrl-C ends the process here, whatever its threads do. May be called by a handler."""
+    _write_line(text)
     os._exit(INTERRUPTED)
 
 

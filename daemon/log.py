@@ -7,6 +7,7 @@
   with it the process's last flush.
 - Two forms: for people, with fields as `name=value`; or one JSON object a line, whatever a message
   holds. A record's fields are in its attribute `fields`.
+- Where something is drawn on the terminal's last line, a line of the log takes its place.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 LINES_MAX = 1000
 LAST_LINES_S = 0.2  # at the end of the process, for what waits
+ERASED = "\r\x1b[2K"  # the line that the cursor is on
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("human", "json")
 _PLAIN = re.compile(r"[\w.:/+@,-]+", re.ASCII)
@@ -68,6 +70,7 @@ class LineWriter(logging.Handler):
         self._descriptor = descriptor
         self._lines: queue.Queue[str] = queue.Queue(LINES_MAX)
         self._dropped = 0
+        self.before = ""  # what each line begins with
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -89,7 +92,8 @@ class LineWriter(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            rest = self._lines.get().encode(errors="backslashreplace")
+            line = self._lines.get()
+            rest = (self.before + line).encode(errors="backslashreplace")
             with suppress(OSError):  # nobody is left to read it
                 while rest:
                     rest = rest[os.write(self._descriptor, rest) :]
@@ -107,6 +111,13 @@ def log_to_stderr(level: str = "info", form: str = "human") -> None:
             logging.basicConfig(handlers=[writer])
     logging.getLogger().setLevel(max(logging.WARNING, _number(level)))
     logging.getLogger("sapwood").setLevel(_number(level))
+
+
+def log_over(bar: bool) -> None:
+    """Whether something is drawn on the terminal's last line, and is drawn again by itself."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LineWriter):
+            handler.before = ERASED if bar else ""
 
 
 def _number(level: str) -> int:

@@ -3,6 +3,7 @@
 - A block at the top (paragraph, list, table, fence) stands once a line of another one is complete
   behind it: nothing that follows changes it any more. The last block is open.
 - HTML is text here: a reply is shown to the letter, and rich leaves tags out.
+- A line break is one, where CommonMark has a space: models wrap no lines, they write verse.
 - No control character of a reply reaches a terminal.
 """
 
@@ -58,9 +59,13 @@ def harmless(text: str) -> str:
 
 
 def drawn(markup: str) -> Markdown:
-    """For a console. Links show where they lead."""
+    """For a console. Links show where they lead; a line that ends, ends."""
     markdown = Markdown("", hyperlinks=False)
     markdown.parsed = _PARSER.parse(markup)
+    for token in markdown.parsed:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
     return markdown
 
 

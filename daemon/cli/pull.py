@@ -11,11 +11,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
@@ -25,8 +28,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils.tqdm import disable_progress_bars, tqdm
 
+from sapwood.daemon import entry
 from sapwood.daemon.errors import StartError, UsageError
 from sapwood.daemon.sizes import format_bytes
 from sapwood.model.checkpoint.config_file import read_assistant_config, read_target_config
@@ -37,6 +41,8 @@ _READ = ["*.json", "*.jinja", "*.safetensors", "LICENSE*"]
 _PACKING = re.compile(r"-((?:[2-8]bit|bf16|fp16|f16|fp32|mxfp[48]|nvfp4)(?:-.*)?)$")
 _OTHERS_MAX = 1000  # models of an owner that are looked through
 _GOOGLE = "google"
+_INTERRUPTED = "interrupted; the same command fetches the files that are missing"
+_BARS_ERASED = b"\r\x1b[J"  # the cursor is on the first one's line
 
 
 def run_pull(arguments: argparse.Namespace) -> int:
@@ -49,8 +55,7 @@ def run_pull(arguments: argparse.Namespace) -> int:
     except ModelRefused as error:
         raise StartError(str(error)) from None
     except KeyboardInterrupt:
-        said = "interrupted; the same command fetches the files that are missing"
-        raise KeyboardInterrupt(said) from None
+        raise KeyboardInterrupt(_INTERRUPTED) from None
 
 
 def _pulled(hub_id: str, revision: str | None, draft: str | None) -> int:
@@ -73,9 +78,9 @@ def _pulled(hub_id: str, revision: str | None, draft: str | None) -> int:
 
 def _config(hub_id: str, revision: str | None) -> ModelDirectory | None:
     """The folder with its config.json; None for a bundle, which has none at its top."""
-    with _asking(hub_id):
+    with _asking(hub_id), _bars() as bar:
         try:
-            path = hf_hub_download(hub_id, "config.json", revision=revision)
+            path = hf_hub_download(hub_id, "config.json", revision=revision, tqdm_class=bar)
         except EntryNotFoundError:
             return None
     return ModelDirectory(Path(path).parent)
@@ -127,8 +132,44 @@ def _is_drafter(hub_id: str) -> bool:
 
 
 def _fetch(hub_id: str, revision: str | None) -> Path:
-    with _asking(hub_id):
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=_READ))
+    with _asking(hub_id), _interruptible(), _bars() as bar:
+        path = snapshot_download(hub_id, revision=revision, allow_patterns=_READ, tqdm_class=bar)
+    return Path(path)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the process: the hub's library waits for files that it has begun, all of them."""
+
+    def end(_number: int, _frame: object) -> NoReturn:
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), _BARS_ERASED)
+        entry.end_interrupted(_INTERRUPTED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # who started us may have wanted none
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _bars() -> Iterator[type[tqdm]]:
+    """Bars that are gone when the next line comes: the hub's library leaves some of them open."""
+    drawn: list[tqdm] = []
+
+    class Bar(tqdm):
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **{**named, "leave": False})  # type: ignore[no-untyped-call]
+            drawn.append(self)
+
+    try:
+        yield Bar
+    finally:
+        for bar in reversed(drawn):
+            bar.close()
 
 
 def _print_fetched(hub_id: str, path: Path) -> None:

@@ -86,7 +86,8 @@ def _scraped(metrics: str) -> Counters:
     try:
         return scrape(metrics)
     except DemoError as error:
-        raise StartError(f"{metrics}: {error}; --metrics names another") from None
+        help = "`sapwood serve` starts a daemon, --metrics names another"
+        raise StartError(f"{metrics}: {error}; {help}") from None
 
 
 def _known_metrics() -> str:

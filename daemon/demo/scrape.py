@@ -72,7 +72,9 @@ def scrape(metrics: str) -> Counters:
         with urllib.request.urlopen(f"http://{metrics}/metrics", timeout=_HTTP_S_MAX) as answer:
             return parse_metrics(answer.read().decode())
     except OSError as error:
-        raise DemoError(f"the metrics endpoint does not answer: {error}") from error
+        reason = getattr(error, "reason", error)  # without urllib's dress
+        told = getattr(reason, "strerror", None) or reason
+        raise DemoError(f"the metrics endpoint does not answer: {told}") from error
 
 
 def settled(metrics: str, read: Callable[[str], Counters] = scrape) -> Counters:

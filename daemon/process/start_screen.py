@@ -18,6 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sapwood.daemon import blas
 from sapwood.daemon.engine.account import MemoryUse
 from sapwood.daemon.engine.card import ModelCard
+from sapwood.daemon.log import log_over
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_bytes
 
@@ -70,6 +71,7 @@ class StartScreen:
         )
         self._task = self._progress.add_task("starting", total=None)
         self._progress.start()
+        log_over(bar=True)
 
     def report(self, done: int, total: int) -> None:
         """A bar; behind it comes what a first step takes."""
@@ -89,6 +91,7 @@ class StartScreen:
     def close(self) -> None:
         """The bar goes."""
         self._progress.stop()
+        log_over(bar=False)
 
 
 def start_lines(config: Config, card: ModelCard, memory: MemoryUse) -> list[tuple[str, str]]:

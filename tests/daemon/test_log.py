@@ -16,7 +16,7 @@ import pytest
 
 from sapwood import Client
 from sapwood.daemon import log
-from sapwood.daemon.log import LINES_MAX, LineWriter
+from sapwood.daemon.log import LINES_MAX, LineWriter, log_over
 from tests.daemon.fakes import reply_to
 from tests.daemon.process.processes import serving
 
@@ -53,6 +53,19 @@ def test_lines_come_out_in_order(pipe: tuple[int, int]) -> None:
         logger_to(writer).warning("line %d", number)
     writer.flush()
     assert os.read(pipe[0], 1 << 16).decode() == "".join(f"line {n}\n" for n in range(100))
+
+
+def test_a_line_takes_the_place_of_what_is_drawn_last(pipe: tuple[int, int]) -> None:
+    writer = LineWriter(pipe[1])
+    logging.getLogger().addHandler(writer)
+    try:
+        for bar in (True, False):
+            log_over(bar)
+            logging.getLogger().warning("a line")
+            writer.flush()
+    finally:
+        logging.getLogger().removeHandler(writer)
+    assert os.read(pipe[0], 1 << 16) == b"\r\x1b[2Ka line\na line\n"
 
 
 def test_r6_a_stderr_that_nobody_reads_holds_up_nobody(pipe: tuple[int, int]) -> None:

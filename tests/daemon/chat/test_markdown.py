@@ -84,6 +84,12 @@ def test_tags_and_targets_are_shown() -> None:
     assert "https://example.org/x" in drawn_text("[here](https://example.org/x)")
 
 
+def test_a_line_that_ends_ends() -> None:
+    """Verse, and lists without a mark: models wrap no lines."""
+    lines = drawn_text("Red\nBlue\n**Green**\n\n- one\n  more\n").splitlines()
+    assert [line.strip() for line in lines] == ["Red", "Blue", "Green", "", "• one", "more"]
+
+
 def shown(events: list[object], width: int = 40) -> str:
     """What stays on a terminal, without styles and what was drawn over."""
     file = io.StringIO()

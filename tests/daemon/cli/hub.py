@@ -1,7 +1,8 @@
 """A hub of our own, which HF_ENDPOINT leads to: what huggingface_hub asks of one, and no more.
 
 - A repository is a folder; its one commit is named after its id.
-- `cut` lets the next downloads of files of more than CUT_BYTES break off there, as a network does.
+- `cut` lets the next downloads of files of more than CUT_BYTES break off there, as a network does;
+  while `flowing` is not set they stand still there.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ class Hub:
     repositories: Mapping[str, Path]
     gated: frozenset[str] = frozenset()
     cut: bool = False
+    flowing: threading.Event = field(default_factory=threading.Event)
     asked: list[tuple[str, str]] = field(default_factory=list)
     endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        self.flowing.set()
 
     def commit(self, hub_id: str) -> str:
         return hashlib.sha1(hub_id.encode()).hexdigest()
@@ -51,6 +56,7 @@ def serving_hub(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.flowing.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -130,13 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(data[start:])
 
     def _send(self, data: bytes) -> None:
-        if self.served.cut and len(data) > CUT_BYTES:
-            self.wfile.write(data[:CUT_BYTES])
-            self.wfile.flush()
+        self.wfile.write(data[:CUT_BYTES])
+        self.wfile.flush()
+        if len(data) > CUT_BYTES and self.served.cut:
             self.close_connection = True
             self.connection.shutdown(2)
-            return
-        self.wfile.write(data)
+        elif len(data) > CUT_BYTES:
+            self.served.flowing.wait()
+            self.wfile.write(data[CUT_BYTES:])
 
     def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
         self._json({"error": code}, status, {"X-Error-Code": code, **(headers or {})})

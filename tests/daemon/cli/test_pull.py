@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sapwood.daemon.cli.pull import best_drafter
+from sapwood.daemon.cli.pull import _bars, best_drafter
 from tests.daemon.cli.hub import CUT_BYTES, Hub, serving_hub
+from tests.daemon.process.processes import wait_for
 from tests.model.reference import checkpoint
 from tests.test_rooms import ROOT
 
@@ -36,13 +39,19 @@ def hub() -> Iterator[Hub]:
         yield served
 
 
-def sapwood(hub: Hub, home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+def started(hub: Hub, home: Path, *argv: str, **environ: str) -> subprocess.Popen[str]:
     kept = {name: it for name, it in os.environ.items() if not name.startswith("HF_")}
-    environ = {**kept, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "NO_PROXY": "*"}
-    return subprocess.run(
+    environ |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(home), "NO_PROXY": "*"}
+    return subprocess.Popen(
         [sys.executable, "-m", "sapwood", *argv],
-        cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=kept | environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def sapwood(hub: Hub, home: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    with started(hub, home, *argv) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def test_a_model_comes_with_its_drafter_and_can_be_served(hub: Hub, tmp_path: Path) -> None:
@@ -98,6 +107,24 @@ def test_what_cannot_be_fetched_is_said_before_anything_large(
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr and done.stderr.count("\n") == 1
     assert not any(path.endswith(".safetensors") for path, _ in hub.asked)
+
+
+def test_ctrl_c_waits_for_no_file(hub: Hub, tmp_path: Path) -> None:
+    """As the hub's library would."""
+    hub.flowing.clear()
+    with started(hub, tmp_path, "pull", "google/alone", HF_HUB_DOWNLOAD_TIMEOUT="600") as process:
+        wait_for(lambda: ("google/alone/model.safetensors", "") in hub.asked)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert said.splitlines()[-1].startswith("sapwood: interrupted; the same command fetches")
+
+
+def test_no_bar_is_left_over_for_the_next_line() -> None:
+    with _bars() as bar:
+        for _ in range(2):
+            bar(total=1, file=io.StringIO()).update()
+    assert not bar._instances
 
 
 @pytest.mark.long

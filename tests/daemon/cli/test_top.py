@@ -84,4 +84,6 @@ def test_one_look(
 
 def test_nobody_to_look_at_is_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top", "--once", "--metrics", "127.0.0.1:1"]) == 1
-    assert "--metrics names another" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "does not answer: Connection refused; `sapwood serve` starts" in said
+    assert "--metrics names another" in said

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from sapwood.daemon.engine.account import MemoryUse
+from sapwood.daemon.process import start_screen
 from sapwood.daemon.process.start_screen import StartScreen, start_lines
 from sapwood.daemon.settings.config import load_config
 from sapwood.scheduler.limits import Limits
@@ -36,8 +37,11 @@ def test_why_there_is_no_drafter(draft: str | None, says: str) -> None:
     assert says in dict(start_lines(config, replace(CARD, drafter=""), MEMORY))["drafter"]
 
 
-def test_a_bar_and_then_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    file = io.StringIO()
+def test_a_bar_and_then_the_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, bars = io.StringIO(), []
+    monkeypatch.setattr(start_screen, "log_over", lambda bar: bars.append(bar))
     screen = StartScreen(Console(file=file, width=100, force_terminal=True, color_system=None))
     screen.report(1, 2)
     print("ready")
@@ -45,6 +49,7 @@ def test_a_bar_and_then_the_lines(capsys: pytest.CaptureFixture[str]) -> None:
     screen.show(load_config({}), CARD, MEMORY, ["unix:/s", "127.0.0.1:1"])
     screen.close()
     text = file.getvalue()
+    assert bars[0] and not bars[-1]  # the log knows of it
     assert capsys.readouterr().out == "ready\n"  # standard output is not the screen's
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor is back
     assert text.index("warming up") < text.index("drafter  fake-drafter") < text.index("unix:/s")
