@@ -133,7 +133,7 @@ test: check
 
 # An empty marker expression selects the long ones too.
 test-long: check
-	$(PYTEST) -m "" --timeout 3600 $(ARGS)
+	$(PYTEST) -m "" $(ARGS)
 
 simulate: $(STAMP)
 	$(BIN)/python -m tests.sim run $(ARGS)

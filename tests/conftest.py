@@ -54,3 +54,10 @@ def folder() -> Iterator[Path]:
     """A short path: sockets do not fit pytest's own temporary folders everywhere."""
     with tempfile.TemporaryDirectory(prefix="sw") as name:
         yield Path(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A long test has an hour, where it does not say itself how long it may take."""
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))

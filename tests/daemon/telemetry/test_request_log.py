@@ -120,6 +120,7 @@ async def test_every_end_has_its_id_its_line_and_its_count(
             await error_of(run.cache.ClearCache(cache_pb2.ClearCacheRequest(), metadata=metadata)),
             await error_of(generate(prompt_of(7), metadata=metadata, timeout=0.3)),
         ]
+        await until(lambda: len(lines) == 4)  # and the one past its deadline is gone
         given_up = generate(prompt_of(6), metadata=metadata)
         await until(lambda: open_rpcs(run) == 1)
         given_up.cancel()
