@@ -51,10 +51,15 @@ class StopRead:
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Remove files; reported by Erased where there is an id. files None: all there are."""
+    """Remove files; reported by Erased where there is an id. files None: all there are.
+
+    aside: and what lies there that the core does not know, of whomever: what was put aside, and
+    what could not be removed or told of before.
+    """
 
     files: tuple[DiskFile, ...] | None
     id: int | None = None
+    aside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """left: how many files could not be removed."""
+    """left: how many files could not be removed, or lines that tell of them."""
 
     id: int
     left: int

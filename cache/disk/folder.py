@@ -22,7 +22,7 @@ from pathlib import Path
 SALT_BYTES = 32
 LOCK, SALT, JOURNAL, QUARANTINE = "lock", "salt", "journal", "quarantine"
 QUARANTINED_MAX = 16  # files; the oldest go
-_NEW = ".new"
+NEW = ".new"  # what is being written is named so
 _OURS = re.compile(r"[0-9a-f]+\.(full|sliding)\.safetensors(\.new)?|(journal|salt)\.new")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -71,7 +71,7 @@ class Folder:
 
     def write(self, name: str, *parts: bytes | memoryview) -> None:
         """A file of these parts, whole or not at all."""
-        new = name + _NEW
+        new = name + NEW
         try:
             with open(self._create(new), "wb", buffering=0) as file:
                 for part in parts:
@@ -95,8 +95,11 @@ class Folder:
 
     def quarantine(self, name: str) -> None:
         """Put a damaged file aside, for who wants to look at it; a few of them are kept."""
-        os.rename(name, f"{QUARANTINE}/{name}", src_dir_fd=self._at, dst_dir_fd=self._at)
-        for old in self._quarantined()[:-QUARANTINED_MAX]:
+        aside = f"{QUARANTINE}/{name}"
+        os.rename(name, aside, src_dir_fd=self._at, dst_dir_fd=self._at)
+        # By the clock of the day, which jumps: whatever it says, this one is the newest.
+        others = [old for old in self._quarantined() if old != aside]
+        for old in others[: -(QUARANTINED_MAX - 1)]:
             self.remove(old)
 
     def release_quarantine(self) -> None:

@@ -9,7 +9,7 @@
   written is gone, and what is written after that is there.
 - What cannot be verified is put aside and told of; its bytes go to nobody.
 - The first write that fails ends writing and reading, with one line in the log. What is to be
-  erased is tried still.
+  erased is tried still; what that leaves, and what a write left, goes with a later erasure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sapwood.cache.disk.block_file import BlockLayout, file_head, file_name, verified
-from sapwood.cache.disk.folder import Folder
+from sapwood.cache.disk.folder import NEW, Folder
 from sapwood.cache.disk.journal import Journal
 from sapwood.cache.prefix.catalogue import HEAD_BYTES, DiskFile, Key, Kind
 from sapwood.scheduler.disk import (
@@ -98,6 +98,7 @@ class Store:
         self._reading: int | None = None
         self._ending = False
         self._failed = False
+        self._strays: set[str] = set()  # that may lie there, and nobody knows of
         self._thread = threading.Thread(target=self._run, name="disk", daemon=True)
         self._thread.start()
 
@@ -239,14 +240,17 @@ class Store:
         kv = None if data is None else verified(file, self._layouts[file.kind], data)
         if kv is not None:
             return kv, False
-        if data is not None:
-            self._write_down(lambda: self._folder.quarantine(name))
+        if data is not None and not self._write_down(lambda: self._folder.quarantine(name)):
+            self._strays.add(name)
         self._write_down(lambda: self._journal.remove([file.key]))
         return None, data is not None
 
     def _write(self, order: _Write) -> None:
         file = order.file
         whole = not self._failed and self._write_down(lambda: self._write_file(order))
+        if not whole:
+            name = file_name(file.key)
+            self._strays |= {name, name + NEW}
         self._writes -= 1
         self._report(Written(file.key, whole))
 
@@ -270,20 +274,26 @@ class Store:
 
     def _erase(self, order: Erase) -> None:
         keys = list(self._journal.files) if order.files is None else [f.key for f in order.files]
-        names = [file_name(key) for key in keys]
-        left = 0
-        for name in names:
-            left += not self._write_down(lambda name=name: self._folder.remove(name))  # type: ignore[misc]
+        names = {file_name(key): None for key in keys}
+        if order.aside:
+            names |= dict.fromkeys(self._strays)
+        stay = {name for name in names if not self._removed(name)}
+        self._strays = (self._strays - names.keys()) | stay
+        left = len(stay)
         if order.files is None:
             left += not self._write_down(self._erase_rest)
+        if order.aside:
+            left += not self._write_down(self._folder.release_quarantine)
         if not left:
             anew = order.id is not None
-            self._write_down(lambda: self._journal.remove(keys, anew=anew))
+            left += not self._write_down(lambda: self._journal.remove(keys, anew=anew))
         if order.id is not None:
             self._report(Erased(order.id, left))
 
+    def _removed(self, name: str) -> bool:
+        return self._write_down(lambda: self._folder.remove(name))
+
     def _erase_rest(self) -> None:
-        """What no journal knows of: put aside, or left of a write that failed."""
+        """What no journal knows of: left of a write that failed, or of a process before."""
         for name in self._folder.names():
             self._folder.remove(name)
-        self._folder.release_quarantine()

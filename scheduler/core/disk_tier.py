@@ -200,6 +200,7 @@ class DiskTier(NoDisk):
                 self._failed = True
                 self._ins.give_way(step)
                 self._outs.forget(pack(()))
+                self._unopened |= self._loading  # nor is it known what lies there
                 return self._loaded() if self._loading else []
         return []
 
@@ -216,9 +217,9 @@ class DiskTier(NoDisk):
         tokens = pack(order.tokens)
         self._outs.forget(tokens)
         paths = self._names.paths(tokens, len(tokens))
-        if len(paths) > 1:
+        if len(paths) > 1 and not self._unopened:
             return self._erase(lambda: self._catalogue.forget_path(paths), cleared)
-        # Less than a block: what begins so cannot be told from the rest.
+        # Less than a block, or a folder that nobody could read: it cannot be told from the rest.
         return self._erase(self._forget_all, cleared)
 
     def forget_path(self, path: ForgottenPath, told: Told | None) -> list[Told | Failed]:
@@ -242,18 +243,23 @@ class DiskTier(NoDisk):
     def _erase(
         self, find: Callable[[], list[DiskFile] | None], told: Told | None
     ) -> list[Told | Failed]:
-        """Remove what is found, None: all; `told` is told when that is gone."""
+        """Remove what is found, None: all; `told` is told when that is gone.
+
+        Where somebody is to be told the disk is asked although nothing is found: what was put aside
+        is known to nobody here.
+        """
         if self._loading:
             self._later.append(lambda: self._erase(find, told))
             return []
         found = find()
-        if found == []:
-            return [] if told is None else [told]
-        files, id = None if found is None else tuple(found), None
-        if told is not None:
-            id = told.id
-            self._told[id] = told
-        self._orders.append(Erase(files, id))
+        files = None if found is None else tuple(found)
+        if told is None:
+            self._orders += [Erase(files)] if found else []
+            return []
+        if found == [] and self._unopened:
+            return [told]
+        self._told[told.id] = told
+        self._orders.append(Erase(files, told.id, aside=True))
         return []
 
     def _forget_all(self) -> None:
@@ -279,10 +285,11 @@ class DiskTier(NoDisk):
     def _drop_foreign(self) -> None:
         """What nothing leads to any more, and what is of nobody who may come."""
         gone, tenants = self._catalogue.adrift(), self._tenants
+        foreign = []
         if tenants is not None:
-            gone += self._catalogue.forget_tenants(lambda tenant: tenant not in tenants)
-        if gone:
-            self._orders.append(Erase(tuple(gone)))
+            foreign = self._catalogue.forget_tenants(lambda tenant: tenant not in tenants)
+        if gone or foreign:
+            self._orders.append(Erase((*gone, *foreign), aside=bool(foreign)))
 
     def by_node(self, tokens_max: int | None) -> Mapping[int, Mapping[Kind, int]]:
         """NoDisk.by_node."""

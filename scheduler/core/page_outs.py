@@ -5,8 +5,9 @@
   itself keeps when memory is short; all sliding K/V would be ten times as much.
 - A block is written once. What the tree has lost by the time of its turn, or was told to clear, is
   not written. Nothing is held for it: no lease, no copy.
-- No more is written than bytes_a_day: a budget that fills by the engine's clock, which never jumps,
-  and goes on over restarts from where it was.
+- No more is written than bytes_a_day: a budget that fills by the engine's clock, and goes on over
+  restarts from where it was. However far that clock jumps, it fills to one day's and no further;
+  where it goes back, not before it is as late again.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class WriteBudget:
 
     def left(self, now: float) -> int:
         """As of now."""
+        at = now if self._at is None else max(now, self._at)
         if self._at is not None:
-            grown = self._left + (now - self._at) * self.a_day / DAY_S
+            grown = self._left + (at - self._at) * self.a_day / DAY_S
             self._left = min(float(self.a_day), grown)
-        self._at = now
+        self._at = at
         return int(self._left)
 
     def spend(self, size: int) -> None:

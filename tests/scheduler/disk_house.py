@@ -1,12 +1,14 @@
 """A house with a disk: the fake writes token logs down, and fails as it is told to.
 
-- One operation at a time, in the store's order: reads first. What a file holds is the tokens that
-  it was made of, so what comes back wrong shows in what is drawn next.
+- One order a turn, in the store's order: reads first. What a file holds is the tokens that it was
+  made of, so what comes back wrong shows in what is drawn next.
+- Operations are counted one by one: each read; of a block the write beside its place, the rename
+  and the line of the journal; all that an erasure is to remove at once.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -30,13 +32,14 @@ from sapwood.scheduler.disk import (
 )
 from sapwood.scheduler.events import Cleared, Command, Failed, Unpinned
 from sapwood.scheduler.session_events import SessionTold
-from tests.fakes import TokenLog, Tracker
+from tests.fakes import OutOfDeviceMemory, TokenLog, Tracker
 from tests.scheduler.house import House
 
 BLOCK = 8
 NAMES = Names(b"salt", BLOCK)
 DISK = 10**6
 Content = tuple[int, ...]
+WRITING = "write", "rename", "line"  # of one block, in order
 
 
 def folder(catalogue: Catalogue | None = None, a_day: int = DISK, left: int = DISK) -> DiskFolder:
@@ -45,10 +48,15 @@ def folder(catalogue: Catalogue | None = None, a_day: int = DISK, left: int = DI
 
 @dataclass
 class FakeDisk:
-    """Files by their keys. fails_at: numbers of operations that fail, counted from 0."""
+    """Files by their keys. fails_at: numbers of operations that fail, counted from 0.
+
+    aside: what was damaged. lost: what lies there without a line in the journal.
+    """
 
     tracker: Tracker
     files: dict[Key, Content] = field(default_factory=dict)
+    aside: dict[Key, Content] = field(default_factory=dict)
+    lost: dict[Key, Content] = field(default_factory=dict)
     damaged: set[Key] = field(default_factory=set)
     operations: int = 0
     fails_at: Callable[[int], bool] = lambda number: False
@@ -57,13 +65,17 @@ class FakeDisk:
     erases_fail: bool = False
     stalled: bool = False
     failed: bool = False
+    files_left: bool = False  # somebody was told so
+    broke: Counter[str] = field(default_factory=Counter)  # what failed, by kind
     sizes: dict[Key, int] = field(default_factory=dict)  # of what was ever written
+    copied_bytes: int = 0  # out of the device, to be written
     written_bytes: int = 0
     read_seconds: float = 0.0
     _reads: deque[tuple[int, ReadGroup]] = field(default_factory=deque)
     _others: deque[tuple[PageOut, Content] | Erase] = field(default_factory=deque)
 
     verifies: ClassVar[bool] = True
+    looks_aside: ClassVar[bool] = True
 
     @property
     def busy(self) -> bool:
@@ -81,6 +93,8 @@ class FakeDisk:
                 pass
 
     def copy(self, order: PageOut) -> None:
+        self._allocate("page-out")
+        self.copied_bytes += order.file.size
         start, end = order.block.start, order.block.end
         full: dict[int, int] = {}
         sliding: dict[int, int] = {}
@@ -92,41 +106,61 @@ class FakeDisk:
         self._others.append((order, tuple(held[at] for at in range(start, end))))
 
     def turn(self) -> list[DiskReport]:
-        """Carry out one operation, if there is one."""
+        """Carry out one order, if there is one."""
         if not self.busy or self.stalled:
             return []
-        fails = self.fails_at(self.operations) or self.operations == self.breaks_at
-        self.operations += 1
         if self._reads:
-            return [self._read(*self._reads.popleft(), fails)]
+            return [self._read(*self._reads.popleft())]
         other = self._others.popleft()
         if isinstance(other, Erase):
-            return self._erase(other, fails)
-        order, content = other
-        reports: list[DiskReport] = []
-        if fails and self.writes_fail and not self.failed:
-            self.failed = True
-            reports.append(DiskFailed())
-        if not self.failed:
-            self.files[order.file.key] = content
-            self.sizes[order.file.key] = order.file.size
-            self.written_bytes += order.file.size
-        return [*reports, Written(order.file.key, whole=not self.failed)]
+            return self._erase(other)
+        return self._write(*other)
 
     def left(self) -> FakeDisk:
-        """As by kill -9: what is on disk stays, what is under way is lost."""
-        return FakeDisk(Tracker(), dict(self.files), set(self.damaged), sizes=self.sizes)
+        """As by kill -9: what is on disk stays, but for what no journal knows."""
+        found = dict(self.files), dict(self.aside)
+        return FakeDisk(Tracker(), *found, damaged=set(self.damaged), sizes=self.sizes)
 
-    def _read(self, id: int, group: ReadGroup, fails: bool) -> PagedIn:
+    def _allocate(self, kind: str) -> None:
+        """What the device has to have for it."""
+        try:
+            self.tracker.operate()
+        except OutOfDeviceMemory:
+            self.broke[kind] += 1
+            raise
+
+    def _fails(self, kind: str, *, may: bool = True) -> bool:
+        fails = may and (self.fails_at(self.operations) or self.operations == self.breaks_at)
+        self.operations += 1
         if fails:
+            self.broke[kind] += 1
+        return fails
+
+    def _write(self, order: PageOut, content: Content) -> list[DiskReport]:
+        key, size = order.file.key, order.file.size
+        if self.failed:
+            return [Written(key, whole=False)]
+        for kind in WRITING:
+            if self._fails(kind, may=self.writes_fail):
+                self.failed = True
+                if kind == "line":
+                    self.lost[key] = content
+                return [DiskFailed(), Written(key, whole=False)]
+        self.files[key], self.sizes[key] = content, size
+        self.damaged.discard(key)
+        self.written_bytes += size
+        return [Written(key, whole=True)]
+
+    def _read(self, id: int, group: ReadGroup) -> PagedIn:
+        if self._fails("read"):
             self.damaged.add(group.files[0].key)
         bad = [f.key for f in group.files if f.key not in self.files]
         damaged = [f.key for f in group.files if f.key in self.damaged]
         if self.failed or bad or (damaged and self.verifies):
             self._reads = deque(read for read in self._reads if read[0] != id)
-            for key in damaged:
-                self.files.pop(key, None)
+            self.aside |= {key: self.files.pop(key) for key in damaged if key in self.files}
             return PagedIn(id, None, 0, 0.0, tuple(bad + damaged), len(damaged))
+        self._allocate("page-in")
         full = sum((self._content(f.key) for f in group.full), ())
         sliding = sum((self._content(f.key) for f in group.sliding), ())
         size = sum(file.size for file in group.files)
@@ -137,13 +171,21 @@ class FakeDisk:
         content = self.files[key]
         return tuple(t ^ 1 for t in content) if key in self.damaged else content
 
-    def _erase(self, order: Erase, fails: bool) -> list[DiskReport]:
+    def _erase(self, order: Erase) -> list[DiskReport]:
         keys = list(self.files) if order.files is None else [f.key for f in order.files]
-        left = len(keys) if fails and self.erases_fail else 0
-        if not left:
-            for key in keys:
-                self.files.pop(key, None)
-        return [] if order.id is None else [Erased(order.id, left)]
+        fails = self._fails("unlink", may=self.erases_fail)
+        told: list[DiskReport] = [DiskFailed()] if fails and not self.failed else []
+        self.failed |= fails
+        if fails:
+            self.lost |= {key: self.files.pop(key) for key in keys if key in self.files}
+        for key in () if fails else keys:
+            self.files.pop(key, None)
+            self.lost.pop(key, None)
+        if order.aside and self.looks_aside and not fails:
+            self.aside.clear()
+            self.lost.clear()
+        self.files_left |= fails and order.id is not None
+        return told if order.id is None else [*told, Erased(order.id, int(fails))]
 
 
 class DiskHouse(House):

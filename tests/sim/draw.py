@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from random import Random
 
+from sapwood.scheduler.core.page_outs import DAY_S
 from tests.sim.draw_talks import talked
 from tests.sim.story import (
     Action,
@@ -19,6 +20,7 @@ from tests.sim.story import (
     BreakDisk,
     Config,
     GiveUp,
+    Jump,
     Keep,
     Kill,
     LetGo,
@@ -56,6 +58,7 @@ def scenario(seed: int) -> Scenario:
     config = replace(varied.config, sessions_max=talks.choice((2, 64)))
     actions = [*talked(talks, TICKS), *varied.actions]
     actions = _held(Random(f"constraints {seed}"), actions)
+    actions += _jumped(Random(f"clocks {seed}"))
     return Scenario(config, tuple(sorted(actions, key=lambda action: action.at)))
 
 
@@ -73,12 +76,20 @@ def _with_disk(
     drawn: list[Action] = []
     for at in range(TICKS):
         if random.random() < breaks:
-            drawn.append(BreakDisk(at, random.randint(0, 10), random.random() < 0.8))
+            torn, stuck = random.random() < 0.8, random.random() < 0.3
+            drawn.append(BreakDisk(at, random.randint(0, 30), torn, stuck))
         if random.random() < stalls:
             drawn.append(Stall(at, random.randint(1, 40)))
         if random.random() < kills:
             drawn.append(Kill(at))
     return config, sorted([*actions, *drawn], key=lambda action: action.at)
+
+
+def _jumped(random: Random) -> list[Action]:
+    """In one seed of three the clock jumps: a machine slept, by as much as a pin or a day lasts."""
+    chance = random.choice((0.0, 0.0, 0.03))
+    jumps = (0.05, 1.0, 30.0, 0.4 * DAY_S, 3 * DAY_S)
+    return [Jump(at, random.choice(jumps)) for at in range(TICKS) if random.random() < chance]
 
 
 def _operated(random: Random, asked: list[Action]) -> Iterator[Action]:

@@ -6,28 +6,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Sequences
 from dataclasses import replace
 
-from sapwood.cache.prefix.catalogue import DISK_KINDS as KINDS
-from sapwood.cache.prefix.catalogue import Catalogue, DiskFile
 from sapwood.cache.prefix.ledger import Ledger
-from sapwood.cache.prefix.radix import pack
-from sapwood.scheduler.core.page_outs import DAY_S
 from sapwood.scheduler.core.sequence import Sequence
-from sapwood.scheduler.disk import DiskFolder
-from sapwood.scheduler.events import Drain, Effect, Failed, Finished, Request
+from sapwood.scheduler.events import Clear, Cleared, Drain, Effect, Failed, Finished, Request
 from sapwood.scheduler.outcomes import CancelReason
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.replay import Replay
 from tests.fakes import Tracker
-from tests.scheduler.disk_house import NAMES, DiskHouse, FakeDisk
+from tests.scheduler.disk_house import DiskHouse, FakeDisk
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import ROOMY, Stream, bare
 from tests.scheduler.session_house import SessionHouse
 from tests.sim.checks import LEAST_SHARE, LOOK_STEPS, RowChecks, TreeChecks, WatchedTree
 from tests.sim.device import SimDevice
+from tests.sim.disk_checks import DiskChecks, Found, folder_of, found_by_the_next
 from tests.sim.limits import limits_of, options_of
 from tests.sim.operators import OperatorChecks
 from tests.sim.pace_checks import PaceChecks
@@ -36,7 +31,6 @@ from tests.sim.share_checks import ShareChecks
 from tests.sim.story import Ask, Config, Keep
 from tests.sim.talks import Talks, label
 
-Found = Sequences[DiskFile]
 LIVE_BUFFERS = 4  # of a slot
 
 
@@ -60,12 +54,12 @@ class Life(SessionHouse, DiskHouse):
         )
         ledger = Ledger(config.budget_bytes, facts.weights_bytes)
         disk = FakeDisk(Tracker()) if before is None else before.disk.left()
-        self.found = found or _found(config, before)
+        self.found = found or found_by_the_next(config, before)
         known = {file.key for file in self.found}  # what no journal knows goes
         disk.files = {key: content for key, content in disk.files.items() if key in known}
         super().__init__(
             disk,
-            folder=_folder(config, self.found) if config.disk_bytes else None,
+            folder=folder_of(config, self.found),
             limits=limits,
             facts=facts,
             ledger=ledger,
@@ -73,7 +67,7 @@ class Life(SessionHouse, DiskHouse):
             tree=WatchedTree(facts.window_tokens, limits.nodes_max(ledger.free)),
         )
         self.config = config
-        self.now = self._began = now
+        self.now = now
         self.draining = False
         self.sequences: list[Sequence] = []
         self._too_large: set[int] = set()
@@ -89,7 +83,8 @@ class Life(SessionHouse, DiskHouse):
         if config.check_share:
             self.core.check_rounds()
         self._operators = OperatorChecks(self.core, self.tree, limits, room)
-        self.talks = Talks(self)
+        self.talks = Talks(self, lambda: disk.files_left)
+        self._disk_checks = DiskChecks(disk, config, now)
 
     def ask(self, prompt: tuple[int, ...], ask: Ask) -> Stream:
         """Send a request. What can never fit beside the pins is to be refused at once (L5)."""
@@ -154,6 +149,12 @@ class Life(SessionHouse, DiskHouse):
             self.sequences.append(sequence)
         return stream
 
+    def copy(self) -> bool:
+        """A block is copied to be written, where one is due."""
+        copied = super().copy()
+        self._disk_checks.copied(self.now)
+        return copied
+
     def let_go(self, stream: Stream) -> None:
         """Unpin what the stream has pinned."""
         self._operators.unpinned(stream, self.unpin(stream), self.now)
@@ -161,12 +162,15 @@ class Life(SessionHouse, DiskHouse):
     def wipe(self, tokens: tuple[int, ...]) -> None:
         """Clear what begins so."""
         held, before = self.tree.bytes, self.tree.evictions["cleared"]
-        told = self.clear(tokens)
-        self._check_erased(tokens)
+        told = self.order(Clear(next(self.ids), tokens))
         # What expired with it may have merged.
         gone = self.tree.evictions["cleared"] - before
-        assert told.nodes == gone, f"T14: {told}, {gone} went"
-        assert told.freed_bytes <= held - self.tree.bytes, f"T14: {told}"
+        if isinstance(told, Cleared):
+            self._disk_checks.erased(tokens, self.streams.values())
+            assert told.nodes == gone, f"T14: {told}, {gone} went"
+            assert told.freed_bytes <= held - self.tree.bytes, f"T14: {told}"
+        else:
+            assert self.disk.files_left, f"T14: {told}"
         self._operators.cleared(tokens)
 
     def give_up(self, stream: Stream, why: CancelReason) -> None:
@@ -180,26 +184,6 @@ class Life(SessionHouse, DiskHouse):
             # lease, for others.
             kept = self.tree.match(request.root, request.prompt).tokens
             self._left[request.root, request.prompt] = kept, self._evicted()
-
-    def _check_disk(self) -> None:
-        """T15: no more bytes than there may be, once what is ordered is done, and in a day."""
-        disk, config = self.disk, self.config
-        held = sum(disk.sizes[key] for key in disk.files)
-        fits = disk.busy or held <= config.disk_bytes
-        assert fits, f"T15: {held} bytes, {config.disk_bytes} may be"
-        a_day = config.disk_writes_bytes
-        may = a_day * (1 + (self.now - self._began) / DAY_S)
-        assert disk.written_bytes <= may, f"T15: {disk.written_bytes} bytes written of {may}"
-
-    def _check_erased(self, tokens: tuple[int, ...]) -> None:
-        """T14: no file is left of what anybody has whose tokens begin so."""
-        for stream in self.streams.values():
-            path = (*stream.request.prompt, *stream.tokens)
-            if path[: len(tokens)] != tokens:
-                continue
-            for block in NAMES.blocks(stream.request.root, pack(path), len(path)):
-                left = [kind for kind in KINDS if (block.name, kind) in self.disk.files]
-                assert block.end <= len(tokens) or not left, f"T14: a file of [.., {block.end})"
 
     def drain(self) -> None:
         """D1: who waits is refused at once, who runs goes on."""
@@ -239,7 +223,7 @@ class Life(SessionHouse, DiskHouse):
         self.deliver()
         self._leave_failed()
         self._operators.look(self.streams, self.now)
-        self._check_disk()
+        self._disk_checks.look(self.now)
         self.talks.look()
         if self.config.buffers_max:
             slots = len(self.device.slots)
@@ -335,16 +319,3 @@ class Life(SessionHouse, DiskHouse):
         rows = 1 + (self.limits.draft_depth_max if facts.has_drafter else 0)
         step = rows + self.limits.prefill_tokens_max  # a byte each
         return facts.ring_bytes + row * facts.full_bytes_per_token + step
-
-
-def _found(config: Config, before: Life | None) -> Found:
-    """What the journal of the life before knows and is there."""
-    if not config.disk_bytes or before is None:
-        return []
-    known = before.core._memory.disk._catalogue._files  # type: ignore[attr-defined]
-    return [file for key, file in known.items() if key in before.disk.files]
-
-
-def _folder(config: Config, found: Found) -> DiskFolder:
-    writes = config.disk_writes_bytes
-    return DiskFolder(NAMES, Catalogue(config.disk_bytes, NAMES.top, found), writes, writes)

@@ -39,8 +39,9 @@ EDGES = (
 RARE_EDGES = {edge for edge in EDGES if edge[:2] == ("PARKED", "DONE")}
 FAULTS = (
     "allocation", "cancelled", "cleared", "client_quota", "crowded", "damaged",
-    "deadline_exceeded", "disk lost", "drain", "draining", "evicted", "internal", "kill",
-    "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "resumed",
+    "deadline_exceeded", "disk line", "disk lost", "disk page-in", "disk page-out", "disk read",
+    "disk rename", "disk unlink", "disk write", "drain", "draining", "evicted", "internal", "jump",
+    "kill", "lost step", "out_of_memory", "parked", "parked depth", "queue_full", "resumed",
     "session_busy", "slow device", "slow disk", "slow_reader", "taken over", "thinned", "unpinned",
 )  # fmt: skip
 

@@ -208,13 +208,15 @@ class Stop(Action):
 
 @dataclass(frozen=True, slots=True)
 class BreakDisk(Action):
-    """The disk's operation number `after` from here on fails: a read is damaged, a write the last.
+    """The disk's operation number `after` from here on fails: what is read is damaged, and what is
+    written, renamed or told of in the journal is the last.
 
-    torn: only what is read; no write fails.
+    torn: only what is read; no write fails. stuck: so does what is to be removed.
     """
 
     after: int
     torn: bool = False
+    stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,13 @@ class Stall(Action):
     """The disk does nothing for `ticks` turns."""
 
     ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Jump(Action):
+    """Between two turns of the loop the clock has gone on by so much."""
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +242,7 @@ KINDS: dict[str, type[Action]] = {
     kind.__name__: kind
     for kind in (
         *(Ask, Again, Keep, LetGo, Wipe, GiveUp, Pause, Slow, Break, Stop),
-        *(BreakDisk, Stall, Kill),
+        *(BreakDisk, Stall, Jump, Kill),
         *(Open, Fork, Back, Forget, TakeUp),
     )
 }

@@ -19,16 +19,20 @@ from tests.sim.story import (
     Ask,
     Back,
     Break,
+    BreakDisk,
     Config,
     Forget,
     Fork,
     GiveUp,
+    Jump,
     Keep,
+    Kill,
     LetGo,
     Open,
     Pause,
     Scenario,
     Slow,
+    Stall,
     Stop,
     TakeUp,
     Wipe,
@@ -113,6 +117,7 @@ def test_a_scenario_survives_as_text() -> None:
         Keep(0, -1, (("pool", 1, 5),), ttl_s=2.0), LetGo(1, -1), Wipe(1, (("turn", 1, 3),)),
         Again(1, 2, 1), GiveUp(2, 1, "FAULT"), Pause(3, 1, 4), Slow(4, 2, 3.0), Break(5, 1),
         Stop(6), Open(7, 0), Fork(7, 0, 1), Back(7, 1, 3), Forget(8, 0), TakeUp(8, 3, 1),
+        BreakDisk(9, 2, stuck=True), Stall(9, 2), Jump(10, 0.5), Kill(11),
     )  # fmt: skip
     for each in (Scenario(Config(window=3), kinds), scenario(3), scenario(4)):
         assert Scenario.parse(each.dump()) == each

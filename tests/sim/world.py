@@ -32,6 +32,7 @@ from tests.sim.story import (
     Forget,
     Fork,
     GiveUp,
+    Jump,
     Keep,
     Kill,
     LetGo,
@@ -129,9 +130,12 @@ class World:
             case Stop():
                 self._fault("drain")
                 self.life.drain()
-            case BreakDisk(_, after, torn):
+            case BreakDisk(_, after, torn, stuck):
                 self.life.disk.breaks_at = self.life.disk.operations + after
-                self.life.disk.writes_fail = not torn
+                self.life.disk.writes_fail, self.life.disk.erases_fail = not torn, stuck
+            case Jump(_, seconds):
+                self._fault("jump")
+                self.life.now += seconds
             case Stall(at, ticks):
                 self._fault("slow disk")
                 self._stalled_until = at + ticks
@@ -214,6 +218,7 @@ class World:
             yield
         except (OutOfDeviceMemory, DeviceExhausted):
             self._fault("allocation")
+            self.faults[-1].update(f"disk {kind}" for kind in self.life.disk.broke)
             self.life.die()
             self._reopen()
 
@@ -251,6 +256,7 @@ class World:
         counts["lost step"] = self.life.lost_steps
         counts["damaged"] = stats.disk.quarantined
         counts["disk lost"] = stats.disk.state == "degraded"
+        counts |= {f"disk {kind}": n for kind, n in self.life.disk.broke.items()}
         for stream in self.life.streams.values():
             if isinstance(stream.end, Failed):
                 reason = stream.end.reason.name.lower()

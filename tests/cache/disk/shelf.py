@@ -68,8 +68,11 @@ class Shelf:
 
     def erase(self, *numbers: int) -> int:
         """These, or all; how many are left."""
-        files = tuple(disk_file(number) for number in numbers) or None
-        self.store.carry_out(Erase(files, 1))
+        return self.forget([disk_file(number) for number in numbers] or None)
+
+    def forget(self, files: list[DiskFile] | None) -> int:
+        """As who orders it: these files, or all, and what nobody knows of; how many are left."""
+        self.store.carry_out(Erase(None if files is None else tuple(files), 1, aside=True))
         return self.next(Erased).left
 
     def next(self, kind: type[_T]) -> _T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -238,3 +239,39 @@ def test_a_shelf_ends_with_what_was_ordered_done(tmp_path: Path) -> None:
     assert not opened.store.takes_writes
     opened.close()
     assert path_of(tmp_path / "c", 2).exists()
+
+
+def test_clocks_that_jump_change_no_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes first is told by the journal: not by times of files, nor by any clock."""
+    jumps = itertools.count(10**9, -(10**5))
+    monkeypatch.setattr(time, "time", lambda: float(next(jumps)))
+    with shelf(tmp_path / "c") as opened:
+        for number in range(4):
+            opened.put(number)
+            os.utime(path_of(tmp_path / "c", number), (0, 10**9 - number * 10**8))
+    with shelf(tmp_path / "c", bytes_max=2 * disk_file(0).size) as opened:
+        assert list(opened.found) == [(name(2), "full"), (name(3), "full")]
+
+
+def test_what_was_put_aside_last_is_kept_by_any_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a day that is still to come do not push out what was found now."""
+    with shelf(tmp_path / "c") as opened:
+        for number in range(QUARANTINED_MAX + 2):
+            opened.put(number)
+            path_of(tmp_path / "c", number).write_bytes(b"x")
+            with monkeypatch.context() as patched:
+                patched.setattr(Folder, "_quarantined", newest_first)
+                assert opened.get(number).quarantined == 1
+        aside = {path.name for path in (tmp_path / "c" / QUARANTINE).iterdir()}
+        assert len(aside) == QUARANTINED_MAX
+        assert path_of(tmp_path / "c", QUARANTINED_MAX + 1).name in aside
+
+
+_quarantined = Folder._quarantined
+
+
+def newest_first(self: Folder) -> list[str]:
+    """As by a clock that goes back."""
+    return _quarantined(self)[::-1]

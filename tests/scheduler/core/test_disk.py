@@ -14,7 +14,7 @@ from sapwood.scheduler.events import Clear
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.fakes import Tracker
-from tests.scheduler.disk_house import BLOCK, DiskHouse, FakeDisk, folder, reopened
+from tests.scheduler.disk_house import BLOCK, WRITING, DiskHouse, FakeDisk, folder, reopened
 from tests.scheduler.house import failed, finished, prompt
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=32, share_tokens_min=8)
@@ -192,17 +192,22 @@ def test_who_leaves_while_it_is_read_takes_everything_along(written: DiskHouse) 
     house.close()
 
 
-def test_a_disk_that_fails_is_left_alone() -> None:
+@pytest.mark.parametrize("stage", range(len(WRITING)))
+def test_a_disk_that_fails_is_left_alone(stage: int) -> None:
+    """At the third block: as it is written, renamed, told of in the journal."""
     house = DiskHouse(limits=LIMITS)
-    house.disk.fails_at = lambda at: at == 2
+    house.disk.fails_at = lambda at: at == 2 * len(WRITING) + stage
     house.submit(prompt(LONG))
     house.run()
     assert stats(house).state == "degraded"
+    assert house.disk.broke == {WRITING[stage]: 1}
     assert len(house.disk.files) == 2
     again = house.submit((*prompt(LONG), 9))
     house.run()
     assert finished(again).usage.cached_tokens == LONG
-    assert house.disk.operations <= 5
+    assert house.disk.operations == 2 * len(WRITING) + stage + 1
+    house.clear(prompt(LONG))
+    assert not house.disk.files and not house.disk.lost
     house.close()
 
 
@@ -256,8 +261,8 @@ def test_files_that_cannot_be_removed_are_told_of(written: DiskHouse) -> None:
     written.run()
     written.handle(Clear(99))
     written.pass_on()
-    [report] = written.disk.turn()
-    written.core.handle(report, written.now)
+    for report in written.disk.turn():
+        written.core.handle(report, written.now)
     [told] = written.core.take_effects()
     assert told.reason is Reason.UNSUPPORTED  # type: ignore[union-attr]
     assert stream.end is not None
@@ -304,6 +309,18 @@ def test_a_days_writes_are_bounded_by_the_engines_clock() -> None:
     assert budget.left(now=50.0) == 0
     assert budget.left(now=50.0 + DAY_S / 2) == 500
     assert budget.left(now=50.0 + 3 * DAY_S) == 1000
+
+
+def test_a_clock_that_jumps_fills_no_more_than_a_day_s_budget() -> None:
+    """T15: back and forth, however often: not a byte more than by a clock that stood still."""
+    budget = WriteBudget(1000, left=1000)
+    budget.left(now=DAY_S)
+    budget.spend(1000)
+    for _ in range(3):
+        assert budget.left(now=0.0) == 0, "nor less than nothing"
+        assert budget.left(now=DAY_S) == 0, "it was as late before"
+    assert budget.left(now=1.5 * DAY_S) == 500
+    assert budget.left(now=365 * DAY_S) == 1000
 
 
 def test_no_more_is_written_than_may_be() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from sapwood.cache.prefix.catalogue import DiskFile
 from sapwood.scheduler.disk import DiskFailed, FilesFound
-from sapwood.scheduler.events import Clear
+from sapwood.scheduler.events import Clear, Failed, Forget
+from sapwood.scheduler.reasons import Reason
 from tests.scheduler.core.test_disk import LIMITS, LONG
 from tests.scheduler.disk_house import BLOCK, DISK, NAMES, DiskHouse, folder
 from tests.scheduler.house import finished, prompt
@@ -73,6 +74,18 @@ def test_a_folder_that_fails_before_it_is_known_holds_nobody_up(written: DiskHou
     house.handle(DiskFailed())
     house.run()
     assert finished(early).usage.cached_tokens == 0 and house.core.stats().disk.state == "degraded"
+    house.close()
+
+
+def test_of_a_folder_that_nobody_could_read_all_goes_or_nobody_is_told(written: DiskHouse) -> None:
+    """T14: what begins with the prefix cannot be told from the rest, nor whose anything is."""
+    house, files = loading(written)
+    house.handle(DiskFailed())
+    assert house.disk.files.keys() == {file.key for file in files}
+    told = house.order(Forget(next(house.ids), "somebody", b"root"))
+    assert isinstance(told, Failed) and told.reason is Reason.UNSUPPORTED
+    house.clear(prompt(2 * BLOCK))
+    assert not house.disk.files
     house.close()
 
 
