@@ -54,11 +54,11 @@ def _asked(
         began = time.perf_counter()
         reply = client.generate(list(prompt), max_tokens=1, temperature=0.0).collect()
         seconds = time.perf_counter() - began
-        _until_written(client)
+        until_written(client)
         return seconds, reply.finish.usage.cached_tokens
 
 
-def _until_written(client: Client) -> None:
+def until_written(client: Client) -> None:
     """Nothing more has come for a while. Raises BenchError."""
     last, deadline = -1, time.monotonic() + _WRITTEN_S_MAX
     while time.monotonic() < deadline:

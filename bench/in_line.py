@@ -3,26 +3,34 @@
 - Core and runner are the product's own, put together as the daemon does; nobody reads what leaves,
   and no thread competes.
 - Whoever wants to know what a step was, or how long each call of the core took, is told after it.
+- Where there is a folder, the port to the disk stands in the loop as in the engine's, and what the
+  disk's thread reports is taken in between two steps.
 - Where only the core is looked at, a device that knows its answers takes the runner's place.
 """
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.measure import BenchError
-from sapwood.daemon.engine.loaded import Loaded
+from sapwood.cache.disk.store import RawReport
+from sapwood.daemon.engine.loaded import Loaded, StepCore
 from sapwood.daemon.process.assemble import put_together
+from sapwood.daemon.process.disk import open_disk
 from sapwood.daemon.settings.config import load_config
 from sapwood.model.pair import Pair
+from sapwood.scheduler.disk import FilesFound
 from sapwood.scheduler.events import Failed, Finished, Request, Submit, Usage
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import Decoded, Prefilled, StepResult
 
 _STEPS_MAX = 100_000
+_OPENED_S_MAX = 60.0
 _now = time.perf_counter
 
 
@@ -78,14 +86,40 @@ class ReadyDevice:
         """Nothing is held."""
 
 
+class InLineDisk:
+    """The port to a folder that nothing lies in yet. Whoever made it closes it."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Of one whose folder is open; waits until its thread has looked at it."""
+        self._reports: queue.SimpleQueue[RawReport] = queue.SimpleQueue()
+        port = loaded.open_disk(self._reports.put)
+        assert port is not None, "there is no folder"
+        self.port = port
+        found = self._reports.get(timeout=_OPENED_S_MAX)
+        assert isinstance(found, FilesFound) and not found.files, f"not an empty folder: {found}"
+        loaded.core.handle(found, _now())
+
+    def take(self, core: StepCore) -> None:
+        """Hand over what was reported."""
+        while not self._reports.empty():
+            core.handle(self.port.command(self._reports.get()), _now())
+
+    def close(self) -> None:
+        self.port.close()
+
+
 @contextmanager
-def in_line(pair: Pair, budget_bytes: int | None = None) -> Iterator[Loaded]:
+def in_line(
+    pair: Pair, budget_bytes: int | None = None, cache_dir: Path | None = None
+) -> Iterator[Loaded]:
     """Core and runner around the pair, which stays the caller's; closed at the end.
 
-    budget_bytes: None for the daemon's own.
+    budget_bytes: None for the daemon's own. cache_dir: a folder, for an InLineDisk to take over.
     """
-    config = replace(load_config({}), memory_bytes=budget_bytes)
-    loaded = put_together(config, pair, "drafter" if pair.assistant else "")
+    given = {} if cache_dir is None else {"cache_dir": str(cache_dir)}
+    config = replace(load_config(given), memory_bytes=budget_bytes)
+    drafter = "drafter" if pair.assistant else ""
+    loaded = put_together(config, pair, drafter, disk=open_disk(config))
     try:
         yield loaded
     finally:
@@ -96,6 +130,7 @@ def served_in_line(
     loaded: Loaded,
     requests: Sequence[Request],
     told: Callable[[InLineStep], object] = lambda step: None,
+    disk: InLineDisk | None = None,
 ) -> list[Usage]:
     """Serve all requests together, to their ends: what each took. Raises BenchError."""
     core, runner = loaded.core, loaded.runner
@@ -103,11 +138,15 @@ def served_in_line(
         core.handle(Submit(request), _now())
     usages: dict[int, Usage] = {}
     for _ in range(_STEPS_MAX):
+        if disk is not None:
+            disk.take(core)
         if not core.has_work:
             return [usages[request.id] for request in requests]
         began, cpu_s = _now(), time.process_time()
         plan = core.plan(began)
         runner.make_copies(core.spare_bytes)
+        if disk is not None:
+            disk.port.carry_out()
         planned = _now()
         core.stats()
         effects = core.take_effects()
@@ -122,6 +161,8 @@ def served_in_line(
             ran = _now()
             core.commit(plan, result, ran)
             runner.make_copies(core.spare_bytes)
+            if disk is not None:
+                disk.port.stepped(_now())
             seconds = planned - began, emitted - planned, _now() - ran, ran - emitted
             told(InLineStep(plan, *seconds, time.process_time() - cpu_s))
     raise AssertionError(f"still at work after {_STEPS_MAX} steps")

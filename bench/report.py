@@ -105,9 +105,13 @@ def table(figures: Sequence[Figure]) -> Table:
             f"{number(s.low_quartile)} to {number(s.high_quartile)}",
             f"{number(s.least)} to {number(s.most)}",
             "-" if figure.target is None else str(figure.target),
-            VERDICTS[figure.met],
+            _verdict(figure),
         )
     return made
+
+
+def _verdict(figure: Figure) -> str:
+    return VERDICTS[figure.met] + (", disturbed" if figure.disturbed else "")
 
 
 def number(value: float) -> str:
@@ -151,7 +155,7 @@ def _panel(panel: Axes, figure: Figure) -> None:
     panel.set_xlim(0, 1.15 * max(spread.most, bound))
     panel.set_yticks([])
     panel.tick_params(labelsize=7)
-    judged = "" if figure.target is None else f", target {figure.target}: {VERDICTS[figure.met]}"
+    judged = "" if figure.target is None else f", target {figure.target}: {_verdict(figure)}"
     title = f"{figure.title}: {number(spread.median)}{judged}"
     panel.set_title(title, loc="left", fontsize=8)
     for edge in ("left", "right", "top"):

@@ -134,3 +134,10 @@ def test_what_runs_is_measured_and_pages_are_not(
     assert commit("bench/d.md") == first != commit("bench/d.py")
     (tmp_path / "a.py").write_text("changed")
     assert machine.commit().endswith("+")
+
+
+def test_what_was_disturbed_is_no_plain_verdict() -> None:
+    hit = dataclasses.replace(FIGURES[0], disturbed=True)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(table([hit, FIGURES[1]]))
+    assert "met, disturbed" in shown.getvalue() and "missed, " not in shown.getvalue()

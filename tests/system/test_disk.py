@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sapwood import Client, Reply, Tier
+from sapwood import Client, Reply, SapwoodError, Tier
 from sapwood.daemon.demo.errors import DemoError
 from sapwood.daemon.demo.process import DaemonProcess, running, serve_command
 
@@ -98,3 +98,16 @@ def test_a_folder_full_of_damage_serves_the_same_text(tmp_path: Path) -> None:
     with serving(cache) as daemon:
         again = ask(daemon)
         assert again.token_ids == cold.token_ids
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_folder_that_cannot_be_made_is_no_reason_not_to_serve(tmp_path: Path) -> None:
+    """From memory alone; and nobody is told that files are gone where nobody can look."""
+    with serving(tmp_path / ("x" * 300)) as daemon:
+        assert ask(daemon).finish.usage.cached_tokens == 0
+        assert ask(daemon).finish.usage.cached_tokens > 0
+        assert metric(daemon, 'disk_state{state="degraded"}') == 1
+        with Client(daemon.address) as client, pytest.raises(SapwoodError) as told:
+            client.clear_cache()
+        assert told.value.reason == "UNSUPPORTED"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +74,31 @@ def test_what_is_stored_in_another_way_has_other_names(tmp_path: Path) -> None:
         with opened(tmp_path / "c", cache_storage=storage) as disk:
             tops.add(disk.for_core(FACTS, 4, (64,)).names.top)
     assert len(tops) == 2
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOSPC, errno.EIO])
+def test_a_disk_that_is_full_or_read_only_ends_no_start(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is memory alone then, and one line that says so and names no path."""
+
+    def refused(*_: object, **__: object) -> int:
+        raise OSError(code, os.strerror(code), str(tmp_path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with opened(tmp_path / "c") as disk:
+        folder = disk.for_core(FACTS, 4, (64,))
+        assert folder.failed and not folder.loading and folder.budget_bytes == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"prefixes are kept in memory alone: --cache-dir: {os.strerror(code)}"]
+
+
+def test_a_folder_of_another_user_ends_a_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(StartError, match="c: it is another user's"), opened(tmp_path / "c"):
+        pass
 
 
 def test_heads_that_do_not_divide_are_refused(tmp_path: Path) -> None:

@@ -8,13 +8,12 @@ import pytest
 
 from sapwood.scheduler.core.demand import Demand, slots_bytes
 from sapwood.scheduler.core.page_ins import PROBE_EVERY, ReadCost
-from sapwood.scheduler.core.page_outs import DAY_S, WriteBudget
 from sapwood.scheduler.disk import DiskStats
 from sapwood.scheduler.events import Clear
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.fakes import Tracker
-from tests.scheduler.disk_house import BLOCK, WRITING, DiskHouse, FakeDisk, folder, reopened
+from tests.scheduler.disk_house import BLOCK, WRITING, DiskHouse, FakeDisk, reopened
 from tests.scheduler.house import failed, finished, prompt
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=32, share_tokens_min=8)
@@ -299,36 +298,6 @@ def test_a_slow_disk_is_not_asked(written: DiskHouse) -> None:
     house.run()
     assert finished(again).usage.cached_tokens == 0
     assert stats(house).read_bytes == 0
-    house.close()
-
-
-def test_a_days_writes_are_bounded_by_the_engines_clock() -> None:
-    budget = WriteBudget(1000, left=100)
-    assert budget.left(now=50.0) == 100
-    budget.spend(100)
-    assert budget.left(now=50.0) == 0
-    assert budget.left(now=50.0 + DAY_S / 2) == 500
-    assert budget.left(now=50.0 + 3 * DAY_S) == 1000
-
-
-def test_a_clock_that_jumps_fills_no_more_than_a_day_s_budget() -> None:
-    """T15: back and forth, however often: not a byte more than by a clock that stood still."""
-    budget = WriteBudget(1000, left=1000)
-    budget.left(now=DAY_S)
-    budget.spend(1000)
-    for _ in range(3):
-        assert budget.left(now=0.0) == 0, "nor less than nothing"
-        assert budget.left(now=DAY_S) == 0, "it was as late before"
-    assert budget.left(now=1.5 * DAY_S) == 500
-    assert budget.left(now=365 * DAY_S) == 1000
-
-
-def test_no_more_is_written_than_may_be() -> None:
-    """T15."""
-    house = DiskHouse(limits=LIMITS, folder=folder(a_day=1, left=1))
-    house.submit(prompt(LONG))
-    house.run()
-    assert not house.disk.files
     house.close()
 
 

@@ -1,0 +1,240 @@
+"""What a disk tier costs while nothing is found on it: steps beside its writing, and starts.
+
+- In this process, core, runner and the port to the disk in line: a prompt is read and is due then,
+  and rows of others decode at depth 0 while it is written, a block after every fourth step. Beside
+  it the same without a folder. The heavy pair: there weights decide what a step takes.
+- Turns alternate; both sides' cores and runners stand side by side around the one pair. A turn is
+  worth the median of rounds of PAGE_OUT_STEPS steps, so that each holds one block's copy, and what
+  the disk's thread does beside them. Steps in which somebody comes, goes or is read count as none.
+- cpu: the same in processor seconds of this process, the disk's thread included: what others take
+  of the machine makes them hardly longer.
+- start: from a daemon's first instruction to its ready file, with a folder as the turn's own daemon
+  left it ÷ without any.
+- Who else computed is in the details, as a share of all cores, and marks what it disturbed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bench.disk_hits import until_written
+from bench.in_line import InLineDisk, InLineStep, in_line, served_in_line
+from bench.measure import BenchError, Figure, Side, alternated, at_most
+from bench.peers.disturbance import FOREIGN_SHARE_MAX, Watch
+from bench.peers.pairs import WrittenPair, pair_plans
+from bench.setup import Setup
+from sapwood import Client
+from sapwood.cache.prefix.catalogue import Kind
+from sapwood.cache.prefix.snapshot import Payload
+from sapwood.daemon import blas
+from sapwood.daemon.demo.process import serve_command
+from sapwood.daemon.engine.disk_port import PAGE_OUT_STEPS, DevicePager
+from sapwood.daemon.engine.loaded import Loaded
+from sapwood.model.checkpoint.locate import locate
+from sapwood.model.pair import Pair, load_pair
+from sapwood.scheduler.disk import PageOut
+from sapwood.scheduler.events import Clear, Request
+from sapwood.scheduler.sampling import Sampling
+
+BEHIND_ROWS, _ROW_TOKENS = 4, 48
+_TOKENS, _QUICK_TOKENS = 3900, 900
+_STEPS, _QUICK_STEPS = 96, 24
+_ROUNDS_MIN = 4
+_ROOT = b"bench"
+
+
+@dataclass(frozen=True, slots=True)
+class StepTurn:
+    """One side's: a step in seconds and in processor seconds; blocks that were copied in them.
+
+    foreign: the share of all cores that others took.
+    """
+
+    step_s: float
+    cpu_s: float
+    blocks: int
+    steps: int
+    foreign: float
+
+
+@dataclass
+class CountingPager:
+    """A pager that remembers what it copied."""
+
+    pager: DevicePager
+    copied: list[int] = field(default_factory=list)  # bytes of each block
+
+    def copy_out(self, order: PageOut) -> bytes:
+        kv = self.pager.copy_out(order)
+        self.copied.append(len(kv))
+        return kv
+
+    def paged_in(self, start: int, end: int, kv: Mapping[Kind, Sequence[memoryview]]) -> Payload:
+        return self.pager.paged_in(start, end, kv)
+
+
+@dataclass
+class InLineSide:
+    """Core and runner of one side, and what writes behind them; None without a folder."""
+
+    loaded: Loaded
+    disk: InLineDisk | None = None
+    pager: CountingPager | None = None
+    turns: list[StepTurn] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> int:
+        """That were copied so far."""
+        return 0 if self.pager is None else len(self.pager.copied)
+
+    def side(self, name: str, of: str) -> Side:
+        return Side(name, "s", tuple(getattr(turn, of) for turn in self.turns))
+
+
+def measure(setup: Setup) -> list[Figure]:
+    pair = pair_plans()["bundled" if setup.quick else "heavy"].write(setup.folder)
+    return [*_steps(setup, pair), _starts(setup, pair)]
+
+
+def _steps(setup: Setup, written: WrittenPair) -> list[Figure]:
+    setup.blas.add(blas.loaded(os.getpid()))
+    pair = load_pair(*locate(str(written.target), "none"))
+    ids = itertools.count(1)
+    with _without(pair) as without, _behind(pair) as behind:
+        sides = {"behind": behind, "without": without}
+        for side in sides.values():
+            _turn(setup, side, ids)  # what is made once per shape
+        for run in range(setup.runs):
+            for name, side in alternated(list(sides.items()), run):
+                side.turns.append(turn := _turn(setup, side, ids))
+                setup.say(f"run {run + 1}: {name}: {turn}")
+    return behind_figures(behind, without)
+
+
+@contextmanager
+def _without(pair: Pair) -> Iterator[InLineSide]:
+    with in_line(pair) as loaded:
+        yield InLineSide(loaded)
+
+
+@contextmanager
+def _behind(pair: Pair) -> Iterator[InLineSide]:
+    with (
+        tempfile.TemporaryDirectory(prefix="sapwood-bench-disk-") as folder,
+        in_line(pair, cache_dir=Path(folder, "cache")) as loaded,
+    ):
+        assert loaded.pager is not None, "a folder, and nothing that copies"
+        pager = CountingPager(loaded.pager)
+        disk = InLineDisk(replace(loaded, pager=pager))
+        try:
+            yield InLineSide(loaded, disk, pager)
+        finally:
+            disk.close()
+
+
+def _turn(setup: Setup, side: InLineSide, ids: Iterator[int]) -> StepTurn:
+    """A prompt is read, and rows decode while it is written. Raises BenchError."""
+    tokens, count = (_QUICK_TOKENS, _QUICK_STEPS) if setup.quick else (_TOKENS, _STEPS)
+    steps: list[InLineStep] = []
+    blocks: list[int] = []
+
+    def told(step: InLineStep) -> None:
+        if len(step.plan.decodes) == BEHIND_ROWS and not step.moves and not step.plan.prefills:
+            steps.append(step)
+            blocks.append(side.blocks)
+
+    prompt = Request(next(ids), _ROOT, tuple(setup.prompt(tokens)), 1, Sampling(), depth=0)
+    served_in_line(side.loaded, [prompt], disk=side.disk)
+    rows = [
+        Request(
+            next(ids), _ROOT, tuple(setup.prompt(_ROW_TOKENS)), count + 2 * PAGE_OUT_STEPS,
+            Sampling(), ignore_eos=True, depth=0, cache_bypass=True,
+        )
+        for _ in range(BEHIND_ROWS)
+    ]  # fmt: skip
+    watch = Watch(os.cpu_count() or 1)
+    watch.begin()
+    served_in_line(side.loaded, rows, told, side.disk)
+    foreign = watch.end()
+    side.loaded.core.handle(Clear(next(ids)), time.perf_counter())  # the next turn begins as this
+    copied = blocks[PAGE_OUT_STEPS + count - 1] - blocks[PAGE_OUT_STEPS - 1] if blocks else 0
+    return turn_of(steps[PAGE_OUT_STEPS:][:count], copied, foreign, writes=side.disk is not None)
+
+
+def turn_of(steps: Sequence[InLineStep], blocks: int, foreign: float, *, writes: bool) -> StepTurn:
+    """Of steps with all rows in them, in order. Raises BenchError where they say nothing."""
+    rounds = [
+        steps[at : at + PAGE_OUT_STEPS]
+        for at in range(0, len(steps) - PAGE_OUT_STEPS + 1, PAGE_OUT_STEPS)
+    ]
+    if len(rounds) < _ROUNDS_MIN:
+        raise BenchError(f"only {len(steps)} steps had all rows in them and nothing else")
+    if writes and blocks < len(rounds) / 2:
+        raise BenchError(f"only {blocks} blocks were copied in {len(rounds)} rounds of steps")
+    seconds = [statistics.fmean(step.run_s + step.host_s for step in each) for each in rounds]
+    cpu = [statistics.fmean(step.cpu_s for step in each) for each in rounds]
+    return StepTurn(statistics.median(seconds), statistics.median(cpu), blocks, len(steps), foreign)
+
+
+def behind_figures(behind: InLineSide, without: InLineSide) -> list[Figure]:
+    turns = [*behind.turns, *without.turns]
+    known = [turn.foreign for turn in turns if not math.isnan(turn.foreign)]
+    details = {
+        "blocks": statistics.median(float(turn.blocks) for turn in behind.turns),
+        "block_bytes": float(statistics.median(behind.pager.copied)) if behind.pager else 0.0,
+        "steps": statistics.median(float(turn.steps) for turn in turns),
+    } | ({"foreign_share_most": max(known)} if known else {})
+    disturbed = any(share > FOREIGN_SHARE_MAX for share in known)
+    said = f"a decode step of {BEHIND_ROWS} rows"
+    return [
+        Figure(
+            "write_behind/step", f"{said} while blocks are written behind ÷ without a folder",
+            behind.side("behind", "step_s"), without.side("without", "step_s"),
+            at_most(1.03), details, disturbed,
+        ),
+        Figure(
+            "write_behind/step_cpu", f"{said}, processor time of all threads: behind ÷ without",
+            behind.side("behind", "cpu_s"), without.side("without", "cpu_s"), None, details,
+        ),
+    ]  # fmt: skip
+
+
+def _starts(setup: Setup, pair: WrittenPair) -> Figure:
+    """From the first instruction to the ready file, in turn, on a folder that holds a prompt."""
+    flags = ["--model", str(pair.target), "--draft", "none"]
+    found: dict[str, list[float]] = {"folder": [], "none": []}
+    watch, shares = Watch(os.cpu_count() or 1), list[float]()
+    with tempfile.TemporaryDirectory(prefix="sapwood-bench-disk-") as folder:
+        cached = [*flags, "--cache-dir", f"{folder}/cache"]
+        with setup.daemon(serve_command(*cached)) as daemon, Client(daemon.address) as client:
+            tokens = _QUICK_TOKENS if setup.quick else _TOKENS
+            client.generate(setup.prompt(tokens), max_tokens=1).collect()
+            until_written(client)
+        for run in range(setup.runs):
+            for name, given in alternated([("folder", cached), ("none", flags)], run):
+                watch.begin()
+                began = time.perf_counter()
+                with setup.daemon(serve_command(*given)):
+                    found[name].append(time.perf_counter() - began)
+                    shares.append(watch.end())
+            shown = ", ".join(f"{name} {seconds[-1]:.2f} s" for name, seconds in found.items())
+            setup.say(f"run {run + 1}: ready after: {shown}")
+    known = [share for share in shares if not math.isnan(share)]
+    return Figure(
+        "write_behind/start",
+        "from the start to ready: with a cache folder that holds a prompt ÷ without a folder",
+        Side("folder", "s", tuple(found["folder"])),
+        Side("none", "s", tuple(found["none"])),
+        at_most(1.1),
+        {"foreign_share_most": max(known)} if known else {},
+        any(share > FOREIGN_SHARE_MAX for share in known),
+    )
