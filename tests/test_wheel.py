@@ -27,7 +27,7 @@ from tests.test_rooms import ROOT
 pytestmark = pytest.mark.long
 
 NEIGHBOURS = ("python-daemon==3.1.2", "scheduler==0.8.8")
-CLIENT_DISTRIBUTIONS_MAX, CLIENT_BYTES_MAX = 15, 52_000_000  # 15 MB of it are our own
+CLIENT_DISTRIBUTIONS_MAX, CLIENT_BYTES_MAX = 15, 53_000_000  # 18 MB of it are our own
 SDIST_BYTES_MAX = 12_000_000  # the bundled pair is 11 MB unpacked, the tests' fixtures 21 MB
 
 
