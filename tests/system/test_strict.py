@@ -99,14 +99,14 @@ def test_the_same_bits_in_company_at_any_depth_behind_any_hit(name: str) -> None
 
 @pytest.mark.parametrize("name", quick("e2b-tiny"))
 def test_the_same_bits_after_parking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = [(story(name)[i * 30 : i * 30 + 40], SAMPLINGS[i % 3]) for i in range(5)]
+    text = 2 * story(name)  # of some it is shorter than what is asked
+    asked = [(text[i * 30 : i * 30 + 40], SAMPLINGS[i % 3]) for i in range(5)]
     due = alone(name, asked, 50)
     limits = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1)
     with exact_buffers(monkeypatch):
         facts = replace(model_facts(pair(name), limits.draft_depth_max), row_tokens_min=TILE)
         wide = facts.draw_bytes_per_row(SAMPLINGS[2])
         room = slots_bytes(facts, limits, [Demand(TILE, wide)] * 3)
-        room += 60 * (facts.full_bytes_per_token + facts.sliding_bytes_per_token)
         stack = Stack(pair(name), limits, facts.weights_bytes + room, row_tokens_min=TILE)
         streams = [stack.submit(p, 50, sampling=s, top_logprobs=2) for p, s in asked]
         stack.run()
