@@ -70,16 +70,19 @@ def _editor(held: HeldChat, around: Surroundings) -> Editor:
 
 def hold_on_terminal(held: HeldChat, around: Surroundings, editor: Editor) -> None:
     """Line by line, until the end."""
-    while True:
-        try:
-            line = editor.read(_prompt(held))
-        except EOFError:
-            return
-        except KeyboardInterrupt:  # the line is cleared
-            continue
-        with keys_unseen(sys.stdin), suppress(KeyboardInterrupt):  # between two of its answers
-            if not step(held, around, line):
-                return
+    goes_on = True
+    while goes_on:
+        with suppress(KeyboardInterrupt):  # the line is cleared, or it came between two answers
+            goes_on = _next_line(held, around, editor)
+
+
+def _next_line(held: HeldChat, around: Surroundings, editor: Editor) -> bool:
+    try:
+        line = editor.read(_prompt(held))
+    except EOFError:
+        return False
+    with keys_unseen(sys.stdin):
+        return step(held, around, line)
 
 
 def _prompt(held: HeldChat) -> str:

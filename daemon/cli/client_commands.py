@@ -18,6 +18,8 @@ from sapwood import (
     Client,
     Conversation,
     Event,
+    Finish,
+    FinishReason,
     GenerateOptions,
     Message,
     Model,
@@ -99,9 +101,14 @@ def _print(stream: Stream, as_json: bool) -> None:
         for event in stream:
             print(json.dumps(event_json(event)), flush=True)
         return
+    last: Event | None = None
     with PlainReply(sys.stdout) as shown:
-        for event in stream:
-            shown.show(event)
+        for last in stream:
+            shown.show(last)
+    if isinstance(last, Finish) and last.reason is FinishReason.LENGTH:
+        tokens = last.usage.completion_tokens
+        told = f"cut after {tokens} tokens: by --max-tokens, the daemon's limit or the context"
+        print(f"sapwood: {told}", file=sys.stderr)
 
 
 def prompt_text(words: Sequence[str], files: Sequence[str]) -> str:

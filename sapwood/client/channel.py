@@ -19,6 +19,9 @@ _OPTIONS: list[tuple[str, str | int]] = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # A daemon that is back is found within a second, where gRPC would take up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
     # The ids of a long text do not fit into gRPC's 4 MiB.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     # The daemon is on this machine or a neighbour's, never behind a web proxy.

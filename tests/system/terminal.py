@@ -35,6 +35,10 @@ class Screen:
         self.run("set-buffer", text)
         self.run("paste-buffer", "-p")
 
+    def record(self, path: Path) -> None:
+        """From here on, all that is written, also what is drawn over."""
+        self.run("pipe-pane", f"cat >> {path}")
+
     @property
     def text(self) -> str:
         """All that was written and not drawn over, what scrolled away included."""

@@ -73,11 +73,14 @@ def test_an_evening_with_chat(folder: Path) -> None:
         screen.keys("C-c")
         say(screen, "/set temperature 3")
         say(screen, "/set max_tokens 3000")
+        say(screen, "/set min_tokens 3000")
         say(screen, "Go on for long.")
-        screen.wait("Go on for long.\n")
+        while not re.search(r"Go on for long\.\n.*\w", screen.text):
+            pass
         screen.keys("C-c")
         screen.wait("stopped")
         say(screen, "/set temperature")
+        say(screen, "/set min_tokens")
         say(screen, "/set max_tokens 8")
         say(screen, "Tell me about the sea.")
         screen.wait("cut after 8 tokens")
@@ -103,8 +106,10 @@ def test_a_daemon_that_goes_takes_no_conversation_along(folder: Path) -> None:
         say(screen, "What is a lake?")
         screen.wait("no daemon answers")
         with daemon(folder):
-            say(screen, "/retry")
-            screen.wait("tokens/s", 2)
+            while "tokens/s" not in screen.text.partition("no daemon answers")[2]:
+                prompts = screen.text.count("\n>")
+                say(screen, "/retry")  # until the client has found it
+                screen.wait("\n>", prompts + 1)
             say(screen, "/show")
             screen.wait("4 messages")
             say(screen, "/bye")

@@ -11,7 +11,6 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import pytest
 
 from sapwood import Client, Delta
 from tests.daemon.process.processes import QUIET, appeared, started
-from tests.system.browsers import chromium
+from tests.system.browsers import LIVE, axe_finds, chromium, opened, wait_for_text
 
 pytestmark = [
     pytest.mark.long,
@@ -28,8 +27,6 @@ pytestmark = [
 ]
 
 STREAMS = 3
-WAIT_MS = 60_000.0  # beside everything else that a machine does
-LIVE = "body[data-link=live]"
 REPLY = "#streams tr:first-child td:nth-child(5)"
 
 
@@ -76,20 +73,11 @@ def talking(folder: Path, port: int) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def looking(browser: Any, port: int, **options: Any) -> Iterator[Any]:
-    """A page that shows a tree and all streams; no error may have come up."""
-    options = {"viewport": {"width": 1280, "height": 900}, **options}
-    context = browser.new_context(**options)
-    context.set_default_timeout(WAIT_MS)
-    page = context.new_page()
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-    page.goto(f"http://127.0.0.1:{port}/page")
-    page.wait_for_selector(f"{LIVE} #streams tr:nth-child({STREAMS})")
-    page.wait_for_selector("#tree [role=treeitem].used")
-    yield page
-    assert [text for text in wrong if "ERR_" not in text] == []  # but a daemon that was not there
-    context.close()
+    """A page that shows a tree and all streams."""
+    with opened(browser, f"http://127.0.0.1:{port}/page", **options) as page:
+        page.wait_for_selector(f"{LIVE} #streams tr:nth-child({STREAMS})")
+        page.wait_for_selector("#tree [role=treeitem].used")
+        yield page
 
 
 def test_it_draws_and_moves_on(browser: Any, folder: Path) -> None:
@@ -98,14 +86,11 @@ def test_it_draws_and_moves_on(browser: Any, folder: Path) -> None:
         assert page.inner_text("#f-running") == str(STREAMS)
         assert page.locator("#streams tr").count() == STREAMS
         assert page.inner_text("#model").startswith("fake drafted by fake-drafter")
-        page.wait_for_function("document.querySelectorAll('#steps rect.target').length > 3")
+        page.wait_for_selector("#steps rect.target >> nth=3", state="attached")
         page.wait_for_selector("#chart-tokens path.lineway", state="attached")
         kinds = page.locator("#memory-kinds dd").all_inner_texts()
         assert len(kinds) == 8 and all("%" in text for text in kinds)
-        before = page.inner_text(REPLY)
-        page.wait_for_function(
-            "([at, was]) => document.querySelector(at).innerText !== was", arg=[REPLY, before]
-        )
+        wait_for_text(page, REPLY, page.inner_text(REPLY), there=False)
         assert page.inner_text("#f-tokens") != "\N{EN DASH}"
         assert (
             page.locator("#tree .used b").first.inner_text() == f"\N{MULTIPLICATION SIGN}{STREAMS}"
@@ -153,21 +138,12 @@ def test_it_survives_a_restart(browser: Any, folder: Path) -> None:
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_axe_finds_nothing_serious(browser: Any, folder: Path, scheme: str, width: int) -> None:
-    spec = find_spec("axe_playwright_python")
-    assert spec is not None and spec.submodule_search_locations
-    (axe,) = Path(spec.submodule_search_locations[0]).glob("axe.min.js")
     port = free_port()
     size = {"width": width, "height": 844}
     with talking(folder, port), looking(browser, port, color_scheme=scheme, viewport=size) as page:
+        assert axe_finds(page) == {}, "where nobody points at anything"
         page.focus("#tree [tabindex='0']")
-        page.evaluate(axe.read_text())
-        found = page.evaluate("axe.run()")
-        bad = {
-            each["id"]: [node["html"] for node in each["nodes"]]
-            for each in found["violations"]
-            if each["impact"] in ("serious", "critical")
-        }
-        assert bad == {} and len(found["passes"]) > 15
+        assert axe_finds(page) == {}
         assert page.evaluate("document.documentElement.scrollWidth") == width
 
 

@@ -22,11 +22,10 @@ def test_a_daemon_by_hand(folder: Path) -> None:
     environ["XDG_RUNTIME_DIR"] = str(folder)
     serve = f"{SAPWOOD} serve --listen unix:{folder}/sapwood.sock --metrics 127.0.0.1:0"
     with terminal(folder, f"{serve} > {folder}/out", environ) as daemon:
-        daemon.wait("loading")
         shown = daemon.wait(f"unix:{folder}/sapwood.sock")
         for label in ("model", "drafter", "memory", "context", "device"):
             assert f"\n{label}" in shown or shown.startswith(label)
-        assert "loading" not in shown  # the bar is gone
+        assert "warming up" not in shown  # the bar is gone
         # Standard output has the ready line alone, and the file lies where clients look for it.
         out = (folder / "out").read_text()
         assert out.startswith("sapwood ready: grpc unix:") and out.count("\n") == 1

@@ -146,8 +146,7 @@ function spoken(node) {
 function tell(id) {
   const node = nodes.get(id);
   if (!node) {
-    const hint = make("dd", "hint", "Point at a part of the tree, or move into it with the keyboard.");
-    at("node").replaceChildren(hint);
+    terms("node", [["No node", "Point at a part of the tree, or move into it with the keyboard."]]);
     return;
   }
   const own = `${bytes(node.full)} full, ${bytes(node.sliding)} sliding`;

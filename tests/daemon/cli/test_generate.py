@@ -51,6 +51,17 @@ def test_files_come_before_words(
     assert printed(address, capsys, "--file", str(file)) == reply_text(prompt("a river"), 9) + "\n"
 
 
+def test_a_reply_that_is_cut_says_so_beside_it(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = ["generate", "hi", "--connect", address, "--max-tokens", "5"]
+    assert main(said) == 0
+    text, told = capsys.readouterr()
+    assert len(text) == 6 and told.startswith("sapwood: cut after 5 tokens: ")
+    assert main([*said, "--stop", text[2]]) == 0
+    assert capsys.readouterr() == (text[:2] + "\n", "")
+
+
 def test_json_is_a_line_for_each_event(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(address, capsys, "hello", "--json", "--draft-tokens", "0").splitlines()
     events = [json.loads(line) for line in lines]
