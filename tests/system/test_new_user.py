@@ -1,139 +1,143 @@
 """Somebody who has read docs/start.md, at a shell in a terminal: what stands there is typed there.
 
-What a chat does beyond that: test_chat_terminal.py; what `serve` shows: test_serve_terminal.py.
+And a browser, once there is a page to look at. All that a chat has: test_new_user_chat.py; all
+other commands: test_new_user_commands.py.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import sys
-import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.system.terminal import Screen, terminal
-from tests.test_rooms import ROOT
+from sapwood.model.checkpoint.locate import locate
+from tests.daemon.cli.hub import Hub, serving_hub
+from tests.system.browsers import LIVE, axe_finds, chromium, opened, wait_for_text
+from tests.system.shells import Shell, commands, retried, shell
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900), pytest.mark.outside("tmux")]
-PAGE = (ROOT / "docs/start.md").read_text()
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800), pytest.mark.outside("tmux")]
 
-
-def commands(heading: str) -> list[str]:
-    """What the page has there to type, without its comments."""
-    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    blocks = re.findall(r"^```\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    lines = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("sapwood ")]
-
-
-class Shell:
-    """bash on a screen. Each command that is typed ends with its code, counted."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._typed = 0
-        screen.wait("$ ")
-
-    def begin(self, command: str) -> None:
-        self._typed += 1
-        self._screen.keys("-l", f"{command}; echo ended $? of {self._typed}")
-        self._screen.keys("Enter")
-
-    def ended(self, code: int = 0) -> str:
-        """All that stands there once the last one did, with this code."""
-        text = self._screen.wait(f" of {self._typed}\n", 2)  # typed, and said
-        assert f"ended {code} of {self._typed}\n" in text, text
-        return text.rpartition(f"of {self._typed - 1}\n")[2]
-
-    def run(self, command: str, code: int = 0) -> str:
-        self.begin(command)
-        return self.ended(code)
-
-    def say(self, *lines: str) -> None:
-        """To what runs there: the lines one after another."""
-        for line in lines:
-            self._screen.keys("-l", line)
-            self._screen.keys("Enter")
-
-
-@contextmanager
-def shell(folder: Path) -> Iterator[tuple[Screen, Shell]]:
-    kept = {name: os.environ[name] for name in ("LD_PRELOAD",) if name in os.environ}
-    environ = {**kept, "HOME": str(folder), "LANG": "C.UTF-8", "XDG_RUNTIME_DIR": str(folder)}
-    environ["SAPWOOD_METRICS"] = "127.0.0.1:0"  # another daemon may have the usual port
-    environ["SAPWOOD_LISTEN"] = f"unix:{folder}/sapwood.sock"
-    # Behind what the terminal's own shell has read.
-    path = shlex.quote(f"{Path(sys.executable).parent}:/usr/bin:/bin")
-    bash = f"cd {folder}; env PATH={path} PS1='$ ' HISTFILE=/dev/null bash --norc --noprofile -i"
-    with terminal(folder, bash, environ, width=160) as screen:
-        yield screen, Shell(screen)
+PULL, SERVE = commands("A real model")
+MODEL, DRAFTER = PULL.split()[-1], SERVE.split()[-1]
+LONG = ("/set min_tokens 3000", "/set max_tokens 3000")  # whoever stops it is in time
+REPLY = "#streams tr:first-child td:nth-child(5)"
 
 
 def test_the_five_minutes(folder: Path) -> None:
     (serve, ask, chat, status, stop) = commands("Try it without a download")
-    with shell(folder) as (first, daemon), shell(folder) as (second, user):
+    with shell(folder) as daemon, shell(folder) as user:
         assert "sapwood serve" in user.run(ask, code=1), "what would help"
-        daemon.begin(serve)
-        first.wait("/sapwood.sock\n")
+        daemon.begin(serve, until="/sapwood.sock\n")
         assert "river" in user.run(ask).partition("\n")[2]
-        talk(second, user, chat, folder)
+        user.begin(chat, until="\n>")
+        reply = user.answered("What is a river?", "prompt tokens cached")
+        assert "river" in reply and "tokens/s" in reply and "drafts accepted" in reply
+        user.say("/bye")
+        user.ended()
         assert "sapwood-demo" in user.run(status)
-        look_around(second, user)
         for command in commands("What everybody asks with")[:-1]:
             assert "tokens" in user.run(command)
-        user.say(commands("What everybody asks with")[-1])
-        second.wait("prompt tokens/s")
-        second.keys("C-c")
-        assert "back\n" in user.run("echo back")
+        user.begin(commands("What everybody asks with")[-1], until="■ weights")
+        user.interrupt(code=0)
         assert "stopped, process" in user.run(stop)
         daemon.ended()
 
 
-def talk(screen: Screen, user: Shell, chat: str, folder: Path) -> None:
-    """An evening with all that a chat has for somebody new."""
-    before = screen.text.count("tokens/s")
-    user.begin(chat)
-    user.say("What is a river?")
-    screen.wait("tokens/s", before + 1)
-    user.say('"""', "First this.", "Then that.", '"""')
-    screen.wait("tokens/s", before + 2)
-    user.say("/set temperature 0", f"/save {folder}/kept.json", "/fork other", "What is a lake?")
-    screen.wait("tokens/s", before + 3)
-    user.say("/retry")
-    screen.wait("tokens/s", before + 4)
-    user.say("/fork")
-    screen.wait("* other  6 messages")
-    user.say("/clear", f"/load {folder}/kept.json")
-    screen.wait("loaded 4 messages")
-    user.say("/set max_tokens 3000", "/set temperature 3", "Go on for long.")
-    screen.wait("Go on for long.\n")
-    screen.keys("C-c")
-    screen.wait("stopped")
-    user.say("/show messages")
-    screen.wait("Then that.\n", 2)
-    user.say("/bye")
-    user.ended()
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as made:
+        yield made
 
 
-def look_around(screen: Screen, user: Shell) -> None:
-    """Everything that reads, and nothing that is missing."""
-    assert "no Gemma 4" in user.run("sapwood list") and "context" in user.run("sapwood show")
-    assert "\nok\n" in user.run("sapwood check")
-    shown = user.run("sapwood config show --memory 3G > s.toml && cat s.toml")
-    assert tomllib.loads(shown[shown.index("#") : shown.rindex("ended")])["memory"] == "3G"
-    assert "s.toml: ok" in user.run("sapwood config check s.toml")
-    wrong = user.run("sapwood sevre", code=2)
-    assert "did you mean serve?" in wrong
-    user.run("source <(sapwood completion bash)")
-    screen.keys("-l", "sapwood gen")
-    screen.keys("Tab")
-    screen.wait("$ sapwood generate ")
-    screen.keys("C-c")
-    assert "[Install]" in user.run("sapwood install-service --print --model x") or (
-        sys.platform == "darwin"
-    )
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """With the ids of the page. The pair behind them is the bundled one."""
+    target, drafter = locate(None, None)
+    assert drafter is not None
+    with serving_hub(Hub({MODEL: target.path, DRAFTER: drafter.path})) as served:
+        yield served
+
+
+@pytest.mark.outside("axe", "chromium", "playwright")
+def test_a_real_model_and_a_look_at_it(folder: Path, hub: Hub, browser: Any) -> None:
+    environ = {"HF_ENDPOINT": hub.endpoint, "NO_PROXY": "*"}
+    with shell(folder, environ) as daemon, shell(folder, environ) as user:
+        fetch(user, hub)
+        daemon.begin(f"{SERVE} --page")
+        shown = daemon.screen.wait("(the live page)\n")
+        (url,) = re.findall(r"(http://127\.0\.0\.1:\d+/page)", shown)
+        user.begin("sapwood chat", until="\n>")
+        user.answered("What is a river?", "prompt tokens cached")
+        with opened(browser, url, color_scheme="dark") as page:
+            page.wait_for_selector(LIVE)
+            assert MODEL in page.inner_text("#model") or "gemma" in page.inner_text("#model")
+            look(page, user)
+            restart(page, user, daemon, url)
+            is_for_everybody(page)
+        user.say("/bye")
+        user.ended()
+        assert "stopped, process" in user.run("sapwood stop")
+        daemon.ended()
+
+
+def fetch(user: Shell, hub: Hub) -> None:
+    """Interrupted once, and then all of it; the last line is the command that the page has."""
+    hub.flowing.clear()
+    user.begin(PULL, until="Fetching")
+    assert "the same command fetches the files that are missing" in user.interrupt()
+    assert "INCOMPLETE" in user.run("sapwood list")
+    hub.flowing.set()
+    pulled = [line.rstrip() for line in user.run(PULL).splitlines()]
+    assert f"serve it: {SERVE}" in pulled, "on a line of its own"
+    assert [line.split()[0] for line in pulled[1:3]] == [MODEL, DRAFTER]
+    listed = user.run("sapwood list")
+    assert MODEL in listed and DRAFTER in listed and "INCOMPLETE" not in listed
+    assert "context" in user.run(f"sapwood show {MODEL}")
+
+
+def look(page: Any, user: Shell) -> None:
+    """While there is a chat: its stream, which moves, its nodes, the memory; then nobody."""
+    page.wait_for_selector("#tree [role=treeitem]")
+    assert page.locator("#memory-kinds dd").count() == 8
+    user.say(*LONG)
+    user.say("Go on for long.")
+    page.wait_for_selector("#streams tr")
+    page.wait_for_selector("#tree [role=treeitem].used")
+    wait_for_text(page, "#f-running", "1")
+    page.wait_for_selector("#steps rect.target >> nth=3", state="attached")
+    wait_for_text(page, REPLY, page.inner_text(REPLY), there=False)
+    page.hover("#tree [role=treeitem]")
+    assert "[0, " in page.inner_text("#node")
+    user.screen.keys("C-c")
+    user.screen.wait("\nstopped")
+    wait_for_text(page, "#f-running", "0")
+    user.say("/set min_tokens", "/set max_tokens")
+
+
+def restart(page: Any, user: Shell, daemon: Shell, url: str) -> None:
+    """Ctrl-C where it serves, and the same again: neither page nor chat are begun anew."""
+    daemon.interrupt(code=0)
+    page.wait_for_selector("body[data-link=lost]")
+    assert page.inner_text("#link") == "reconnecting"
+    assert "What is shown is from" in page.inner_text("#banner")
+    assert "sapwood serve" in user.answered("What is a lake?", "no daemon answers")
+    port = url.removesuffix("/page").rpartition(":")[2]
+    daemon.begin(f"SAPWOOD_METRICS=127.0.0.1:{port} {SERVE} --page")
+    daemon.screen.wait("(the live page)\n", 2)
+    page.wait_for_selector(LIVE)
+    page.wait_for_selector("#banner", state="hidden")
+    assert "prompt tokens cached" in retried(user)
+    page.wait_for_selector("#tree [role=treeitem]")
+    assert "6 messages" in user.answered("/show", " messages, think")
+
+
+def is_for_everybody(page: Any) -> None:
+    """At a desk in the dark, on a phone in the light."""
+    assert axe_finds(page) == {}
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert axe_finds(page) == {}
+    assert page.evaluate("document.documentElement.scrollWidth") == 390

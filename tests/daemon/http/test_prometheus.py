@@ -40,11 +40,26 @@ COMMANDS = ("check rules alerts.yml", "test rules alerts_test.yml", "check confi
 pytestmark = pytest.mark.anyio
 
 
-def expressions_of_the_dashboard() -> list[str]:
-    """As Grafana sends them for all instances."""
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    found = [target["expr"] for p in dashboard["panels"] for target in p.get("targets", ())]
-    return [e.replace("$__rate_interval", RATE).replace("$instance", ".*") for e in found]
+def dashboard() -> Any:
+    return json.loads((MONITORING / "dashboard.json").read_text())
+
+
+def expressions_of_the_dashboard() -> dict[str, str]:
+    """As Grafana sends them for all instances, each with its legend."""
+    targets = [target for p in dashboard()["panels"] for target in p.get("targets", ())]
+    return {
+        target["expr"].replace("$__rate_interval", RATE).replace("$instance", ".*"): target[
+            "legendFormat"
+        ]
+        for target in targets
+    }
+
+
+def variables_of_the_dashboard() -> list[tuple[str, str]]:
+    """Metric and label, of which Grafana asks for all values."""
+    queries = [v["query"]["query"] for v in dashboard()["templating"]["list"] if "definition" in v]
+    matches = [re.fullmatch(r"label_values\((\w+), (\w+)\)", query) for query in queries]
+    return [(match[1], match[2]) for match in matches if match is not None]
 
 
 def expressions_of_the_page() -> list[str]:
@@ -58,10 +73,11 @@ def metrics_in(expression: str) -> set[str]:
 
 
 def test_the_dashboard_is_whole() -> None:
-    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
-    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-    assert len(panels) >= 20
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    all_panels = dashboard()["panels"]
+    panels = [panel for panel in all_panels if panel["type"] != "row"]
+    assert len(panels) >= 20 and not any(panel.get("panels") for panel in all_panels)
+    assert len({panel["id"] for panel in all_panels}) == len(all_panels)
+    assert variables_of_the_dashboard() == [("sapwood_build_info", "instance")]
     assert all(panel["targets"] and panel["title"] for panel in panels)
     assert all("$instance" in t["expr"] for p in panels for t in p["targets"])
 
@@ -154,8 +170,9 @@ async def work(run: Running) -> None:
 
 @pytest.mark.outside("prometheus")
 async def test_a_prometheus_finds_series_for_every_expression_of_ours(tmp_path: Path) -> None:
-    """Series, and where nothing is divided by nothing a number."""
-    ours = expressions_of_the_dashboard() + expressions_of_the_page()
+    """Series, with what legends show; and where nothing is divided by nothing a number."""
+    legends = expressions_of_the_dashboard()
+    ours = [*legends, *expressions_of_the_page()]
     ours = [re.sub(r"\[\d+m\]", f"[{RATE}]", expression) for expression in ours]
     async with running(FakeDevice()) as run, scraping(run, tmp_path) as prometheus:
         with anyio.fail_after(SCRAPED_S_MAX):
@@ -165,6 +182,15 @@ async def test_a_prometheus_finds_series_for_every_expression_of_ours(tmp_path: 
             await work(run)
             await asyncio.sleep(1.2)
         silent = [expression for expression in ours if not await samples(prometheus, expression)]
+        unlabelled = [
+            (expression, label)
+            for expression, legend in legends.items()
+            for sample in await samples(prometheus, expression)
+            for label in re.findall(r"{{(\w+)}}", legend)
+            if not sample["metric"].get(label)
+        ]
+        for metric, label in variables_of_the_dashboard():
+            assert await asked(prometheus, f"label/{label}/values", **{"match[]": metric})
         (target,) = (await asked(prometheus, "targets"))["activeTargets"]
         alerts = (await asked(prometheus, "rules"))["groups"][0]["rules"]
         told = await asked(prometheus, "metadata")
@@ -172,7 +198,7 @@ async def test_a_prometheus_finds_series_for_every_expression_of_ours(tmp_path: 
         newest = await samples(prometheus, "sapwood_generated_tokens_total")
         counted = run.daemon._engine.published
     assert (target["health"], target["lastError"]) == ("up", "")
-    assert silent == []
+    assert silent == [] and unlabelled == []
     assert len(alerts) >= 9 and {alert["health"] for alert in alerts} == {"ok"}
     assert all(alert["state"] == "inactive" for alert in alerts), alerts
     assert counted is not None
