@@ -252,11 +252,20 @@ class StepCost:
         go by the lower of two whenever they differ would make all that is learned dearer.
         """
         newest = self._ratios[-1][1] if self._ratios else 1.0
-        kind = self._kinds.get(shape.kind)
-        if shape.rows and self.slices.known and kind is not None and kind.count >= COUNT_SETTLED:
-            newest = min(newest, seconds / (kind.seconds + self.slices.of(shape.reading)))
+        if (expected := self._settled_s(shape)) > 0.0:
+            newest = min(newest, seconds / expected)
         over = newest < OVER * self.level and self.level > 1.0
         return max(1.0, newest) if over else self.level
+
+    def _settled_s(self, shape: StepShape) -> float:
+        """What such a step takes at the level of 1; 0 where not all of that is settled."""
+        kind = self._kinds.get(shape.kind)
+        if not (self._kinds and self.slices.known):
+            return 0.0
+        slices_s = self.slices.of(shape.reading)
+        if not shape.rows:
+            return self._line.coefficients[0] + slices_s
+        return kind.seconds + slices_s if kind and kind.count >= COUNT_SETTLED else 0.0
 
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
