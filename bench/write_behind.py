@@ -129,7 +129,10 @@ def _without(pair: Pair) -> Iterator[InLineSide]:
 @contextmanager
 def _behind(pair: Pair) -> Iterator[InLineSide]:
     with (
-        tempfile.TemporaryDirectory(prefix="sapwood-bench-disk-") as folder,
+        # What is being written when it closes may still come.
+        tempfile.TemporaryDirectory(
+            "", "sapwood-bench-disk-", ignore_cleanup_errors=True
+        ) as folder,
         in_line(pair, cache_dir=Path(folder, "cache")) as loaded,
     ):
         assert loaded.pager is not None, "a folder, and nothing that copies"
@@ -166,8 +169,9 @@ def _turn(setup: Setup, side: InLineSide, ids: Iterator[int]) -> StepTurn:
     served_in_line(side.loaded, rows, told, side.disk)
     foreign = watch.end()
     side.loaded.core.handle(Clear(next(ids)), time.perf_counter())  # the next turn begins as this
-    copied = blocks[PAGE_OUT_STEPS + count - 1] - blocks[PAGE_OUT_STEPS - 1] if blocks else 0
-    return turn_of(steps[PAGE_OUT_STEPS:][:count], copied, foreign, writes=side.disk is not None)
+    counted = slice(PAGE_OUT_STEPS, PAGE_OUT_STEPS + count)  # the first round warms
+    copied = blocks[counted][-1] - blocks[counted][0] if blocks[counted] else 0
+    return turn_of(steps[counted], copied, foreign, writes=side.disk is not None)
 
 
 def turn_of(steps: Sequence[InLineStep], blocks: int, foreign: float, *, writes: bool) -> StepTurn:

@@ -47,8 +47,7 @@ class Folder:
             self._check_content()
             self._take_lock()
             self.salt = self._read_salt()
-            with suppress(FileExistsError):
-                os.mkdir(QUARANTINE, 0o700, dir_fd=self._at)
+            self._make_quarantine()
         except BaseException:
             self.close()
             raise
@@ -96,6 +95,7 @@ class Folder:
     def quarantine(self, name: str) -> None:
         """Put a damaged file aside, for who wants to look at it; a few of them are kept."""
         aside = f"{QUARANTINE}/{name}"
+        self._make_quarantine()  # whoever looked may have removed it
         os.rename(name, aside, src_dir_fd=self._at, dst_dir_fd=self._at)
         # By the clock of the day, which jumps: whatever it says, this one is the newest.
         others = [old for old in self._quarantined() if old != aside]
@@ -109,13 +109,20 @@ class Folder:
 
     def _quarantined(self) -> list[str]:
         """Oldest first."""
-        at = os.open(QUARANTINE, _DIRECTORY, dir_fd=self._at)
+        try:
+            at = os.open(QUARANTINE, _DIRECTORY, dir_fd=self._at)
+        except FileNotFoundError:
+            return []
         try:
             names = os.listdir(at)
             names.sort(key=lambda name: os.stat(name, dir_fd=at, follow_symlinks=False).st_ctime_ns)
         finally:
             os.close(at)
         return [f"{QUARANTINE}/{name}" for name in names]
+
+    def _make_quarantine(self) -> None:
+        with suppress(FileExistsError):
+            os.mkdir(QUARANTINE, 0o700, dir_fd=self._at)
 
     def _create(self, name: str) -> int:
         with suppress(FileNotFoundError):  # of a process that was killed

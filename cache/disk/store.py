@@ -284,7 +284,7 @@ class Store:
             left += not self._write_down(self._erase_rest)
         if order.aside:
             left += not self._write_down(self._folder.release_quarantine)
-        if not left:
+        if not left and (keys or order.files is None):
             anew = order.id is not None
             left += not self._write_down(lambda: self._journal.remove(keys, anew=anew))
         if order.id is not None:

@@ -21,6 +21,7 @@ from tests.system.pairs import pair
 STEP = InLineStep(StepPlan(1), 0.0, 0.0, 0.0, run_s=1.0, cpu_s=2.0)
 
 
+@pytest.mark.timeout(300)
 def test_what_is_due_is_written_while_others_decode(tmp_path: Path) -> None:
     """By the product's own port and thread: and each block is safetensors in the folder."""
     rows = [

@@ -144,6 +144,7 @@ def day(opened: Shelf, folder: Path) -> tuple[int, ...]:
     return gone
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("for_good", [False, True])
 def test_whichever_call_fails_what_is_read_is_right_and_what_is_gone_is_gone(
     tmp_path: Path, for_good: bool
@@ -192,6 +193,7 @@ def without_what_is_aside(patch: pytest.MonkeyPatch) -> None:
 _WRITE, _CARRY_OUT = Store._write, Store.carry_out
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("off", [without_strays, without_what_is_aside])
 def test_without_a_safeguard_something_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: Any

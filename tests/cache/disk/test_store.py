@@ -275,3 +275,27 @@ _quarantined = Folder._quarantined
 def newest_first(self: Folder) -> list[str]:
     """As by a clock that goes back."""
     return _quarantined(self)[::-1]
+
+
+def test_whoever_removes_what_was_put_aside_breaks_nothing(tmp_path: Path) -> None:
+    with shelf(tmp_path / "c") as opened:
+        for number in range(2):
+            opened.put(number)
+            path_of(tmp_path / "c", number).write_bytes(b"damaged")
+        (tmp_path / "c" / QUARANTINE).rmdir()
+        assert opened.forget([]) == 0
+        assert opened.get(0).quarantined == 1
+        assert len(list((tmp_path / "c" / QUARANTINE).iterdir())) == 1
+        assert opened.put(2), "and it is no reason to stop"
+
+
+def test_who_has_nothing_there_is_no_reason_to_write_the_journal_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a line for each file, and sessions are deleted all the time."""
+    anew: list[Journal] = []
+    monkeypatch.setattr(Journal, "rewrite", lambda journal: anew.append(journal))
+    with shelf(tmp_path / "c") as opened:
+        opened.put(1)
+        assert opened.forget([]) == 0 and not anew
+        assert opened.forget([disk_file(1)]) == 0 and len(anew) == 1
