@@ -106,10 +106,9 @@ class Slicing:
         least = least_tokens(limits.prefill_tokens_max)
         tokens = min(tokens, READERS_GROWTH * self._cost.slices.tokens_seen)
         room_s = rows_s * share / (1.0 - share)
-        tokens = max(tokens, least)
-        if self._cost.wants_look(shape) and not self._ends_all(prefilling, room_s, tokens):
+        if self._cost.wants_look(shape) and self._rest_s(prefilling) > room_s:
             return SliceRoom(0.0, 1, 1)
-        return SliceRoom(room_s, tokens, limits.prefill_slices_max, least)
+        return SliceRoom(room_s, max(tokens, least), limits.prefill_slices_max, least)
 
     def _readable(self, sequence: Sequence) -> int:
         """How much of its prefix may be one slice: whose scores are due, some; else all."""
@@ -118,11 +117,8 @@ class Slicing:
         again = sequence.processed - sequence.evaluated  # told of before it was parked
         return min(sequence.unread, again or self._limits.scored_tokens_max)
 
-    def _ends_all(self, prefilling: abc.Sequence[Sequence], seconds: float, tokens: int) -> bool:
-        """Whether what is unread of all prompts has room in one step."""
-        cost = self._cost.slices
-        rest_s = sum(cost.seconds(s.evaluated, s.unread) for s in prefilling)
-        return rest_s <= seconds and sum(s.unread for s in prefilling) <= tokens
+    def _rest_s(self, prefilling: abc.Sequence[Sequence]) -> float:
+        return sum(self._cost.slices.seconds(s.evaluated, s.unread) for s in prefilling)
 
     def _share(self, prefilling: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]) -> float:
         """Of the step's time what prompts have."""
