@@ -14,6 +14,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.input import PipeInput, create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
+from sapwood.daemon.chat import run
 from sapwood.daemon.chat.chat import HeldChat
 from sapwood.daemon.chat.line_editor import (
     HISTORY_BYTES_MAX,
@@ -118,6 +119,26 @@ def test_a_chat_on_a_terminal_to_its_end() -> None:
         keys.send_text(f"a{ENTER}never{CTRL_C}/fork x{ENTER}c{ENTER}{CTRL_D}")
         hold_on_terminal(held, around, editor)
     assert [asked.messages[-1].content for asked in client.asked] == ["a", "c"]  # type: ignore[union-attr]
+
+
+def test_ctrl_c_between_a_line_and_its_reply_ends_no_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    meant = [KeyboardInterrupt()]
+
+    @contextmanager
+    def interrupted(_stream: object) -> Iterator[None]:
+        if meant:
+            raise meant.pop()
+        yield
+
+    monkeypatch.setattr(run, "keys_unseen", interrupted)
+    held, client, around = chat_with(said("b"))
+    with typing(held) as (keys, editor):
+        keys.send_text(f"a{ENTER}c{ENTER}{CTRL_D}")
+        try:
+            hold_on_terminal(held, around, editor)
+        except KeyboardInterrupt:  # which would end all tests
+            pytest.fail("the chat is over")
+    assert [asked.messages[-1].content for asked in client.asked] == ["c"]  # type: ignore[union-attr]
 
 
 def test_without_prompt_toolkit_lines_are_read_all_the_same(

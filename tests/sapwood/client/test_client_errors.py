@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 
 import sapwood
+from sapwood.client import channel
 from sapwood.client.errors import Details
 from tests.sapwood.client.conftest import Connect
 from tests.sapwood.client.fake import (
@@ -148,3 +149,10 @@ async def test_no_daemon_is_unavailable_not_a_hang(connect: Connect, tmp_path: P
             await done(client.generate("hello").collect())
         with pytest.raises(sapwood.Unavailable):
             await done(client.is_serving())
+
+
+def test_a_daemon_that_is_back_is_looked_for_soon() -> None:
+    """gRPC's own patience grows to two minutes, in which every call fails with the last error."""
+    told = dict(channel.options(0))
+    assert int(told["grpc.initial_reconnect_backoff_ms"]) <= 100
+    assert int(told["grpc.max_reconnect_backoff_ms"]) <= 1000
