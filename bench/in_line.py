@@ -110,13 +110,18 @@ class InLineDisk:
 
 @contextmanager
 def in_line(
-    pair: Pair, budget_bytes: int | None = None, cache_dir: Path | None = None
+    pair: Pair,
+    budget_bytes: int | None = None,
+    cache_dir: Path | None = None,
+    itl_target: float | None = None,
 ) -> Iterator[Loaded]:
     """Core and runner around the pair, which stays the caller's; closed at the end.
 
-    budget_bytes: None for the daemon's own. cache_dir: a folder, for an InLineDisk to take over.
+    budget_bytes, itl_target: None for the daemon's own. cache_dir: a folder, for an InLineDisk to
+    take over.
     """
-    given = {} if cache_dir is None else {"cache_dir": str(cache_dir)}
+    told = {"cache_dir": cache_dir and str(cache_dir), "itl_target": itl_target}
+    given = {name: value for name, value in told.items() if value is not None}
     config = replace(load_config(given), memory_bytes=budget_bytes)
     drafter = "drafter" if pair.assistant else ""
     loaded = put_together(config, pair, drafter, disk=open_disk(config))

@@ -28,6 +28,7 @@ STRICT_ROWS, QUICK_STRICT_ROWS = (1, 8, 16), (1, 4)
 STRICT_PROMPT_TOKENS, STRICT_REPLY_TOKENS, QUICK_STRICT_REPLY_TOKENS = 128, 96, 32
 READ_TOKENS, QUICK_READ_TOKENS = 1024, 128
 STRICT_DRAFTS = 3
+ITL_TARGET = 50.0  # all prompts are read before the first reply ends
 
 
 class Took(NamedTuple):
@@ -46,9 +47,11 @@ def measure(setup: Setup) -> list[Figure]:
     titles["strict/prompt"] = f"A prompt of {read} tokens: strict ÷ fast"
     found: dict[str, dict[str, list[Took]]] = {name: {} for name in titles}
     with ExitStack() as stack:
-        sides = [("fast", stack.enter_context(in_line(pair)))]
         strict = replace(pair, kernels=pair.kernels.strictly())
-        sides.append(("strict", stack.enter_context(in_line(strict))))
+        sides = [
+            (side, stack.enter_context(in_line(one, itl_target=ITL_TARGET)))
+            for side, one in (("fast", pair), ("strict", strict))
+        ]
         for run in range(-1, setup.runs):  # the first one warms
             for side, loaded in alternated(sides, run):
                 took = [_step(loaded, setup, n, depth) for n in counts]
