@@ -61,6 +61,12 @@ class Shell:
             self.screen.keys("-l", line)
             self.screen.keys("Enter")
 
+    def clear(self) -> None:
+        """Ctrl-C for a line of a chat; until the next can be typed."""
+        prompts = self.screen.text.count("\n>")
+        self.screen.keys("C-c")
+        self.screen.wait("\n>", prompts + 1)
+
     def answered(self, line: str, words: str) -> str:
         """A line to what runs there; what stands behind it once the words do, once more."""
         before = self.screen.text

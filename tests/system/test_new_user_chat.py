@@ -174,11 +174,14 @@ def test_what_is_typed_pasted_completed_and_found_again(home: Path) -> None:
             user.begin("sapwood chat", until="\n>")
             user.screen.keys("Up")
             user.screen.wait("> /save kept.json", 2)
-            user.screen.keys("C-c")
+            user.clear()
             user.screen.keys("C-r")
             user.screen.keys("-l", "Now you")
             user.screen.wait("> First this.", 2)
-            user.screen.keys("C-c")
+            user.screen.keys("Enter")  # takes it, and sends nothing
+            user.screen.keys("-l", " Once more.")
+            user.screen.wait("Once more.")
+            user.clear()
         said = [
             each["content"] for each in json.loads((home / "kept.json").read_text())["messages"]
         ]
@@ -189,7 +192,7 @@ def test_what_is_typed_pasted_completed_and_found_again(home: Path) -> None:
 def texts(user: Shell) -> None:
     """What is edited, cleared, pasted, quoted; lines behind a key of their own."""
     user.screen.keys("-l", "nobody reads this")
-    user.screen.keys("C-c")
+    user.clear()
     user.screen.keys("-l", "say helo")
     user.screen.keys("Left")
     assert "Hello there." in user.answered("l", REPLIED)
@@ -214,7 +217,7 @@ def completions(user: Shell) -> None:
         user.screen.keys("-l", typed)
         user.screen.keys("Tab")
         user.screen.wait(f"> {whole}")
-        user.screen.keys("C-c")
+        user.clear()
 
 
 def pipes(home: Path) -> None:
@@ -255,7 +258,7 @@ def stopped(user: Shell, home: Path) -> None:
     user.screen.wait("\nstopped\n")
     user.answered("/show messages", "assistant: # Rivers")
     user.screen.keys("-l", "nobody reads this")
-    user.screen.keys("C-c")
+    user.clear()
     (home / "held").unlink()
     user.answered("/set max_tokens 200", "max_tokens = 200")
     long = user.answered("say forever", "cut after 200 tokens").splitlines()

@@ -26,8 +26,17 @@ from sapwood.daemon.chat.plain_editor import PlainEditor
 from sapwood.daemon.chat.quotes import is_open, unquoted
 from sapwood.daemon.chat.run import hold_on_terminal
 from tests.daemon.chat.house import Silent, chat_with, said
+from tests.daemon.process.processes import wait_for
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D, UP, TAB = "\r", "\x1b\r", "\x03", "\x04", "\x1b[A", "\t"
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R, UP, TAB = (
+    "\r",
+    "\x1b\r",
+    "\x03",
+    "\x04",
+    "\x12",
+    "\x1b[A",
+    "\t",
+)
 
 
 @contextmanager
@@ -89,6 +98,24 @@ def test_history_lasts_from_run_to_run_for_its_owner_alone(tmp_path: Path) -> No
     assert read(UP, ENTER, path=path) == "one\ntwo"
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_searched_for_is_taken_by_enter_and_sent_by_another(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    for said_before in ("one", "two"):
+        read(said_before, ENTER, path=path)
+    held, _, _ = chat_with()
+    with typing(held, path) as (keys, editor):
+        line = editor._session.default_buffer
+
+        def search() -> None:
+            wait_for(lambda: len(line._working_lines) > 2)  # with the history, read beside it
+            keys.send_text(f"{CTRL_R}on{ENTER}!{ENTER}")
+
+        searcher = threading.Thread(target=search)
+        searcher.start()
+        assert editor.read("> ") == "!one"  # the cursor is where it was found
+        searcher.join()
 
 
 def test_history_is_bounded(tmp_path: Path) -> None:
