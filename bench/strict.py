@@ -25,7 +25,7 @@ from sapwood.scheduler.events import Request
 from sapwood.scheduler.sampling import Sampling
 
 STRICT_ROWS, QUICK_STRICT_ROWS = (1, 8, 16), (1, 4)
-STRICT_PROMPT_TOKENS, STRICT_REPLY_TOKENS, QUICK_STRICT_REPLY_TOKENS = 128, 96, 32
+STRICT_PROMPT_TOKENS, STRICT_REPLY_TOKENS = 128, 32
 READ_TOKENS, QUICK_READ_TOKENS = 1024, 128
 STRICT_DRAFTS = 3
 ITL_TARGET = 50.0  # all prompts are read before the first reply ends
@@ -85,11 +85,10 @@ def _figures(name: str, title: str, found: Mapping[str, Sequence[Took]]) -> Iter
 
 def _step(loaded: Loaded, setup: Setup, rows: int, depth: int) -> Took:
     """Of the median step with all rows in it, by each."""
-    tokens = QUICK_STRICT_REPLY_TOKENS if setup.quick else STRICT_REPLY_TOKENS
     requests = [
         Request(
-            id, b"bench", tuple(setup.prompt(STRICT_PROMPT_TOKENS)), tokens, Sampling(),
-            ignore_eos=True, depth=depth, cache_bypass=True,
+            id, b"bench", tuple(setup.prompt(STRICT_PROMPT_TOKENS)), STRICT_REPLY_TOKENS,
+            Sampling(), ignore_eos=True, depth=depth, cache_bypass=True,
         )
         for id in range(rows)
     ]  # fmt: skip
