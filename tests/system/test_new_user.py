@@ -71,7 +71,11 @@ def test_a_real_model_and_a_look_at_it(folder: Path, hub: Hub, browser: Any) -> 
         (url,) = re.findall(r"(http://127\.0\.0\.1:\d+/page)", shown)
         user.begin("sapwood chat", until="\n>")
         user.answered("What is a river?", "prompt tokens cached")
-        with opened(browser, url, color_scheme="dark") as page:
+        still = {
+            "color_scheme": "dark",
+            "reduced_motion": "reduce",
+        }  # axe reads colours as they are
+        with opened(browser, url, **still) as page:
             page.wait_for_selector(LIVE)
             assert MODEL in page.inner_text("#model") or "gemma" in page.inner_text("#model")
             look(page, user)
