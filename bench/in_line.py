@@ -138,15 +138,31 @@ def served_in_line(
     disk: InLineDisk | None = None,
 ) -> list[Usage]:
     """Serve all requests together, to their ends: what each took. Raises BenchError."""
+    usages: dict[int, Usage] = {}
+    for step in stepped_in_line(loaded, requests, disk, usages):
+        told(step)
+    return [usages[request.id] for request in requests]
+
+
+def stepped_in_line(
+    loaded: Loaded,
+    requests: Sequence[Request],
+    disk: InLineDisk | None = None,
+    usages: dict[int, Usage] | None = None,
+) -> Iterator[InLineStep]:
+    """The same step by step: nothing goes on until the next one is asked for. Raises BenchError.
+
+    usages: by request, of those that have ended.
+    """
     core, runner = loaded.core, loaded.runner
+    usages = {} if usages is None else usages
     for request in requests:
         core.handle(Submit(request), _now())
-    usages: dict[int, Usage] = {}
     for _ in range(_STEPS_MAX):
         if disk is not None:
             disk.take(core)
         if not core.has_work:
-            return [usages[request.id] for request in requests]
+            return
         began, cpu_s = _now(), time.process_time()
         plan = core.plan(began)
         runner.make_copies(core.spare_bytes)
@@ -169,5 +185,5 @@ def served_in_line(
             if disk is not None:
                 disk.port.stepped(_now())
             seconds = planned - began, emitted - planned, _now() - ran, ran - emitted
-            told(InLineStep(plan, *seconds, time.process_time() - cpu_s))
+            yield InLineStep(plan, *seconds, time.process_time() - cpu_s)
     raise AssertionError(f"still at work after {_STEPS_MAX} steps")

@@ -3,9 +3,11 @@
 - In this process, core, runner and the port to the disk in line: a prompt is read and is due then,
   and rows of others decode at depth 0 while it is written, a block after every fourth step. Beside
   it the same without a folder. The heavy pair: there weights decide what a step takes.
-- Turns alternate; both sides' cores and runners stand side by side around the one pair. A turn is
-  worth the median of rounds of PAGE_OUT_STEPS steps, so that each holds one block's copy, and what
-  the disk's thread does beside them. Steps in which somebody comes, goes or is read count as none.
+- Both sides' cores and runners stand side by side around the one pair and take turns within a run,
+  a few rounds of PAGE_OUT_STEPS steps each: machines drift by more than is looked for. A round
+  holds one block's copy, and what the disk's thread does beside it. The first of a turn counts for
+  none: the other side's last block may still be written in it. A run is worth the median round;
+  steps in which somebody comes, goes or is read count as none.
 - cpu: the same in processor seconds of this process, the disk's thread included: what others take
   of the machine makes them hardly longer.
 - start: from a daemon's first instruction to its ready file, with a folder as the turn's own daemon
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.disk_hits import until_written
-from bench.in_line import InLineDisk, InLineStep, in_line, served_in_line
+from bench.in_line import InLineDisk, InLineStep, in_line, served_in_line, stepped_in_line
 from bench.measure import BenchError, Figure, Side, alternated, at_most
 from bench.peers.disturbance import FOREIGN_SHARE_MAX, Watch
 from bench.peers.pairs import WrittenPair, pair_plans
@@ -47,8 +49,8 @@ from sapwood.scheduler.sampling import Sampling
 
 BEHIND_ROWS, _ROW_TOKENS = 4, 48
 _TOKENS, _QUICK_TOKENS = 3900, 900
-_STEPS, _QUICK_STEPS = 96, 24
-_ROUNDS_MIN = 4
+_TURNS, _QUICK_TURNS = 6, 2
+_TURN_ROUNDS = 4  # the first of which counts for none
 _ROOT = b"bench"
 
 
@@ -89,11 +91,28 @@ class InLineSide:
     loaded: Loaded
     disk: InLineDisk | None = None
     pager: CountingPager | None = None
+    rounds: list[list[InLineStep]] = field(default_factory=list)  # of the run that goes on
+    blocks: int = 0  # that were copied in them
     turns: list[StepTurn] = field(default_factory=list)
 
+    def play(self, steps: Iterator[InLineStep]) -> None:
+        """A turn's rounds."""
+        for round in range(_TURN_ROUNDS):
+            before = self._copied
+            own = list(itertools.islice(steps, PAGE_OUT_STEPS))
+            if round:
+                self.rounds.append(own)
+                self.blocks += self._copied - before
+
+    def end(self, foreign: float) -> StepTurn:
+        """What the run was. Raises BenchError where it says nothing."""
+        turn = turn_of(self.rounds, self.blocks, foreign, writes=self.pager is not None)
+        self.rounds, self.blocks = [], 0
+        self.turns.append(turn)
+        return turn
+
     @property
-    def blocks(self) -> int:
-        """That were copied so far."""
+    def _copied(self) -> int:
         return 0 if self.pager is None else len(self.pager.copied)
 
     def side(self, name: str, of: str) -> Side:
@@ -111,12 +130,15 @@ def _steps(setup: Setup, written: WrittenPair) -> list[Figure]:
     ids = itertools.count(1)
     with _without(pair) as without, _behind(pair) as behind:
         sides = {"behind": behind, "without": without}
+        for run in range(-1, setup.runs):  # the first one warms
+            ordered = alternated(list(sides.items()), run)
+            foreign = _run(setup, [side for _, side in ordered], ids)
+            for name, side in ordered:
+                turn = side.end(foreign)
+                if run >= 0:
+                    setup.say(f"run {run + 1}: {name}: {turn}")
         for side in sides.values():
-            _turn(setup, side, ids)  # what is made once per shape
-        for run in range(setup.runs):
-            for name, side in alternated(list(sides.items()), run):
-                side.turns.append(turn := _turn(setup, side, ids))
-                setup.say(f"run {run + 1}: {name}: {turn}")
+            del side.turns[0]
     return behind_figures(behind, without)
 
 
@@ -144,49 +166,56 @@ def _behind(pair: Pair) -> Iterator[InLineSide]:
             disk.close()
 
 
-def _turn(setup: Setup, side: InLineSide, ids: Iterator[int]) -> StepTurn:
-    """A prompt is read, and rows decode while it is written. Raises BenchError."""
-    tokens, count = (_QUICK_TOKENS, _QUICK_STEPS) if setup.quick else (_TOKENS, _STEPS)
-    steps: list[InLineStep] = []
-    blocks: list[int] = []
+def _run(setup: Setup, sides: Sequence[InLineSide], ids: Iterator[int]) -> float:
+    """Each side reads a prompt, and its rows decode in turns with the other's, while what is due is
+    written. Returns the share of all cores that others took. Raises BenchError.
+    """
+    tokens, turns = (_QUICK_TOKENS, _QUICK_TURNS) if setup.quick else (_TOKENS, _TURNS)
+    steps_max = (turns * _TURN_ROUNDS + 2) * PAGE_OUT_STEPS
+    decoding = [_decoding(setup, side, ids, tokens, steps_max) for side in sides]
+    watch = Watch(os.cpu_count() or 1)
+    watch.begin()
+    for _ in range(turns):
+        for side, steps in zip(sides, decoding, strict=True):
+            side.play(steps)
+    foreign = watch.end()
+    for side, steps in zip(sides, decoding, strict=True):
+        for _ in steps:
+            pass
+        side.loaded.core.handle(Clear(next(ids)), time.perf_counter())  # the next begins as this
+    return foreign
 
-    def told(step: InLineStep) -> None:
-        if len(step.plan.decodes) == BEHIND_ROWS and not step.moves and not step.plan.prefills:
-            steps.append(step)
-            blocks.append(side.blocks)
 
+def _decoding(
+    setup: Setup, side: InLineSide, ids: Iterator[int], tokens: int, steps_max: int
+) -> Iterator[InLineStep]:
+    """Steps of all rows and nothing else, behind a prompt that has been read and is due."""
     prompt = Request(next(ids), _ROOT, tuple(setup.prompt(tokens)), 1, Sampling(), depth=0)
     served_in_line(side.loaded, [prompt], disk=side.disk)
     rows = [
         Request(
-            next(ids), _ROOT, tuple(setup.prompt(_ROW_TOKENS)), count + 2 * PAGE_OUT_STEPS,
+            next(ids), _ROOT, tuple(setup.prompt(_ROW_TOKENS)), steps_max,
             Sampling(), ignore_eos=True, depth=0, cache_bypass=True,
         )
         for _ in range(BEHIND_ROWS)
     ]  # fmt: skip
-    watch = Watch(os.cpu_count() or 1)
-    watch.begin()
-    served_in_line(side.loaded, rows, told, side.disk)
-    foreign = watch.end()
-    side.loaded.core.handle(Clear(next(ids)), time.perf_counter())  # the next turn begins as this
-    counted = slice(PAGE_OUT_STEPS, PAGE_OUT_STEPS + count)  # the first round warms
-    copied = blocks[counted][-1] - blocks[counted][0] if blocks[counted] else 0
-    return turn_of(steps[counted], copied, foreign, writes=side.disk is not None)
+    for step in stepped_in_line(side.loaded, rows, side.disk):
+        if len(step.plan.decodes) == BEHIND_ROWS and not step.moves and not step.plan.prefills:
+            yield step
 
 
-def turn_of(steps: Sequence[InLineStep], blocks: int, foreign: float, *, writes: bool) -> StepTurn:
-    """Of steps with all rows in them, in order. Raises BenchError where they say nothing."""
-    rounds = [
-        steps[at : at + PAGE_OUT_STEPS]
-        for at in range(0, len(steps) - PAGE_OUT_STEPS + 1, PAGE_OUT_STEPS)
-    ]
-    if len(rounds) < _ROUNDS_MIN:
-        raise BenchError(f"only {len(steps)} steps had all rows in them and nothing else")
+def turn_of(
+    rounds: Sequence[Sequence[InLineStep]], blocks: int, foreign: float, *, writes: bool
+) -> StepTurn:
+    """Of rounds with all rows in them, in order. Raises BenchError where they say nothing."""
+    if any(len(each) < PAGE_OUT_STEPS for each in rounds):
+        raise BenchError("the rows ended before their last round")
     if writes and blocks < len(rounds) / 2:
         raise BenchError(f"only {blocks} blocks were copied in {len(rounds)} rounds of steps")
     seconds = [statistics.fmean(step.run_s + step.host_s for step in each) for each in rounds]
     cpu = [statistics.fmean(step.cpu_s for step in each) for each in rounds]
-    return StepTurn(statistics.median(seconds), statistics.median(cpu), blocks, len(steps), foreign)
+    steps = len(rounds) * PAGE_OUT_STEPS
+    return StepTurn(statistics.median(seconds), statistics.median(cpu), blocks, steps, foreign)
 
 
 def behind_figures(behind: InLineSide, without: InLineSide) -> list[Figure]:

@@ -106,7 +106,7 @@ class Slicing:
         least = least_tokens(limits.prefill_tokens_max)
         tokens = min(tokens, READERS_GROWTH * self._cost.slices.tokens_seen)
         room_s = rows_s * share / (1.0 - share)
-        if self._cost.wants_look(shape) and self._rest_s(prefilling) > room_s:
+        if self._cost.wants_look(shape) and self._looks(prefilling, room_s):
             return SliceRoom(0.0, 1, 1)
         return SliceRoom(room_s, max(tokens, least), limits.prefill_slices_max, least)
 
@@ -117,8 +117,10 @@ class Slicing:
         again = sequence.processed - sequence.evaluated  # told of before it was parked
         return min(sequence.unread, again or self._limits.scored_tokens_max)
 
-    def _rest_s(self, prefilling: abc.Sequence[Sequence]) -> float:
-        return sum(self._cost.slices.seconds(s.evaluated, s.unread) for s in prefilling)
+    def _looks(self, prefilling: abc.Sequence[Sequence], room_s: float) -> bool:
+        """Not where this step would end all prompts, unless what says so was denied."""
+        rest_s = sum(self._cost.slices.seconds(s.evaluated, s.unread) for s in prefilling)
+        return rest_s > room_s or self._cost.rows_overpriced
 
     def _share(self, prefilling: abc.Sequence[Sequence], decoding: abc.Sequence[Sequence]) -> float:
         """Of the step's time what prompts have."""

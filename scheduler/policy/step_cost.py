@@ -160,13 +160,15 @@ class StepCost:
 
     __slots__ = (
         "_kinds", "_line", "_moved", "_offsets", "_ratios", "_since_look",
-        "_step", "iterations_seen", "level", "slices", "surprised", "tokens_seen",
+        "_step", "iterations_seen", "level", "rows_overpriced", "slices", "surprised",
+        "tokens_seen",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.iterations_seen = -1  # the most of a step so far
         self.tokens_seen = 0
         self.surprised = False  # by the newest step, so that it is worth another look
+        self.rows_overpriced = False  # the newest step with slices took less than its rows may
         self._line = CostLine()
         self._kinds: dict[KindName, _Kind] = {}  # the one learned of last comes last
         self._offsets: dict[KindName, float] = {}
@@ -270,9 +272,9 @@ class StepCost:
     def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
         """A step that also evaluates prompts or copies. `seconds` without the level."""
         if shape.reading.tokens:
-            decode_s = None
-            if self._kinds:
-                decode_s = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
+            believed = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
+            self.rows_overpriced = shape.rows > 0 and seconds < believed
+            decode_s = believed if self._kinds else None
             clear = shape.rows > 0 and not shape.copied
             self.slices.observe(shape.reading, decode_s, seconds, beside_rows=clear)
             return

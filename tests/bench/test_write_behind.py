@@ -48,16 +48,18 @@ def test_what_is_due_is_written_while_others_decode(tmp_path: Path) -> None:
 
 def test_a_turn_is_its_median_round_and_one_late_step_is_not() -> None:
     late = replace(STEP, run_s=100.0)
-    turn = turn_of([*[STEP] * 20, late, *[STEP] * 3], 6, 0.5, writes=True)
+    turn = turn_of([*[[STEP] * 4] * 5, [late, *[STEP] * 3]], 6, 0.5, writes=True)
     assert turn == StepTurn(1.0, 2.0, 6, 24, 0.5)
 
 
-@pytest.mark.parametrize(("steps", "blocks"), [(12, 6), (24, 2)])
-def test_a_turn_that_says_nothing_is_refused(steps: int, blocks: int) -> None:
-    """Too short, or with hardly anything to write."""
-    with pytest.raises(BenchError, match="only"):
-        turn_of([STEP] * steps, blocks, 0.0, writes=True)
-    assert turn_of([STEP] * 24, 0, 0.0, writes=False).blocks == 0
+@pytest.mark.parametrize(
+    ("last", "blocks", "told"), [(3, 6, "ended before"), (4, 2, "only 2 blocks")]
+)
+def test_a_run_that_says_nothing_is_refused(last: int, blocks: int, told: str) -> None:
+    """Whose rows ended too soon, or with hardly anything to write."""
+    with pytest.raises(BenchError, match=told):
+        turn_of([*[[STEP] * 4] * 5, [STEP] * last], blocks, 0.0, writes=True)
+    assert turn_of([[STEP] * 4] * 6, 0, 0.0, writes=False).blocks == 0
 
 
 def test_whoever_computed_beside_it_is_said() -> None:

@@ -1,4 +1,4 @@
-"""How an inverse test ends: with a safeguard off a seed fails, by what that is there for."""
+"""How an inverse test ends: with a safeguard off it fails, by what that is there for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.sim.draw import scenario
 from tests.sim.play import play
+from tests.sim.story import Scenario
 
 SEEDS_MAX = 200
 
@@ -24,3 +25,17 @@ def fails_without(
             assert re.search(found, violation.message), violation
             return
     raise AssertionError(f"{SEEDS_MAX} seeds and nothing was noticed")
+
+
+def fails_on(
+    played: Scenario,
+    off: Callable[[pytest.MonkeyPatch], None],
+    found: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A scenario that passes until the safeguard is off."""
+    _, violation = play(played)
+    assert violation is None, violation
+    off(monkeypatch)
+    _, violation = play(played)
+    assert violation is not None and re.search(found, violation.message), violation

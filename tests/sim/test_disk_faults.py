@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +14,7 @@ from sapwood.scheduler.core.disk_tier import DiskTier
 from sapwood.scheduler.core.page_outs import DAY_S, WriteBudget
 from sapwood.scheduler.disk import Erase
 from tests.scheduler.disk_house import FakeDisk
+from tests.sim.inverse import fails_on
 from tests.sim.play import play
 from tests.sim.story import (
     Action,
@@ -142,8 +142,4 @@ def test_without_a_safeguard_it_fails(
     found: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, violation = play(played)
-    assert violation is None, violation
-    off(monkeypatch)
-    _, violation = play(played)
-    assert violation is not None and re.search(found, violation.message), violation
+    fails_on(played, off, found, monkeypatch)

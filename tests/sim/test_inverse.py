@@ -5,7 +5,6 @@ Each within 200 seeds, and by the invariant that the safeguard is there for.
 
 from __future__ import annotations
 
-import re
 from collections import abc
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +26,7 @@ from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.slice_cost import SliceCost
 from tests.scheduler.disk_house import FakeDisk
-from tests.sim.inverse import fails_without
-from tests.sim.play import play
+from tests.sim.inverse import fails_on, fails_without
 from tests.sim.story import Ask, BreakDisk, Config, Kill, Scenario, Slow, Stall, Wipe
 
 CACHE, CORE = "sapwood.cache.prefix", "sapwood.scheduler.core"
@@ -323,11 +321,7 @@ def test_without_a_safeguard_the_disk_fails(
     found: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _, violation = play(played)
-    assert violation is None, violation
-    off(monkeypatch)
-    _, violation = play(played)
-    assert violation is not None and re.search(found, violation.message), violation
+    fails_on(played, off, found, monkeypatch)
 
 
 @pytest.mark.parametrize("off", [no_fair_shares, no_yielding])
@@ -335,8 +329,4 @@ def test_l4_without_fairness_who_comes_second_is_without_its_slots(
     off: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long replies of one in all slots: seeds have few of them."""
-    _, violation = play(CONTENDED)
-    assert violation is None, violation
-    off(monkeypatch)
-    _, violation = play(CONTENDED)
-    assert violation is not None and "L4" in violation.message, violation
+    fails_on(CONTENDED, off, "L4", monkeypatch)

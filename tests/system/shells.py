@@ -61,6 +61,12 @@ class Shell:
             self.screen.keys("-l", line)
             self.screen.keys("Enter")
 
+    def completed(self, typed: str, shown: str) -> None:
+        """Tab behind a line that is not sent, until that is shown."""
+        self.screen.keys("-l", typed)
+        self.screen.keys("Tab")
+        self.screen.wait(shown)
+
     def clear(self) -> None:
         """Ctrl-C for a line of a chat; until the next can be typed."""
         prompts = self.screen.text.count("\n>")

@@ -214,9 +214,7 @@ def completions(user: Shell) -> None:
         "/show mess": "/show messages",
         "/tools too": "/tools tools.json",
     }.items():
-        user.screen.keys("-l", typed)
-        user.screen.keys("Tab")
-        user.screen.wait(f"> {whole}")
+        user.completed(typed, f"> {whole}")
         user.clear()
 
 

@@ -176,9 +176,7 @@ def completion(user: Shell) -> None:
         "sapwood generate --sch": "sapwood generate --schema",
         "sapwood completion fi": "sapwood completion fish",
     }.items():
-        user.screen.keys("-l", typed)
-        user.screen.keys("Tab")
-        user.screen.wait(f"$ {whole}")
+        user.completed(typed, f"$ {whole}")
         user.screen.keys("C-c")
     assert "#compdef sapwood" in user.run("sapwood completion zsh | head -n 1")
     assert "session" in user.run("sapwood completion fish | grep -m 1 -w session")

@@ -138,3 +138,13 @@ def test_nor_does_it_make_slices_cheap() -> None:
     for _ in range(8):
         cost.observe(mixed, true_seconds(plain) + slice_s)
     assert cost.slices.of(READ) == pytest.approx(before, rel=0.1)
+
+
+@pytest.mark.parametrize(("share", "denied"), [(0.5, True), (1.5, False)])
+def test_a_step_with_slices_that_takes_less_than_its_rows_denies_what_these_take(
+    share: float, denied: bool
+) -> None:
+    cost = taught()
+    new = StepShape(4, 40, 10, 2000, READ)
+    cost.observe(new, share * cost.decode_s(new))
+    assert cost.rows_overpriced is denied
