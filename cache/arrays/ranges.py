@@ -5,7 +5,8 @@
   tree has one for its full layers and one for its sliding layers.
 - What the tree cuts, joins and thins is copied, and a copy is made later, with others: the host
   waits for each evaluation. It reads ranges alone and no pool, so no pool is copied for its sake;
-  until it is made, what it is made from stays in memory.
+  until it is made, what it is made from stays in memory. A join of joins that are not made is one
+  copy: the tree joins in pairs, and each token would be copied once for every round of them.
 - `split` and `merge` take their inputs; a taken or closed range is dead and says so.
 - An EdgePayload is what the prefix tree stores for one edge: all full layers over the whole edge,
   all sliding layers over the same newest part of it.
@@ -40,7 +41,8 @@ class Range:
 
     stack: [sum of 2 x kv_heads, end - start, D], layer by layer, keys then values. kv_heads: of
     each layer. unmade_bytes: what making it takes, with all that it is made from and that is not
-    made either; 0: it is there, or whoever had it made sees to it.
+    made either; 0: it is there, or whoever had it made sees to it. joins: the stacks that it lays
+    side by side, oldest first; none once it is made, and of what is no join.
     """
 
     start: int
@@ -49,6 +51,7 @@ class Range:
     kv_heads: tuple[int, ...]
     unmade_bytes: int = 0
     closed: bool = field(default=False)
+    joins: tuple[mx.array, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.start < self.end, (self.start, self.end)
@@ -64,7 +67,7 @@ class Range:
         """Free the array. Exactly once, directly or by being taken."""
         assert not self.closed, f"range [{self.start}, {self.end}) closed twice"
         self.closed = True
-        self.stack = mx.array(())
+        self.stack, self.joins = mx.array(()), ()
 
     def part(self, start: int, end: int) -> Range:
         """A copy of [start, end), lazily; the caller evaluates it.
@@ -121,9 +124,12 @@ def join_ranges(parts: Sequence[Range]) -> Range:
     """Adjacent ranges, oldest first and at least one, as one: a single lazy copy. Takes them."""
     for older, newer in pairwise(parts):
         assert older.end == newer.start, (older.end, newer.start)
-    stack = mx.concatenate([p.stack for p in parts], axis=1)
-    unmade = sum(p.unmade_bytes for p in parts) + int(stack.nbytes)
-    joined = Range(parts[0].start, parts[-1].end, stack, parts[0].kv_heads, unmade)
+    joins = tuple(stack for p in parts for stack in p.joins or (p.stack,))
+    stack = mx.concatenate(list(joins), axis=1)
+    # Of a join in a join its own bytes are never taken.
+    unmade = sum(p.unmade_bytes - (int(p.stack.nbytes) if p.joins else 0) for p in parts)
+    unmade += int(stack.nbytes)
+    joined = Range(parts[0].start, parts[-1].end, stack, parts[0].kv_heads, unmade, joins=joins)
     for part in parts:
         part.close()
     return joined
@@ -186,7 +192,7 @@ def evaluate(ranges: Sequence[Range]) -> None:
     if ranges:
         mx.eval([r.stack for r in ranges])
     for made in ranges:
-        made.unmade_bytes = 0
+        made.unmade_bytes, made.joins = 0, ()
 
 
 @dataclass(slots=True)

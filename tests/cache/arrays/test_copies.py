@@ -76,21 +76,49 @@ def test_m1_as_many_are_made_at_once_as_there_is_room_for(
     assert len(waits) == expected, "nothing is left to make"
 
 
+def test_joins_of_joins_are_one_copy(
+    copies: Copies,
+    edges: list[EdgePayload],
+    waits: list[int],  # noqa: F811
+) -> None:
+    """Merged pairwise, as the tree does: the halves are never made."""
+    first, second, third, fourth = edges[:4]
+    merged = first.merge(second).merge(third.merge(fourth))
+    other = edges[4].merge(edges[5])
+    whole_bytes = 4 * TOKENS * TOKEN_BYTES
+    taken = peak_bytes(lambda: copies.make(whole_bytes))
+    assert len(waits) == 2, "the other one is beyond the bytes"
+    assert taken <= whole_bytes + SCALARS_BYTES
+    assert content(merged) == [float(i) for i in range(4) for _ in range(TOKENS)]
+    assert content(other) == [float(i) for i in (4, 5) for _ in range(TOKENS)]
+
+
+def test_a_made_join_holds_nothing_of_what_it_was_made_from(
+    copies: Copies, edges: list[EdgePayload]
+) -> None:
+    before = mx.get_active_memory()
+    merged = edges[0].merge(edges[1])
+    copies.make(1 << 30)
+    assert abs(mx.get_active_memory() - before) <= SCALARS_BYTES
+    again = merged.merge(edges[2])
+    copies.make(1 << 30)
+    assert content(again) == [float(i) for i in range(3) for _ in range(TOKENS)]
+    again.close()
+    assert before - mx.get_active_memory() >= 3 * TOKENS * TOKEN_BYTES - SCALARS_BYTES
+
+
 def test_a_copy_of_copies_counts_what_it_is_made_from(
     copies: Copies,
     edges: list[EdgePayload],
     waits: list[int],  # noqa: F811
 ) -> None:
-    """Merged pairwise, as the tree does; the two halves and their whole exist at once."""
-    first, second, third, fourth = edges[:4]
-    merged = first.merge(second).merge(third.merge(fourth))
-    other = edges[4].merge(edges[5])
-    pair_bytes = 2 * TOKENS * TOKEN_BYTES
-    taken = peak_bytes(lambda: copies.make(4 * pair_bytes))
-    assert len(waits) == 2, "with the other it would be five pairs at once"
-    assert taken <= 4 * pair_bytes + SCALARS_BYTES
-    assert content(merged) == [float(i) for i in range(4) for _ in range(TOKENS)]
-    assert content(other) == [float(i) for i in (4, 5) for _ in range(TOKENS)]
+    """What is cut and joined at once: the parts and their whole exist at once."""
+    thinned = [edges[0], edges[1].copy(TOKENS, TOKENS + KEPT, TOKENS)]
+    merged = thinned[0].merge(thinned[1])
+    whole_bytes, cut_bytes = (TOKENS + KEPT) * TOKEN_BYTES, KEPT * TOKEN_BYTES
+    taken = peak_bytes(lambda: copies.make(whole_bytes))
+    assert whole_bytes < taken <= whole_bytes + cut_bytes + SCALARS_BYTES
+    assert content(merged) == [0.0] * TOKENS + [1.0] * KEPT
 
 
 def test_what_is_dropped_before_it_is_made_is_never_made(
