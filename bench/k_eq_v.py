@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +26,12 @@ from bench.measure import BenchError, Figure, Side, alternated
 from bench.setup import Setup
 from sapwood.cache.arrays.folded import folded
 from sapwood.cache.attention_routes import Kernels
+from sapwood.daemon import blas
 from sapwood.model import device
 
 ROTATED = 128  # of a head: its first and its 257th 64, side by side here
-KEYS, QUICK_KEYS = 4096, 256
-QUERIES = (1, 4)
+_KEYS, _QUICK_KEYS = 4096, 256
+_QUERIES = (1, 4)
 _CALLS = 9
 _OFF_MAX = {"float32": 1e-3, "bfloat16": 0.1}
 
@@ -38,14 +40,16 @@ Ways = Mapping[str, Callable[[], mx.array]]
 
 def measure(setup: Setup) -> list[Figure]:
     kernels = device.attention_kernels(mx.bfloat16)
-    keys = QUICK_KEYS if setup.quick else KEYS
-    return [
+    keys = _QUICK_KEYS if setup.quick else _KEYS
+    found = [
         figure
         for family in FAMILIES.values()
         if family.k_eq_v
-        for queries in QUERIES
+        for queries in _QUERIES
         for figure in _figures(setup, kernels, family, queries, keys)
     ]
+    setup.blas.add(blas.loaded(os.getpid()))
+    return found
 
 
 def _figures(

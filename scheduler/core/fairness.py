@@ -5,7 +5,9 @@
   first; a fraction is decided by time.
 - `level` is the device time that those who wanted more have had, by weight. Who is behind it by a
   fifth of the dearest step of late gets the fraction of a row, from who has more than its own.
-  Nobody is further from the level than the dearest step: what was before that is forgotten.
+  Nobody is further behind the level than the dearest step, nor ahead of it by more than half of
+  one: what was before that is forgotten. Who has had more by having been the oldest, whom nobody
+  parks, would pay it back in one wait.
 - Equal slots are equal times only where rows cost alike: who stays behind has its share of slots
   tilted up, slowly, and who stays ahead down.
 - Time is charged while somebody is short, and at no other: what nobody else wanted is free.
@@ -31,6 +33,7 @@ from sapwood.scheduler.policy.slice_cost import Reading
 SLIVER = 1e-9  # of a slot: what floats lose
 WHOLE_MIN = 0.9  # of a slot: counts as one, so that a tilt takes none away
 BEHIND_MIN = 0.18  # dearest steps, that are worth a row
+AHEAD_MAX = 0.5  # dearest steps
 TILT = 0.003  # of a share, in each step, for each dearest step that one is behind
 TILT_MAX = 4.0
 OWED_MORE = 1.25  # times its part of a step's time: who is behind is to come level
@@ -180,7 +183,7 @@ class Fairness:
         behind = [name for name in readers if self._steps_behind(name) >= BEHIND_MIN]
         if behind and len(behind) < len(short):
             weights = self._weights
-            part = sum(weights[name] for name in behind) / sum(weights[name] for name in short)
+            part = sum(weights[n] for n in sorted(behind)) / sum(weights[n] for n in sorted(short))
             return min(OWED_MAX, OWED_MORE * part)
         late = any(self._steps_behind(name) >= BEHIND_MIN for name in short - readers)
         return 0.0 if late and all(self._steps_behind(n) <= -BEHIND_MIN for n in readers) else None
@@ -209,12 +212,12 @@ class Fairness:
     def _charge(self, taken: abc.Mapping[str, float], short: set[str]) -> None:
         if not short:
             return
-        weights = self._weights
-        self._level += sum(taken[n] for n in short) / sum(weights[n] for n in short)
+        weights, ordered = self._weights, sorted(short)  # sums in one order, whoever replays them
+        self._level += sum(taken[n] for n in ordered) / sum(weights[n] for n in ordered)
         for name in self._entitled:
             bound = self.time.dearest / weights[name]
             had = self._had[name] + taken[name] / weights[name]
-            self._had[name] = min(max(had, self._level - bound), self._level + bound)
+            self._had[name] = min(max(had, self._level - bound), self._level + AHEAD_MAX * bound)
             self._tilts[name] = self._tilted(name, name in short)
 
     def _tilted(self, name: str, short: bool) -> float:
@@ -259,7 +262,7 @@ class Fairness:
         return (self._level - self._had.get(name, self._level)) * self._weights[name]
 
     def _steps_behind(self, name: str) -> float:
-        """The same in dearest steps, within [-1, 1]."""
+        """The same in dearest steps, within [-AHEAD_MAX, 1]."""
         return self._behind(name) / (self.time.dearest or 1.0)
 
     def _turn(self, line: Line, rows: Counter[str]) -> tuple[int, float, bool, Priority]:
@@ -296,8 +299,9 @@ class Fairness:
             return None
 
         def order(sequence: Sequence) -> tuple[float, Priority, int, int]:
-            request = sequence.request
-            return over[request.principal], request.priority, -sequence.parks, sequence.rank
+            request, owner = sequence.request, sequence.request.principal
+            most = over[owner] - self._steps_behind(owner)
+            return most, request.priority, -sequence.parks, sequence.rank
 
         victim = max(others, key=order)
         theirs = victim.request.principal
