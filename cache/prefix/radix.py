@@ -176,7 +176,8 @@ def compact(chain: Sequence[Node], tokens_max: int, totals: Totals) -> None:
     """Merge neighbours of `chain`, a path from the top down, to edges of at most `tokens_max`.
 
     Pairwise and in rounds: payloads that copy at once copy a token log2(nodes of its edge) times,
-    and those whose copies are made later (arrays/ranges) once. One call stops after MERGED_EDGES_MAX such edges: the next one goes on, so no pause is long.
+    those whose copies are made later (arrays/ranges) once. One call stops after MERGED_EDGES_MAX
+    such edges: the next one goes on, so no pause is long.
     """
     for group in _mergeable(chain, tokens_max)[:MERGED_EDGES_MAX]:
         while len(group) > 1:
