@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from random import Random
+from unittest.mock import patch
 
 from sapwood.cache.prefix.ledger import Ledger
 from sapwood.cache.prefix.tree import Tree
 from sapwood.scheduler.core.core import Core
+from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.events import Delta, Failed, Finished, Priority, Request, Submit
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
@@ -25,6 +28,7 @@ from sapwood.scheduler.sampling import Sampling
 from tests.scheduler.fake_device import TOKEN_BYTES, FakeDevice, toy_facts
 
 BUDGET_BYTES = 10**8
+_BEGAN = 1000.0
 BASE_S, TOKEN_S, DRAFT_S = 0.010, 0.0005, 0.001  # FakeDevice.seconds
 
 
@@ -59,11 +63,12 @@ class Crowd:
         ledger, tree = Ledger(BUDGET_BYTES, facts.weights_bytes), Tree(facts.window_tokens, 500)
         self.core = Core(facts, limits, tree, ledger, TOKEN_BYTES)
         self.device = FakeDevice(facts, limits, quality)
-        self.now = 1000.0
+        self.now = _BEGAN
         self.asked: dict[int, Asked] = {}
         self.ended: list[Asked] = []
         self.tokens = 0
         self.taken: list[Mapping[str, float]] = []  # device seconds by principal, of each step
+        self.short: list[set[str]] = []  # who wanted more in it
         self._ids = count(1)
         self._coming: deque[Client] = deque()
         for client in clients:
@@ -91,9 +96,15 @@ class Crowd:
         result = self.device.run(plan)
         self.now += self.device.seconds(plan)
         self.taken.append(self._shares(plan, owners))
+        self.short.append(self._short(plan, owners))
         self.core.commit(plan, result, self.now)
         self._coming.extend(again)
         return plan
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all replies together."""
+        return self.tokens / (self.now - _BEGAN)
 
     def attained(self) -> dict[str, float]:
         """Device seconds of each principal."""
@@ -141,6 +152,23 @@ class Crowd:
             taken[self.asked[owners[piece.slot]].client.principal] += BASE_S / parts + own
         return taken
 
+    def _short(self, plan: StepPlan, owners: Mapping[int, int]) -> set[str]:
+        """Who waits for a row, or has one and is not done with its prompt."""
+        done = {owners[p.slot] for p in plan.prefills if p.draws} | {
+            owners[row.slot] for row in plan.decodes
+        }
+        return {asked.client.principal for id, asked in self.asked.items() if id not in done}
+
+
+@contextmanager
+def unfair() -> Iterator[None]:
+    """As if all were one principal's."""
+    with (
+        patch.object(Fairness, "_entitle", lambda *_: {}),
+        patch.object(Fairness, "parts", lambda *_: {}),
+    ):
+        yield
+
 
 def jain(attained: Mapping[str, float], entitled: Mapping[str, float]) -> float:
     """1 where all have the same part of what they are entitled to, 1 / n where one has all."""
@@ -148,15 +176,21 @@ def jain(attained: Mapping[str, float], entitled: Mapping[str, float]) -> float:
     return sum(ratios) ** 2 / (len(ratios) * sum(ratio**2 for ratio in ratios))
 
 
-def shortfall(
-    taken: Sequence[Mapping[str, float]], shares: Mapping[str, float], steps: int
-) -> float:
-    """The most that anybody lacks of its share of any `steps` in a row, in their dearest step."""
+def shortfall(crowd: Crowd, shares: Mapping[str, float], steps: int) -> float:
+    """The most that anybody lacks of its share of any `steps` in a row, in their dearest step.
+
+    Of a step in which it wanted no more, its share is what it had, if that is less.
+    """
+    totals = [sum(step.values()) for step in crowd.taken]
     worst = 0.0
-    for first in range(len(taken) - steps + 1):
-        window = taken[first : first + steps]
-        totals = [sum(step.values()) for step in window]
-        for name, share in shares.items():
-            lacks = share * sum(totals) - sum(step.get(name, 0.0) for step in window)
-            worst = max(worst, lacks / max(totals))
+    for name, share in shares.items():
+        lacks = [
+            share * total - own if name in short or own > share * total else 0.0
+            for total, own, short in zip(
+                totals, (step.get(name, 0.0) for step in crowd.taken), crowd.short, strict=True
+            )
+        ]
+        for first in range(len(totals) - steps + 1):
+            window = slice(first, first + steps)
+            worst = max(worst, sum(lacks[window]) / max(totals[window]))
     return worst

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from sapwood.scheduler.core.fairness import Fairness
 from sapwood.scheduler.events import Priority
 from sapwood.scheduler.limits import Limits
-from tests.sim.crowd import Client, Crowd, jain, shortfall
+from tests.sim.crowd import Client, Crowd, jain, shortfall, unfair
 from tests.sim.share_checks import water
 
 JAIN_MIN = 0.98
@@ -57,7 +56,7 @@ def weights_of_replies() -> None:
     crowd = crowd_of_weights(800)
     found = jain(crowd.attained(), WEIGHTS)
     assert found >= JAIN_MIN, f"L4: {found} of {crowd.attained()}"
-    lacks = shortfall(crowd.taken, {name: w / 7 for name, w in WEIGHTS.items()}, WINDOW_STEPS)
+    lacks = shortfall(crowd, {name: w / 7 for name, w in WEIGHTS.items()}, WINDOW_STEPS)
     assert lacks <= LACKS_MAX, f"L4: {lacks} of the dearest step"
 
 
@@ -73,7 +72,7 @@ def weights_of_prompts() -> None:
     crowd = crowd_of_weights(260, **READING)
     found = jain(crowd.attained(), WEIGHTS)
     assert found >= JAIN_MIN, f"L4: {found} of {crowd.attained()}"
-    lacks = shortfall(crowd.taken, {name: w / 7 for name, w in WEIGHTS.items()}, WINDOW_STEPS)
+    lacks = shortfall(crowd, {name: w / 7 for name, w in WEIGHTS.items()}, WINDOW_STEPS)
     assert lacks <= LACKS_MAX, f"L4: {lacks} of the dearest step"
 
 
@@ -107,7 +106,7 @@ def one_who_reads() -> None:
     crowd.run(400)
     found = jain(crowd.attained(), {"one": 1, "many": 1})
     assert found >= JAIN_MIN, f"L4: {found} of {crowd.attained()}"
-    lacks = shortfall(crowd.taken, {"one": 0.5, "many": 0.5}, WINDOW_STEPS)
+    lacks = shortfall(crowd, {"one": 0.5, "many": 0.5}, WINDOW_STEPS)
     assert lacks <= READER_LACKS_MAX, f"L4: {lacks} of the dearest step"
 
 
@@ -123,17 +122,10 @@ def test_l4(figure: Callable[[], None]) -> None:
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
-def test_l4_unfair(figure: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_l4_unfair(figure: Callable[[], None]) -> None:
     """With fairness off each figure is missed: what it says is this code's doing."""
-    off(monkeypatch)
-    with pytest.raises(AssertionError, match="L4"):
+    with unfair(), pytest.raises(AssertionError, match="L4"):
         figure()
-
-
-def off(patch: pytest.MonkeyPatch) -> None:
-    """As if all were one principal's."""
-    patch.setattr(Fairness, "_entitle", lambda *_: {})
-    patch.setattr(Fairness, "parts", lambda *_: {})
 
 
 def test_where_there_is_room_nobody_is_held_back() -> None:
@@ -144,14 +136,11 @@ def test_where_there_is_room_nobody_is_held_back() -> None:
     assert jain(crowd.attained(), STREAMS) >= JAIN_MIN
 
 
-def test_it_costs_few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = []
-    for unfair in (False, True):
-        if unfair:
-            off(monkeypatch)
-        crowd = crowd_of_weights(400)
-        rates.append(crowd.tokens / (crowd.now - 1000.0))
-    assert rates[0] >= 0.95 * rates[1], rates
+def test_it_costs_few_tokens() -> None:
+    fair = crowd_of_weights(400).tokens_per_s
+    with unfair():
+        most = crowd_of_weights(400).tokens_per_s
+    assert fair >= 0.95 * most
 
 
 def test_who_is_urgent_goes_first_among_its_own_and_nobody_starves() -> None:
