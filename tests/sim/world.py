@@ -135,6 +135,7 @@ class World:
                 self.life.disk.writes_fail, self.life.disk.erases_fail = not torn, stuck
             case Jump(_, seconds):
                 self._fault("jump")
+                self.life.deliver()  # what has ended has at this time, whenever it is told
                 self.life.now += seconds
             case Stall(at, ticks):
                 self._fault("slow disk")

@@ -74,6 +74,7 @@ def test_an_evening_with_chat(folder: Path) -> None:
         say(screen, "/set temperature 3")
         say(screen, "/set max_tokens 3000")
         say(screen, "/set min_tokens 3000")
+        screen.wait("min_tokens = 3000")  # what is typed ahead stands there before it is read
         say(screen, "Go on for long.")
         while not re.search(r"Go on for long\.\n.*\w", screen.text):
             pass
