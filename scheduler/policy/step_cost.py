@@ -50,7 +50,7 @@ OVER = 0.6  # of the level, and less: a slow spell is over
 KINDS_MAX = 64
 STALE_STEPS = 64  # a kind that was not seen for so long learns from a step that copies, too
 LOOK_STEPS = 32  # after so many steps with slices a kind is looked at once without
-LOOK_APART = 4
+LOOK_APART = 4  # and so many where one was not looked at yet, or slices deny what it takes
 
 
 KindName = tuple[int, int, bool]
@@ -209,7 +209,7 @@ class StepCost:
         kind = self._kinds.get(shape.kind)
         if kind is None or kind.count < COUNT_SETTLED:
             return True
-        return self._step - kind.seen >= LOOK_STEPS
+        return self._step - kind.seen >= (LOOK_APART if self.rows_overpriced else LOOK_STEPS)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """`seconds` from the step's plan to its commit, as the engine's clock saw it."""

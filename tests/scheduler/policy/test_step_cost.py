@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.scheduler.policy.slice_cost import Reading
-from sapwood.scheduler.policy.step_cost import StepCost, StepShape
+from sapwood.scheduler.policy.step_cost import LOOK_APART, StepCost, StepShape
 from tests.scheduler.policy.world import predicted
 
 READ = Reading(1, 512, 512 * 256)
@@ -148,3 +148,16 @@ def test_a_step_with_slices_that_takes_less_than_its_rows_denies_what_these_take
     new = StepShape(4, 40, 10, 2000, READ)
     cost.observe(new, share * cost.decode_s(new))
     assert cost.rows_overpriced is denied
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.5, True), (1.5, False)])
+def test_a_settled_kind_that_slices_deny_is_looked_at_before_long(
+    share: float, wanted: bool
+) -> None:
+    cost, plain = taught(), StepShape(4, 8, 2, 4000)
+    for _ in range(8):
+        cost.observe(plain, true_seconds(plain))
+    mixed = StepShape(4, 8, 2, 4000, READ)
+    for _ in range(LOOK_APART):
+        cost.observe(mixed, share * cost.decode_s(mixed))
+    assert cost.wants_look(mixed) is wanted
