@@ -33,8 +33,10 @@ def test_what_is_missing_is_said_at_the_end(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(PLUGIN)
     (tmp_path / "test_it.py").write_text(TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = outside\n")
+    # A folder of its own: else pytest clears those of earlier runs away, for minutes.
+    own = ["-p", "no:cacheprovider", f"--basetemp={tmp_path}/base"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--numprocesses", "1", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "--numprocesses", "1", *own],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
