@@ -312,10 +312,10 @@ class Life(SessionHouse, DiskHouse):
         return sum(self.tree.evictions.values())
 
     def _alone_bytes(self, request: Request) -> int:
-        """What a request takes alone: ring, row, the rows of a round and a slice."""
+        """What a request takes alone: ring, row, what a slot takes besides, a round and a slice."""
         facts, row = self.facts, self.facts.row_tokens_min
         while row < request.tokens_max:
             row *= 2
         rows = 1 + (self.limits.draft_depth_max if facts.has_drafter else 0)
         step = rows + self.limits.prefill_tokens_max  # a byte each
-        return facts.ring_bytes + row * facts.full_bytes_per_token + step
+        return facts.ring_bytes + row * facts.full_bytes_per_token + facts.slot_bytes + step
