@@ -27,7 +27,7 @@ from sapwood.daemon.demo.process import serve_command
 from sapwood.scheduler.limits import Limits
 
 CONTEST_SIZES, QUICK_CONTEST_SIZES = (1, 4, 16), (1, 4)
-FIXED, QUICK_FIXED = tuple(range(Limits().draft_depth_max + 1)), (0, 1, 3)
+FIXED, QUICK_FIXED = tuple(range(Limits().usual_depth_max + 1)), (0, 1, 3)
 
 
 class DepthContest:

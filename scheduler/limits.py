@@ -34,7 +34,9 @@ class Limits:
     stop_token_ids_max: int = 64
     max_tokens_default: int = 512
     worker_max_tokens_default: int = 8192  # where a gateway says nothing: its clients expect no end
-    draft_depth_max: int = 8
+    draft_depth_max: int = 15  # where few rows decode: with the bonus token a tile of 16
+    draft_tokens_max: int = 8  # where more do, and that a request may pin
+    deep_rows_max: int = 8  # how many are few
     penalty_max: float = 2.0  # of presence and frequency, either sign
     logit_bias_max: float = 100.0  # either sign
     logit_bias_tokens_max: int = 1024
@@ -133,6 +135,15 @@ class Limits:
     stall_s_max: float = 120.0
     drain_s_max: float = 20.0
     record_bytes_max: int = 1 << 30
+
+    @property
+    def usual_depth_max(self) -> int:
+        """The deepest round that any company may have."""
+        return min(self.draft_tokens_max, self.draft_depth_max)
+
+    def depth_max(self, rows: int) -> int:
+        """The deepest round where so many rows decode."""
+        return self.draft_depth_max if rows <= self.deep_rows_max else self.usual_depth_max
 
     def nodes_max(self, room_bytes: int) -> int:
         """How many nodes the tree may have where so many bytes are for all K/V."""

@@ -62,6 +62,12 @@ class ModelFacts:
         """What a slot takes beside its rows in pools."""
         return self.tail_bytes + self.live_buffers * self.reuse_bytes
 
+    @property
+    def ring_tokens(self) -> int:
+        """Tokens of sliding K/V that a slot's live ring holds at most."""
+        per_token = self.sliding_bytes_per_token
+        return self.ring_bytes // per_token if per_token else 0
+
     def live_bytes(self, tokens: int) -> int:
         """Live K/V of a slot that holds up to `tokens` tokens, were no other there."""
         return self.ring_bytes + self.row_bytes(tokens) + self.slot_bytes

@@ -1,6 +1,7 @@
 """How evenly text comes: gaps between messages of eight streams, idle and beside a long prompt.
 
-- Idle: nothing else is going on. Landing: a ninth client asks for one token behind 8,000 once the
+- Idle: all eight speak, and nothing else is going on; what is left of them when the first has ended
+  takes shorter steps. Landing: a ninth client asks for one token behind 8,000 once the
   streams have got as many replies as they are; gaps count that overlap the time from its request to
   its first text. Who asks the next question meanwhile has no gap but waits: that is told apart.
 - Streams are plain replies; who has ended asks the next question until the prompt has landed, so
@@ -22,7 +23,7 @@ import anyio
 from bench.measure import Figure
 from bench.peers.contestants import Running, naming
 from bench.peers.disturbance import Alternation
-from bench.peers.heard import Heard
+from bench.peers.heard import Heard, computed_tokens
 from bench.peers.prompts import chats, long_chat
 from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question, checked, rows_of
 from bench.peers.rows import MeasuredRow, PairRows, ratio
@@ -32,6 +33,7 @@ REPLIES_PLANNED = 64  # of a stream in one turn; far more than any asks
 GAP_UNITS = {
     "landing_p99_s": "s", "landing_p50_s": "s", "idle_p99_s": "s", "idle_p50_s": "s",
     "landing_most_s": "s", "landing_first_text_s": "s", "landing_wait_most_s": "s",
+    "landing_own_part": "share",
 }  # fmt: skip
 
 
@@ -72,10 +74,11 @@ async def landing_measures(
 
 
 async def idle_gaps(running: Running, number: int) -> list[float]:
-    """One reply for each stream."""
+    """One reply for each stream, as long as all of them speak."""
     heard: list[Heard] = []
     await streams(running, number, heard, lambda: False)
-    return [gap for reply in heard for gap in reply.message_gaps_s]
+    all_speak = max(reply.messages[0] for reply in heard)
+    return within(heard, all_speak, min(reply.messages[-1] for reply in heard))
 
 
 async def landing(running: Running, number: int, tokens: int) -> tuple[list[Heard], Heard]:
@@ -133,6 +136,27 @@ def overlapping(heard: Sequence[Heard], start: float, end: float) -> list[float]
     ]
 
 
+def within(heard: Sequence[Heard], start: float, end: float) -> list[float]:
+    """Gaps within replies that lie in [start, end]."""
+    return [
+        later - earlier
+        for reply in heard
+        for earlier, later in pairwise(reply.messages)
+        if earlier >= start and later <= end
+    ]
+
+
+def own_part(heard: Sequence[Heard], long: Heard) -> float | None:
+    """Of the prompt tokens that were computed until the long prompt's first text, those of it.
+
+    None where the server does not tell what it found.
+    """
+    start, end = long.asked, long.messages[0]
+    others = [reply for reply in heard if start < reply.messages[0] and reply.asked < end]
+    own, together = computed_tokens([long]), computed_tokens([*others, long])
+    return None if own is None or together is None else own / together
+
+
 def waits(heard: Sequence[Heard], start: float, end: float) -> list[float]:
     """Times to first text that share time with [start, end)."""
     return [
@@ -143,15 +167,17 @@ def waits(heard: Sequence[Heard], start: float, end: float) -> list[float]:
 def gap_measures(idle: Sequence[float], heard: Sequence[Heard], long: Heard) -> dict[str, float]:
     start, end = long.asked, long.messages[0]
     gaps = checked(overlapping(heard, start, end), "gaps while a prompt landed")
-    waited = waits(heard, start, end)
+    waited, part = waits(heard, start, end), own_part(heard, long)
     return {
         "landing_p99_s": percentile(gaps, 0.99),
         "landing_p50_s": percentile(gaps, 0.5),
         "landing_most_s": max(gaps),
         "landing_first_text_s": long.first_text_s,
-        "idle_p99_s": percentile(checked(idle, "idle gaps"), 0.99),
-        "idle_p50_s": percentile(idle, 0.5),
-    } | ({"landing_wait_most_s": max(waited)} if waited else {})
+    } | {
+        **({f"idle_p{n}_s": percentile(idle, n / 100) for n in (50, 99)} if idle else {}),
+        **({"landing_wait_most_s": max(waited)} if waited else {}),
+        **({"landing_own_part": part} if part is not None else {}),
+    }
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -166,7 +192,7 @@ def stretch_rows(
     """Landing gaps ÷ the contestant's own pooled idle p50."""
     rows = []
     for side, idle in pooled.items():
-        base = statistics.median(idle)
+        base = statistics.median(checked(idle, "idle gaps"))
         for name in ("p50", "p99"):
             values = tuple(a.values[side][f"landing_{name}_s"] / base for a in found)
             disturbed = sum(a.disturbed for a in found)

@@ -44,6 +44,14 @@ class Heard:
         return [later - earlier for earlier, later in pairwise(self.messages)]
 
 
+def computed_tokens(heard: Sequence[Heard]) -> int | None:
+    """Of all their prompts, what was not found; None where a server does not tell."""
+    found = [reply.cached_tokens for reply in heard if reply.cached_tokens is not None]
+    if len(found) < len(heard):
+        return None
+    return sum(reply.prompt_tokens for reply in heard) - sum(found)
+
+
 class ChatClient(Protocol):
     """One client of one contestant; it asks for one greedy reply at a time."""
 

@@ -1,7 +1,8 @@
 """What our own scheduler promises, over a real daemon; no peer takes part.
 
 - A long prompt among eight streams, as `gaps` lands it: gaps ÷ the p50 of all idle ones, pooled,
-  and the prompt's time to first text by its share ÷ the same alone. Each alternation has all three.
+  and the prompt's time to first text by its share ÷ the same alone: what prompts have of a step,
+  and what it has of their tokens, as streams that end ask again. Each alternation has all three.
 - Mixed arrivals: so many clients come one by one, at times that are drawn once, with two questions
   each. Times to first text and gaps, p50 and p99.
 - Acceptance is the pair's: of the bundled and the heavy one what the drafter gives, of heavy-60 and
@@ -145,7 +146,8 @@ def schedule_figures(
         place, said = f"schedule/{plan.name}/gap_{name}", f"{what}, gap {name} ÷ idle p50"
         yield Figure(place, said, ours, idle, most(bound), disturbed=disturbed)
     share = paced_share(Limits().itl_target)
-    ours = Side(side, "s", tuple(share * turn["landing_first_text_s"] for turn in turns))
+    own = [turn["landing_own_part"] * turn["landing_first_text_s"] for turn in turns]
+    ours = Side(side, "s", tuple(share * seconds for seconds in own))
     peer = Side("alone", "s", tuple(turn[ALONE] for turn in turns))
     said = f"{what}, its first text by its share ÷ alone"
     place = f"schedule/{plan.name}/first_text"

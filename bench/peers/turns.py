@@ -15,7 +15,7 @@ import anyio
 
 from bench.measure import Figure
 from bench.peers.contestants import Running, naming
-from bench.peers.heard import ChatClient, Heard
+from bench.peers.heard import ChatClient, Heard, computed_tokens
 from bench.peers.prompts import fresh_questions, system_message, text_tokens
 from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question, rows_of
 from bench.peers.rows import PairRows, most, ratio
@@ -70,17 +70,14 @@ def heard_text(heard: Heard) -> str:
 
 
 def turn_measures(heard: list[Heard]) -> dict[str, float]:
-    cached = [h.cached_tokens for h in heard]
-    known = [n for n in cached if n is not None]
-    prompts = sum(h.prompt_tokens for h in heard)
+    computed = computed_tokens(heard)
     found = {
         "turns_s": max(h.ended for h in heard) - min(h.asked for h in heard),
-        "prompt_tokens": float(prompts),
+        "prompt_tokens": float(sum(h.prompt_tokens for h in heard)),
         "tokens": float(sum(text_tokens(h.text) for h in heard)),
         "resets": float(sum(h.resets for h in heard)),
     }
-    told = len(known) == len(cached)
-    return found | ({"recomputed_tokens": float(prompts - sum(known))} if told else {})
+    return found | ({} if computed is None else {"recomputed_tokens": float(computed)})
 
 
 def turn_figures(pair: str, title: str, rows: PairRows) -> Iterator[Figure]:

@@ -210,6 +210,8 @@ def _numerics(stats: Stats) -> Iterator[Metric]:
 
 
 def _by_position(counts: Sequence[int]) -> dict[str, int]:
-    """Position 1 to the deepest draft there can be, with or without a drafter."""
-    padded = itertools.zip_longest(range(1, Limits().draft_depth_max + 1), counts, fillvalue=0)
+    """Position 1 to the deepest that can be pinned, with or without a drafter; it has the rest."""
+    last = Limits().draft_tokens_max
+    each = [*counts[: last - 1], sum(counts[last - 1 :])]
+    padded = itertools.zip_longest(range(1, last + 1), each, fillvalue=0)
     return {str(position): count for position, count in padded}

@@ -143,8 +143,8 @@ GENERATE_RULES: tuple[Rule[pb.GenerateRequest], ...] = (
     Rule(
         "draft_tokens",
         Reason.BAD_SAMPLING,
-        lambda r, b: r.draft_tokens <= b.limits.draft_depth_max,
-        "draft_tokens is at most {limits.draft_depth_max}",
+        lambda r, b: r.draft_tokens <= b.limits.usual_depth_max,
+        "draft_tokens is at most {limits.usual_depth_max}",
     ),
     Rule(
         "draft_tokens",

@@ -60,9 +60,9 @@ def slots_bytes(facts: ModelFacts, limits: Limits, slots: Sequence[Demand]) -> i
     return live + workspace_bytes(facts, limits, slots, facts.moved_bytes(rows, rings))
 
 
-def round_rows(facts: ModelFacts, limits: Limits) -> int:
-    """Most rows that a round of one sequence verifies, the bonus token's included."""
-    return 1 + (limits.draft_depth_max if facts.has_drafter else 0)
+def round_rows(facts: ModelFacts, limits: Limits, sequences: int = 1) -> int:
+    """Most rows that a round verifies, the bonus token's included, where so many decode."""
+    return 1 + (limits.depth_max(sequences) if facts.has_drafter else 0)
 
 
 def workspace_bytes(
@@ -71,10 +71,15 @@ def workspace_bytes(
     """Transient of the largest step with these slots, or of their pools' moving before it."""
     if not slots:
         return 0
-    rows = round_rows(facts, limits)
-    rounds = sum(facts.round_bytes(rows, slot.tokens, slot.draw_bytes_per_row) for slot in slots)
+    # Few of them may decode, then with more rows each: the few that take most.
+    each = [facts.round_bytes(1, slot.tokens, slot.draw_bytes_per_row) for slot in slots]
+    few = sorted(each, reverse=True)[: limits.deep_rows_max]
+    usual = round_rows(facts, limits, limits.deep_rows_max + 1)
+    more = round_rows(facts, limits) - usual
     longest = max(slot.tokens for slot in slots)
-    step = rounds + facts.prefill_bytes(limits.prefill_tokens_max, longest)
+    step = usual * sum(each) + more * sum(few)
+    step += facts.prefill_bytes(limits.prefill_tokens_max, longest)
     step += max(slot.scored_bytes for slot in slots)  # one slice's after another's
-    step += facts.late_bytes(len(slots) * rows + limits.prefill_tokens_max)
+    rows = usual * len(each) + more * len(few)
+    step += facts.late_bytes(rows + limits.prefill_tokens_max)
     return max(step, moved_bytes)

@@ -162,14 +162,13 @@ class DeviceMemory:
     def restore(self, sequences: tuple[Sequence, ...]) -> list[tuple[Payload, ...]]:
         """The payloads to restore each sequence's [0, stored) from, lent until the commit.
 
-        Comes after the plan's last eviction. Who shares what is known now: who holds more by
-        reference for it gives room back.
+        Comes after the plan's last eviction. Who shares what is known now: who can hold more by
+        reference for it does.
         """
         leases = [sequence.lease for sequence in sequences]
         for sequence in sequences:
             if (base := self._shared(sequence)) > sequence.base:
-                self._refer(sequence, base)
-                self._slots.set(sequence.id, sequence.demand)
+                self._resize(sequence, base)
         for lease in leases:
             if lease is not None and lease.end:
                 self._tree.hit(lease)
@@ -187,14 +186,7 @@ class DeviceMemory:
         gains = sequence.base < self._facts.referred_tokens(lease.end)
         if another <= self._ledger.free or not gains or lease.end > self._long(sequence):
             return False
-        was = sequence.demand
-        self._refer(sequence, lease.end)
-        # The row that goes is a hole first, beside the one that comes.
-        if self._slots.missing(sequence.id, sequence.demand, sealed=True) > self._ledger.free:
-            sequence.demand = was
-            return False
-        self._slots.set(sequence.id, sequence.demand, sealed=True)
-        return True
+        return self._resize(sequence, lease.end, sealed=True)
 
     @property
     def reshaped(self) -> int:
@@ -210,10 +202,11 @@ class DeviceMemory:
         """Reserve a capture of `tokens` tokens, evicting older snapshots for it if need be.
 
         sliding_tokens: of how many of them sliding layers have K/V. of_slot: it is copied out of a
-        slot that the plan releases. False, with nothing evicted, where it does not fit, or is more
-        than one edge can hold.
+        slot that the plan releases, and whose ring holds no more of them than it can. False, with
+        nothing evicted, where it does not fit, or is more than one edge can hold.
         """
-        wanted = self._stored.wanted(tokens, sliding_tokens)
+        sliding = min(sliding_tokens, self._facts.ring_tokens) if of_slot else sliding_tokens
+        wanted = self._stored.wanted(tokens, sliding)
         if tokens > self._facts.edge_tokens_max:
             return False
         if wanted.bytes > self._ledger.free and self._slots.holed:
@@ -222,12 +215,6 @@ class DeviceMemory:
             return False
         self._stored.promise(wanted)
         return True
-
-    @property
-    def ring_tokens(self) -> int:
-        """Tokens of sliding K/V that a slot's live ring holds at most."""
-        per_token = self._facts.sliding_bytes_per_token
-        return self._facts.ring_bytes // per_token if per_token else 0
 
     def end_promises(self) -> None:
         """The step is done: what it captured is inserted next, or was never made."""
@@ -345,6 +332,17 @@ class DeviceMemory:
             return 0
         edges = self._tree.edges(sequence.lease)
         return max(sequence.base, long_tokens(edges, self._limits.referred_edge_tokens_min))
+
+    def _resize(self, sequence: Sequence, base: int, *, sealed: bool = False) -> bool:
+        """Hold `base` tokens by reference, if its row finds room beside the hole of the old one."""
+        was = sequence.demand
+        self._refer(sequence, base)
+        fits = self._slots.missing(sequence.id, sequence.demand, sealed) <= self._ledger.free
+        if fits:
+            self._slots.set(sequence.id, sequence.demand, sealed)
+        else:
+            sequence.demand = was
+        return fits
 
     def _refer(self, sequence: Sequence, base: int) -> None:
         sequence.demand = self._demand(sequence, self._facts.referred_tokens(base))

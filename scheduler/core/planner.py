@@ -195,8 +195,8 @@ class Planner:
             if sequence.lease is None:
                 continue
             start, end = sequence.stored, sequence.storable
-            sliding = min(end - start, self._memory.ring_tokens)
-            if start < end and self._memory.promise(end - start, sliding, step, of_slot=True):
+            tokens = end - start
+            if tokens > 0 and self._memory.promise(tokens, tokens, step, of_slot=True):
                 captured.append(sequence)
                 captures.append(Capture(slot, start, end))
             else:
@@ -223,21 +223,13 @@ class Planner:
         return None
 
     def _decodes(self, decoding: tuple[Sequence, ...], *, reads: bool) -> tuple[DecodeRow, ...]:
-        rows = [self._row(sequence) for sequence in decoding]
+        deepest = min(self._depth.depth_max, self._limits.depth_max(len(decoding)))
+        rows = [_row(sequence, deepest) for sequence in decoding]
         depths = self._depth.choose(rows, reads=reads)
         return tuple(
             DecodeRow(s.slot, s.evaluated, s.reply.tokens[-1], depth, s.emitted, row.forced)
             for s, row, depth in zip(decoding, rows, depths, strict=True)
         )
-
-    def _row(self, sequence: Sequence) -> Row:
-        """Drafting past the last token that may be emitted would be for nothing."""
-        depth_max = min(self._depth.depth_max, sequence.reply.remaining - 1)
-        pinned = sequence.request.depth
-        if pinned is not None:
-            pinned = min(pinned, depth_max)
-        forced = min(sequence.forced_drafts, depth_max if pinned is None else pinned)
-        return Row(sequence.drafting, depth_max, sequence.evaluated, pinned, forced)
 
     def _restores(self, admitted: tuple[Sequence, ...]) -> tuple[tuple[Admit, ...], int]:
         """Lend what is restored, now that nothing of this plan evicts any more.
@@ -308,3 +300,13 @@ class Planner:
 
 def _rank(sequence: Sequence) -> int:
     return sequence.rank
+
+
+def _row(sequence: Sequence, deepest: int) -> Row:
+    """Drafting past the last token that may be emitted would be for nothing."""
+    depth_max = min(deepest, sequence.reply.remaining - 1)
+    pinned = sequence.request.depth
+    if pinned is not None:
+        pinned = min(pinned, depth_max)
+    forced = min(sequence.forced_drafts, depth_max if pinned is None else pinned)
+    return Row(sequence.drafting, depth_max, sequence.evaluated, pinned, forced)

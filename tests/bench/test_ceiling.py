@@ -22,6 +22,7 @@ from bench.matmuls import MatmulWork
 from sapwood.client.values import Usage
 from sapwood.model.pair import load_pair
 from sapwood.scheduler.events import Request
+from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import PROMPTS, checkpoint, golden
 
@@ -89,10 +90,11 @@ def test_chances_are_those_of_transformers_own_rounds() -> None:
         Request(i, b"test", prompt, REPLY, Sampling(), depth=7, ignore_eos=True)
         for i, prompt in enumerate(prompts)
     ]
-    drafted, accepted = [0] * 8, [0] * 8
+    positions = range(Limits().draft_depth_max)
+    drafted, accepted = [0] * len(positions), [0] * len(positions)
     for i in asked:
         for depth, held in rounds(golden(name)[f"p{i}_rounds_hf_k7"].tolist()):
-            for position in range(8):
+            for position in positions:
                 drafted[position] += depth > position
                 accepted[position] += held > position
     assert sum(accepted) > 0

@@ -1,4 +1,4 @@
-"""What is drawn from peers' runs: who disturbed, best peers, verdicts, gaps, joined records."""
+"""What is drawn from peers' runs: who disturbed, best peers, verdicts, joined records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 
 from bench.measure import BenchError
 from bench.peers.disturbance import TRIES, Watch, alternate, foreign_share
-from bench.peers.gaps import gap_measures, overlapping, percentile, stretch_rows
 from bench.peers.heard import Heard
 from bench.peers.pages import page_lines, verdict_line, write_pages
 from bench.peers.pairs import PairPlan, WrittenPair
@@ -191,36 +190,6 @@ def test_the_worst_doubling_of_each_alternation_counts() -> None:
     assert figure.details == {"doubled_from_in_run_1": 2, "doubled_from_in_run_2": 1}
 
 
-def test_percentiles_are_values_that_were_seen() -> None:
-    values = [float(n) for n in range(1, 101)]
-    assert (percentile(values, 0.5), percentile(values, 0.99)) == (50.0, 99.0)
-    assert percentile([3.0], 0.99) == 3.0
-
-
-def test_gaps_count_that_overlap_the_landing() -> None:
-    reply = Heard(0.0, (1.0, 2.0, 5.0, 6.0), 6.0, "", 1)
-    assert overlapping([reply], 3.0, 4.0) == [3.0]
-    assert overlapping([reply], 1.5, 5.5) == [1.0, 3.0, 1.0]
-    assert overlapping([reply], 7.0, 8.0) == []
-
-
-def test_who_asks_while_a_prompt_lands_waits_apart_from_gaps() -> None:
-    """Streams: one in the middle of its reply, one that waits all the while, one long before."""
-    long = Heard(10.0, (20.0,), 21.0, "", 8000)
-    heard = [
-        Heard(1.0, (2.0, 11.0, 12.0), 13.0, "", 1),
-        Heard(12.0, (19.0, 19.5), 22.0, "", 1),
-        Heard(0.0, (1.0, 2.0), 3.0, "", 1),
-    ]
-    found = gap_measures([0.5, 0.25, 0.25], heard, long)
-    assert (found["landing_most_s"], found["landing_p50_s"]) == (9.0, 1.0)
-    assert (found["landing_wait_most_s"], found["landing_first_text_s"]) == (7.0, 10.0)
-    assert (found["idle_p50_s"], found["idle_p99_s"]) == (0.25, 0.5)
-    assert "landing_wait_most_s" not in gap_measures([0.5], heard[:1], long)
-    with pytest.raises(BenchError, match="nothing was measured"):
-        gap_measures([0.5], heard[2:], long)
-
-
 def test_an_error_in_a_turn_names_the_contestant_also_out_of_a_group() -> None:
     async def take(side: str, number: int) -> dict[str, float]:
         async with anyio.create_task_group() as tasks:
@@ -232,19 +201,6 @@ def test_an_error_in_a_turn_names_the_contestant_also_out_of_a_group() -> None:
 
     with pytest.raises(BenchError, match=r"^b: broken$"):
         anyio.run(question(0.0).alternations, ["b"], take, "what")
-
-
-def test_landings_are_told_by_the_idle_gaps_of_all_alternations() -> None:
-    found, _ = alternation([0.0, 0.0])
-    measures = {"landing_p50_s": 2.0, "landing_p99_s": 8.0}
-    same = type(found)({"a": measures, "b": measures}, 0.0)
-    rows = stretch_rows([same, same], {"a": [1.0, 2.0, 4.0], "b": [4.0]})
-    assert {(r.contestant, r.measure): r.values for r in rows} == {
-        ("a", "landing_p50_over_idle"): (1.0, 1.0),
-        ("a", "landing_p99_over_idle"): (4.0, 4.0),
-        ("b", "landing_p50_over_idle"): (0.5, 0.5),
-        ("b", "landing_p99_over_idle"): (2.0, 2.0),
-    }
 
 
 def test_rows_hold_every_alternation_and_sum_counts() -> None:

@@ -18,10 +18,12 @@ def question() -> Question:
     return Question("schedule", pair, (), 2, False, 2)
 
 
-def landed(p50: float, p99: float, first: float, alone: float) -> Alternation[Measures]:
+def landed(
+    p50: float, p99: float, first: float, alone: float, part: float = 1.0
+) -> Alternation[Measures]:
     values = {
         "landing_p50_s": p50, "landing_p99_s": p99, "landing_first_text_s": first,
-        "alone_first_text_s": alone,
+        "alone_first_text_s": alone, "landing_own_part": part,
     }  # fmt: skip
     return Alternation({"ours": values}, 0.0)
 
@@ -37,6 +39,9 @@ def test_a_landing_is_judged_by_idle_gaps_and_by_the_prompts_time_alone() -> Non
     late = [landed(0.16, 0.24, 10.5, 3.0)] * 2
     *_, first = schedule_figures(question(), "ours", late, {"ours": [0.1]})
     assert first.met is False
+    shared = [landed(0.16, 0.24, 16.0, 3.0, 0.5)] * 2
+    *_, first = schedule_figures(question(), "ours", shared, {"ours": [0.1]})
+    assert first.ratios == pytest.approx([1.0, 1.0]), "half of what was read was of others"
 
 
 def test_arrivals_are_told_by_first_texts_and_gaps_of_all_replies() -> None:

@@ -39,8 +39,8 @@ def toy_facts(
     window: int = WINDOW,
     full_bytes: int = FULL_BYTES,
     sliding_bytes: int = SLIDING_BYTES,
+    depth_max: int = Limits().draft_depth_max,
 ) -> ModelFacts:
-    depth_max = Limits().draft_depth_max
     return ModelFacts(
         window_tokens=window,
         context_tokens_max=4096,

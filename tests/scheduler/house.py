@@ -168,8 +168,8 @@ class House(ComputedAgain):
         tree: Tree | None = None,
         folder: DiskFolder | None = None,
     ) -> None:
-        self.facts = facts or toy_facts()
         self.limits = limits or Limits(slots_max=4, prefill_tokens_max=32)
+        self.facts = facts or toy_facts(depth_max=self.limits.draft_depth_max)
         self.ledger = ledger or Ledger(budget_bytes, self.facts.weights_bytes)
         nodes_max = self.limits.nodes_max(self.ledger.free)
         self.tree = tree or Tree(self.facts.window_tokens, nodes_max)

@@ -61,6 +61,7 @@ class Play:
             share_tokens_min=int(options.get("share", 8)),
             overtaken_max=int(options.get("overtaken", 8)),
             queued_max=int(options.get("queued", 256)),
+            draft_depth_max=8,
         )
         budget, quality = int(options.get("budget", ROOMY)), float(options.get("quality", 1))
         self.house = House(limits=limits, budget_bytes=budget, quality=quality)

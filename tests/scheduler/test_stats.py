@@ -115,7 +115,7 @@ def test_labels_are_closed_sets() -> None:
     stats = house.core.stats()
     assert tuple(stats.requests) == tuple(Outcome)
     assert tuple(stats.prefix_recomputed_tokens) == RECOMPUTE_CAUSES
-    assert len(stats.draft_tokens) == len(stats.accepted_tokens) == 8
+    assert len(stats.draft_tokens) == len(stats.accepted_tokens) == Limits().draft_depth_max
     house.run()
     house.close()
 

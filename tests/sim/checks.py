@@ -130,13 +130,16 @@ class RowChecks:
         rows = {slot for slot, row in self.rows.items() if row.decoding}
         decoded = {row.slot for row in plan.decodes}
         assert decoded == rows, f"L3: {sorted(rows)} decode, {sorted(decoded)} are in the step"
+        deepest = self._limits.depth_max(len(plan.decodes))
+        assert all(row.depth <= deepest for row in plan.decodes), f"S8: deeper than {deepest}"
         free = [row for row in plan.decodes if self.rows[row.slot].request.depth is None]
         self.free_rows += len(free)
         self.free_drafting += sum(row.iterations > 0 for row in free)
 
     def check_parked(self) -> None:
         """S8, where no draft is ever accepted: what is tried is for learning, and backs off."""
-        tried_max = 48 + self.free_rows // 8
+        # Rounds are what learning takes, and all slots may be in each of them.
+        tried_max = max(48, 16 * self._limits.slots_max) + self.free_rows // 8
         assert self.free_drafting <= tried_max, (
             f"S8: {self.free_drafting} of {self.free_rows} rows drafted for nothing"
         )

@@ -59,6 +59,9 @@ def scenario(seed: int) -> Scenario:
     actions = [*talked(talks, TICKS), *varied.actions]
     actions = _held(Random(f"constraints {seed}"), actions)
     actions += _jumped(Random(f"clocks {seed}"))
+    depths = Random(f"depths {seed}")
+    config = replace(config, draft_depth_max=depths.choice((8, 8, 15)))
+    config = replace(config, deep_rows_max=depths.choice((2, 8)))
     return Scenario(config, tuple(sorted(actions, key=lambda action: action.at)))
 
 

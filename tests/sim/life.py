@@ -45,7 +45,13 @@ class Life(SessionHouse, DiskHouse):
         """before: the life before it, whose disk it finds. found: instead, what it knew of it."""
         limits = limits_of(config)
         facts = replace(
-            toy_facts(config.has_drafter, config.window, config.full_bytes, config.sliding_bytes),
+            toy_facts(
+                config.has_drafter,
+                config.window,
+                config.full_bytes,
+                config.sliding_bytes,
+                config.draft_depth_max,
+            ),
             page_bytes=config.page_bytes,
             buffers_max=config.buffers_max,
             weights_buffers=2 if config.buffers_max else 0,

@@ -16,6 +16,8 @@ def limits_of(config: Config) -> Limits:
         queued_max=config.queued_max,
         queue_s_max=config.queue_s_max,
         request_s_max=config.request_s_max,
+        draft_depth_max=config.draft_depth_max,
+        deep_rows_max=config.deep_rows_max,
         prefill_tokens_max=config.prefill_tokens_max,
         prefill_slices_max=config.prefill_slices_max,
         share_tokens_min=config.share_tokens_min,

@@ -44,6 +44,8 @@ class Config:
     full_bytes: int = 3
     sliding_bytes: int = 10
     has_drafter: bool = True
+    draft_depth_max: int = 8
+    deep_rows_max: int = 8
     quality: float = 0.7
     budget_bytes: int = 10**7
     step_s: float = 0.01

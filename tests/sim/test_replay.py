@@ -71,7 +71,12 @@ def recorded(
 
 
 LIMITS = Limits(
-    slots_max=3, prefill_tokens_max=24, share_tokens_min=4, queued_max=5, reply_tokens_guess=1
+    slots_max=3,
+    prefill_tokens_max=24,
+    share_tokens_min=4,
+    queued_max=5,
+    reply_tokens_guess=1,
+    draft_depth_max=8,
 )
 
 

@@ -167,7 +167,7 @@ ROW_TOKENS, REPLY = 16, 44
 # Which says at each place where it is: whoever comes back elsewhere is noticed.
 LETTERS = "abcdefghijklmnopqrst"
 PLACED = "".join(f"[{letter}{letter.upper()}]{{5}}" for letter in LETTERS)
-TIGHT = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1)
+TIGHT = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1, draft_depth_max=8)
 
 
 @pytest.mark.parametrize("kind", ["greedy", pytest.param("seeded", marks=pytest.mark.long)])

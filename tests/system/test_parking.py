@@ -21,7 +21,7 @@ from tests.system.pairs import ALL, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack
 
 ROW_TOKENS, PROMPT, REPLY = 16, 20, 44
-LIMITS = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1)
+LIMITS = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1, draft_depth_max=8)
 SEEDED = Sampling(0.9, 40, 0.9, seeded=True, noise_key=11)
 PENALISED = Sampling(repetition_penalty=1.3, presence_penalty=0.5, logit_bias=((9, 2.0),))
 

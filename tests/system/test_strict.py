@@ -102,7 +102,7 @@ def test_the_same_bits_after_parking(name: str, monkeypatch: pytest.MonkeyPatch)
     text = 2 * story(name)  # of some it is shorter than what is asked
     asked = [(text[i * 30 : i * 30 + 40], SAMPLINGS[i % 3]) for i in range(5)]
     due = alone(name, asked, 50)
-    limits = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1)
+    limits = Limits(slots_max=6, prefill_tokens_max=40, reply_tokens_guess=1, draft_depth_max=8)
     with exact_buffers(monkeypatch):
         facts = replace(model_facts(pair(name), limits.draft_depth_max), row_tokens_min=TILE)
         wide = facts.draw_bytes_per_row(SAMPLINGS[2])

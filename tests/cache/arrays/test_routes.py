@@ -208,7 +208,7 @@ def test_a_deep_row_of_e2b_goes_on_in_calls_of_its_own(calls: Calls) -> None:
     layer = Layer(FAMILIES["E2B"], full=False)
     spans = [Span(0, 3000, 1), Span(1, 900, 3), Span(2, 40, 9), Span(3, 3000, 4)]
     layer.attend(METAL, spans)
-    ring = ring_tokens(512, 9)
+    ring = ring_tokens(512, DEPTH_MAX + 1)
     assert calls.made == [
         (4, AttentionCall(256, 8, 4, ring, "array")),
         (1, AttentionCall(256, 8, 4, 64, "array")),

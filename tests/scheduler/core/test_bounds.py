@@ -8,6 +8,7 @@ import pytest
 
 from sapwood.scheduler.control_tokens import ControlTokens
 from sapwood.scheduler.events import Request
+from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.model_facts import ModelFacts
 from sapwood.scheduler.reply.reply import GeneratedReply
 from sapwood.scheduler.result import Decoded
@@ -39,8 +40,9 @@ def test_nothing_ends_a_reply_below_its_least_length(depth: int | None, least: i
 def test_a_row_that_masks_may_lie_over_has_room_for_them() -> None:
     facts = replace(FACTS, masked_bytes_per_row=1000)
     options = {"min_tokens": 3}, {"thinking_tokens_max": 0}, {"constraint": "held"}
+    rows = 1 + Limits().draft_depth_max
     for asked in options:
-        assert _workspace(facts, **asked) - _workspace(facts) == 9 * 1000
+        assert _workspace(facts, **asked) - _workspace(facts) == rows * 1000
 
 
 def _workspace(facts: ModelFacts, **options: object) -> int:

@@ -58,7 +58,7 @@ def test_the_time_to_come_back_is_when_the_queue_will_have_room() -> None:
 def test_what_cannot_fit_alone_is_refused_at_once() -> None:
     """L5, both bounds: one capacity step more would never fit, the largest that fits is served."""
     facts = toy_facts()
-    workspace = (1 + 8 + 16) * facts.workspace_bytes_per_token
+    workspace = (1 + Limits().draft_depth_max + 16) * facts.workspace_bytes_per_token
     budget = facts.weights_bytes + facts.live_bytes(64) + workspace
     house = House(limits=SMALL, budget_bytes=budget)
     servable, never = house.submit(prompt(60), 4), house.submit(prompt(60), 5)

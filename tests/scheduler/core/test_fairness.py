@@ -13,8 +13,8 @@ from sapwood.scheduler.reasons import Reason
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, failed, finished, prompt
 
-FOUR = Limits(slots_max=4, prefill_tokens_max=64)
-FACTS = toy_facts()
+FOUR = Limits(slots_max=4, prefill_tokens_max=64, draft_depth_max=8)
+FACTS = toy_facts(depth_max=FOUR.draft_depth_max)
 
 
 def house_of(streams: int, limits: Limits = FOUR, **options: Any) -> tuple[House, list[Stream]]:
@@ -167,7 +167,7 @@ def test_no_row_goes_for_who_does_not_fit() -> None:
 
 def test_where_memory_is_short_who_has_most_gives_a_row() -> None:
     """Of one that came last and has one row, and two older of one principal: the second of two."""
-    limits = Limits(slots_max=4, prefill_tokens_max=32, share_tokens_min=8, reply_tokens_guess=1)
+    limits = replace(FOUR, prefill_tokens_max=32, share_tokens_min=8, reply_tokens_guess=1)
     workspace = (32 + 3 * 9) * FACTS.workspace_bytes_per_token
     budget = FACTS.weights_bytes + FACTS.live_bytes(128) + FACTS.live_bytes(64) + workspace
     house = House(limits=limits, budget_bytes=budget)

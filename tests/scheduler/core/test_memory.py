@@ -12,8 +12,8 @@ from tests.fakes import FULL_BYTES, SLIDING_BYTES
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, prompt
 
-LIMITS = Limits(slots_max=2, prefill_tokens_max=16, share_tokens_min=8)
-FACTS = toy_facts()
+LIMITS = Limits(slots_max=2, prefill_tokens_max=16, share_tokens_min=8, draft_depth_max=8)
+FACTS = toy_facts(depth_max=LIMITS.draft_depth_max)
 TOKEN = FULL_BYTES + SLIDING_BYTES
 ONE_WORKSPACE = (16 + 9) * FACTS.workspace_bytes_per_token
 

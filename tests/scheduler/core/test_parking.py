@@ -23,8 +23,14 @@ from tests.fakes import FULL_BYTES, SLIDING_BYTES
 from tests.scheduler.fake_device import toy_facts
 from tests.scheduler.house import House, Stream, failed, finished, prompt
 
-LIMITS = Limits(slots_max=4, prefill_tokens_max=32, share_tokens_min=8, reply_tokens_guess=1)
-FACTS = toy_facts()
+LIMITS = Limits(
+    slots_max=4,
+    prefill_tokens_max=32,
+    share_tokens_min=8,
+    reply_tokens_guess=1,
+    draft_depth_max=8,
+)
+FACTS = toy_facts(depth_max=LIMITS.draft_depth_max)
 TOKEN = FULL_BYTES + SLIDING_BYTES
 SAMPLERS: tuple[dict[str, Any], ...] = (
     {},
@@ -146,7 +152,7 @@ def test_where_the_tree_has_no_room_for_it_it_is_read_again() -> None:
 
 
 def test_l7_the_oldest_is_never_parked_and_nobody_more_often_than_it_may_be() -> None:
-    limits = Limits(slots_max=4, prefill_tokens_max=32, parks_max=2, reply_tokens_guess=1)
+    limits = replace(LIMITS, share_tokens_min=Limits().share_tokens_min, parks_max=2)
     house = House(limits=limits, budget_bytes=room_for(256))
     streams = [house.submit(prompt(20, n), 200, ignore_eos=True) for n in range(4)]
     sequences = [house.core._roster.find(stream.request.id) for stream in streams]
@@ -159,7 +165,7 @@ def test_l7_the_oldest_is_never_parked_and_nobody_more_often_than_it_may_be() ->
 
 
 def test_one_in_prefill_is_parked_too_and_tells_of_no_token_twice() -> None:
-    limits = Limits(slots_max=4, prefill_tokens_max=8, share_tokens_min=8, reply_tokens_guess=1)
+    limits = replace(LIMITS, prefill_tokens_max=8)
     house = House(limits=limits, budget_bytes=room_for(256))
     older = house.submit(prompt(10), 200, ignore_eos=True)
     while len(older.tokens) < 30:
@@ -193,7 +199,7 @@ def test_who_is_parked_may_be_cancelled_and_leaves_at_once() -> None:
 
 
 def test_who_is_parked_has_its_deadline_and_no_place_in_the_queue_to_lose() -> None:
-    limits = Limits(slots_max=4, prefill_tokens_max=32, queue_s_max=0.05, reply_tokens_guess=1)
+    limits = replace(LIMITS, share_tokens_min=Limits().share_tokens_min, queue_s_max=0.05)
     house = House(limits=limits, budget_bytes=room_for(128))
     _, younger = two(house)
     until_parked(house)

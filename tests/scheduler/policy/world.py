@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from math import exp
 from random import Random
 
+from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.policy.depth import DepthPolicy, Row
 from sapwood.scheduler.policy.step_cost import StepCost, StepShape
 
-DEPTH_MAX = 8
+DEPTH_MAX = Limits().draft_depth_max
 CONTEXT = 500
 UNIT_S = 0.013
 
