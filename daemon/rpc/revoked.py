@@ -2,6 +2,7 @@
 
 - Its sessions and pins go, what the tree and the cache folder have of it too. What it shares with
   others in a pool is the pool's, and stays.
+- Who is missing at two looks in a row is gone: a file that is written anew is empty for a moment.
 - Who may come in another way as well, by a socket or as the gateway, is still somebody.
 - One line in the log says that it is gone, or that files could not be removed.
 """
@@ -27,14 +28,18 @@ class Revoked:
         """others: names that need no token."""
         self._gate, self._directory, self._others = gate, directory, frozenset(others)
         self._known = directory.token_names
+        self._missing = frozenset[str]()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def look(self) -> None:
         """The file may have changed. Before the daemon serves, all of it is left for then."""
         if not self._gate.serving:
             return
-        known, self._known = self._known, self._directory.token_names
-        for name in known - self._known - self._others:
+        now = self._directory.token_names
+        gone = self._missing - now
+        self._missing = frozenset(self._known - gone - now)
+        self._known = now | self._missing
+        for name in gone - self._others:
             task = asyncio.ensure_future(self._forget(name))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

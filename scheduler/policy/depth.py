@@ -2,9 +2,9 @@
 
 - Depths maximise expected committed tokens per second (search), by what is believed of the drafts
   (acceptance) and of the seconds (step_cost). What is believed is tried now and then (exploration).
-- Nothing is chosen far from what was seen: a step has at most one iteration more, on trial twice
-  as many, and twice the tokens, of the largest so far. So the first steps of a process go up from
-  plain decoding, and what a deep round costs is not found out by one.
+- Nothing is chosen far from what was seen: a step has at most one iteration more, and twice the
+  tokens, of the largest so far. So the first steps of a process go up from plain decoding, and what
+  a deep round costs is not found out by one.
 - Where no row is free to choose, nothing is reckoned, and little learned.
 - What a constraint forces is drafted in any case, and is no news: of such a round only drafts of
   the drafter are learned from, and to the account of trials it gave what was expected of it.

@@ -2,8 +2,7 @@
 
 - What is not tried is not known. One draft more than is chosen, also from depth 0: whether it is
   accepted by now, and what it costs. One more for those who have fewer than others, no draft, or
-  one less: what that costs. Twice as many: a full tile may cost less than most of one, and who
-  looks no further than the next draft never gets there.
+  one less: what that costs.
 - A step on trial may lose tokens, and what they may lose together is bounded: credit grows by
   SHARE of a step with every step, and a trial waits until it covers the loss that is believed. What
   it is charged is what it lost in truth, so a draft that is accepted against belief pays for the
@@ -27,8 +26,8 @@ CREDIT_START = 3.0
 CREDIT_MAX = 5.0
 LOSS_MAX = 0.3  # of a trial of all rows; where it is more, fewer try
 
-DEEPER, LEVELLED, UNDRAFTED, SHALLOWER, DOUBLED = range(5)
-TRIAL_TURNS = (DEEPER, UNDRAFTED, DOUBLED, LEVELLED, SHALLOWER)
+DEEPER, LEVELLED, UNDRAFTED, SHALLOWER = range(4)
+TRIAL_TURNS = (DEEPER, UNDRAFTED, LEVELLED, SHALLOWER)
 
 
 class Exploration:
@@ -77,8 +76,6 @@ class Exploration:
         if turn in (DEEPER, LEVELLED):
             most = deepest if turn == LEVELLED and min(best) < deepest else reach.iterations
             depths = self._more(search, best, limits, most)
-        elif turn == DOUBLED:
-            depths = _doubled(search, best, limits, reach.drafted)
         else:
             most = 0 if turn == UNDRAFTED else deepest - 1
             depths = [min(depth, most) for depth in best] if plain else best
@@ -109,13 +106,6 @@ class Exploration:
         some = max(1, int(len(may) * LOSS_MAX / lost))
         self._first += some
         return _deeper(best, [may[(self._first + n) % len(may)] for n in range(some)])
-
-
-def _doubled(search: Search, best: list[int], limits: Sequence[int], drafted: int) -> list[int]:
-    """Twice as deep, with at most so many drafts, where it is believed to lose little."""
-    depths = [min(limit, 2 * depth) for depth, limit in zip(best, limits, strict=True)]
-    lost = (search.worth(depths) - search.tokens(depths)) / search.tokens(best)
-    return depths if lost <= LOSS_MAX and sum(depths) <= drafted else best
 
 
 def _deeper(depths: list[int], rows: Sequence[int]) -> list[int]:

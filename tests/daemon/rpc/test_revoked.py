@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import anyio
 import grpc
 import pytest
 
 from sapwood import AsyncClient
+from sapwood.daemon.rpc.gate import Gate
+from sapwood.daemon.rpc.principals import Directory
+from sapwood.daemon.rpc.revoked import Revoked
 from sapwood.daemon.settings.principals import Role
 from sapwood.scheduler.limits import Limits
 from sapwood.v1 import generation_pb2 as pb
@@ -88,3 +94,28 @@ async def test_who_has_another_token_or_a_pool_keeps_what_is_its(
         assert "carol has no token" in caplog.text and "alice" not in caplog.text
         assert await nodes(run, ops) == before
         assert await sessions_of(run, shown(second)) == ["a"]
+
+
+async def test_who_is_missing_for_a_moment_keeps_all() -> None:
+    """A file that is written anew is empty before it is whole."""
+    erased: list[str] = []
+
+    class Looking(Revoked):
+        async def _forget(self, name: str) -> None:
+            erased.append(name)
+
+    both, nobody, bob = frozenset({"alice", "bob"}), frozenset[str](), frozenset({"bob"})
+    directory = SimpleNamespace(token_names=both)
+    revoked = Looking(cast("Gate", SimpleNamespace(serving=True)), cast("Directory", directory), ())
+    for names in (nobody, both, bob, both, bob):
+        directory.token_names = names
+        revoked.look()
+        await asyncio.sleep(0)
+        assert not erased
+    revoked.look()
+    await asyncio.sleep(0)
+    assert erased == ["alice"]
+    for _ in range(3):
+        revoked.look()
+        await asyncio.sleep(0)
+    assert erased == ["alice"]

@@ -105,15 +105,3 @@ def test_twice_the_rows_give_no_fewer_tokens(cost: str) -> None:
             rate = world.run(200)
             assert rate >= 0.97 * before, f"{rows} rows, quality {quality}"
             before = rate
-
-
-@pytest.mark.parametrize("noise", [quiet, neighbour])
-def test_a_full_tile_is_found_behind_parts_of_it_that_cost_more(noise: Noise) -> None:
-    """Alone: nine rows cost more than eight, and so do twelve; sixteen cost less than these."""
-    chances = [*geometric(0.95)[:10], *geometric(0.7)[10:]]
-    shares = []
-    for seed in (1, 2, 3):
-        world = World(COSTS["ragged8"], chances, 1, noise, seed)
-        world.run(200)
-        shares.append(world.run(400) / best_rate(COSTS["ragged8"], chances, 1))
-    assert mean(shares) >= 0.93

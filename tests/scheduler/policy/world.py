@@ -42,17 +42,6 @@ def stairs(tokens: int, rise: float, iteration: float) -> Cost:
     return lambda s: 1.0 + rise * ((s.rows + s.drafted - 1) // tokens) + iteration * s.iterations
 
 
-def ragged(tile: int, each: float, part: float, iteration: float) -> Cost:
-    """As measured of a BLAS: behind its first tile of tokens a part of one costs more than all."""
-
-    def cost(s: StepShape) -> float:
-        packed = s.rows + s.drafted
-        rest = packed % tile if packed > tile else 0
-        return 1.0 + each * packed + part * rest + iteration * s.iterations
-
-    return cost
-
-
 COSTS: dict[str, Cost] = {
     "flat": linear(1.0, 0.01, 0.001, 0.01),  # a large model that is bound by its weights
     "steep": linear(0.1, 0.2, 1.0, 0.2),  # every token costs what a step costs
@@ -60,7 +49,6 @@ COSTS: dict[str, Cost] = {
     "bent8": bent(8, 0.05, 0.08),
     "bent32": bent(32, 0.05, 0.03),
     "stairs16": stairs(16, 0.8, 0.03),
-    "ragged8": ragged(8, 0.03, 0.08, 0.014),
     "drafter": linear(1.0, 0.02, 0.02, 0.5),  # half of a step for one draft of everybody
 }
 
