@@ -151,23 +151,21 @@ def own_part(heard: Sequence[Heard], long: Heard) -> float | None:
 
     None where the server does not tell what it found.
     """
-    start, end = long.asked, long.messages[0]
-    others = [reply for reply in heard if start < reply.messages[0] and reply.asked < end]
-    own, together = computed_tokens([long]), computed_tokens([*others, long])
+    own, together = computed_tokens([long]), computed_tokens([*waiting(heard, long), long])
     return None if own is None or together is None else own / together
 
 
-def waits(heard: Sequence[Heard], start: float, end: float) -> list[float]:
-    """Times to first text that share time with [start, end)."""
-    return [
-        reply.first_text_s for reply in heard if reply.asked < end and reply.messages[0] > start
-    ]
+def waiting(heard: Sequence[Heard], long: Heard) -> list[Heard]:
+    """Those whose time to first text shares time with the long prompt's."""
+    start, end = long.asked, long.messages[0]
+    return [reply for reply in heard if reply.asked < end and reply.messages[0] > start]
 
 
 def gap_measures(idle: Sequence[float], heard: Sequence[Heard], long: Heard) -> dict[str, float]:
     start, end = long.asked, long.messages[0]
     gaps = checked(overlapping(heard, start, end), "gaps while a prompt landed")
-    waited, part = waits(heard, start, end), own_part(heard, long)
+    waited = [reply.first_text_s for reply in waiting(heard, long)]
+    part = own_part(heard, long)
     return {
         "landing_p99_s": percentile(gaps, 0.99),
         "landing_p50_s": percentile(gaps, 0.5),

@@ -36,9 +36,9 @@ class Revoked:
         if not self._gate.serving:
             return
         now = self._directory.token_names
-        gone = self._missing - now
-        self._missing = frozenset(self._known - gone - now)
-        self._known = now | self._missing
+        missing = self._known - now
+        gone = missing & self._missing
+        self._known, self._missing = (now | missing) - gone, missing - gone
         for name in gone - self._others:
             task = asyncio.ensure_future(self._forget(name))
             self._tasks.add(task)

@@ -217,7 +217,7 @@ def _text(value: Any) -> str | None:
 def _draft_depth(value: Any) -> int | None:
     if value is None or value == "auto":
         return None
-    most = Limits().draft_tokens_max
+    most = Limits().usual_depth_max
     digits = str(value)
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,2}", digits, re.ASCII):
         raise UsageError(f"{value!r} is neither auto nor 0 to {most}")

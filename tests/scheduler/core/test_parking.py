@@ -152,7 +152,7 @@ def test_where_the_tree_has_no_room_for_it_it_is_read_again() -> None:
 
 
 def test_l7_the_oldest_is_never_parked_and_nobody_more_often_than_it_may_be() -> None:
-    limits = replace(LIMITS, share_tokens_min=Limits().share_tokens_min, parks_max=2)
+    limits = replace(LIMITS, parks_max=2)
     house = House(limits=limits, budget_bytes=room_for(256))
     streams = [house.submit(prompt(20, n), 200, ignore_eos=True) for n in range(4)]
     sequences = [house.core._roster.find(stream.request.id) for stream in streams]
@@ -199,7 +199,7 @@ def test_who_is_parked_may_be_cancelled_and_leaves_at_once() -> None:
 
 
 def test_who_is_parked_has_its_deadline_and_no_place_in_the_queue_to_lose() -> None:
-    limits = replace(LIMITS, share_tokens_min=Limits().share_tokens_min, queue_s_max=0.05)
+    limits = replace(LIMITS, queue_s_max=0.05)
     house = House(limits=limits, budget_bytes=room_for(128))
     _, younger = two(house)
     until_parked(house)
