@@ -2,7 +2,7 @@
 
 - 0 done, 1 failed, 2 bad usage, 130 Ctrl-C. A message is one line on stderr, without a traceback.
 - What serves and what loads a model is imported by the commands that need it: clients start fast,
-  and run where only they are installed.
+  and run where only they are installed. What talks to a daemon is not imported by `serve`.
 - A command that does not exist yet is not listed.
 """
 
@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING
 from sapwood import SapwoodError, __version__
 from sapwood.daemon import entry
 from sapwood.daemon.cli import config_commands, late, tokens
-from sapwood.daemon.cli import daemon_commands as daemons
-from sapwood.daemon.cli.client_flags import add_client, add_client_commands
 from sapwood.daemon.cli.flag_values import interval, timeout_s
 from sapwood.daemon.cli.parser import Parser
 from sapwood.daemon.errors import StartError, UsageError
@@ -45,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["demo"]:
             return _demo(given[1:])
-        parser, commands_by_name = _parser()
+        parser, commands_by_name = _parser(serves=given[:1] == ["serve"])
         arguments = parser.read(given, commands_by_name)
         return int(arguments.run(arguments))
     except UsageError as error:
@@ -91,6 +89,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     def load() -> Loaded:
         from sapwood.daemon.process import assemble
 
+        entry.all_imported()
         return assemble.load(config, screen.report)
 
     return anyio.run(serve, config, load, screen)
@@ -102,8 +101,8 @@ def _completion(arguments: argparse.Namespace) -> int:
     return print_completion(_parser()[0], arguments.shell)
 
 
-def _parser() -> tuple[Parser, dict[str, Parser]]:
-    """The whole command line, and each command's own by its name."""
+def _parser(*, serves: bool = False) -> tuple[Parser, dict[str, Parser]]:
+    """The whole command line, and each command's own by its name; serves: `serve` alone."""
     parser = Parser(
         prog="sapwood",
         description="Serves Gemma 4 with speculative decoding to many clients on one device.",
@@ -115,6 +114,15 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
         return subparsers.add_parser(name, help=help, description=help)
 
     _add_serve(add("serve", "run the daemon"))
+    if not serves:
+        _add_others(add)
+    return parser, dict(subparsers.choices)
+
+
+def _add_others(add: Callable[[str, str], Parser]) -> None:
+    """All but `serve`."""
+    from sapwood.daemon.cli.client_flags import add_client_commands
+
     add("demo", "watch eight clients share one daemon")  # main() hands its flags over unread
     add_client_commands(add)
     _add_models(add)
@@ -124,7 +132,6 @@ def _parser() -> tuple[Parser, dict[str, Parser]]:
     _add_daemon(add)
     _add_service(add("install-service", "write a service that serves after each login or start"))
     _add_config(add("config", "what `serve` would go by, and whether a file of it holds"))
-    return parser, dict(subparsers.choices)
 
 
 def _add_disk(add: Callable[..., object]) -> None:
@@ -303,6 +310,9 @@ def _add_models(add: Callable[[str, str], Parser]) -> None:
 
 def _add_daemon(add: Callable[[str, str], Parser]) -> None:
     """Commands about a daemon's process, and about this command itself."""
+    from sapwood.daemon.cli import daemon_commands as daemons
+    from sapwood.daemon.cli.client_flags import add_client
+
     stop = add_client(add("stop", "end the daemon on this machine, once it drained"), daemons.stop)
     help = "what the daemon was given (default: beside the default socket)"
     stop.add_argument("--ready-file", metavar="PATH", help=help)

@@ -2,6 +2,7 @@
 
 - Standard output has the ready line and nothing else. Where stderr is no terminal nothing is shown.
 - Why there is no drafter is said: it is the difference between one token a step and several.
+- What draws it is imported where there is a terminal: no service waits for it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Protocol
 
 from sapwood.daemon import blas
 from sapwood.daemon.engine.account import MemoryUse
@@ -21,6 +19,9 @@ from sapwood.daemon.engine.card import ModelCard
 from sapwood.daemon.log import log_over
 from sapwood.daemon.settings.config import Config
 from sapwood.daemon.sizes import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Screen(Protocol):
@@ -58,12 +59,19 @@ class StartScreen:
 
     def __init__(self, console: Console | None = None) -> None:
         """console: None is stderr."""
+        from rich import progress
+        from rich.console import Console
+
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+        )
         # Standard output is not this screen's: the ready line is for whoever reads there.
-        self._progress = Progress(
+        self._progress = progress.Progress(
             *columns,
-            TimeRemainingColumn(),
+            progress.TimeRemainingColumn(),
             console=self._console,
             transient=True,
             redirect_stdout=False,

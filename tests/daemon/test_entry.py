@@ -14,7 +14,7 @@ BEFORE = {
     *("_functools", "collections", "_collections", "_weakref", "operator", "_operator", "keyword"),
     *("reprlib", "itertools", "_collections_abc", "collections.abc", "importlib", "warnings"),
     *("importlib._bootstrap", "importlib._bootstrap_external", "_imp", "_warnings"),
-    *("importlib.machinery", "importlib.util", "importlib._abc", "_thread"),
+    *("importlib.machinery", "importlib.util", "importlib._abc", "_thread", "gc"),
 }
 
 
@@ -28,6 +28,33 @@ def test_signals_are_answered_before_anything_slow_is_imported() -> None:
     found = told["import sapwood.__main__"] - told[""]
     ours = {"sapwood", "sapwood.__main__", "sapwood.daemon", "sapwood.daemon.entry"}
     assert ours <= found <= ours | BEFORE
+
+
+def run(code: str, *arguments: str) -> list[str]:
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+def test_serve_imports_nothing_that_a_client_or_a_terminal_needs() -> None:
+    """It has all by the time that it finds no model."""
+    code = "import sys\nfrom sapwood.__main__ import main\nprint(main(sys.argv[1:]), *sys.modules)"
+    local = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    failed, *found = run(code, "serve", "--model", "/nowhere", *local)
+    assert failed == "1"
+    assert {"sapwood.daemon.process.assemble", "sapwood.daemon.process.start_screen"} <= {*found}
+    assert not [name for name in found if name.startswith(("rich", "sapwood.daemon.cli.client"))]
+
+
+def test_imports_of_serve_are_not_looked_through_and_what_it_loads_is() -> None:
+    code = """
+import gc
+from sapwood.daemon import entry
+entry.begin(serves=True)
+print(gc.isenabled())
+entry.all_imported()
+print(gc.isenabled(), gc.get_freeze_count() > 1000)
+"""
+    assert run(code) == ["False", "True", "True"]
 
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])

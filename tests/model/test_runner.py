@@ -18,6 +18,11 @@ from tests.cache.arrays.world import live_bytes
 from tests.model.reference import FAMILIES, PROMPTS, checkpoint, golden
 
 REPLY = 64
+# For what takes many seconds a family: two quick ones, of two kinds.
+FEW_QUICK = [
+    pytest.param(name, marks=() if name in ("e2b-tiny", "a4b-tiny") else pytest.mark.long)
+    for name in FAMILIES
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -132,6 +137,7 @@ def test_text_and_accepted_drafts_of_every_round_are_the_references(
     assert rounds == [golden(name)[key].tolist() for key in names]
 
 
+@pytest.mark.parametrize("name", FEW_QUICK, indirect=True, scope="module")
 def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     name: str, runner: Runner
 ) -> None:
@@ -150,6 +156,7 @@ def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     assert other[0] != plain[0]
 
 
+@pytest.mark.parametrize("name", FEW_QUICK, indirect=True, scope="module")
 @pytest.mark.parametrize("referred", [0.0, 0.6, 1.0])
 def test_a_prefix_restored_at_any_offset_changes_nothing(
     name: str, runner: Runner, referred: float

@@ -232,7 +232,7 @@ def no_end_of_lost_slots(patch: pytest.MonkeyPatch) -> None:
         (no_account_of_holes, "M1: slots of"),
         (no_growing, "past the room"),
         (no_care_for_the_oldest, "L7"),
-        (no_bound_of_parks, "L7"),
+        pytest.param(no_bound_of_parks, "L7", marks=pytest.mark.long),
         (no_room_beside_slots, "M1: [0-9]+ bytes with a capture"),
         (no_slot_release, "L1"),
         (no_waiting_for_the_same_prefix, "computed twice"),

@@ -12,7 +12,17 @@ import pytest
 
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
-from tests.system.pairs import ALL, QUICK_DEMO, REPLY, mlx_lm_greedy, oracle, pair, prompts, replies
+from tests.system.pairs import (
+    ALL,
+    QUICK_DEMO,
+    QUICK_TINY,
+    REPLY,
+    mlx_lm_greedy,
+    oracle,
+    pair,
+    prompts,
+    replies,
+)
 from tests.system.stack import GREEDY, Stack, Stream
 
 DEPTHS = (*range(9), None)
@@ -77,7 +87,7 @@ def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_TINY)
 def test_after_a_hit_at_any_offset(name: str) -> None:
     """Before, inside and beyond the window, in another's prompt and in another's reply."""
     prompt, reply = prompts(name)[LONG], replies(name)[LONG]
