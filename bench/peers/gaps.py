@@ -187,10 +187,15 @@ def percentile(values: Sequence[float], share: float) -> float:
 def stretch_rows(
     found: Sequence[Alternation[Measures]], pooled: Mapping[str, Sequence[float]]
 ) -> list[MeasuredRow]:
-    """Landing gaps ÷ the contestant's own pooled idle p50."""
+    """Landing gaps ÷ the contestant's own pooled idle p50; none of whose streams never all speak.
+
+    Who reads prompts one after the other has ended the first reply before the last one begins.
+    """
     rows = []
     for side, idle in pooled.items():
-        base = statistics.median(checked(idle, "idle gaps"))
+        if not idle:
+            continue
+        base = statistics.median(idle)
         for name in ("p50", "p99"):
             values = tuple(a.values[side][f"landing_{name}_s"] / base for a in found)
             disturbed = sum(a.disturbed for a in found)

@@ -139,7 +139,8 @@ def schedule_figures(
     """Against what is promised (ADR 021)."""
     plan, disturbed = question.pair.plan, any(each.disturbed for each in landed)
     turns = [each.values[side] for each in landed]
-    idle = Side("idle, pooled", "s", (statistics.median(pooled[side]),) * len(turns))
+    base = statistics.median(checked(pooled[side], "idle gaps"))
+    idle = Side("idle, pooled", "s", (base,) * len(turns))
     what = f"{plan.title}: a long prompt among {STREAMS} streams"
     for name, bound in (("p50", GAP_P50_MOST), ("p99", GAP_P99_MOST)):
         ours = Side(side, "s", tuple(turn[f"landing_{name}_s"] for turn in turns))

@@ -76,3 +76,9 @@ def test_landings_are_told_by_the_idle_gaps_of_all_alternations() -> None:
         ("b", "landing_p50_over_idle"): (0.5, 0.5),
         ("b", "landing_p99_over_idle"): (2.0, 2.0),
     }
+
+
+def test_whose_streams_never_all_speak_has_nothing_to_be_told_by() -> None:
+    measures = {"landing_p50_s": 2.0, "landing_p99_s": 8.0}
+    found: Alternation[Measures] = Alternation({"a": measures, "b": measures}, 0.0)
+    assert {row.contestant for row in stretch_rows([found], {"a": [1.0], "b": []})} == {"a"}
