@@ -33,9 +33,9 @@ BEFORE = "2310315b158da26e7d8e35c6dbb43c58414c78ad"
 _ROW_COUNTS, _QUICK_ROW_COUNTS = (1, 4, 16, 32), (1, 4)
 _STEPS, _QUICK_STEPS, _WARM_STEPS = 12, 3, 2
 _JUDGED_ROWS, _SHARED_MOST, _LEVEL = 16, 0.8, 1.0
-LAYOUTS: dict[str, Layout] = {"shared": "referred", "own": "copied"}
+_LAYOUTS: dict[str, Layout] = {"shared": "referred", "own": "copied"}
 
-Step = Callable[[], float]  # seconds
+_Step = Callable[[], float]  # seconds
 
 
 def taken_out(commit: str, folder: Path) -> Path:
@@ -55,7 +55,7 @@ def taken_out(commit: str, folder: Path) -> Path:
 
 
 @contextmanager
-def rows_before(tree: Path, pair_flags: Sequence[str], rows: int, prefix: int) -> Iterator[Step]:
+def rows_before(tree: Path, pair_flags: Sequence[str], rows: int, prefix: int) -> Iterator[_Step]:
     """So many rows of that tree's runner, in a process. Raises BenchError where it ends early."""
     numbers = map(str, (rows, prefix + OWN_TOKENS))
     script = Path(__file__).with_name("before_rows.py")
@@ -88,7 +88,7 @@ def _flags(setup: Setup) -> list[str]:
     return ["--model", str(target.path), "--draft", str(drafter.path if drafter else "none")]
 
 
-def _timed(company: Company) -> Step:
+def _timed(company: Company) -> _Step:
     def step() -> float:
         began = time.perf_counter()
         company.step()
@@ -101,12 +101,12 @@ def measure(setup: Setup) -> list[Figure]:
     pair, tree = setup.load_given_pair(), taken_out(BEFORE, ROOT / "build/before")
     figures: list[Figure] = []
     for rows in _QUICK_ROW_COUNTS if setup.quick else _ROW_COUNTS:
-        steps_s: dict[str, list[float]] = {name: [] for name in (*LAYOUTS, "before")}
+        steps_s: dict[str, list[float]] = {name: [] for name in (*_LAYOUTS, "before")}
         for run in range(setup.runs):
             _run(setup, pair, tree, rows, steps_s)
             shown = ", ".join(f"{name} {1e3 * v[-1]:.1f} ms" for name, v in steps_s.items())
             setup.say(f"run {run + 1}: {rows} rows: {shown}")
-        figures += figures_of(rows, steps_s, _LEVEL if setup.model else _SHARED_MOST)
+        figures += before_figures(rows, steps_s, _LEVEL if setup.model else _SHARED_MOST)
     return figures
 
 
@@ -115,8 +115,8 @@ def _run(setup: Setup, pair: Pair, tree: Path, rows: int, steps_s: dict[str, lis
     steps = _QUICK_STEPS if setup.quick else _STEPS
     found: dict[str, list[float]] = {name: [] for name in steps_s}
     with ExitStack() as stack:
-        sides: dict[str, Step] = {}
-        for name, layout in LAYOUTS.items():
+        sides: dict[str, _Step] = {}
+        for name, layout in _LAYOUTS.items():
             company = Company(pair, layout, rows, prefix)
             stack.callback(company.runner.close)
             sides[name] = _timed(company)
@@ -129,7 +129,7 @@ def _run(setup: Setup, pair: Pair, tree: Path, rows: int, steps_s: dict[str, lis
         steps_s[name].append(statistics.median(seconds[_WARM_STEPS:]))
 
 
-def figures_of(rows: int, steps_s: dict[str, list[float]], shared_most: float) -> list[Figure]:
+def before_figures(rows: int, steps_s: dict[str, list[float]], shared_most: float) -> list[Figure]:
     sides = {name: Side(name, "s", tuple(seconds)) for name, seconds in steps_s.items()}
     said = {
         "shared": ("behind one prefix", shared_most),

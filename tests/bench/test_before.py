@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.before import BEFORE, figures_of, rows_before, taken_out
+from bench.before import BEFORE, before_figures, rows_before, taken_out
 from bench.machine import ROOT
 from bench.measure import BenchError
 from tests.model.reference import checkpoint
@@ -39,7 +39,8 @@ def test_a_tree_that_was_taken_out_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_figures_are_ratios_to_the_build_before() -> None:
-    shared, own = figures_of(16, {"shared": [1.0], "own": [3.0], "before": [2.0]}, 0.8)
+    found = {"shared": [1.0], "own": [3.0], "before": [2.0]}
+    shared, own = before_figures(16, found, 0.8)
     assert (shared.name, shared.ratios, shared.met) == ("before/shared/16", [0.5], True)
     assert (own.name, own.ratios, own.met) == ("before/own/16", [1.5], False)
-    assert figures_of(4, {"shared": [1.0], "own": [3.0], "before": [2.0]}, 0.8)[0].target is None
+    assert before_figures(4, found, 0.8)[0].target is None
