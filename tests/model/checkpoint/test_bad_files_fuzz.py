@@ -29,6 +29,8 @@ ROOT = Path(__file__).parents[3]
 # The quick ones are the same in every run; new ground is for the long ones.
 QUICK = settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=8_000, derandomize=False, database=None)
+# Of a failure the files are told, however long: as an error this would take its place.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
 BYTES_MAX = 64 << 20  # the sound pair's peak is under one MiB
 
 WEIGHTS = (ONE_PATH, TWO_PATH, DRAFT)
