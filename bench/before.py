@@ -12,26 +12,31 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
 from bench.machine import ROOT
-from bench.measure import BenchError, Figure, Side, alternated, at_most
-from bench.memory import OWN_TOKENS, PREFIX_TOKENS, Company, Layout
+from bench.measure import BenchError, Figure, Side, at_most
+from bench.memory import (
+    OWN_TOKENS,
+    Company,
+    Layout,
+    median_steps,
+    prefix_tokens,
+    row_counts,
+    timed,
+)
 from bench.setup import Setup
 from sapwood.model.checkpoint.locate import locate
 from sapwood.model.pair import Pair
 
 BEFORE = "2310315b158da26e7d8e35c6dbb43c58414c78ad"
-_ROW_COUNTS, _QUICK_ROW_COUNTS = (1, 4, 16, 32), (1, 4)
-_STEPS, _QUICK_STEPS, _WARM_STEPS = 12, 3, 2
 _JUDGED_ROWS, _SHARED_MOST, _LEVEL = 16, 0.8, 1.0
 _LAYOUTS: dict[str, Layout] = {"shared": "referred", "own": "copied"}
 
@@ -88,45 +93,31 @@ def _flags(setup: Setup) -> list[str]:
     return ["--model", str(target.path), "--draft", str(drafter.path if drafter else "none")]
 
 
-def _timed(company: Company) -> _Step:
-    def step() -> float:
-        began = time.perf_counter()
-        company.step()
-        return time.perf_counter() - began
-
-    return step
-
-
 def measure(setup: Setup) -> list[Figure]:
     pair, tree = setup.load_given_pair(), taken_out(BEFORE, ROOT / "build/before")
     figures: list[Figure] = []
-    for rows in _QUICK_ROW_COUNTS if setup.quick else _ROW_COUNTS:
+    for rows in row_counts(setup):
         steps_s: dict[str, list[float]] = {name: [] for name in (*_LAYOUTS, "before")}
         for run in range(setup.runs):
-            _run(setup, pair, tree, rows, steps_s)
+            for name, seconds in _run(setup, pair, tree, rows).items():
+                steps_s[name].append(seconds)
             shown = ", ".join(f"{name} {1e3 * v[-1]:.1f} ms" for name, v in steps_s.items())
             setup.say(f"run {run + 1}: {rows} rows: {shown}")
         figures += before_figures(rows, steps_s, _LEVEL if setup.model else _SHARED_MOST)
     return figures
 
 
-def _run(setup: Setup, pair: Pair, tree: Path, rows: int, steps_s: dict[str, list[float]]) -> None:
-    prefix = min(PREFIX_TOKENS, pair.target_config.text.context_tokens_max // 2)
-    steps = _QUICK_STEPS if setup.quick else _STEPS
-    found: dict[str, list[float]] = {name: [] for name in steps_s}
+def _run(setup: Setup, pair: Pair, tree: Path, rows: int) -> dict[str, float]:
+    """Seconds of each side's median step."""
+    prefix, sides = prefix_tokens(pair), dict[str, _Step]()
     with ExitStack() as stack:
-        sides: dict[str, _Step] = {}
         for name, layout in _LAYOUTS.items():
             company = Company(pair, layout, rows, prefix)
             stack.callback(company.runner.close)
-            sides[name] = _timed(company)
+            sides[name] = partial(timed, company)
         before = rows_before(tree, _flags(setup), rows, prefix)
         sides["before"] = stack.enter_context(before)
-        for number in range(_WARM_STEPS + steps):
-            for name, step in alternated(list(sides.items()), number):
-                found[name].append(step())
-    for name, seconds in found.items():
-        steps_s[name].append(statistics.median(seconds[_WARM_STEPS:]))
+        return median_steps(sides, setup.quick)
 
 
 def before_figures(rows: int, steps_s: dict[str, list[float]], shared_most: float) -> list[Figure]:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple, TypeVar
 
 import mlx.core as mx
 
@@ -39,6 +40,7 @@ _ROW_COUNTS, _QUICK_ROW_COUNTS = (1, 4, 16, 32), (1, 4)
 _TOKEN = 100  # a plain one of the bundled tokenizer
 
 Layout = Literal["copied", "referred", "alone"]
+_Side = TypeVar("_Side")
 LAYOUTS: tuple[Layout, ...] = ("copied", "referred", "alone")
 
 
@@ -119,13 +121,12 @@ def unique_bytes(pair: Pair, rows: int, prefix: int) -> HeldBytes:
 
 def measure(setup: Setup) -> list[Figure]:
     pair = setup.load_given_pair()
-    prefix = min(PREFIX_TOKENS, pair.target_config.text.context_tokens_max // 2)
-    counts = _QUICK_ROW_COUNTS if setup.quick else _ROW_COUNTS
+    prefix = prefix_tokens(pair)
     figures: list[Figure] = []
-    for rows in counts:
+    for rows in row_counts(setup):
         found = _Found({layout: [] for layout in LAYOUTS}, {})
         for run in range(setup.runs):
-            _run(pair, rows, prefix, _QUICK_STEPS if setup.quick else _STEPS, found)
+            _run(pair, rows, prefix, setup.quick, found)
             shown = ", ".join(f"{k} {1e3 * v[-1]:.1f} ms" for k, v in found.steps_s.items())
             setup.say(f"run {run + 1}: {rows} rows: {shown}")
         unique = unique_bytes(pair, rows, prefix)
@@ -133,19 +134,40 @@ def measure(setup: Setup) -> list[Figure]:
     return [*figures, measure_at_once(setup, pair, fresh_questions(ASKED))]
 
 
-def _run(pair: Pair, rows: int, prefix: int, steps: int, found: _Found) -> None:
+def prefix_tokens(pair: Pair) -> int:
+    """How long the prefix is, which leaves a short context room behind it."""
+    return min(PREFIX_TOKENS, pair.target_config.text.context_tokens_max // 2)
+
+
+def row_counts(setup: Setup) -> tuple[int, ...]:
+    """How many rows decode together, one number after another."""
+    return _QUICK_ROW_COUNTS if setup.quick else _ROW_COUNTS
+
+
+def timed(company: Company) -> float:
+    """Seconds of a step."""
+    began = time.perf_counter()
+    company.step()
+    return time.perf_counter() - began
+
+
+def median_steps(sides: Mapping[_Side, Callable[[], float]], quick: bool) -> dict[_Side, float]:
+    """Of each side its median step in seconds. They alternate; the first ones only warm."""
+    seconds: dict[_Side, list[float]] = {side: [] for side in sides}
+    for number in range(_WARM_STEPS + (_QUICK_STEPS if quick else _STEPS)):
+        for side, step in alternated(list(sides.items()), number):
+            seconds[side].append(step())
+    return {side: statistics.median(found[_WARM_STEPS:]) for side, found in seconds.items()}
+
+
+def _run(pair: Pair, rows: int, prefix: int, quick: bool, found: _Found) -> None:
     companies = {layout: Company(pair, layout, rows, prefix) for layout in LAYOUTS}
-    seconds: dict[Layout, list[float]] = {layout: [] for layout in LAYOUTS}
     gc.collect()
-    for step in range(_WARM_STEPS + steps):
-        for layout, company in alternated(list(companies.items()), step):
-            began = time.perf_counter()
-            company.step()
-            seconds[layout].append(time.perf_counter() - began)
-    for layout, company in companies.items():
-        found.steps_s[layout].append(statistics.median(seconds[layout][_WARM_STEPS:]))
-        found.held[layout] = company.held
-        company.runner.close()
+    sides = {layout: partial(timed, company) for layout, company in companies.items()}
+    for layout, seconds in median_steps(sides, quick).items():
+        found.steps_s[layout].append(seconds)
+        found.held[layout] = companies[layout].held
+        companies[layout].runner.close()
 
 
 def figures_of(

@@ -18,21 +18,18 @@ BEFORE = {
 }
 
 
-def test_signals_are_answered_before_anything_slow_is_imported() -> None:
-    told = {}
-    for code in ("", "import sapwood.__main__"):
-        command = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
-        told[code] = set(
-            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
-        )
-    found = told["import sapwood.__main__"] - told[""]
-    ours = {"sapwood", "sapwood.__main__", "sapwood.daemon", "sapwood.daemon.entry"}
-    assert ours <= found <= ours | BEFORE
-
-
 def run(code: str, *arguments: str) -> list[str]:
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+def test_signals_are_answered_before_anything_slow_is_imported() -> None:
+    told = {}
+    for code in ("", "import sapwood.__main__"):
+        told[code] = set(run(f"import sys\n{code}\nprint(*sys.modules)"))
+    found = told["import sapwood.__main__"] - told[""]
+    ours = {"sapwood", "sapwood.__main__", "sapwood.daemon", "sapwood.daemon.entry"}
+    assert ours <= found <= ours | BEFORE
 
 
 def test_serve_imports_nothing_that_a_client_or_a_terminal_needs() -> None:
