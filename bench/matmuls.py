@@ -134,10 +134,10 @@ def _target_products(pair: Pair) -> Iterator[_Product]:
     for index, layer in enumerate(text.layers):
         owns, apart = layer.self_attn.has_kv, index == last_owner
         if owns:
-            heads = Heads.of(layer.self_attn, queries=not apart)
+            heads = Heads.of(layer.self_attn, CPU_KERNELS, queries=not apart)
             yield _Product(heads.product, width, kept=False)
         if apart or not owns:
-            yield _Product(Heads.of(layer.self_attn, keys=False).product, width)
+            yield _Product(Heads.of(layer.self_attn, CPU_KERNELS, keys=False).product, width)
         yield from _rest_products(layer, width, kept=index >= last_owner)
     head = text.embed_tokens.as_linear if pair.target.tie_word_embeddings else pair.target.lm_head
     yield _Product(head, width)
@@ -164,7 +164,7 @@ def _draft_products(assistant: Assistant) -> Iterator[_Product]:
     width, before = stack.norm.weight.size, assistant.pre_projection
     yield _Product(product_of(before), _input_width(before))
     for layer in stack.layers:
-        yield _Product(Heads.of(layer.self_attn, keys=False).product, width)
+        yield _Product(Heads.of(layer.self_attn, CPU_KERNELS, keys=False).product, width)
         yield from _rest_products(layer, width)
     if clusters is None:
         yield _Product(stack.embed_tokens.as_linear, width)

@@ -25,6 +25,7 @@ from sapwood.cache.arrays.pools import Pools
 from sapwood.model import runner
 from sapwood.model.dense import Heads, Rotation
 from sapwood.model.drafting import Drafts
+from sapwood.model.norms import CpuNorm
 from sapwood.model.products import OfRows
 from sapwood.model.runner import Runner
 from sapwood.model.sampling.distribution import DrawRows
@@ -119,7 +120,14 @@ def _norms(_: Runner) -> Patches:
         queries = turned[:, : of.queries] if of.queries else None
         return queries, (turned[:, of.queries :], values)
 
+    def norm(
+        _: CpuNorm, rows: mx.array, residual: mx.array | None = None, scale: mx.array | None = None
+    ) -> mx.array:
+        added = rows if residual is None else residual + rows
+        return added if scale is None else added * scale
+
     yield mock.patch.object(mx.fast, "rms_norm", lambda x, *_: x)
+    yield mock.patch.object(CpuNorm, "__call__", norm)
     yield mock.patch.object(Heads, "__call__", heads)
 
 

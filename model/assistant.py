@@ -22,7 +22,8 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.checkpoint.mlx_lm_modules import MLP, initialize_rope
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
 from sapwood.model.checkpoint.weights import Fitted, fit
-from sapwood.model.dense import Heads, Residual, Rotation, norm
+from sapwood.model.dense import Heads, Residual, Rotation
+from sapwood.model.norms import Norm, norm_of
 from sapwood.model.products import OfRows, product_of
 from sapwood.model.sampling.proposals import DraftLogits
 
@@ -79,8 +80,8 @@ class _Laid:
     kernels: Kernels
     rotations: dict[AttentionKind, Rotation]
     before: OfRows
-    layers: list[tuple[AttentionKind, OfRows, Heads, Residual]]
-    norm: OfRows
+    layers: list[tuple[AttentionKind, Norm, Heads, Residual]]
+    norm: Norm
     after: OfRows
 
     @classmethod
@@ -88,8 +89,8 @@ class _Laid:
         layers = [
             (
                 layer.self_attn.kind,
-                norm(layer.input_layernorm),
-                Heads.of(layer.self_attn, keys=False, strict=kernels.strict),
+                norm_of(layer.input_layernorm, kernels),
+                Heads.of(layer.self_attn, kernels, keys=False),
                 Residual.of(layer, kernels),
             )
             for layer in assistant.model.layers
@@ -98,7 +99,9 @@ class _Laid:
         after = product_of(assistant.post_projection)
         attentions = {layer.self_attn.kind: layer.self_attn for layer in assistant.model.layers}
         rotations = {kind: Rotation(one, kernels) for kind, one in attentions.items()}
-        return cls(kernels, rotations, before, layers, norm(assistant.model.norm), after)
+        return cls(
+            kernels, rotations, before, layers, norm_of(assistant.model.norm, kernels), after
+        )
 
 
 class _Clusters(nn.Module):

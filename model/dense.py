@@ -24,6 +24,7 @@ import mlx.core as mx
 from sapwood.cache.arrays.powers import EXPONENT_MAX, LOG2_E, power_of_two, whole_and_rest
 from sapwood.cache.attention_routes import Kernels
 from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
+from sapwood.model.norms import Norm, norm_of, norm_with
 from sapwood.model.products import OfRows, in_row_tiles, kept, product_of, product_of_all
 
 # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
@@ -78,21 +79,10 @@ def capped_on_cpu(cap: float, logits: mx.array) -> mx.array:
 
 
 @partial(mx.compile, shapeless=True)
-def _sum_scaled(residual: mx.array, added: mx.array, scale: mx.array) -> mx.array:
-    return (residual + added) * scale
-
-
-@partial(mx.compile, shapeless=True)
 def _turned(
     low: mx.array, high: mx.array, cosines: mx.array, sines: mx.array
 ) -> tuple[mx.array, mx.array]:
     return low * cosines - high * sines, low * sines + high * cosines
-
-
-def norm(module: Any) -> OfRows:
-    """An RMS norm with a weight."""
-    weight, eps = module.weight, module.eps
-    return lambda rows: mx.fast.rms_norm(rows, weight, eps)
 
 
 class Rotation:
@@ -138,13 +128,11 @@ class Heads:
     values: bool
     head_dim: int
     weights: mx.array
-    eps: float
+    norm: Norm
 
     @classmethod
-    def of(
-        cls, attention: Any, queries: bool = True, keys: bool = True, strict: bool = False
-    ) -> Heads:
-        """Of mlx-lm's attention or the drafter's: what it has of these. strict: as products."""
+    def of(cls, attention: Any, kernels: Kernels, queries: bool = True, keys: bool = True) -> Heads:
+        """Of mlx-lm's attention or the drafter's: what it has of these."""
         keys = keys and attention.has_kv
         values = keys and not attention.use_k_eq_v
         wanted = {"q_proj": queries, "k_proj": keys, "v_proj": values}
@@ -156,7 +144,10 @@ class Heads:
             name = "_weights" if queries else "_key_weights"
             weights = kept(attention, name, norms, lambda: _repeated(norms, counts))
         dim, eps = attention.head_dim, attention.q_norm.eps
-        return cls(product_of_all(modules, strict), *counts, values, dim, weights, eps)
+        # Keys and values have one norm with the queries; weights come behind it.
+        norm = norm_with(None if keys else weights, eps, dim, kernels)
+        product = product_of_all(modules, kernels.strict)
+        return cls(product, *counts, values, dim, weights, norm)
 
     def __call__(
         self, normed: mx.array, rotate: OfRows
@@ -164,8 +155,8 @@ class Heads:
         """[T, hidden] -> queries, and keys with values, [T, heads, D]; None: no such heads."""
         rows = mx.unflatten(self.product(normed), -1, (-1, self.head_dim))
         if not self.keys:
-            return rotate(mx.fast.rms_norm(rows, self.weights, self.eps)), None
-        rows = mx.fast.rms_norm(rows, None, self.eps)
+            return rotate(self.norm(rows)), None
+        rows = self.norm(rows)
         turning = self.queries + self.keys
         turned = rotate((rows[:, :turning] if self.values else rows) * self.weights)
         values = rows[:, turning:] if self.values else rows[:, self.queries :]
@@ -184,12 +175,12 @@ class Residual:
     """What follows a layer's attention: [T, heads * D] into the residual stream, and the MLP."""
 
     out: OfRows
-    after_attention: OfRows
-    before_mlp: OfRows
+    after_attention: Norm
+    before_mlp: Norm
     gate: OfRows
     up: OfRows
     down: OfRows
-    after_mlp: OfRows
+    after_mlp: Norm
     scale: mx.array
     gated: Callable[[mx.array, mx.array], mx.array]
     mixture: RoutedExperts | None = None
@@ -201,16 +192,16 @@ class Residual:
         mlp, strict = layer.mlp, kernels.strict
         return cls(
             product_of(layer.self_attn.o_proj, strict),
-            norm(layer.post_attention_layernorm),
-            norm(layer.pre_feedforward_layernorm),
+            norm_of(layer.post_attention_layernorm, kernels),
+            norm_of(layer.pre_feedforward_layernorm, kernels),
             product_of(mlp.gate_proj, strict),
             product_of(mlp.up_proj, strict),
             product_of(mlp.down_proj, strict),
-            norm(layer.post_feedforward_layernorm),
+            norm_of(layer.post_feedforward_layernorm, kernels),
             layer.layer_scalar,
             gated_on_cpu if kernels.backend == "cpu" else gated,
-            RoutedExperts.of(layer, strict) if getattr(layer, "enable_moe", False) else None,
-            LayerInputs.of(layer, strict)
+            RoutedExperts.of(layer, kernels) if getattr(layer, "enable_moe", False) else None,
+            LayerInputs.of(layer, kernels)
             if getattr(layer, "hidden_size_per_layer_input", 0)
             else None,
         )
@@ -219,82 +210,83 @@ class Residual:
         self, residual: mx.array, mixed: mx.array, per_layer_input: mx.array | None = None
     ) -> mx.array:
         """The layer's output [T, hidden]; residual: its input. per_layer_input [T, size]."""
-        hidden = residual + self.after_attention(self.out(mixed))
+        hidden = self.after_attention(self.out(mixed), residual)
         rows = self.before_mlp(hidden)
         fed = self.down(self.gated(self.gate(rows), self.up(rows)))
         if self.mixture is not None:
             fed = self.mixture(hidden, fed)
-        fed = self.after_mlp(fed)
-        if self.inputs is not None and per_layer_input is not None:
-            hidden = hidden + fed
-            fed = self.inputs(hidden, per_layer_input)
-        return _sum_scaled(hidden, fed, self.scale)
+        if self.inputs is None or per_layer_input is None:
+            return self.after_mlp(fed, hidden, self.scale)
+        hidden = self.after_mlp(fed, hidden)
+        return self.inputs.after(self.inputs(hidden, per_layer_input), hidden, self.scale)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInputs:
-    """The gate of E2B and E4B through which a token's own vector of a layer comes in."""
+    """The gate of E2B and E4B through which a token's own vector of a layer comes in.
+
+    after: the norm of what comes out.
+    """
 
     gate: OfRows
     out: OfRows
-    after: OfRows
+    after: Norm
 
     @classmethod
-    def of(cls, layer: Any, strict: bool) -> LayerInputs:
+    def of(cls, layer: Any, kernels: Kernels) -> LayerInputs:
         """Of mlx-lm's layer."""
         return cls(
-            product_of(layer.per_layer_input_gate, strict),
-            product_of(layer.per_layer_projection, strict),
-            norm(layer.post_per_layer_input_norm),
+            product_of(layer.per_layer_input_gate, kernels.strict),
+            product_of(layer.per_layer_projection, kernels.strict),
+            norm_of(layer.post_per_layer_input_norm, kernels),
         )
 
     def __call__(self, hidden: mx.array, per_layer_input: mx.array) -> mx.array:
-        """[T, hidden] and [T, size] -> [T, hidden], to be added."""
+        """[T, hidden] and [T, size] -> [T, hidden], to be normed and added."""
         # Few numbers a row: one kernel instead of several, on a CPU too.
-        return self.after(self.out(gated(self.gate(hidden), per_layer_input)))
+        return self.out(gated(self.gate(hidden), per_layer_input))
 
 
 @dataclass(frozen=True, slots=True)
 class RoutedExperts:
     """26B-A4B's experts beside its dense MLP; mlx-lm's module computes those that are chosen.
 
-    scale: of the router's norm, its constant included. top_k: experts of a row.
+    route: the router's norm, its constant included. top_k: experts of a row.
     """
 
-    scale: mx.array
-    eps: float
+    route: Norm
     scores: OfRows
     top_k: int
     weights: mx.array
     experts: Callable[[mx.array, mx.array, mx.array], mx.array]
-    before: OfRows
-    after_dense: OfRows
-    after: OfRows
+    before: Norm
+    after_dense: Norm
+    after: Norm
 
     @classmethod
-    def of(cls, layer: Any, strict: bool) -> RoutedExperts:
+    def of(cls, layer: Any, kernels: Kernels) -> RoutedExperts:
         """Of mlx-lm's layer."""
         router, experts = layer.router, layer.experts
         own, top_k = router.scale, router.config.top_k_experts
-        if strict:
+        weight = kept(router, "_norm_scale", (own,), lambda: own * router._root_size)
+        if kernels.strict:
             # So few that mlx-lm does not sort them by expert: each is multiplied by itself.
             experts = in_row_tiles(experts, max(1, (_SORTED_PAIRS - 1) // top_k))
         return cls(
-            kept(router, "_norm_scale", (own,), lambda: own * router._root_size),
-            router.eps,
-            product_of(router.proj, strict),
+            norm_with(weight, router.eps, weight.size, kernels),
+            product_of(router.proj, kernels.strict),
             top_k,
             router.per_expert_scale,
             experts,
-            norm(layer.pre_feedforward_layernorm_2),
-            norm(layer.post_feedforward_layernorm_1),
-            norm(layer.post_feedforward_layernorm_2),
+            norm_of(layer.pre_feedforward_layernorm_2, kernels),
+            norm_of(layer.post_feedforward_layernorm_1, kernels),
+            norm_of(layer.post_feedforward_layernorm_2, kernels),
         )
 
     def __call__(self, hidden: mx.array, dense: mx.array) -> mx.array:
         """dense: the MLP's output for the same rows [T, hidden]."""
-        scores = self.scores(mx.fast.rms_norm(hidden, self.scale, self.eps))
+        scores = self.scores(self.route(hidden))
         best = mx.argpartition(scores, kth=-self.top_k, axis=-1)[:, -self.top_k :]
         shares = mx.softmax(mx.take_along_axis(scores, best, axis=-1), axis=-1)
         sparse = self.experts(self.before(hidden), best, shares * self.weights[best])
-        return self.after_dense(dense) + self.after(sparse)
+        return self.after(sparse, self.after_dense(dense))

@@ -31,7 +31,8 @@ from sapwood.model.checkpoint.mlx_lm_modules import (
     Model,
     logit_softcap,
 )
-from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu, norm
+from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu
+from sapwood.model.norms import Norm, norm_of
 from sapwood.model.products import OfRows, in_row_tiles
 
 
@@ -57,19 +58,19 @@ class _Layer:
 
     kind: str
     source: int
-    before: OfRows
+    before: Norm
     owned: Heads | None
     queries: Heads | None
     rest: Residual
 
     @classmethod
     def of(cls, layer: DecoderLayer, source: int, apart: bool, kernels: Kernels) -> _Layer:
-        attention, strict, owned, queries = layer.self_attn, kernels.strict, None, None
+        attention, owned, queries = layer.self_attn, None, None
         if attention.has_kv:
-            owned = Heads.of(attention, queries=not apart, strict=strict)
+            owned = Heads.of(attention, kernels, queries=not apart)
         if apart or owned is None:
-            queries = Heads.of(attention, keys=False, strict=strict)
-        before = norm(layer.input_layernorm)
+            queries = Heads.of(attention, kernels, keys=False)
+        before = norm_of(layer.input_layernorm, kernels)
         return cls(layer.layer_type, source, before, owned, queries, Residual.of(layer, kernels))
 
 
@@ -96,7 +97,7 @@ class PackedGemma4:
         self._rotations = {
             layer.layer_type: Rotation(layer.self_attn, kernels) for layer in self.text.layers
         }
-        self._norm = norm(self.text.norm)
+        self._norm = norm_of(self.text.norm, kernels)
         self._capped = capped_on_cpu if kernels.backend == "cpu" else logit_softcap
         head = self.text.embed_tokens.as_linear if model.tie_word_embeddings else model.lm_head
         project = self.text._project_per_layer_inputs

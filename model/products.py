@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,9 +22,11 @@ from sapwood.model import device
 
 OfRows = Callable[[mx.array], mx.array]
 
-# Rows of a product under strict numerics: whole micro-kernels of every BLAS we know, and few enough
-# that a step of one row does not pay for many.
-ROW_TILE = 16
+# Rows of a product under strict numerics, the first that holds: few enough that a step of one row
+# does not pay for many, and whole micro-kernels. OpenBLAS takes sixteen at once with AVX-512; its
+# kernels of Haswell and Zen take twelve and then four, which sum in another order.
+ROW_TILES = (16, 8, 4)
+_TRIED_WIDTHS, _TRIED_OUTPUTS = (64, 300), (24, 1000)
 _MARK, _LAID = "_side_by_side", "_laid"
 # A weight of more outputs than so many times its inputs is read by rows.
 _OUTPUTS_MOST = 2
@@ -57,17 +60,44 @@ def product_of(module: Any, strict: bool = False) -> OfRows:
     return _product(module, {name: module[name] for name in _names(module)})
 
 
-def in_row_tiles(rows_of: Callable[..., mx.array], tile: int = ROW_TILE) -> Callable[..., mx.array]:
+@cache
+def row_tile() -> int:
+    """Of ROW_TILES the first in which a row has the same bits at every place, on this device.
+
+    The last where none does; the whole model is tried behind it in any case (strict_check).
+    """
+    return next((tile for tile in ROW_TILES if _alike_at_all_places(tile)), ROW_TILES[-1])
+
+
+def _alike_at_all_places(tile: int) -> bool:
+    key = mx.random.key(0)
+    for inputs in _TRIED_WIDTHS:
+        rows = mx.contiguous(
+            mx.broadcast_to(mx.random.normal((1, inputs), key=key), (tile, inputs))
+        )
+        for outputs in _TRIED_OUTPUTS:
+            weight = mx.random.normal((outputs, inputs), key=key)
+            for laid in (weight, mx.contiguous(weight.T).T):
+                found = rows @ laid.T
+                if not mx.array_equal(found, mx.broadcast_to(found[:1], found.shape)):
+                    return False
+    return True
+
+
+def in_row_tiles(
+    rows_of: Callable[..., mx.array], tile: int | None = None
+) -> Callable[..., mx.array]:
     """The same function of arrays of rows [T, ...], computed of `tile` rows at a time.
 
     A product's bits depend on how many rows it has: so they always are as many, the last ones
-    padded with zeros, and a row's bits are its own wherever it lies (strict_check tries that).
+    padded with zeros, and a row's bits are its own wherever it lies. tile: None for row_tile().
     """
+    size = row_tile() if tile is None else tile
 
     def tiled(*arrays: mx.array) -> mx.array:
         count = arrays[0].shape[0]
-        missing = -count % tile
-        cuts = list(range(tile, count, tile))
+        missing = -count % size
+        cuts = list(range(size, count, size))
         if missing:
             arrays = tuple(mx.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)) for a in arrays)
         if not cuts:

@@ -9,6 +9,7 @@ on somebody's prompt, and no reason to end everybody's replies.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -35,18 +36,18 @@ def read_rows(
     """
     if drawn is None:
         return []
-    table = np.array(drawn)
-    accepted = table[:, -1]
-    if not ((accepted >= 0) & (accepted <= np.array(depths))).all():
-        raise DeviceFault("fewer than no drafts accepted, or more drafts than there were")
-    committed = np.arange(table.shape[1]) <= accepted[:, None]
-    _require_ids(table[committed], vocabulary)
+    table = cast("list[list[int]]", drawn.tolist())
+    for row, depth in zip(table, depths, strict=True):
+        if not 0 <= row[-1] <= depth:
+            raise DeviceFault("fewer than no drafts accepted, or more drafts than there were")
     told = {} if report is None else report.read()
     rows = []
-    for row, (ids, count) in enumerate(zip(table.tolist(), accepted + 1, strict=True)):
-        logprobs = tuple(told.get(row, ())[:count])
+    for index, row in enumerate(table):
+        count = row[-1] + 1
+        ids, logprobs = tuple(row[:count]), tuple(told.get(index, ())[:count])
+        _require_ids(ids, vocabulary)
         _require_ids([id for place in logprobs for id, _ in place.alternatives], vocabulary)
-        rows.append((tuple(ids[:count]), logprobs))
+        rows.append((ids, logprobs))
     return rows
 
 
@@ -67,11 +68,10 @@ def read_drafts(drafts: Drafts, vocabulary: int) -> npt.NDArray[np.int32]:
     Raises DeviceFault.
     """
     table: npt.NDArray[np.int32] = np.array(drafts.tokens)[drafts.at]
-    _require_ids(table, vocabulary)
+    _require_ids(table.ravel().tolist(), vocabulary)
     return table
 
 
-def _require_ids(ids: Sequence[int] | np.ndarray, vocabulary: int) -> None:
-    found = np.asarray(ids)
-    if not ((found >= 0) & (found < vocabulary)).all():
+def _require_ids(ids: Sequence[int], vocabulary: int) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
         raise DeviceFault("a token id outside of the vocabulary")

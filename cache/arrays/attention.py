@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import mlx.core as mx
 import numpy as np
 
-from sapwood.cache.arrays.batch import Batch, Ints, Span, indices
+from sapwood.cache.arrays.batch import Batch, Ints, Span
 from sapwood.cache.arrays.folded import fold, folded, folded_partial, unfold
 from sapwood.cache.arrays.placement import Placement
 from sapwood.cache.attention_routes import (
@@ -29,6 +29,8 @@ from sapwood.cache.attention_routes import (
     slice_tiles,
 )
 
+# A mask of so many places is made on the host: a dozen nodes of the graph cost more.
+MASK_ON_HOST = 1 << 14
 LENGTH_STEP = 64  # keys are read up to a multiple of this, so that shapes change rarely
 Mask = mx.array | str | None
 
@@ -67,7 +69,8 @@ class Grid:
     length: keys to read of each. queries: Q, the longest span's length.
     first: packed row of the first query where all [n * Q] lie in one run from there, else None and
     gather [n * Q] says which packed row supplies each query (padding: an arbitrary one), places
-    where in [n * Q] the real ones lie, in the order of `packed`, their packed rows.
+    where in [n * Q] the real ones lie, in the order of `packed`, their packed rows. Of a run both
+    are None: nobody asks.
     starts, ends: [n] position of a row's first query and one past its last, counted from where the
     row begins; 0, 0 in nobody's row.
     """
@@ -79,8 +82,8 @@ class Grid:
     length: int
     queries: int
     first: int | None
-    gather: mx.array
-    places: mx.array
+    gather: mx.array | None
+    places: mx.array | None
     packed: Ints
     starts: Ints
     ends: Ints
@@ -110,33 +113,38 @@ class Grid:
 
         Then the owners' rows are gathered, which copies them.
         """
-        spans = [span for span, _, _ in members]
+        # In Python's own numbers: a step has a few dozen, and each call of numpy's is worth ten.
         rows = [row for _, _, row in members]
         base, reach = min(rows), max(rows) + 1 - min(rows)
         dense = reach < 2 * len(rows)
         n, at = (reach, [row - base for row in rows]) if dense else (len(rows), range(len(rows)))
-        queries = max(s.length for s in spans)
-        gather = np.full((n, queries), members[0][1], np.int32)
-        starts, ends = np.zeros(n, np.int32), np.zeros(n, np.int32)
+        queries = max(span.length for span, _, _ in members)
+        gather = [members[0][1]] * (n * queries)
+        starts, ends = [0] * n, [0] * n
         slots: list[int | None] = [None] * n
+        packed: list[int] = []
+        places: list[int] = []
         for row, (span, first, _) in zip(at, members, strict=True):
-            gather[row, : span.length] = indices(first, first + span.length)
+            begin, end = row * queries, row * queries + span.length
+            gather[begin:end] = own = range(first, first + span.length)
+            packed += own
+            places += range(begin, end)
             starts[row], ends[row], slots[row] = span.start, span.end, span.slot
-        packed = np.concatenate([indices(first, first + s.length) for s, first, _ in members])
-        places = [
-            indices(row * queries, row * queries + s.length)
-            for row, s in zip(at, spans, strict=True)
-        ]
-        whole = np.array_equal(
-            gather.ravel(), indices(int(packed[0]), int(packed[0]) + packed.size)
-        )
-        longest = max(1, -(-int(ends.max()) // LENGTH_STEP)) * LENGTH_STEP
+        whole = gather == list(range(packed[0], packed[0] + n * queries))
+        longest = max(1, -(-max(ends) // LENGTH_STEP)) * LENGTH_STEP
         return cls(
-            capacity, base, n, None if dense else mx.array(np.array(rows, np.int32)),
-            min(capacity, longest), queries, int(packed[0]) if whole else None,
-            mx.array(gather.ravel()), mx.array(np.concatenate(places)), packed, starts, ends,
+            capacity, base, n, None if dense else mx.array(rows, mx.int32),
+            min(capacity, longest), queries, packed[0] if whole else None,
+            None if whole else mx.array(gather, mx.int32),
+            None if whole else mx.array(places, mx.int32),
+            np.array(packed, np.int32), np.array(starts, np.int32), np.array(ends, np.int32),
             tuple(slots),
         )  # fmt: skip
+
+    def run(self, queries: mx.array) -> mx.array:
+        """Packed queries [T, ...] -> [n * Q, ...], where `first` says that they lie in one run."""
+        assert self.first is not None, "a grid with padding"
+        return queries[self.first : self.first + self.packed.size]
 
     def read(self, pool: mx.array, length: int) -> mx.array:
         """[n, kv_heads, length, D] of a pool."""
@@ -160,17 +168,17 @@ def over_grid(
     grid.packed, in its order. partial: as partials, [t, heads, D + 2].
     """
     attend = _attend_partial if partial else _attend
-    if grid.first is None:
+    if grid.gather is not None:
         queries = queries[grid.gather]
     elif grid.packed.size != queries.shape[0]:
-        queries = queries[grid.first : grid.first + grid.packed.size]
+        queries = grid.run(queries)
     if grid.queries == 1:
         out = attend(kernels, mx.expand_dims(queries, 2), keys, values, mask).squeeze(2)
     else:
         padded = mx.unflatten(queries, 0, (-1, grid.queries)).swapaxes(1, 2)
         seen = attend(kernels, padded, keys, values, mask)
         out = mx.flatten(seen.swapaxes(1, 2), 0, 1)
-    return out if grid.first is not None else out[grid.places]
+    return out if grid.places is None else out[grid.places]
 
 
 def over_slice(
@@ -283,16 +291,26 @@ def position_mask(grid: Grid, capacity: int, reach: int | None, floors: Ints | N
     What a deeper round left beyond `last` shows up as p - capacity, which no reach of an
     over-provisioned ring goes back to. floors [n]: the lowest position that a row still holds.
     """
-    last = mx.array(grid.ends - 1)[:, None]
-    entry = mx.arange(grid.length, dtype=mx.int32)[None]
-    position = (last - mx.remainder(last - entry, capacity))[:, None, None, :]
-    query = mx.array(grid.starts)[:, None] + mx.arange(grid.queries, dtype=mx.int32)[None]
+    if grid.n * grid.queries * grid.length <= MASK_ON_HOST:
+        return mx.array(_visible_places(np, grid, capacity, reach, floors))
+    return cast("mx.array", _visible_places(mx, grid, capacity, reach, floors))
+
+
+def _visible_places(
+    made_with: Any, grid: Grid, capacity: int, reach: int | None, floors: Ints | None
+) -> Any:
+    """position_mask's, by numpy or mx: what these functions are called is the same in both."""
+    array, arange, int32 = made_with.array, made_with.arange, made_with.int32
+    last = array(grid.ends - 1)[:, None]
+    entry = arange(grid.length, dtype=int32)[None]
+    position = (last - made_with.remainder(last - entry, capacity))[:, None, None, :]
+    query = array(grid.starts)[:, None] + arange(grid.queries, dtype=int32)[None]
     query = query[:, None, :, None]
     visible = (position <= query) & (position >= 0)
     if reach is not None:
         visible = visible & (position > query - reach)
     if floors is not None:
-        visible = visible & (position >= mx.array(floors)[:, None, None, None])
+        visible = visible & (position >= array(floors)[:, None, None, None])
     return visible
 
 

@@ -79,7 +79,10 @@ class Batch:
     @property
     def positions_host(self) -> Ints:
         """[T] absolute position of every packed row."""
-        return np.concatenate([indices(s.start, s.end) for s in self.spans])
+        found: list[int] = []
+        for span in self.spans:
+            found += range(span.start, span.end)
+        return np.array(found, np.int32)
 
     @property
     def kept_host(self) -> Ints:

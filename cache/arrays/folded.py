@@ -96,9 +96,14 @@ def _scores(queries: mx.array, keys: mx.array, mask: mx.array | None) -> mx.arra
     scores = fold(queries, kv_heads) @ keys.swapaxes(-1, -2)
     if mask is None:
         return scores
+    if count == 1:
+        return mx.where(mask, scores, _least(scores.dtype))
     shaped = scores.reshape(n, kv_heads, count, heads // kv_heads, length)
-    least = mx.array(mx.finfo(scores.dtype).min, scores.dtype)
-    return mx.where(mask[..., None, :], shaped, least).reshape(scores.shape)
+    return mx.where(mask[..., None, :], shaped, _least(scores.dtype)).reshape(scores.shape)
+
+
+def _least(dtype: mx.Dtype) -> mx.array:
+    return mx.array(mx.finfo(dtype).min, dtype)
 
 
 def fold(queries: mx.array, kv_heads: int) -> mx.array:
@@ -107,12 +112,16 @@ def fold(queries: mx.array, kv_heads: int) -> mx.array:
     In this order nothing is copied where there is one K/V head, or one query.
     """
     n, heads, count, dim = queries.shape
+    if count == 1:
+        return queries.reshape(n, kv_heads, -1, dim)
     split = queries.reshape(n, kv_heads, heads // kv_heads, count, dim)
     return split.swapaxes(2, 3).reshape(n, kv_heads, -1, dim)
 
 
 def unfold(rows: mx.array, heads: int) -> mx.array:
     """`fold` undone."""
-    n, kv_heads, _, dim = rows.shape
+    n, kv_heads, count, dim = rows.shape
+    if count * kv_heads == heads:  # one query
+        return rows.reshape(n, heads, 1, dim)
     split = rows.reshape(n, kv_heads, -1, heads // kv_heads, dim)
     return split.swapaxes(2, 3).reshape(n, heads, -1, dim)

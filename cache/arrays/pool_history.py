@@ -130,7 +130,7 @@ class _Layout:
 
 def packed_order(packed: Sequence[Ints]) -> mx.array | None:
     """What brings rows that lie in the given order back into packed order; None: they are."""
-    rows = np.concatenate(packed)
-    if np.array_equal(rows, indices(0, rows.size)):
+    rows = packed[0] if len(packed) == 1 else np.concatenate(packed)
+    if (rows == indices(0, rows.size)).all():
         return None
     return mx.array(np.argsort(rows).astype(np.int32))

@@ -39,27 +39,34 @@ class Writes:
     @classmethod
     def of(cls, batch: Batch, placement: Placement, kv_heads: int) -> dict[int, Writes]:
         """capacity -> writes. Of a span longer than its row only the newest are written."""
-        parts: dict[int, list[tuple[Ints, Ints, Ints]]] = {}
+        parts: dict[int, list[tuple[int, int, int, int]]] = {}
         for span, first in zip(batch.spans, batch.firsts, strict=True):
             place = placement.places[span.slot]
             count = min(span.length, place.capacity)
-            end = first + span.length
-            entries = _entries(place, span.end - count, span.end)
-            parts.setdefault(place.capacity, []).append(
-                (indices(end - count, end), np.full(count, place.row, np.int32), entries)
-            )
-        return {size: cls._joined(batch, spans, kv_heads) for size, spans in parts.items()}
+            start = span.end - count - place.base
+            assert start >= 0, f"position {start + place.base} in {place}"
+            own = first + span.length - count, place.row, start, count
+            parts.setdefault(place.capacity, []).append(own)
+        return {size: cls._joined(batch, own, size, kv_heads) for size, own in parts.items()}
 
     @classmethod
     def _joined(
-        cls, batch: Batch, spans: Sequence[tuple[Ints, Ints, Ints]], kv_heads: int
+        cls,
+        batch: Batch,
+        parts: Sequence[tuple[int, int, int, int]],
+        capacity: int,
+        kv_heads: int,
     ) -> Writes:
-        packed, rows, entries = (np.concatenate(part) for part in zip(*spans, strict=True))
-        every = np.broadcast_arrays(rows[:, None], indices(0, kv_heads), entries[:, None])
-        return cls(
-            None if packed.size == batch.tokens else mx.array(packed),
-            *(mx.array(each) for each in every),
-        )
+        """parts: of each span its first packed row, pool row, first entry (unwrapped), count."""
+        counts = [count for *_, count in parts]
+        before = np.cumsum([0, *counts])
+        spread = np.repeat(np.array(parts, np.int32).T, counts, axis=1)
+        own = indices(0, int(before[-1])) - np.repeat(before[:-1], counts)
+        to = np.empty((3, own.size, kv_heads), np.int32)
+        to[0], to[1] = spread[1][:, None], indices(0, kv_heads)
+        to[2] = ((spread[2] + own) % capacity)[:, None]
+        packed = None if own.size == batch.tokens else mx.array((spread[0] + own).astype(np.int32))
+        return cls(packed, *(mx.array(each) for each in to))
 
 
 def _entries(place: Place, start: int, end: int) -> Ints:

@@ -119,7 +119,7 @@ def test_heads_are_those_of_the_modules(name: str, queries: bool, keys: bool) ->
             plain = split(own.k_proj(normed), own.n_kv_heads)
             apart = plain if own.use_k_eq_v else split(own.v_proj(normed), own.n_kv_heads)
             expected += [turn(own.k_norm(plain)), own.v_norm(apart)]
-        asked, held = Heads.of(own, queries, keys)(normed, turn)
+        asked, held = Heads.of(own, CPU_KERNELS, queries, keys)(normed, turn)
         found = [a for a in (asked, *(held or ())) if a is not None]
         assert len(found) == len(expected) == queries + 2 * keys
         for ours, theirs in zip(found, expected, strict=True):

@@ -14,7 +14,7 @@ from sapwood.model.checkpoint.files import ModelRefused
 from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.one_text import WAYS, OneText
 from sapwood.model.pair import Pair, load_pair
-from sapwood.model.products import ROW_TILE, in_row_tiles
+from sapwood.model.products import ROW_TILES, in_row_tiles, row_tile
 from sapwood.model.strict_check import refuse_unless_strict
 from tests.model.reference import checkpoint
 from tests.system.pairs import pair
@@ -78,8 +78,10 @@ def test_fast_attention_is_refused() -> None:
         refuse_unless_strict(pair("e2b-tiny", drafter=False))
 
 
-@pytest.mark.parametrize("count", [0, 1, ROW_TILE - 1, ROW_TILE, ROW_TILE + 1, 3 * ROW_TILE])
-def test_products_always_have_as_many_rows(count: int) -> None:
+@pytest.mark.parametrize("tiles", [0, 1, 3])
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_products_always_have_as_many_rows(tiles: int, beyond: int) -> None:
+    count = max(0, tiles * row_tile() + beyond)
     seen: list[int] = []
 
     def rows_of(a: mx.array, b: mx.array) -> mx.array:
@@ -88,7 +90,31 @@ def test_products_always_have_as_many_rows(count: int) -> None:
 
     a, b = mx.arange(count), mx.ones((count, 2), mx.int32)
     assert mx.array_equal(in_row_tiles(rows_of)(a, b), mx.arange(count) + 2)
-    assert set(seen) <= {ROW_TILE, *([0] if not count else [])}
+    assert set(seen) <= {row_tile(), *([0] if not count else [])}
+
+
+def test_tiles_are_those_in_which_no_place_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenBLAS's kernels that take twelve rows, and the four behind them by another one."""
+    right = mx.array.__matmul__
+
+    def twelve_and_four(rows: mx.array, weight: mx.array) -> mx.array:
+        out = right(rows, weight)
+        return mx.concatenate([out[:12], out[12:] * (1 + 1e-6)])
+
+    monkeypatch.setattr(mx.array, "__matmul__", twelve_and_four)
+    assert row_tile.__wrapped__() == 8
+
+
+def test_where_every_place_matters_the_smallest_tile_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = mx.array.__matmul__
+
+    def by_place(rows: mx.array, weight: mx.array) -> mx.array:
+        return right(rows, weight) * mx.arange(rows.shape[0])[:, None]
+
+    monkeypatch.setattr(mx.array, "__matmul__", by_place)
+    assert row_tile.__wrapped__() == ROW_TILES[-1]
 
 
 @pytest.mark.parametrize("name", ["e2b-tiny", "a4b-tiny"])
@@ -105,4 +131,4 @@ def test_every_product_of_a_strict_forward_has_as_many_rows(
 
     monkeypatch.setattr(products, "_product", counted)
     OneText(strict(name)).logits(WAYS[2])
-    assert seen and set(seen) == {ROW_TILE}
+    assert seen and set(seen) == {row_tile()}
