@@ -80,16 +80,26 @@ def bound(budget_bytes: int, cache_bytes: int) -> None:
         mx.set_memory_limit(budget_bytes)
 
 
-def follow(workspace_bytes: int, free_bytes: int, cache_bytes: int) -> tuple[int, int]:
-    """Bytes that arrays hold now, and that MLX keeps for reuse beside them.
+class CacheLimit:
+    """What MLX keeps of freed memory, step by step."""
 
-    On a GPU it keeps as much as a step has reserved, and cache_bytes at least: what a step needs
-    beyond it would be asked of the driver anew in every step. Nowhere does it keep more than there
-    is beside weights, slots and tree.
-    """
-    kept = cache_bytes if _is_cpu() else max(workspace_bytes, cache_bytes)
-    mx.set_cache_limit(min(kept, workspace_bytes + free_bytes))
-    return int(mx.get_active_memory()), int(mx.get_cache_memory())
+    def __init__(self, cache_bytes: int) -> None:
+        self._cache_bytes, self._told = cache_bytes, -1
+
+    def follow(self, workspace_bytes: int, free_bytes: int) -> tuple[int, int]:
+        """Bytes that arrays hold now, and that MLX keeps for reuse beside them.
+
+        On a GPU it keeps as much as a step has reserved, and cache_bytes at least: what a step
+        needs beyond it would be asked of the driver anew in every step. Nowhere does it keep more
+        than there is beside weights, slots and tree.
+        """
+        least = self._cache_bytes
+        kept = least if _is_cpu() else max(workspace_bytes, least)
+        limit = min(kept, workspace_bytes + free_bytes)
+        if limit != self._told:  # telling it takes longer than asking for both numbers
+            mx.set_cache_limit(limit)
+            self._told = limit
+        return int(mx.get_active_memory()), int(mx.get_cache_memory())
 
 
 def shares_host_memory() -> bool:

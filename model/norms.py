@@ -50,11 +50,9 @@ class CpuNorm(Norm):
         self, rows: mx.array, residual: mx.array | None = None, scale: mx.array | None = None
     ) -> mx.array:
         then = [each for each in (self._weight, residual, scale) if each is not None]
-        squares = mx.square(rows.astype(mx.float32))
-        total = mx.sum(squares, axis=-1, keepdims=True)
         if rows.size < _MANY:
-            return _normed(rows, total, self._share, self._least, *then)
-        return _finished(rows, _root(total, self._share, self._least), *then)
+            return _normed(rows, self._share, self._least, *then)
+        return _finished(rows, _root(_squares(rows), self._share, self._least), *then)
 
 
 def norm_of(module: Any, kernels: Kernels) -> Norm:
@@ -72,8 +70,12 @@ def _sum_scaled(residual: mx.array, added: mx.array, scale: mx.array) -> mx.arra
     return (residual + added) * scale
 
 
-def _root_of(total: mx.array, share: mx.array, least: mx.array) -> mx.array:
-    return mx.rsqrt(total * share + least)
+def _squares(rows: mx.array) -> mx.array:
+    return mx.sum(mx.square(rows.astype(mx.float32)), axis=-1, keepdims=True)
+
+
+def _root_of(squares: mx.array, share: mx.array, least: mx.array) -> mx.array:
+    return mx.rsqrt(squares * share + least)
 
 
 def _finish(rows: mx.array, root: mx.array, *then: mx.array) -> mx.array:
@@ -89,7 +91,5 @@ _finished = mx.compile(_finish, shapeless=True)
 
 
 @partial(mx.compile, shapeless=True)
-def _normed(
-    rows: mx.array, total: mx.array, share: mx.array, least: mx.array, *then: mx.array
-) -> mx.array:
-    return _finish(rows, _root_of(total, share, least), *then)
+def _normed(rows: mx.array, share: mx.array, least: mx.array, *then: mx.array) -> mx.array:
+    return _finish(rows, _root_of(_squares(rows), share, least), *then)

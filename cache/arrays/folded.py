@@ -97,13 +97,16 @@ def _scores(queries: mx.array, keys: mx.array, mask: mx.array | None) -> mx.arra
     if mask is None:
         return scores
     if count == 1:
-        return mx.where(mask, scores, _least(scores.dtype))
+        return _masked(mask, scores)
     shaped = scores.reshape(n, kv_heads, count, heads // kv_heads, length)
-    return mx.where(mask[..., None, :], shaped, _least(scores.dtype)).reshape(scores.shape)
+    return _where(mask[..., None, :], shaped).reshape(scores.shape)
 
 
-def _least(dtype: mx.Dtype) -> mx.array:
-    return mx.array(mx.finfo(dtype).min, dtype)
+def _where(mask: mx.array, scores: mx.array) -> mx.array:
+    return mx.where(mask, scores, mx.array(mx.finfo(scores.dtype).min, scores.dtype))
+
+
+_masked = mx.compile(_where, shapeless=True)  # an operation instead of three, for few scores
 
 
 def fold(queries: mx.array, kv_heads: int) -> mx.array:

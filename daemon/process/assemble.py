@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -152,7 +151,7 @@ def put_together(
     core = Core(facts, limits, tree, ledger, pair.tokenizer.token_bytes, folder=folder)
     runner = Runner(pair, limits.slots_max, limits.draft_depth_max, mask_s_max=limits.mask_s_max)
     card = _card(config, pair, facts, drafter and (config.draft or drafter))
-    follow = partial(device.follow, cache_bytes=kept)
+    follow = device.CacheLimit(kept).follow
     loaded = Loaded(
         card,
         core,

@@ -110,16 +110,18 @@ def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(
         monkeypatch.setattr(mx, name, lambda n, name=name: told.append((name, n)))
     monkeypatch.setattr(mx, "device_info", lambda: METAL)
     device.bound(1000, 20)
-    assert device.follow(500, 0, 20) == (mx.get_active_memory(), mx.get_cache_memory())
-    assert told == [("set_cache_limit", 20)] * 2, "a CPU keeps what it kept"
-    device.follow(5, 7, 20)
+    limit = device.CacheLimit(20)
+    for _ in range(2):
+        assert limit.follow(500, 0) == (mx.get_active_memory(), mx.get_cache_memory())
+    assert told == [("set_cache_limit", 20)] * 2, "a CPU keeps what it kept, and is told it once"
+    limit.follow(5, 7)
     assert told.pop() == ("set_cache_limit", 12), "and no more than nobody else has"
     assert not device.can_wire()
     told.clear()
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     device.bound(1000, 20)
     for workspace_bytes, free_bytes in ((500, 0), (0, 500), (30, 0)):
-        device.follow(workspace_bytes, free_bytes, 20)
+        limit.follow(workspace_bytes, free_bytes)
     device.wire(1000)
     device.wire(100 << 30)
     assert told == [

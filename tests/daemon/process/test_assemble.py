@@ -210,12 +210,12 @@ def test_a_device_is_bound_by_the_budget_and_follows_what_is_reserved(
     bound: list[tuple[int, int]] = []
     followed: list[tuple[int, int, int]] = []
 
-    def follow(workspace_bytes: int, free_bytes: int, cache_bytes: int) -> tuple[int, int]:
-        followed.append((workspace_bytes, free_bytes, cache_bytes))
+    def follow(self: device.CacheLimit, workspace_bytes: int, free_bytes: int) -> tuple[int, int]:
+        followed.append((workspace_bytes, free_bytes, self._cache_bytes))
         return 4711, 12
 
     monkeypatch.setattr(device, "bound", lambda *limits: bound.append(limits))
-    monkeypatch.setattr(device, "follow", follow)
+    monkeypatch.setattr(device.CacheLimit, "follow", follow)
     config = config_for(memory="1GiB")
     loaded = assemble.load(config)
     facts, limits = loaded.card.facts, config.limits
