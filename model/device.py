@@ -12,9 +12,11 @@ and how much of it a daemon takes by default.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
+from functools import cache
 
 import mlx.core as mx
 
@@ -27,6 +29,9 @@ GPU_PAGE_BYTES = 16 * 1024  # of MLX's allocators, Metal's and CUDA's
 # How many command buffers MLX lets be under way. One is closed when its operations' inputs are so
 # many bytes, and frees them when all of it is done.
 COMMAND_BUFFERS_MAX, COMMAND_BUFFER_BYTES = 10, 50 << 20
+# Of OpenBLAS those with kernels for AVX2; more inputs than so many times the outputs they read
+# faster by rows. All others do so with more outputs than so many times the inputs.
+_HASWELL_CORES, _INPUTS_MOST, _OUTPUTS_MOST = {"Haswell", "Zen"}, 32, 2
 # Some 200 kernels: a few command buffers of Metal's.
 _LAYERS_PER_PART = 8
 
@@ -60,9 +65,29 @@ def _macos() -> tuple[int, ...]:
     return tuple(int(part) for part in platform.mac_ver()[0].split(".") if part.isdigit())
 
 
-def reads_columns() -> bool:
-    """Whether products read plain weights faster by columns than by rows."""
-    return _is_cpu()
+def reads_columns(outputs: int, inputs: int) -> bool:
+    """Whether products read a plain float32 weight [outputs, inputs] faster by columns.
+
+    BLAS on a CPU takes a half to nine tenths of the time by rows for most, with any number of rows,
+    and more for some: with AVX-512 where there are many more outputs than inputs, without it where
+    there are very few. A GPU's kernels read rows.
+    """
+    if not _is_cpu():
+        return False
+    if _openblas_core() in _HASWELL_CORES:
+        return inputs <= _INPUTS_MOST * outputs
+    return outputs <= _OUTPUTS_MOST * inputs
+
+
+@cache
+def _openblas_core() -> str:
+    """Whose kernels OpenBLAS computes with here, such as "Zen"; "" of another BLAS."""
+    try:
+        asked = ctypes.CDLL(None).openblas_get_corename
+    except (OSError, AttributeError):
+        return ""
+    asked.restype = ctypes.c_char_p
+    return (asked() or b"").decode()
 
 
 def layers_per_part() -> int:

@@ -28,8 +28,6 @@ OfRows = Callable[[mx.array], mx.array]
 ROW_TILES = (16, 8, 4)
 _TRIED_WIDTHS, _TRIED_OUTPUTS = (64, 300), (24, 1000)
 _MARK, _LAID = "_side_by_side", "_laid"
-# A weight of more outputs than so many times its inputs is read by rows.
-_OUTPUTS_MOST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +186,9 @@ def _lay(module: Any) -> None:
 
 
 def laid_out(weight: mx.array) -> mx.array:
-    """The weight [out, in], evaluated, in the order in which the device reads it fastest.
-
-    BLAS on a CPU takes a half to nine tenths of the time for one by columns, with any number of
-    rows; but more where there are many more outputs than inputs. A GPU's kernels read rows.
-    """
+    """The weight [out, in], evaluated, in the order in which the device reads it fastest."""
     outputs, inputs = weight.shape
-    if not device.reads_columns() or weight.dtype != mx.float32 or outputs > _OUTPUTS_MOST * inputs:
+    if weight.dtype != mx.float32 or not device.reads_columns(outputs, inputs):
         return weight
     columns = mx.contiguous(weight.T)
     mx.eval(columns)

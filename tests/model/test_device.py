@@ -133,3 +133,24 @@ def test_on_a_gpu_mlx_keeps_within_the_budget_what_a_step_has_reserved(
         ("set_wired_limit", 1000),
         ("set_wired_limit", 72 << 30),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "core", "by_columns"),
+    [
+        (mx.cpu, "SkylakeX", {(64, 64), (128, 64), (64, 4096)}),
+        (mx.cpu, "", {(64, 64), (128, 64), (64, 4096)}),
+        (mx.cpu, "Zen", {(64, 64), (128, 64), (4096, 64)}),
+        (mx.gpu, "Zen", set()),
+    ],
+)
+def test_weights_are_read_as_this_blas_does_it_fastest(
+    kind: mx.DeviceType,
+    core: str,
+    by_columns: set[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
+    monkeypatch.setattr(device, "_openblas_core", lambda: core)
+    shapes = [(64, 64), (128, 64), (4096, 64), (64, 4096)]
+    assert {shape for shape in shapes if device.reads_columns(*shape)} == by_columns
