@@ -23,7 +23,7 @@ from sapwood.model.checkpoint.mlx_lm_modules import MLP, initialize_rope
 from sapwood.model.checkpoint.safetensors import TensorEntry, WeightFile
 from sapwood.model.checkpoint.weights import Fitted, fit
 from sapwood.model.dense import Heads, Residual, Rotation
-from sapwood.model.norms import Norm, norm_of
+from sapwood.model.norms import RmsNorm, norm_of
 from sapwood.model.products import OfRows, product_of
 from sapwood.model.sampling.proposals import DraftLogits
 
@@ -80,8 +80,8 @@ class _Laid:
     kernels: Kernels
     rotations: dict[AttentionKind, Rotation]
     before: OfRows
-    layers: list[tuple[AttentionKind, Norm, Heads, Residual]]
-    norm: Norm
+    layers: list[tuple[AttentionKind, RmsNorm, Heads, Residual]]
+    norm: RmsNorm
     after: OfRows
 
     @classmethod

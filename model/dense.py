@@ -24,7 +24,7 @@ import mlx.core as mx
 from sapwood.cache.arrays.powers import EXPONENT_MAX, LOG2_E, power_of_two, whole_and_rest
 from sapwood.cache.attention_routes import Kernels
 from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
-from sapwood.model.norms import Norm, norm_of, norm_with
+from sapwood.model.norms import RmsNorm, norm_of, norm_with
 from sapwood.model.products import OfRows, in_row_tiles, kept, product_of, product_of_all
 
 # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
@@ -128,7 +128,7 @@ class Heads:
     values: bool
     head_dim: int
     weights: mx.array
-    norm: Norm
+    norm: RmsNorm
 
     @classmethod
     def of(cls, attention: Any, kernels: Kernels, queries: bool = True, keys: bool = True) -> Heads:
@@ -175,12 +175,12 @@ class Residual:
     """What follows a layer's attention: [T, heads * D] into the residual stream, and the MLP."""
 
     out: OfRows
-    after_attention: Norm
-    before_mlp: Norm
+    after_attention: RmsNorm
+    before_mlp: RmsNorm
     gate: OfRows
     up: OfRows
     down: OfRows
-    after_mlp: Norm
+    after_mlp: RmsNorm
     scale: mx.array
     gated: Callable[[mx.array, mx.array], mx.array]
     mixture: RoutedExperts | None = None
@@ -230,7 +230,7 @@ class LayerInputs:
 
     gate: OfRows
     out: OfRows
-    after: Norm
+    after: RmsNorm
 
     @classmethod
     def of(cls, layer: Any, kernels: Kernels) -> LayerInputs:
@@ -254,14 +254,14 @@ class RoutedExperts:
     route: the router's norm, its constant included. top_k: experts of a row.
     """
 
-    route: Norm
+    route: RmsNorm
     scores: OfRows
     top_k: int
     weights: mx.array
     experts: Callable[[mx.array, mx.array, mx.array], mx.array]
-    before: Norm
-    after_dense: Norm
-    after: Norm
+    before: RmsNorm
+    after_dense: RmsNorm
+    after: RmsNorm
 
     @classmethod
     def of(cls, layer: Any, kernels: Kernels) -> RoutedExperts:

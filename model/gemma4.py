@@ -32,7 +32,7 @@ from sapwood.model.checkpoint.mlx_lm_modules import (
     logit_softcap,
 )
 from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu
-from sapwood.model.norms import Norm, norm_of
+from sapwood.model.norms import RmsNorm, norm_of
 from sapwood.model.products import OfRows, in_row_tiles
 
 
@@ -58,7 +58,7 @@ class _Layer:
 
     kind: str
     source: int
-    before: Norm
+    before: RmsNorm
     owned: Heads | None
     queries: Heads | None
     rest: Residual

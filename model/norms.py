@@ -21,7 +21,7 @@ from sapwood.cache.attention_routes import Kernels
 _MANY = 2048
 
 
-class Norm:
+class RmsNorm:
     """A norm with a weight [D] or none; `norm(rows)` of rows [.., D], on a GPU."""
 
     def __init__(self, weight: mx.array | None, eps: float) -> None:
@@ -37,14 +37,14 @@ class Norm:
         return residual + normed if scale is None else _sum_scaled(residual, normed, scale)
 
 
-class CpuNorm(Norm):
+class CpuNorm(RmsNorm):
     """The same on a CPU; with a weight wherever anything is added."""
 
     def __init__(self, weight: mx.array | None, eps: float, size: int) -> None:
         """size: D."""
         super().__init__(weight, eps)
         # In the shape of one row's sum, which then has nothing to spread.
-        self._share, self._least = mx.array([[1 / size]]), mx.array([[eps]])
+        self._share, self._least = mx.array([[1 / size]], mx.float32), mx.array([[eps]], mx.float32)
 
     def __call__(
         self, rows: mx.array, residual: mx.array | None = None, scale: mx.array | None = None
@@ -55,14 +55,14 @@ class CpuNorm(Norm):
         return _finished(rows, _root(_squares(rows), self._share, self._least), *then)
 
 
-def norm_of(module: Any, kernels: Kernels) -> Norm:
+def norm_of(module: Any, kernels: Kernels) -> RmsNorm:
     """A module's with a weight, mlx-lm's or the drafter's. kernels: of the device."""
     return norm_with(module.weight, module.eps, module.weight.size, kernels)
 
 
-def norm_with(weight: mx.array | None, eps: float, size: int, kernels: Kernels) -> Norm:
+def norm_with(weight: mx.array | None, eps: float, size: int, kernels: Kernels) -> RmsNorm:
     """The device's, of rows [.., size]."""
-    return CpuNorm(weight, eps, size) if kernels.backend == "cpu" else Norm(weight, eps)
+    return CpuNorm(weight, eps, size) if kernels.backend == "cpu" else RmsNorm(weight, eps)
 
 
 @partial(mx.compile, shapeless=True)

@@ -45,10 +45,10 @@ ALLOWED = {
         **dict.fromkeys(("_judged", "_step"), "a replay, between two steps"),
         "kept_round": "what was kept, behind the step's wait",
     },
+    "model/products": {"_alike_at_all_places": LOAD},
     "model/step_values": {
         "read_drafts": "of constrained rows: the target is at work meanwhile",
         "read_rows": WAIT,
-        "_require_ids": HOST,
     },
     "model/sampling/acceptance": {"_committed": HOST},
     "model/sampling/distribution": {

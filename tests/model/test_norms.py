@@ -10,7 +10,7 @@ import pytest
 
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from sapwood.model import norms
-from sapwood.model.norms import CpuNorm, Norm, norm_with
+from sapwood.model.norms import CpuNorm, RmsNorm, norm_with
 from tests.model.hollow import METAL, VIEWS, nodes
 
 EPS = 1e-6
@@ -86,6 +86,6 @@ def test_it_is_few_operations(
     assert ours <= kernels_most < theirs / 1.5
 
 
-@pytest.mark.parametrize(("kernels", "kind"), [(CPU_KERNELS, CpuNorm), (METAL, Norm)])
-def test_a_gpu_keeps_its_kernel(kernels: Kernels, kind: type[Norm]) -> None:
+@pytest.mark.parametrize(("kernels", "kind"), [(CPU_KERNELS, CpuNorm), (METAL, RmsNorm)])
+def test_a_gpu_keeps_its_kernel(kernels: Kernels, kind: type[RmsNorm]) -> None:
     assert type(norm_with(normal(64), EPS, 64, kernels)) is kind

@@ -150,7 +150,8 @@ async def test_d1_what_outlives_drain_s_max_gets_draining() -> None:
     device.wait = slowed(device.wait)  # type: ignore[method-assign]
     async with grpc.aio.insecure_channel(str(daemon.grpc_addresses[0])) as channel:
         call = generate(channel, prompt_of(5, max_tokens=4000, draft_tokens=0))
-        await until(lambda: len(daemon._gate.mailboxes) == 1)
+        # Not only at the gate: a drain that overtook it would turn it away and cut nothing short.
+        await until(lambda: published(daemon).requests_running == 1)
         daemon.drain()
         stopping = asyncio.ensure_future(daemon.stop())
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -201,7 +202,8 @@ async def test_d1_a_second_request_to_stop_cuts_the_drain_short() -> None:
     device.wait = slowed(device.wait)  # type: ignore[method-assign]
     async with grpc.aio.insecure_channel(str(daemon.grpc_addresses[0])) as channel:
         call = generate(channel, prompt_of(5, max_tokens=4000, draft_tokens=0))
-        await until(lambda: len(daemon._gate.mailboxes) == 1)
+        # Not only at the gate: a drain that overtook it would turn it away and cut nothing short.
+        await until(lambda: published(daemon).requests_running == 1)
         daemon.drain()
         stopping = asyncio.ensure_future(daemon.stop())
         await asyncio.sleep(0.05)
