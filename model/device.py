@@ -68,9 +68,9 @@ def _macos() -> tuple[int, ...]:
 def reads_columns(outputs: int, inputs: int) -> bool:
     """Whether products read a plain float32 weight [outputs, inputs] faster by columns.
 
-    BLAS on a CPU takes a half to nine tenths of the time by rows for most, with any number of rows,
-    and more for some: with AVX-512 where there are many more outputs than inputs, without it where
-    there are very few. A GPU's kernels read rows.
+    A CPU's BLAS then takes a half to nine tenths of the time for most, with any number of rows; but
+    more with AVX-512 where there are many more outputs than inputs, and without it where there are
+    very few. A GPU's kernels read rows.
     """
     if not _is_cpu():
         return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -47,10 +49,12 @@ def test_a_ring_shows_exactly_the_logical_window(case: tuple[int, int, list[int]
     placement = Placement(lambda _: ring)
     placement.reserve([(0, 1)])
     (grid,) = Grid.classes(Batch([span]), placement, None)
-    mask = np.array(position_mask(grid, ring, window, None))[0, 0]
-    for row, position in enumerate(range(span.start, span.end)):
-        seen = sorted(entries[r] for r in np.flatnonzero(mask[row]))
-        assert seen == list(range(max(0, position + 1 - window), position + 1))
+    for places_on_host in (0, 1 << 14):
+        with mock.patch("sapwood.cache.arrays.attention.MASK_ON_HOST", places_on_host):
+            mask = np.array(position_mask(grid, ring, window, None))[0, 0]
+        for row, position in enumerate(range(span.start, span.end)):
+            seen = sorted(entries[r] for r in np.flatnonzero(mask[row]))
+            assert seen == list(range(max(0, position + 1 - window), position + 1))
 
 
 @given(case=rings(), seed=st.integers(0, 99))
