@@ -141,9 +141,12 @@ class Grid:
             tuple(slots),
         )  # fmt: skip
 
-    def run(self, queries: mx.array) -> mx.array:
-        """Packed queries [T, ...] -> [n * Q, ...], where `first` says that they lie in one run."""
-        assert self.first is not None, "a grid with padding"
+    def of_rows(self, queries: mx.array) -> mx.array:
+        """Packed queries [T, ...] -> [n * Q, ...]; copied only where there is padding."""
+        if self.first is None:
+            return queries[self.gather]
+        if self.packed.size == queries.shape[0]:
+            return queries
         return queries[self.first : self.first + self.packed.size]
 
     def read(self, pool: mx.array, length: int) -> mx.array:
@@ -168,10 +171,7 @@ def over_grid(
     grid.packed, in its order. partial: as partials, [t, heads, D + 2].
     """
     attend = _attend_partial if partial else _attend
-    if grid.gather is not None:
-        queries = queries[grid.gather]
-    elif grid.packed.size != queries.shape[0]:
-        queries = grid.run(queries)
+    queries = grid.of_rows(queries)
     if grid.queries == 1:
         out = attend(kernels, mx.expand_dims(queries, 2), keys, values, mask).squeeze(2)
     else:

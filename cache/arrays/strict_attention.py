@@ -224,8 +224,7 @@ def _of_grid(grid: Grid, mask: mx.array) -> TileCall:
     def over(history: StrictHistory, queries: mx.array) -> mx.array:
         pools = history.pools[grid.capacity]
         keys, values = (grid.read(pool, grid.length) for pool in pools)
-        own = grid.run(queries) if grid.gather is None else queries[grid.gather]
-        own = mx.unflatten(own, 0, (grid.n, grid.queries))
+        own = mx.unflatten(grid.of_rows(queries), 0, (grid.n, grid.queries))
         return tile_partials(history.kernels, own, keys, values, mask.squeeze(1))
 
     return over
