@@ -43,7 +43,6 @@ class CpuNorm(RmsNorm):
     def __init__(self, weight: mx.array | None, eps: float, size: int) -> None:
         """size: D."""
         super().__init__(weight, eps)
-        # In the shape of one row's sum, which then has nothing to spread.
         self._share, self._least = mx.array([[1 / size]], mx.float32), mx.array([[eps]], mx.float32)
 
     def __call__(

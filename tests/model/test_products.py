@@ -161,4 +161,4 @@ def test_a_weight_is_laid_by_columns_where_that_is_quicker(
     laid = laid_out(weight)
     assert (laid is not weight) == turned
     assert mx.array_equal(laid, weight)
-    assert set(asked) <= {shape}
+    assert asked == ([shape] if dtype == mx.float32 else [])
