@@ -1,10 +1,15 @@
-"""Bounds of 1e-4 and less are for float32: TF32 is off wherever tests run, before mlx is there."""
+"""What Make sets up: TF32 is off wherever tests run, before mlx is there, and g++ parses little.
+
+Bounds of 1e-4 and less are for float32.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -38,6 +43,24 @@ def test_make_sets_it_before_python_starts(target: str, tmp_path: Path) -> None:
     python.chmod(0o755)
     done = ("-o", "check", "-o", ".venv/.made-from-lock")  # what the target needs, as if it were
     assert ran("make", "-s", target, f"BIN={tmp_path}", *done) == "0"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no CPU's kernels are compiled so")
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
+def test_make_has_compiled_what_every_kernel_of_a_cpu_includes(tmp_path: Path) -> None:
+    """By MLX's own command: g++ passes over what was compiled by other options, and says nothing."""
+    package = find_spec("mlx")
+    assert package is not None and package.submodule_search_locations is not None
+    (folder,) = package.submodule_search_locations
+    source = tmp_path / "kernel.cpp"
+    source.write_text('#include "mlx/backend/cpu/compiled_preamble.h"\n')
+    options = ("-std=c++17", "-O3", "-Wall", "-fPIC", "-shared", "-I", f"{folder}/include")
+    told = subprocess.run(
+        ["g++", *options, "-H", source, "-o", tmp_path / "kernel.so"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    first, *_ = told.stderr.splitlines()
+    assert first.startswith("! ") and first.endswith(".gch"), "touch requirements.lock; make .venv"
 
 
 def ran(*command: str) -> str:
