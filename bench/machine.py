@@ -14,7 +14,9 @@ from typing import Any
 from sapwood.model import device
 
 ROOT = Path(__file__).parents[1]
-_WHAT_RUNS = (".", ":!docs", ":!findings", ":!*.md")
+# Of the tests, the simulator and what it stands on are run by benchmarks too.
+_TESTS = tuple(f":!tests/{room}" for room in ("bench", "cache", "daemon", "model", "system"))
+_WHAT_RUNS = (".", ":!docs", ":!findings", ":!*.md", *_TESTS)
 PACKAGES = ("mlx", "mlx-lm", "grpcio", "protobuf", "anyio", "numpy")
 
 
@@ -37,8 +39,8 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit that was measured, "+" behind it where files differ; "unknown" outside git.
 
-    It is the newest that changed anything which runs: pages and findings do not, and the reports
-    themselves are what a run changes. So runs of hours can be committed one by one.
+    It is the newest that changed anything which runs here: pages, findings and tests do not, and
+    the reports themselves are what a run changes. So runs of hours can be committed one by one.
     """
     try:
         found = _git("log", "-1", "--format=%H", "--", *_WHAT_RUNS)

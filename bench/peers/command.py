@@ -35,8 +35,8 @@ from bench.peers.turns import ask_turns
 from bench.report import BenchRun, show
 
 ALL, OURS = ("ours", "depth 0", "mlx_lm", "mlx_vlm", "smg"), ("ours", "depth 0")
-# Who loads another drafter only is not measured again: SMG's servicer has none.
-DRAFTER_MATTERS = ("ours", "depth 0", "mlx_lm", "mlx_vlm")
+# Where only the drafter is another, who drafts is measured again, and what drafts are worth.
+DRAFTER_MATTERS = ("ours", "depth 0", "mlx_vlm")
 PEERS_RUNS, PEERS_QUICK_RUNS = 5, 1
 
 

@@ -27,7 +27,7 @@ from bench.peers.environments import ENVIRONMENTS, Environment
 from bench.peers.grpc_clients import our_clients, smg_clients
 from bench.peers.heard import ChatClients
 from bench.peers.http_client import http_clients
-from bench.peers.pairs import WrittenPair
+from bench.peers.pairs import PairPlan, WrittenPair
 from bench.setup import first_cause
 from sapwood import Message, SapwoodError
 from sapwood.daemon import blas
@@ -44,6 +44,8 @@ CommandLine = Callable[[WrittenPair, int], list[str]]
 class Contestant:
     """counts: numbers of clients that it is measured at. drafts: whether the drafter matters to it.
 
+    heavy_counts: instead, on a widened pair.
+
     command: argv for a pair and a port. environment: None for ours, which is this one.
     """
 
@@ -54,7 +56,13 @@ class Contestant:
     environment: Environment | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     counts: tuple[int, ...] = ALL_COUNTS
+    heavy_counts: tuple[int, ...] | None = None
     drafts: bool = False
+
+    def counts_on(self, plan: PairPlan) -> tuple[int, ...]:
+        """Numbers of clients. Who takes a minute for a burst is not asked for each of them."""
+        heavy = self.heavy_counts if plan.widening > 1 else None
+        return self.counts if heavy is None else heavy
 
     def process_environ(self) -> dict[str, str]:
         """The same BLAS for all; nobody looks for models elsewhere."""
@@ -221,6 +229,7 @@ def _peers() -> Sequence[Contestant]:
             _smg_command,
             lambda pair: smg_clients,
             ENVIRONMENTS["smg"],
+            heavy_counts=(1, 8),
         ),
     )
 

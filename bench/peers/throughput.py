@@ -2,8 +2,8 @@
 
 - Chats with one shared system prompt of 550 tokens and a fresh question each; greedy, natural ends.
   Each client asks one, a client alone two.
-- Before the clock every contestant has served as many clients once: shapes, prefix and depth policy
-  are warm on all sides.
+- Before the clock every contestant has served few, several and many clients once: prefix and depth
+  policy are warm on all sides.
 - With a neighbour: the same of ours alone, with and without drafts, while a process of another
   owner keeps one core busy.
 """
@@ -25,6 +25,7 @@ from bench.peers.question import NATURAL_TOKENS_MAX, Answer, Measures, Question,
 from bench.peers.rows import PairRows, company, least, ratio
 
 CLIENT_COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 16, 32), (1, 4)
+WARM_COUNTS = (1, 8, 32)
 QUICK_REPLY_TOKENS = 24
 UNITS = {"tokens_per_s": "tokens/s", "first_text_s": "s"}
 SUMMED = ("tokens", "replies", "equal_replies", "resets", "drafts", "accepted", "cached_tokens")
@@ -45,8 +46,9 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
             stack.enter_context(busy_core())
         turn = Burst(running, QUICK_REPLY_TOKENS if question.quick else NATURAL_TOKENS_MAX)
         counts = QUICK_COUNTS if question.quick else CLIENT_COUNTS
-        sides = {n: [c.name for c in question.contestants if n in c.counts] for n in counts}
-        for count in counts:
+        plan, taking_part = question.pair.plan, question.contestants
+        sides = {n: [c.name for c in taking_part if n in c.counts_on(plan)] for n in counts}
+        for count in QUICK_COUNTS if question.quick else WARM_COUNTS:
             for side in sides[count]:
                 with naming(side):
                     await turn.take(count, side, -1)
@@ -54,9 +56,8 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
         found = await question.rounds(parts)
         for count in counts:
             rows += rows_of(found[company(count)], UNITS, count, SUMMED)
-    name = question.pair.plan.name
     make = noisy_figures if neighbour else throughput_figures
-    return Answer(tuple(rows), tuple(make(name, question.pair.plan.title, PairRows(rows))))
+    return Answer(tuple(rows), tuple(make(plan.name, plan.title, PairRows(rows))))
 
 
 class Burst:
@@ -88,7 +89,7 @@ def throughput_figures(pair: str, title: str, rows: PairRows) -> Iterator[Figure
         ours, plain, lm = (
             rows.find(name, "tokens_per_s", n) for name in ("ours", "depth 0", "mlx_lm")
         )
-        best = rows.best(PEERS, "tokens_per_s", n)
+        best = rows.best(PEERS, "tokens_per_s", n) if lm else None  # no best of a chosen few
         place, head = f"throughput/{pair}", f"{title}, {company(n)}"
         over_best = HEAVY_OVER_BEST.get(n) if pair == "heavy" else None
         over_lm = BUNDLED_OVER_MLX_LM.get(n) if pair == "bundled" else None

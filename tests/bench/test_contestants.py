@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from bench.measure import BenchError
-from bench.peers.contestants import Contestant, Running, contestants, started
+from bench.peers.contestants import ALL_COUNTS, Contestant, Running, contestants, started
 from bench.peers.environments import ENVIRONMENTS, Environment
 from bench.peers.heard import ChatClient, Heard, PeerChat
 from bench.peers.http_client import http_clients
@@ -108,7 +108,10 @@ def test_peers_run_as_their_documentation_offers(tmp_path: Path) -> None:
     assert "--decode-concurrency 32 " in flags("mlx_lm")
     assert "--prompt-concurrency 32 " in flags("mlx_lm")
     assert "--draft-kind mtp" in flags("mlx_vlm") and made["mlx_vlm"].environ["APC_ENABLED"] == "1"
-    assert made["mlx_vlm"].counts == (1, 8, 16)
+    heavy, bundled = PairPlan("h", "H", widening=2), PairPlan("b", "B")
+    assert made["mlx_vlm"].counts_on(heavy) == made["mlx_vlm"].counts_on(bundled) == (1, 8, 16)
+    assert made["smg"].counts_on(bundled) == made["ours"].counts_on(heavy) == ALL_COUNTS
+    assert made["smg"].counts_on(heavy) == (1, 8)
     assert "--completion-batch-size 32" in flags("smg")
     assert "--draft-depth 0" in flags("depth 0") and "--draft-depth" not in flags("ours")
 

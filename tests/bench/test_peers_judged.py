@@ -174,6 +174,9 @@ def test_each_pair_has_the_targets_that_were_set_for_it() -> None:
     }
     assert targets("bundled")["throughput/bundled/mlx_lm/4"] == 1.7
     assert "throughput/balanced/best/4" not in targets("balanced")
+    some = PairRows([row(who, 3.0, clients=8) for who in ("ours", "depth 0", "mlx_vlm")])
+    names = [figure.name for figure in throughput_figures("heavy-60", "H", some)]
+    assert names == ["throughput/heavy-60/auto/8"]  # nobody is the best who was not beside the rest
 
 
 def test_the_worst_doubling_of_each_alternation_counts() -> None:
