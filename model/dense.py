@@ -5,77 +5,24 @@
   keys and values share one norm and one rotation, and no bit moves.
 - Rotation is a kernel on a GPU. A CPU makes it of a dozen operations: there sines and cosines are
   made once for a step and a kind of layer.
-- So it is with gelu and tanh, which take a CPU longer than the products beside them
-  (arrays/powers).
-- What is compiled takes rows of any number. MLX fuses chains of eleven operations and no deeper,
-  a broadcast of each operand counted: `gated` is nearly that.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import mlx.core as mx
 
-from sapwood.cache.arrays.powers import EXPONENT_MAX, LOG2_E, power_of_two, whole_and_rest
 from sapwood.cache.attention_routes import Kernels
-from sapwood.model.checkpoint.mlx_lm_modules import logit_softcap
+from sapwood.model.curves import Gating, gating
 from sapwood.model.norms import RmsNorm, norm_of, norm_with
 from sapwood.model.products import OfRows, in_row_tiles, kept, product_of, product_of_all
 
-# gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)), its tanh form written out
-#         = x * sigmoid(_CURVE * x * (_FLAT + x ** 2))
-_CURVE = 0.044715 * 2 * math.sqrt(2 / math.pi)
-_FLAT = 1 / 0.044715
 # From so many pairs of a row and an expert on mlx-lm's SwitchGLU sorts them.
 _SORTED_PAIRS = 64
-
-
-@partial(mx.compile, shapeless=True)
-def gated(gate: mx.array, up: mx.array) -> mx.array:
-    """gelu(gate) * up, in its tanh form, as one kernel."""
-    # gate before up: half precision may not hold their product where gelu makes nothing of it.
-    return up * (gate * mx.sigmoid(_CURVE * gate * (_FLAT + mx.square(gate))))
-
-
-@partial(mx.compile, shapeless=True)
-def _curve(gate: mx.array) -> tuple[mx.array, mx.array]:
-    curve = gate * (_CURVE * _FLAT * LOG2_E + _CURVE * LOG2_E * mx.square(gate))
-    return whole_and_rest(mx.clip(curve, -EXPONENT_MAX, EXPONENT_MAX))
-
-
-@partial(mx.compile, shapeless=True)
-def _gated(gate: mx.array, up: mx.array, grown: mx.array) -> mx.array:
-    return up * (gate * (grown / (1 + grown)))
-
-
-def gated_on_cpu(gate: mx.array, up: mx.array) -> mx.array:
-    """As `gated`, in several kernels, and in a sixth of the time where there are many rows."""
-    if gate.dtype != mx.float32:
-        return gated(gate, up)
-    return _gated(gate, up, power_of_two(*_curve(gate)))
-
-
-@partial(mx.compile, shapeless=True)
-def _doubled(logits: mx.array, cap: mx.array) -> tuple[mx.array, mx.array]:
-    return whole_and_rest(mx.clip(logits * (2 * LOG2_E / cap), -EXPONENT_MAX, EXPONENT_MAX))
-
-
-@partial(mx.compile, shapeless=True)
-def _capped(grown: mx.array, cap: mx.array) -> mx.array:
-    return cap * ((grown - 1) / (grown + 1))
-
-
-def capped_on_cpu(cap: float, logits: mx.array) -> mx.array:
-    """cap * tanh(logits / cap), within a millionth of cap."""
-    if logits.dtype != mx.float32:
-        return cast("mx.array", logit_softcap(cap, logits))
-    bound = mx.array(cap)
-    return _capped(power_of_two(*_doubled(logits, bound)), bound)
 
 
 @partial(mx.compile, shapeless=True)
@@ -182,7 +129,7 @@ class Residual:
     down: OfRows
     after_mlp: RmsNorm
     scale: mx.array
-    gated: Callable[[mx.array, mx.array], mx.array]
+    gated: Gating
     mixture: RoutedExperts | None = None
     inputs: LayerInputs | None = None
 
@@ -199,7 +146,7 @@ class Residual:
             product_of(mlp.down_proj, strict),
             norm_of(layer.post_feedforward_layernorm, kernels),
             layer.layer_scalar,
-            gated_on_cpu if kernels.backend == "cpu" else gated,
+            gating(kernels),
             RoutedExperts.of(layer, kernels) if getattr(layer, "enable_moe", False) else None,
             LayerInputs.of(layer, kernels)
             if getattr(layer, "hidden_size_per_layer_input", 0)
@@ -228,6 +175,7 @@ class LayerInputs:
     after: the norm of what comes out.
     """
 
+    gated: Gating
     gate: OfRows
     out: OfRows
     after: RmsNorm
@@ -236,6 +184,7 @@ class LayerInputs:
     def of(cls, layer: Any, kernels: Kernels) -> LayerInputs:
         """Of mlx-lm's layer."""
         return cls(
+            gating(kernels),
             product_of(layer.per_layer_input_gate, kernels.strict),
             product_of(layer.per_layer_projection, kernels.strict),
             norm_of(layer.post_per_layer_input_norm, kernels),
@@ -243,8 +192,7 @@ class LayerInputs:
 
     def __call__(self, hidden: mx.array, per_layer_input: mx.array) -> mx.array:
         """[T, hidden] and [T, size] -> [T, hidden], to be normed and added."""
-        # Few numbers a row: one kernel instead of several, on a CPU too.
-        return self.out(gated(self.gate(hidden), per_layer_input))
+        return self.out(self.gated(self.gate(hidden), per_layer_input))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ from sapwood.model.checkpoint.mlx_lm_modules import (
     Model,
     logit_softcap,
 )
-from sapwood.model.dense import Heads, Residual, Rotation, capped_on_cpu
+from sapwood.model.curves import capped_on_cpu
+from sapwood.model.dense import Heads, Residual, Rotation
 from sapwood.model.norms import RmsNorm, norm_of
 from sapwood.model.products import OfRows, in_row_tiles
 

@@ -48,7 +48,7 @@ def test_make_sets_it_before_python_starts(target: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no CPU's kernels are compiled so")
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 def test_make_has_compiled_what_every_kernel_of_a_cpu_includes(tmp_path: Path) -> None:
-    """By MLX's own command: g++ passes over what was compiled by other options, and says nothing."""
+    """By MLX's own command: g++ passes over what other options made, and says nothing."""
     package = find_spec("mlx")
     assert package is not None and package.submodule_search_locations is not None
     (folder,) = package.submodule_search_locations

@@ -146,8 +146,8 @@ def test_each_part_takes_its_own_out_and_leaves_no_trace(
     layers, assistant = pair.target.model.layers, pair.assistant
     assert assistant is not None
     owners = sum(layer.self_attn.has_kv for layer in layers)
-    # Powers of two, each seen thrice as other bits: a softmax and a gate a layer.
-    assert gone["draft"]["View"] == 3 * 2 * cell.depth * len(assistant.model.layers)
+    # Powers of two, each seen thrice as other bits: a softmax a layer.
+    assert gone["draft"]["View"] == 3 * cell.depth * len(assistant.model.layers)
     # Masks, sines and cosines: once for each kind of layer.
     assert gone["draft"]["Cos"] == gone["masks"]["Remainder"] == gone["rope"]["Cos"] == 2
     assert gone["attention"]["View"] == 3 * len(layers)
