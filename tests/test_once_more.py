@@ -27,13 +27,14 @@ def test_it(name):
     ("names", "code", "told"),
     [
         (["sound", "racy"], 0, ["FLAKY, passed alone: test_it.py::test_it[racy]"]),
-        (
+        pytest.param(
             ["broken", "racy"],
             1,
             [
                 "FAILED, alone too: test_it.py::test_it[broken]",
                 "FLAKY, passed alone: test_it.py::test_it[racy]",
             ],
+            marks=pytest.mark.long,
         ),
         (["racy1", "racy2", "racy3", "racy4"], 1, []),
     ],

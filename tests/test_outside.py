@@ -28,6 +28,7 @@ def test_other(): pass
 """
 
 
+@pytest.mark.long
 def test_what_is_missing_is_said_at_the_end(tmp_path: Path) -> None:
     """Also by workers, whose reports travel."""
     (tmp_path / "conftest.py").write_text(PLUGIN)

@@ -138,6 +138,7 @@ def test_what_does_not_read_is_let_be(line: str) -> None:
     assert not any(is_read(node) for node in ast.walk(ast.parse(line)))
 
 
+@pytest.mark.long
 def test_a_submit_computes_nothing(tmp_path: Path) -> None:
     """Its graph is built and handed over; a read in it would compute E2B's layers at full size."""
     pair = hollow_pair(FAMILIES["E2B"], tmp_path)

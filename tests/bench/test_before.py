@@ -14,6 +14,7 @@ from tests.model.reference import checkpoint
 PAIR = ["--model", str(checkpoint("e2b-tiny").path)]
 
 
+@pytest.mark.long
 def test_rows_of_the_tree_that_is_named_take_steps() -> None:
     with rows_before(ROOT, PAIR, 2, 60) as step:
         assert 0 < step() < 60

@@ -25,6 +25,7 @@ from sapwood.scheduler.events import Request
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import PROMPTS, checkpoint, golden
+from tests.quick import few_quick
 
 REPLY = 64
 CHANCES = [0.8, 0.4]
@@ -81,9 +82,10 @@ def test_a_demand_is_what_the_clients_replies_were() -> None:
     assert load_of(2, Served(tuple(replies))) == ClientLoad(2, 2, 50.0)
 
 
-def test_chances_are_those_of_transformers_own_rounds() -> None:
+@pytest.mark.parametrize("count", few_quick([1, 3], 1))
+def test_chances_are_those_of_transformers_own_rounds(count: int) -> None:
     """Seven drafts a round, fewer where the reply has no room for them."""
-    name, asked = "a4b-tiny", PROMPTS[:3]
+    name, asked = "a4b-tiny", PROMPTS[:count]
     pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")
     prompts = [tuple(golden(name)[f"p{i}_ids"].tolist()) for i in asked]
     requests = [

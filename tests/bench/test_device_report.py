@@ -145,7 +145,7 @@ def test_its_parts_refuse_the_same_by_themselves(module: Any, flag: str) -> None
     ("asked", "reason"),
     [
         ("tests/nowhere.py", "file or directory not found: tests/nowhere.py"),
-        ("--nowhere", "unrecognized arguments: --nowhere"),
+        pytest.param("--nowhere", "unrecognized arguments: --nowhere", marks=pytest.mark.long),
     ],
 )
 def test_tests_that_cannot_run_say_why(asked: str, reason: str) -> None:

@@ -86,6 +86,7 @@ def test_more_run_at_once_than_were_their_longest_replies_reserved(
     assert figure.details["reply_tokens_max"] < 200
 
 
+@pytest.mark.long
 def test_it_measures_a_pair_that_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "PREFIX_TOKENS", PREFIX)
     monkeypatch.setattr(at_once, "MAX_TOKENS", 20)

@@ -122,6 +122,7 @@ def test_the_core_is_timed_where_all_rows_decode(
         assert not any(runner.caches.holds(slot) for slot in range(4))
 
 
+@pytest.mark.long
 def test_it_measures_a_pair_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the times are: each account adds up, and its matmuls are the figure's peer."""
     monkeypatch.setattr(parts, "least_times", quick_least_times)

@@ -23,9 +23,11 @@ LOCAL = ["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]
     ("command", "limits"),
     [
         (["serve", "--model", "/no/such", *LOCAL], "1024,1024"),
-        (["serve", "--model", "/no/such", *LOCAL], "256,2000"),
-        (["check", "/no/such"], "1024,1024"),
-        (["convert", "/no/such", "/no/such/bundle"], "1024,1024"),
+        pytest.param(["serve", "--model", "/no/such", *LOCAL], "256,2000", marks=pytest.mark.long),
+        pytest.param(["check", "/no/such"], "1024,1024", marks=pytest.mark.long),
+        pytest.param(
+            ["convert", "/no/such", "/no/such/bundle"], "1024,1024", marks=pytest.mark.long
+        ),
     ],
 )
 def test_the_processs_own_limit_is_kept(command: list[str], limits: str) -> None:

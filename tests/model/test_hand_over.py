@@ -19,6 +19,7 @@ from sapwood.scheduler.sampling import Sampling
 from tests.model.device_log import START, SYNCHRONIZE, WAIT, DeviceLog
 from tests.model.reference import checkpoint
 from tests.model.test_runner import Driver, prompts_of, replies_of
+from tests.quick import few_quick
 from tests.system.tiny import random_pair
 
 END = [WAIT, SYNCHRONIZE]
@@ -164,7 +165,7 @@ def test_the_seconds_are_those_of_the_calls(
     runner.close()
 
 
-@pytest.mark.parametrize("name", ["e2b-tiny", "a4b-tiny"])
+@pytest.mark.parametrize("name", few_quick(["e2b-tiny", "a4b-tiny"], "a4b-tiny"))
 def test_parts_change_no_token(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """S1, S5: greedy text is transformers' own, seeded text that of whole graphs."""
     pair = load_pair(checkpoint(name), checkpoint(f"{name}-assistant"), "float32")

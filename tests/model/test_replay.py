@@ -108,6 +108,7 @@ def test_what_is_sound_comes_out_the_same(name: str) -> None:
     assert len(rounds) == len(kept) and {each.best for each in rounds} == {True, False}
 
 
+@pytest.mark.long
 def test_half_precision_has_near_ties_at_most() -> None:
     halves = load_pair(checkpoint("e2b-tiny"), checkpoint("e2b-tiny-assistant"), "bfloat16")
     with checked(loaded=halves) as house:

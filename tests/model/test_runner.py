@@ -16,13 +16,12 @@ from sapwood.scheduler.result import StepResult
 from sapwood.scheduler.sampling import Sampling
 from tests.cache.arrays.world import live_bytes
 from tests.model.reference import FAMILIES, PROMPTS, checkpoint, golden
+from tests.quick import few_quick
 
 REPLY = 64
-# For what takes many seconds a family: two quick ones, of two kinds.
-FEW_QUICK = [
-    pytest.param(name, marks=() if name in ("e2b-tiny", "a4b-tiny") else pytest.mark.long)
-    for name in FAMILIES
-]
+MIXED = (0, 1, 2, 3, 5, 8)  # depths of company
+# For what takes many seconds a family. Company at depths of all kinds is quick for every one.
+E2B_QUICK, A4B_QUICK = few_quick(FAMILIES, "e2b-tiny"), few_quick(FAMILIES, "a4b-tiny")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -103,7 +102,7 @@ def replies_of(name: str) -> list[list[int]]:
     return [golden(name)[f"p{i}_greedy"].tolist() for i in PROMPTS]
 
 
-@pytest.mark.parametrize("depths", [(0,) * 6, (0, 1, 2, 3, 5, 8)], ids=str)
+@pytest.mark.parametrize("depths", [pytest.param((0,) * 6, marks=pytest.mark.long), MIXED], ids=str)
 def test_greedy_text_is_the_references_at_any_depth_and_place(
     name: str, runner: Runner, depths: tuple[int, ...]
 ) -> None:
@@ -112,18 +111,24 @@ def test_greedy_text_is_the_references_at_any_depth_and_place(
     assert replies == replies_of(name)
 
 
-@pytest.mark.parametrize("kernels", [Kernels("metal", large=True), Kernels("cuda")], ids=str)
+@pytest.mark.parametrize("name", A4B_QUICK, indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "kernels",
+    [Kernels("metal", large=True), pytest.param(Kernels("cuda"), marks=pytest.mark.long)],
+    ids=str,
+)
 def test_greedy_text_is_the_references_as_it_is_laid_out_on_a_gpu(
     name: str, pair: Pair, kernels: Kernels
 ) -> None:
     """S1 with folded groups, and on Metal with rounds that are cut (full layers' ninth query)."""
     runner = Runner(replace(pair, kernels=kernels), slots_max=32, depth_max=8)
     assert runner.caches.kernels == kernels
-    replies, _ = Driver(runner).generate(prompts_of(name), (0, 1, 2, 3, 5, 8), (3, 0, 7, 1, 2, 11))
+    replies, _ = Driver(runner).generate(prompts_of(name), MIXED, (3, 0, 7, 1, 2, 11))
     runner.close()
     assert replies == replies_of(name)
 
 
+@pytest.mark.parametrize("name", E2B_QUICK, indirect=True, scope="module")
 @pytest.mark.parametrize(("variant", "position"), [("hf", "bonus"), ("pm1", "last")])
 def test_text_and_accepted_drafts_of_every_round_are_the_references(
     name: str, pair: Pair, variant: str, position: DraftPosition
@@ -137,11 +142,15 @@ def test_text_and_accepted_drafts_of_every_round_are_the_references(
     assert rounds == [golden(name)[key].tolist() for key in names]
 
 
-@pytest.mark.parametrize("name", FEW_QUICK, indirect=True, scope="module")
+@pytest.mark.long
+@pytest.mark.parametrize("name", E2B_QUICK, indirect=True, scope="module")
 def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     name: str, runner: Runner
 ) -> None:
-    """S5: shared noise, so depth, drafter and company cannot matter."""
+    """S5: shared noise, so depth, drafter and company cannot matter.
+
+    The quick one is of the whole stack: tests/system/test_seeded.py.
+    """
     prompts, driver = prompts_of(name), Driver(runner)
     sampling = Sampling(temperature=0.9, top_k=40, top_p=0.97, seeded=True, noise_key=99)
     plain, _ = driver.generate(prompts, (0,) * 6, range(6), sampling=sampling)
@@ -156,8 +165,8 @@ def test_a_seed_gives_the_same_tokens_at_any_depth_and_in_any_company(
     assert other[0] != plain[0]
 
 
-@pytest.mark.parametrize("name", FEW_QUICK, indirect=True, scope="module")
-@pytest.mark.parametrize("referred", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("name", E2B_QUICK, indirect=True, scope="module")
+@pytest.mark.parametrize("referred", few_quick([0.0, 0.6, 1.0], 0.6))
 def test_a_prefix_restored_at_any_offset_changes_nothing(
     name: str, runner: Runner, referred: float
 ) -> None:

@@ -15,12 +15,19 @@ SEEDS_MAX = 200
 
 
 def fails_without(
-    off: Callable[[pytest.MonkeyPatch], None], found: str, monkeypatch: pytest.MonkeyPatch
+    off: Callable[[pytest.MonkeyPatch], None],
+    found: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Within SEEDS_MAX seeds, and by what is found."""
+    """Within SEEDS_MAX seeds, and by what is found.
+
+    seed: one that is known to fail, and is played first. Where other things are drawn, or done, it
+    may fail no more: then the first that does is found again.
+    """
     off(monkeypatch)
-    for seed in range(SEEDS_MAX):
-        _, violation = play(scenario(seed))
+    for each in (seed, *range(SEEDS_MAX)):
+        _, violation = play(scenario(each))
         if violation is not None:
             assert re.search(found, violation.message), violation
             return

@@ -13,6 +13,7 @@ import pytest
 from sapwood.scheduler.core.disk_tier import DiskTier
 from sapwood.scheduler.core.page_outs import DAY_S, WriteBudget
 from sapwood.scheduler.disk import Erase
+from tests.quick import few_quick
 from tests.scheduler.disk_house import FakeDisk
 from tests.sim.inverse import fails_on
 from tests.sim.play import play
@@ -57,7 +58,7 @@ def every(failing: Callable[[int], Action], count: int = 400) -> set[str]:
     raise AssertionError("there is always one more")
 
 
-@pytest.mark.parametrize("at", [0, 36])
+@pytest.mark.parametrize("at", few_quick([0, 36], 36))
 def test_any_operation_of_the_disk_may_fail(at: int) -> None:
     """T14, T15, S4, L2: of a first life, and of the next, which finds what that one wrote."""
     seen = every(lambda after: BreakDisk(at, after, stuck=True))

@@ -13,6 +13,7 @@ import pytest
 
 from sapwood.scheduler.events import Priority
 from sapwood.scheduler.limits import Limits
+from tests.quick import few_quick
 from tests.sim.crowd import Client, Crowd, jain, shortfall, unfair
 from tests.sim.share_checks import water
 
@@ -121,7 +122,9 @@ def test_l4(figure: Callable[[], None]) -> None:
     figure()
 
 
-@pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.__name__)
+@pytest.mark.parametrize(
+    "figure", few_quick(FIGURES, streams_of_replies), ids=lambda figure: figure.__name__
+)
 def test_l4_unfair(figure: Callable[[], None]) -> None:
     """With fairness off each figure is missed: what it says is this code's doing."""
     with unfair(), pytest.raises(AssertionError, match="L4"):

@@ -26,14 +26,17 @@ def no_memory_of_what_was_drawn(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("off", "found"),
+    ("off", "found", "seed"),
     [
-        (no_busy_sessions, "N1"),
-        (no_end_of_sessions, "N4"),
-        (no_memory_of_what_was_drawn, "N3|S4|progress|assert"),
+        (no_busy_sessions, "N1", 1),
+        (no_end_of_sessions, "N4", 4),
+        (no_memory_of_what_was_drawn, "N3|S4|progress|assert", 10),
     ],
 )
 def test_n1_to_n4_without_a_safeguard_they_fail(
-    off: Callable[[pytest.MonkeyPatch], None], found: str, monkeypatch: pytest.MonkeyPatch
+    off: Callable[[pytest.MonkeyPatch], None],
+    found: str,
+    seed: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fails_without(off, found, monkeypatch)
+    fails_without(off, found, seed, monkeypatch)

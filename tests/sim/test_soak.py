@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from tests.quick import few_quick
 from tests.sim.soak import CLIENTS, Sample, Told, check_calm, kept_of_each, slope, soak
 
 LONG_REQUESTS = 20_000
@@ -14,9 +15,10 @@ LONG_REQUESTS = 20_000
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.timeout(300)
-def test_a_calm_and_a_wild_round() -> None:
+@pytest.mark.parametrize("each", few_quick([100, 200], 100))
+def test_a_calm_and_a_wild_round(each: int) -> None:
     """R1, R2, R4, M1: the metrics are the clients' sums, and no descriptor is left."""
-    calm, wild = soak(400, seed=1, each=200)
+    calm, wild = soak(2 * each, seed=1, each=each)
     assert calm.descriptors == wild.descriptors
 
 

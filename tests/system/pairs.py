@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cache
 
 import mlx.core as mx
-import pytest
 from mlx_lm.generate import generate_step
 
 from sapwood.daemon.demo.script import CAST, SYSTEM
@@ -15,13 +14,13 @@ from sapwood.model.checkpoint.locate import locate
 from sapwood.model.pair import Pair, load_pair
 from tests.chat import turns
 from tests.model.reference import NAMES, PROMPTS, checkpoint, golden
+from tests.quick import few_quick
 from tests.system.oracle import Oracle
 
 DEMO = "demo"
 ALL = (*NAMES, DEMO)
-# For what takes many seconds a pair: e2b-tiny and the bundled one are of one family.
-QUICK_TINY = (*NAMES, pytest.param(DEMO, marks=pytest.mark.long))
-QUICK_DEMO = (pytest.param("e2b-tiny", marks=pytest.mark.long), "a4b-tiny", DEMO)
+# For what takes seconds a pair: one is quick. e2b-tiny and the bundled one are of one family.
+QUICK_E2B, QUICK_A4B = few_quick(ALL, "e2b-tiny"), few_quick(ALL, "a4b-tiny")
 REPLY = 64  # tokens of a golden continuation
 
 

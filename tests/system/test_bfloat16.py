@@ -84,6 +84,7 @@ def test_tokens_are_the_plain_forwards_own_within_rounding(
     assert off <= (1 - AT_MAXIMUM_MIN) * len(short)
 
 
+@pytest.mark.long
 def test_replies_agree_with_those_given_alone_without_drafts(
     served: tuple[Stack, list[Stream]],
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
+from tests.quick import few_quick
 from tests.system.device_bytes import (
     MLX_SCALARS_BYTES,
     active_bytes,
@@ -38,8 +39,12 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("limits", [LIMITS, BY_REFERENCE], ids=["copied", "by reference"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "limits",
+    few_quick([LIMITS, BY_REFERENCE], BY_REFERENCE),
+    ids=["copied", "by reference"],
+)
+@pytest.mark.parametrize("name", few_quick(NAMES, "a4b-tiny"))
 def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(
     name: str, limits: Limits
 ) -> None:
@@ -63,7 +68,7 @@ def test_m1_eviction_keeps_the_daemon_within_its_budget_and_every_answer_right(
     assert active_bytes() - before <= MLX_SCALARS_BYTES, "M3"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few_quick(NAMES, "a4b-tiny"))
 def test_l5_what_does_not_fit_alone_is_out_of_memory_and_what_just_fits_is_served(
     name: str,
 ) -> None:

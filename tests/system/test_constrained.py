@@ -20,6 +20,7 @@ from sapwood.scheduler.outcomes import FinishReason, Outcome
 from sapwood.scheduler.plan import Admit
 from sapwood.scheduler.reasons import Reason
 from sapwood.scheduler.sampling import Sampling
+from tests.quick import few_quick
 from tests.system.device_bytes import exact_buffers
 from tests.system.held import best_tokens, held
 from tests.system.pairs import DEMO, oracle, pair, prompts
@@ -141,6 +142,7 @@ def test_each_greedy_token_is_the_best_that_an_independent_matcher_allows(name: 
     stack.close()
 
 
+@pytest.mark.long
 def test_who_is_beside_a_constrained_row_gets_the_same_bits() -> None:
     """Log-probabilities and tokens of free rows, with a row beside them that is held or not.
 
@@ -201,7 +203,7 @@ def test_who_is_parked_goes_on_where_its_constraint_was(
         assert text.lower() == "".join(5 * letter for letter in LETTERS)[: len(text)]
 
 
-@pytest.mark.parametrize("phase", ["first token", "round"])
+@pytest.mark.parametrize("phase", few_quick(["first token", "round"], "round"))
 def test_a_constraint_that_breaks_ends_its_request_alone(
     phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,6 +247,7 @@ def test_r2_whoever_leaves_disturbs_nobody_and_leaves_a_prefix(daemon: DaemonPro
     assert held == memory.budget_bytes
 
 
+@pytest.mark.long
 def test_m1_in_a_small_budget_every_answer_is_right_or_out_of_memory(tmp_path: Path) -> None:
     """Room for three sequences of 256 tokens and little more; one client asks for too much."""
     budget = budget_bytes(pair(NAME), LIMITS, 3, 256, 150)

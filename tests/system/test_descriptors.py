@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
+import pytest
 
 from sapwood import Client, Conversation
 from tests.model.reference import FIXTURES, checkpoint, copied
@@ -97,6 +98,7 @@ def assert_unmoved(folder: Path, conversations: list[Conversation], *model: Path
     assert len((folder / "err").read_bytes()) < LOG_BYTES_MAX
 
 
+@pytest.mark.long
 def test_the_bundled_pair_serves_with_nothing_to_open_and_nothing_to_import(folder: Path) -> None:
     assert_unmoved(folder, features.PLAIN)
 

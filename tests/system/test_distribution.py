@@ -33,6 +33,7 @@ PENALTIES = replace(
     frequency_penalty=-0.9,
     logit_bias=((4, 1.5), (9, -2.0)),
 )
+FEW = 1_500  # draws; a law that is as far off as without one penalty is seen in them
 SLOTS = 128
 LIMITS = Limits(
     slots_max=SLOTS, queued_max=SLOTS, prefill_slices_max=SLOTS, prefill_tokens_max=4 * SLOTS
@@ -66,7 +67,8 @@ def distribution(tiny: Pair, sampling: Sampling) -> Array:
     [
         pytest.param(FILTERS, False, 20_000, id="rejection", marks=pytest.mark.long),
         pytest.param(FILTERS, True, 20_000, id="shared-noise", marks=pytest.mark.long),
-        pytest.param(PENALTIES, False, 5_000, id="rejection-penalties"),
+        pytest.param(PENALTIES, False, FEW, id="few-rejection-penalties"),
+        pytest.param(PENALTIES, False, 5_000, id="rejection-penalties", marks=pytest.mark.long),
         pytest.param(PENALTIES, True, 5_000, id="shared-noise-penalties", marks=pytest.mark.long),
     ],
 )
@@ -88,7 +90,7 @@ def test_replies_drawn_with_drafts_have_the_targets_distribution(
     assert 0.05 < accepted / drafted < 0.95, "both ends of a draft must occur"
     replies = np.array([stream.tokens[:3] for stream in stack.streams])
     joint = distribution(tiny, sampling)
-    assert (joint * draws >= 5).sum() > 100, "too few cells to say anything"
+    assert (joint * draws >= 5).sum() > min(100, draws // 50), "too few cells to say anything"
     assert p_value(replies, joint) > 1e-4
     if sampling is PENALTIES:  # the inverse
         without = distribution(tiny, replace(sampling, frequency_penalty=0.0))

@@ -14,11 +14,12 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.outcomes import CancelReason, FinishReason
 from sapwood.scheduler.reasons import Reason
 from tests.model.reference import NAMES
+from tests.quick import few_quick
 from tests.system.pairs import oracle, pair, prompts
 from tests.system.stack import Stack, Stream
 
 LIMITS = Limits(slots_max=4, prefill_tokens_max=16)
-VICTIMS = 40
+FEW = 20  # victims, which meet all kinds of ends at all moments
 
 
 def phase(stream: Stream) -> str:
@@ -47,11 +48,14 @@ def stored(victim: Stream) -> int:
     return min(victim.progress[-1].processed, len(victim.request.prompt) - 1)
 
 
-@pytest.mark.parametrize("name", [pytest.param("e2b-tiny", marks=pytest.mark.long), "a4b-tiny"])
-def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "victims"),
+    few_quick([("e2b-tiny", FEW), ("e2b-tiny", 40), ("a4b-tiny", 40)], ("e2b-tiny", FEW)),
+)
+def test_r2_ended_at_any_moment_it_is_gone_and_leaves_its_prefix(name: str, victims: int) -> None:
     random, phases = Random(f"endings {name}"), Counter[tuple[str, Reason | FinishReason | None]]()
     stack = Stack(pair(name), LIMITS)
-    for number in range(VICTIMS):
+    for number in range(victims):
         while sum(stream.end is None for stream in stack.streams) < random.randint(2, 5):
             depth = random.choice((None, 0, 2, 8))
             stack.submit(random.choice(prompts(name)), random.randint(5, 40), depth=depth)

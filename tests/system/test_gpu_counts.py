@@ -12,6 +12,7 @@ from sapwood.model import device
 from sapwood.model.pair import model_facts
 from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
+from tests.quick import few_quick
 from tests.system.pairs import oracle, pair
 from tests.system.stack import Stack, budget_bytes
 from tests.system.traffic import Traffic
@@ -34,7 +35,7 @@ def with_few_buffers(name: str, monkeypatch: pytest.MonkeyPatch) -> int:
     return wanted - facts.weights_buffers
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few_quick(NAMES, "e2b-tiny"))
 def test_m1_whole_pages_and_few_buffers_change_no_answer(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,8 @@ import pytest
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
 from tests.system.pairs import (
-    ALL,
-    QUICK_DEMO,
-    QUICK_TINY,
+    QUICK_A4B,
+    QUICK_E2B,
     REPLY,
     mlx_lm_greedy,
     oracle,
@@ -32,14 +31,15 @@ LONG = 3  # a prompt beyond the window
 BY_REFERENCE = Limits(referred_reads_min=1, referred_edge_tokens_min=1)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_A4B)
 def test_the_references_are_what_mlx_lm_generates(name: str) -> None:
     for prompt, reply in list(zip(prompts(name), replies(name), strict=True))[:LONG]:
         assert mlx_lm_greedy(pair(name), prompt, 24) == reply[:24]
         assert not any(oracle(name).judge(prompt, reply, GREEDY).faults)
 
 
-@pytest.mark.parametrize("name", QUICK_DEMO)
+@pytest.mark.long
+@pytest.mark.parametrize("name", QUICK_A4B)
 def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
     expected, drafted = replies(name)[LONG], 0
     for drafter in (True, False):
@@ -53,7 +53,7 @@ def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
     assert drafted > 0, "nothing was accepted: the comparison would be empty"
 
 
-@pytest.mark.parametrize("name", QUICK_DEMO)
+@pytest.mark.parametrize("name", QUICK_A4B)
 def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     """Every prompt at every depth, 16 at a time with others that join, leave and are cut off."""
     random = Random(f"company {name}")
@@ -87,7 +87,7 @@ def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     stack.close()
 
 
-@pytest.mark.parametrize("name", QUICK_TINY)
+@pytest.mark.parametrize("name", QUICK_E2B)
 def test_after_a_hit_at_any_offset(name: str) -> None:
     """Before, inside and beyond the window, in another's prompt and in another's reply."""
     prompt, reply = prompts(name)[LONG], replies(name)[LONG]

@@ -54,8 +54,8 @@ async def _attack(address: str, kind: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
 
 
-# Once each froze every stream. The others are as many ways to the same places.
-_FREEZES = ("text", "control tokens", "Tokenize")
+# One that once froze every stream. The others are as many ways to the same places.
+_FREEZES = ("text",)
 _ALL = [
     pytest.param(kind, marks=() if kind in _FREEZES else pytest.mark.long, id=kind)
     for kind in KINDS

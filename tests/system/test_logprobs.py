@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.system.oracle import Oracle
-from tests.system.pairs import ALL, oracle, pair, prompts
+from tests.system.pairs import QUICK_E2B, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack, Stream
 
 REPLY = 20
@@ -33,7 +33,7 @@ def check_reports(oracle: Oracle, stream: Stream) -> None:
         np.testing.assert_allclose(values, distribution[list(ids)], atol=ATOL)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_E2B)
 def test_logprobs_are_the_raw_targets_at_any_depth_cold_or_hit(name: str) -> None:
     """Greedy, seeded and unseeded rows with every depth, beside rows that do not ask."""
     stack = Stack(pair(name), Limits(slots_max=8, prefill_tokens_max=40, referred_reads_min=1))
@@ -56,7 +56,7 @@ def test_logprobs_are_the_raw_targets_at_any_depth_cold_or_hit(name: str) -> Non
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_E2B)
 def test_logprobs_stay_with_their_ids_where_text_is_held_back_and_cut(name: str) -> None:
     """A stop string in mid-round: the text leaves late, ids and logprobs with their step."""
     stack, prompt = Stack(pair(name)), prompts(name)[0]

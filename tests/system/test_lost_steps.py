@@ -17,6 +17,7 @@ from sapwood.model.runner import Runner
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.device_log import NO_MEMORY, START, SYNCHRONIZE, WAIT
+from tests.quick import few_quick
 from tests.system.pairs import pair, prompts
 from tests.system.stack import Stack, Stream
 
@@ -86,7 +87,7 @@ def served(name: str) -> tuple[Stack, list[Stream]]:
     return stack, streams
 
 
-@pytest.mark.parametrize("name", ["e2b-tiny", "a4b-tiny"])
+@pytest.mark.parametrize("name", few_quick(["e2b-tiny", "a4b-tiny"], "e2b-tiny"))
 def test_whichever_call_lacks_memory_replies_are_the_same(name: str, failing: Failing) -> None:
     whole, due = served(name)
     calls = failing.calls

@@ -13,6 +13,7 @@ import pytest
 from sapwood.model.pair import Pair, model_facts
 from sapwood.scheduler.limits import Limits
 from tests.model.reference import NAMES
+from tests.quick import few_quick
 from tests.system.oracle import Oracle
 from tests.system.stack import Stack
 from tests.system.test_other_checkpoint import VOCABULARY, crowd
@@ -39,7 +40,7 @@ def shape(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("base", NAMES)
+@pytest.mark.parametrize("base", few_quick(NAMES, "a4b-tiny"))
 def test_greedy_text_is_that_of_plain_decoding(base: str, shape: str, tmp_path: Path) -> None:
     pair = random_pair(base, tmp_path, VOCABULARY, seed=3, **SHAPES[shape])
     stack = crowd(pair, shape, 10)
@@ -49,7 +50,7 @@ def test_greedy_text_is_that_of_plain_decoding(base: str, shape: str, tmp_path: 
     stack.close()
 
 
-@pytest.mark.parametrize("base", NAMES)
+@pytest.mark.parametrize("base", few_quick(NAMES, "a4b-tiny"))
 def test_a_second_turn_computes_only_what_is_new(base: str, shape: str, tmp_path: Path) -> None:
     pair = random_pair(base, tmp_path, VOCABULARY, seed=3, **SHAPES[shape])
     stack = Stack(pair, Limits(slots_max=4, prefill_tokens_max=32))

@@ -36,6 +36,7 @@ def crowd(pair: Pair, seed: str, count: int = 40) -> Stack:
     return stack
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", NAMES)
 def test_greedy_text_differs_from_plain_decoding_at_near_ties_only(
     base: str, tmp_path: Path

@@ -16,7 +16,7 @@ from sapwood.model.sampling.penalties import Tally
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
 from tests.model.sampling.markov import adjusted_logits
-from tests.system.pairs import ALL, QUICK_TINY, oracle, pair, prompts
+from tests.system.pairs import QUICK_A4B, QUICK_E2B, oracle, pair, prompts
 from tests.system.stack import GREEDY, Stack
 
 REPLY = 20
@@ -38,7 +38,7 @@ def plain_greedy(name: str, prompt: Sequence[int], sampling: Sampling) -> list[i
     return reply
 
 
-@pytest.mark.parametrize("name", QUICK_TINY)
+@pytest.mark.parametrize("name", QUICK_E2B)
 def test_greedy_with_penalties_is_the_plain_loop_at_any_depth_cold_or_hit(name: str) -> None:
     """All together beside rows without penalties; then again, their prompts restored."""
     asked = [(prompts(name)[i], s) for i, s in zip((3, 0, 1, 3), SAMPLERS, strict=True)]
@@ -62,7 +62,7 @@ def test_greedy_with_penalties_is_the_plain_loop_at_any_depth_cold_or_hit(name: 
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_A4B)
 def test_penalties_without_a_drafter(name: str) -> None:
     prompt, sampling = prompts(name)[0], SAMPLERS[1]
     stack = Stack(pair(name, drafter=False))
@@ -72,7 +72,7 @@ def test_penalties_without_a_drafter(name: str) -> None:
     stack.close()
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", QUICK_A4B)
 def test_s6_a_history_holds_what_was_committed_and_goes_with_its_sequence(name: str) -> None:
     """Nine sequences through four slots, whose rows change places, with drafts that are rejected.
 

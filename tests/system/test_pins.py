@@ -79,6 +79,7 @@ def test_t14_what_is_cleared_is_computed_again_and_says_the_same(depth: int) -> 
     stack.close()
 
 
+@pytest.mark.long
 def test_what_an_operator_pins_is_served_to_another_tenant_bit_for_bit() -> None:
     """By a copy under its own root, also where what was copied is evicted and copied again."""
     room = budget_bytes(pair(NAME), LIMITS, slots=2, tokens_max=256, snapshot_tokens=700)

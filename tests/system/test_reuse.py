@@ -58,6 +58,7 @@ def test_a_kept_buffer_is_larger_by_no_more_than_is_said(asked: int) -> None:
         assert max(excess) == device.reuse_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_m1_the_ledger_holds_what_mlx_hands_out_beyond_what_is_asked(name: str) -> None:
     budget = budget_bytes(pair(name), LIMITS, 3, 114, SNAPSHOT_TOKENS)

@@ -12,7 +12,7 @@ import pytest
 
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.sampling import Sampling
-from tests.system.pairs import QUICK_TINY, oracle, pair, prompts
+from tests.system.pairs import QUICK_E2B, oracle, pair, prompts
 from tests.system.stack import Stack
 
 REPLY = 24
@@ -38,7 +38,7 @@ def sampler(random: Random) -> Sampling:
     )
 
 
-@pytest.mark.parametrize("name", QUICK_TINY)
+@pytest.mark.parametrize("name", QUICK_E2B)
 def test_a_seed_gives_the_same_tokens_in_every_circumstance(name: str) -> None:
     """The same requests cold at depth 0 in one crowd, with drafts and hits in another, alone."""
     random = Random(f"seeded {name}")

@@ -97,6 +97,7 @@ def test_the_same_bits_in_company_at_any_depth_behind_any_hit(name: str) -> None
     stack.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", quick("e2b-tiny"))
 def test_the_same_bits_after_parking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 2 * story(name)  # of some it is shorter than what is asked

@@ -92,7 +92,11 @@ def test_what_suppress_tokens_names_is_not_said(pair: Pair, depth: int) -> None:
     stack.close()
 
 
-@pytest.mark.parametrize("samplers", [GREEDY_SAMPLERS, SEEDED_SAMPLERS], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    "samplers",
+    [pytest.param(GREEDY_SAMPLERS, marks=pytest.mark.long), SEEDED_SAMPLERS],
+    ids=["greedy", "seeded"],
+)
 def test_whatever_is_asked_at_any_depth_and_in_any_company(
     pair: Pair, samplers: Sequence[Sampling], drafted: set[int]
 ) -> None:
@@ -117,6 +121,7 @@ def test_whatever_is_asked_at_any_depth_and_in_any_company(
     stack.close()
 
 
+@pytest.mark.long
 def test_unseeded_draws_keep_to_it(pair: Pair, drafted: set[int]) -> None:
     stack = Stack(pair, Limits(slots_max=16), check_steps=False)
     for key in range(16):

@@ -11,6 +11,7 @@ import os
 import time
 import urllib.request
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sapwood import AsyncClient, GenerateOptions, Message
@@ -61,6 +62,7 @@ async def watched(address: str, metrics: str) -> list[dict[str, float]]:
     return seen
 
 
+@pytest.mark.long
 def test_m1_nothing_is_held_that_nobody_counts() -> None:
     command = serve_command("--memory", str(BUDGET_BYTES))
     with running(command, os.environ, time.monotonic() + START_S_MAX) as daemon:

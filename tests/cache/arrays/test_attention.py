@@ -19,6 +19,7 @@ from sapwood.cache.arrays.ranges import EdgePayload, stack_layers
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from tests.cache.arrays.poison import poison
 from tests.cache.arrays.world import HEADS, ROUND, SHAPES, WINDOW, Feed, Floats, World, attention
+from tests.quick import few_quick
 
 GPU = Kernels("metal")
 # With 16 heads: two queries a call, two queries a call, folded.
@@ -142,14 +143,14 @@ def crowd(seed: int, poisoned: bool = False, on_gpu: bool = False) -> list[Float
     return outputs
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("on_gpu", few_quick([False, True], True))
+@pytest.mark.parametrize("seed", few_quick(range(4), 0))
 def test_c4_packed_rows_equal_each_sequences_own_attention(seed: int, on_gpu: bool) -> None:
     assert crowd(seed, on_gpu=on_gpu)
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("on_gpu", few_quick([False, True], True))
+@pytest.mark.parametrize("seed", few_quick(range(2), 0))
 def test_c5_poison_changes_no_bit_of_any_output(seed: int, on_gpu: bool) -> None:
     """vLLM GHSA-v97p: stale entries of a batch slot reached another user's attention."""
     both = (crowd(seed, poisoned, on_gpu) for poisoned in (False, True))

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from sapwood.cache.arrays.ranges import EdgePayload, window_of
 from sapwood.cache.attention_routes import CPU_KERNELS, Kernels
 from tests.cache.arrays.world import ROUND, WINDOW, Feed, World, live_bytes
+from tests.quick import for_long
 
 SLOTS = 5
 TOKEN = st.integers(0, 9)
@@ -189,9 +190,12 @@ class StrictLives(Lives):
     kernels = Kernels("cpu", tile_tokens=4)
 
 
-Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+Lives.TestCase.settings = settings(max_examples=25, stateful_step_count=25)
 TestLives = Lives.TestCase
-LivesInAWindowOfOne.TestCase.settings = settings(max_examples=30, stateful_step_count=25)
-StrictLives.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
+LivesInAWindowOfOne.TestCase.settings = settings(max_examples=12, stateful_step_count=25)
+StrictLives.TestCase.settings = settings(max_examples=15, stateful_step_count=25)
 TestStrictLives = StrictLives.TestCase
 TestLivesInAWindowOfOne = LivesInAWindowOfOne.TestCase
+TestLivesForLong = for_long(Lives, 60)
+TestLivesInAWindowOfOneForLong = for_long(LivesInAWindowOfOne, 30)
+TestStrictLivesForLong = for_long(StrictLives, 40)

@@ -31,6 +31,7 @@ from sapwood.cache.attention_routes import (
 )
 from sapwood.cache.geometry import ring_tokens, row_tokens
 from sapwood.scheduler.limits import Limits
+from tests.quick import few_quick
 
 METAL, MAX, M5 = (
     Kernels("metal"),
@@ -319,7 +320,7 @@ def test_rounds_give_the_same_however_they_are_laid_out(
 @pytest.mark.parametrize("device", ["cpu", "metal", "m5", "cuda"])
 @pytest.mark.parametrize(("dim", "heads", "kv_heads"), [(256, 8, 1), (512, 8, 2), (512, 4, 4)])
 @pytest.mark.parametrize("reach", [None, 100])
-@pytest.mark.parametrize("queries", [1, 7, 40, 150])
+@pytest.mark.parametrize("queries", few_quick([1, 7, 40, 150], 1, 40))
 def test_slices_give_the_same_however_they_are_laid_out(
     device: str,
     dim: int,

@@ -9,6 +9,7 @@ from hypothesis.stateful import rule
 from sapwood.cache.prefix.leases import PIN_MARGIN_TOKENS
 from sapwood.cache.prefix.node import Lease
 from tests.cache.prefix.test_tree_stateful import ROOTS, Path, TreeMachine
+from tests.quick import for_long
 
 
 class PinMachine(TreeMachine):
@@ -60,5 +61,6 @@ class PinMachine(TreeMachine):
         super().teardown()
 
 
-PinMachine.TestCase.settings = settings(TreeMachine.TestCase.settings, max_examples=100)
+PinMachine.TestCase.settings = settings(TreeMachine.TestCase.settings, max_examples=40)
 TestPins = PinMachine.TestCase
+TestPinsForLong = for_long(PinMachine, 100)

@@ -27,6 +27,7 @@ from sapwood.cache.prefix.describe import NodeView
 from sapwood.cache.prefix.node import Lease
 from sapwood.cache.prefix.tree import Tree
 from tests.fakes import FULL_BYTES, SLIDING_BYTES, TokenLog, Tracker
+from tests.quick import for_long
 
 Path = tuple[int, ...]
 ROOTS = [b"salt a", b"salt b"]
@@ -330,9 +331,10 @@ class LargeTreeMachine(TreeMachine):
 
 
 TreeMachine.TestCase.settings = LargeTreeMachine.TestCase.settings = settings(
-    max_examples=150,
+    max_examples=50,
     stateful_step_count=40,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestTree, TestLargeTree = TreeMachine.TestCase, LargeTreeMachine.TestCase
+TestTreeForLong, TestLargeTreeForLong = for_long(TreeMachine, 150), for_long(LargeTreeMachine, 150)

@@ -19,6 +19,7 @@ from sapwood.model.runner import Runner
 from sapwood.model.step_values import DeviceFault
 from tests.model.convert.bundles import bundle
 from tests.model.reference import checkpoint, copied, edit
+from tests.quick import few_quick
 
 TARGET = str(checkpoint("e2b-tiny").path)
 DRAFTER = str(checkpoint("e2b-tiny-assistant").path)
@@ -60,6 +61,7 @@ def test_strict_numerics_are_proved(capsys: pytest.CaptureFixture[str]) -> None:
     assert "numerics    strict" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_reply_that_is_another_one_alone_fails_strict_numerics(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,12 +80,16 @@ def test_what_is_read_by_people(capsys: pytest.CaptureFixture[str]) -> None:
     for expected in ("target ", "drafter ", "plain forward's own", "accepted ", "per round"):
         assert expected in out
     assert out.endswith("\nok\n")
+
+
+@pytest.mark.long
+def test_a_target_alone_has_no_acceptance(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", TARGET]) == 0
     out = capsys.readouterr().out
     assert "drafter     none" in out and "accepted" not in out
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", few_quick(["float32", "bfloat16"], "float32"))
 def test_a_runner_that_computes_something_else_fails(
     dtype: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +121,7 @@ def test_a_device_that_fails_in_it_is_a_sentence(
     assert found["problem"].endswith(f"because the device failed: {fault}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "code"), [("float32", 1), ("bfloat16", 0)])
 def test_one_token_that_is_off_is_counted_where_bits_are_not_promised(
     dtype: str, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -144,6 +151,7 @@ def test_where_bits_are_not_promised_a_twentieth_may_be_rounding() -> None:
     assert [loose.too_many(faults, 200) for faults in (0, 10, 11)] == [False, False, True]
 
 
+@pytest.mark.long
 def test_what_is_computed_otherwise_alone_is_judged_too(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +184,7 @@ def test_a_round_that_comes_out_otherwise_alone_fails(
     assert found["self_check"]["replay_faults"] > 0
 
 
+@pytest.mark.long
 def test_sapwood_check_judges_by_what_may_be_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,6 +17,7 @@ from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN
 COMMAND = [sys.executable, "-m", "sapwood", "demo"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(LIMIT_S + 20)
 def test_the_demo_plays_to_its_end_and_tells_the_truth(tmp_path: Path) -> None:
     figures, picture = tmp_path / "demo.json", tmp_path / "demo.svg"
@@ -53,7 +54,10 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(tmp_path:
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 1, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 1, "terminated", marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_in_the_middle_leaves_no_daemon_behind(
     number: signal.Signals, code: int, said: str

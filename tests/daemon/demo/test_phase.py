@@ -17,6 +17,7 @@ from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.result import StepResult
 from tests.daemon.conftest import running
 from tests.daemon.fakes import BOS, EOS, FIRST_BYTE, ByteTokenizer, FakeDevice
+from tests.quick import few_quick
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +70,7 @@ async def played(together: bool, view: Recorded) -> Phase:
         return await play(daemon, (FOX, BOAT, MOON), together, view)
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", few_quick([True, False], True))
 async def test_everybody_plays_their_part(together: bool) -> None:
     view = Recorded()
     phase = await played(together, view)
@@ -92,7 +93,7 @@ async def test_everybody_plays_their_part(together: bool) -> None:
     assert second.cached_tokens >= len(first.prompt_ids) + len(first.token_ids) - 2
 
 
-@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("together", few_quick([True, False], True))
 async def test_the_daemon_counts_what_its_clients_count(together: bool) -> None:
     phase = await played(together, Recorded())
     assert [check for check in phase.checks if not check.agrees] == []
@@ -107,6 +108,7 @@ async def test_one_by_one_compares_what_finished_exactly() -> None:
     assert sum(check.high for check in finished) > 0
 
 
+@pytest.mark.long
 async def test_both_phases_do_the_same_work() -> None:
     together, alone = await played(True, Recorded()), await played(False, Recorded())
     for one, other in zip(together.dialogues, alone.dialogues, strict=True):

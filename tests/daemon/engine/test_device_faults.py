@@ -22,6 +22,7 @@ from sapwood.scheduler.plan import StepPlan
 from tests.daemon.conftest import collect, config_for, prompt_of, reason_of, running
 from tests.daemon.engine.house import EngineHouse, WatchedRunner, load_watched
 from tests.model.device_log import MESSAGE, NO_MEMORY, START, SYNCHRONIZE, WAIT
+from tests.quick import few_quick
 from tests.sim.replay import replay
 
 VOCABULARY = 1024  # of the reference pair
@@ -136,7 +137,16 @@ VALUES: dict[str, Callable[[Ticket], None]] = {
 }
 
 
-@pytest.mark.parametrize("damage", VALUES.values(), ids=VALUES)
+CALLS = few_quick(
+    [(START, False), (WAIT, False), (WAIT, True), (SYNCHRONIZE, True)], (START, False), (WAIT, True)
+)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    few_quick(VALUES.values(), VALUES["a negative id"], VALUES["more accepted than drafted"]),
+    ids=VALUES,
+)
 def test_d3_numbers_that_cannot_be(
     damage: Callable[[Ticket], None], house: EngineHouse, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,7 +161,7 @@ def test_d3_numbers_that_cannot_be(
 
 @pytest.mark.parametrize(
     ("call", "late"),
-    [(START, False), (WAIT, False), (WAIT, True), (SYNCHRONIZE, True)],
+    CALLS,
     ids=["start", "wait for a capture", "wait for the step", "synchronize"],
 )
 def test_d3_a_call_that_raises(
@@ -172,7 +182,7 @@ def test_d3_a_call_that_raises(
 
 @pytest.mark.parametrize(
     ("call", "late"),
-    [(START, False), (WAIT, False), (WAIT, True), (SYNCHRONIZE, True)],
+    CALLS,
     ids=["start", "wait for a capture", "wait for the step", "synchronize"],
 )
 def test_a_step_without_memory_is_lost_and_all_go_on(

@@ -29,6 +29,7 @@ def loading(**settings: Any) -> Callable[[], Loaded]:
     return lambda: assemble.load(config)
 
 
+@pytest.mark.long
 @pytest.mark.anyio
 async def test_the_demo_pair_answers_alike_with_and_without_drafts_cache_and_company() -> None:
     """S1, S5 through the whole daemon, and GetModel's answer."""
@@ -226,6 +227,7 @@ def test_a_device_is_bound_by_the_budget_and_follows_what_is_reserved(
     loaded.runner.close()
 
 
+@pytest.mark.long
 def test_memory_is_wired_where_that_is_asked_for_and_can_be(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -130,6 +130,7 @@ def test_right_at_a_start_error(folder: Path) -> None:
         assert ended(process, folder) == (1, "", "sapwood: no such model\n")
 
 
+@pytest.mark.long
 def test_sigquit_while_it_serves_is_as_sigterm(folder: Path) -> None:
     with serving(folder, "0.002") as (process, ready), Client(ready["grpc"][0]) as client:
         stream = client.generate([5, 6, 7], max_tokens=100, draft_tokens=0)
@@ -182,6 +183,7 @@ def known(client: Client) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_a_hang_up_while_loading_without_a_terminal_changes_nothing(folder: Path) -> None:
     with started(folder, "loading") as process:
         appeared(folder / "loading", process)
@@ -205,6 +207,7 @@ def test_a_terminal_that_hangs_up_drains(folder: Path) -> None:
         assert ended(process, folder)[::2] == (0, "")
 
 
+@pytest.mark.long
 def test_a_hang_up_before_serving_ends_a_daemon_with_a_terminal(folder: Path) -> None:
     ours, own = pty.openpty()
     with started(folder, "loading", **terminal(own)) as process:
@@ -215,6 +218,7 @@ def test_a_hang_up_before_serving_ends_a_daemon_with_a_terminal(folder: Path) ->
         assert ended(process, folder) == (1, "", line)
 
 
+@pytest.mark.long
 def test_a_hang_up_does_not_cut_a_drain_short(folder: Path) -> None:
     ours, own = pty.openpty()
     with serving(folder, "0.005", popen=terminal(own)) as (process, ready):
@@ -229,6 +233,7 @@ def test_a_hang_up_does_not_cut_a_drain_short(folder: Path) -> None:
         assert ended(process, folder)[::2] == (0, "")
 
 
+@pytest.mark.long
 def test_nohup_is_honoured(folder: Path) -> None:
     ours, own = pty.openpty()
     options = terminal(own)

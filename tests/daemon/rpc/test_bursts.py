@@ -23,6 +23,7 @@ def _rejected(run: Running) -> int:
     return run.daemon._gate.turned_away[Outcome.REJECTED] + stats(run).requests[Outcome.REJECTED]
 
 
+@pytest.mark.long
 async def test_250_clients_on_fresh_connections_are_all_served() -> None:
     """The daemon's queue has room for all of them; gRPC's limits had not."""
     async with running() as run:

@@ -143,7 +143,8 @@ def _messages(count: int, **fields: Any) -> pb.GenerateRequest:
     ("request_", "fields"),
     [
         (_messages(100), 101),
-        (_messages(100, role="user", content="x" * 300), 301),
+        (_messages(20, role="user", content="x" * 300), 61),
+        pytest.param(_messages(100, role="user", content="x" * 300), 301, marks=pytest.mark.long),
         (pb.GenerateRequest(stop=["a"] * 50, text="x"), 51),
         (prompt_of(*range(1000)), 2),
         (pb.GenerateRequest(sampling=pb.Sampling(seed=1 << 63, logit_bias={7: 1.0, 900: 2})), 8),

@@ -27,7 +27,7 @@ from tests.model.checkpoint.sound import DRAFT, Files, header_of, load, sound, w
 
 ROOT = Path(__file__).parents[3]
 # The quick ones are the same in every run; new ground is for the long ones.
-QUICK = settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck))
 LONG = settings(QUICK, max_examples=8_000, derandomize=False, database=None)
 # Of a failure the files are told, however long: as an error this would take its place.
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")

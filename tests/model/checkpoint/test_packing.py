@@ -19,6 +19,7 @@ from sapwood.model.gemma4 import PackedGemma4
 from sapwood.model.pair import Pair, load_pair, try_out
 from tests.model.packs import Directories, packed, plain, unpacked
 from tests.model.reference import NAMES, Array, edit, logits, parameters
+from tests.quick import few_quick
 
 EVERY = [
     Quantization(bits, group_size, mode)
@@ -26,6 +27,12 @@ EVERY = [
     for bits in widths
     for group_size in groups
 ]
+# The one that most use, one of odd bits, and one of each other mode.
+QUICK = (
+    Quantization(4, 64, "affine"),
+    Quantization(3, 32, "affine"),
+    *(e for e in EVERY if e.mode != "affine"),
+)
 IDS = np.array([2, 17, 40, 41, 99, 3, 128, 250, 7, 17, 40, 12])
 
 
@@ -49,7 +56,7 @@ def _drafts(pair: Pair, hidden: mx.array) -> list[Array]:
     return found
 
 
-@pytest.mark.parametrize("packing", EVERY, ids=str)
+@pytest.mark.parametrize("packing", few_quick(EVERY, *QUICK), ids=str)
 def test_packed_weights_give_the_logits_and_drafts_of_their_dequantised_ones(
     pair: Directories, packing: Quantization, tmp_path: Path
 ) -> None:
@@ -93,7 +100,7 @@ def test_half_precision_is_kept_where_the_embedding_is_packed(
     assert loaded.dtype == target_of.embed(mx.array(IDS)).dtype == mx.float16
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", few_quick(["float32", "bfloat16", "float16"], "bfloat16"))
 def test_experts_may_each_have_a_scale_of_their_own_as_mlx_lm_packs_them(
     dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

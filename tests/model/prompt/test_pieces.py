@@ -20,6 +20,7 @@ from sapwood.model.prompt import control_finder, pieces
 from sapwood.model.prompt.errors import PromptAbandoned, PromptTooLong
 from sapwood.model.prompt.pieces import PieceEncoder
 from tests.model.prompt.loaded import PLACES, loaded, whole_encoder
+from tests.quick import few_quick
 
 _GEMMA = "e2b-tiny"
 _parts = st.one_of(
@@ -136,6 +137,9 @@ def _hostile(chars: int) -> dict[str, str]:
     }
 
 
+_QUICK = ("rare letters", "bytes", "control tokens")  # a letter, no letter, none of both
+
+
 def test_a_long_text_is_left_where_its_ids_become_too_many() -> None:
     """One that the floor lets pass."""
     tokenizer, text = loaded(_GEMMA), "the cat sat " * 100_000
@@ -148,7 +152,7 @@ def test_a_long_text_is_left_where_its_ids_become_too_many() -> None:
 _TRIES = 5  # others' processes make gaps too
 
 
-@pytest.mark.parametrize("kind", _hostile(8))
+@pytest.mark.parametrize("kind", few_quick(_hostile(8), *_QUICK))
 def test_nobody_waits_for_the_gil_while_a_text_is_encoded(kind: str) -> None:
     """No worse than beside Python that only counts, for as long; in one of some tries."""
     tokenizer, text = loaded(_GEMMA), _hostile(1 << 20)[kind]

@@ -25,6 +25,7 @@ from tests.model.sampling.markov import (
     table_drafter,
     target_logits,
 )
+from tests.quick import few_quick
 
 VOCABULARY = 16
 TABLE = np.random.default_rng(20).normal(0, 1.5, (VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -32,7 +33,7 @@ GOOD = TABLE + np.random.default_rng(21).normal(0, 0.7, TABLE.shape).astype(np.f
 FIRST = 3
 
 #: Chains that a joint is counted over: a broken rule is seen with 20,000, a slight one later.
-COUNTED = [30_000, pytest.param(200_000, marks=pytest.mark.long)]
+COUNTED = few_quick([20_000, 200_000], 20_000)
 
 FILTERS = {
     "temperature": Sampling(0.8),
@@ -69,13 +70,13 @@ def joint_p_value(
 @pytest.mark.parametrize(
     ("filters", "drafter", "depth"),
     [
-        ("temperature", "good", 4),
         ("top_k", "disjoint", 1),
         ("top_p", "zeros", 2),
-        ("top_p", "perfect", 4),
-        ("min_p", "best", 2),
-        ("min_p", "worst", 1),
         ("all", "good", 3),
+        pytest.param("temperature", "good", 4, marks=pytest.mark.long),
+        pytest.param("top_p", "perfect", 4, marks=pytest.mark.long),
+        pytest.param("min_p", "best", 2, marks=pytest.mark.long),
+        pytest.param("min_p", "worst", 1, marks=pytest.mark.long),
     ],
 )
 def test_s2_rejection_sampling_is_lossless(
@@ -89,11 +90,11 @@ def test_s2_rejection_sampling_is_lossless(
 @pytest.mark.parametrize(
     ("filters", "drafter", "depth"),
     [
-        ("temperature", "good", 2),
-        ("top_k", "perfect", 3),
-        ("top_p", "best", 1),
         ("min_p", "disjoint", 1),
         ("all", "good", 4),
+        pytest.param("temperature", "good", 2, marks=pytest.mark.long),
+        pytest.param("top_k", "perfect", 3, marks=pytest.mark.long),
+        pytest.param("top_p", "best", 1, marks=pytest.mark.long),
     ],
 )
 def test_s2_shared_noise_is_lossless(filters: str, drafter: str, depth: int, rows: int) -> None:

@@ -30,6 +30,7 @@ from tests.model.sampling.markov import (
     table_drafter,
     target_logits,
 )
+from tests.quick import few_quick
 
 VOCABULARY = 12
 TABLE = np.random.default_rng(40).normal(0, 1.2, (VOCABULARY, VOCABULARY)).astype(np.float32)
@@ -125,12 +126,12 @@ def test_extreme_penalties_stay_finite(penalty: float) -> None:
 @pytest.mark.parametrize(
     ("name", "drafter", "depth", "seeded"),
     [
-        ("repetition", "good", 3, False),
-        ("bias", "half", 2, False),
         ("all", "good", 3, False),
         ("presence", "half", 2, True),
-        ("frequency", "good", 1, True),
-        ("all", "good", 4, True),
+        pytest.param("repetition", "good", 3, False, marks=pytest.mark.long),
+        pytest.param("bias", "half", 2, False, marks=pytest.mark.long),
+        pytest.param("frequency", "good", 1, True, marks=pytest.mark.long),
+        pytest.param("all", "good", 4, True, marks=pytest.mark.long),
     ],
 )
 def test_s2_both_rules_are_lossless_with_bias_and_penalties(
@@ -154,7 +155,9 @@ def without_last_draft(
     return rows.penalties.everywhere(logits, owners, before)
 
 
-@pytest.mark.parametrize(("name", "seeded"), [("presence", False), ("all", True)])
+@pytest.mark.parametrize(
+    ("name", "seeded"), few_quick([("presence", False), ("all", True)], ("all", True))
+)
 def test_s2_notices_a_round_whose_history_is_short_of_one_draft(
     monkeypatch: pytest.MonkeyPatch, name: str, seeded: bool
 ) -> None:
@@ -164,7 +167,10 @@ def test_s2_notices_a_round_whose_history_is_short_of_one_draft(
     assert joint_p_value(TABLE, drawn, DRAFTERS["good"], 2, FIRST) < 1e-4
 
 
-@pytest.mark.parametrize(("name", "seeded"), [("frequency", False), ("repetition", True)])
+@pytest.mark.parametrize(
+    ("name", "seeded"),
+    few_quick([("frequency", False), ("repetition", True)], ("frequency", False)),
+)
 def test_s2_notices_a_tally_that_is_one_commit_late(
     monkeypatch: pytest.MonkeyPatch, name: str, seeded: bool
 ) -> None:

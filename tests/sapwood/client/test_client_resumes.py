@@ -16,6 +16,7 @@ import sapwood
 from tests.daemon.conftest import Running, running, until
 from tests.daemon.fakes import FIRST_BYTE, reply_to
 from tests.daemon.rpc.turns import PROMPT
+from tests.quick import few_quick
 
 pytestmark = pytest.mark.anyio
 
@@ -125,7 +126,7 @@ def _told(
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-@pytest.mark.parametrize("after_bytes", [400, 700])
+@pytest.mark.parametrize("after_bytes", few_quick([400, 700], 700))
 async def test_n3_a_stream_goes_on_behind_each_cut(kind: str, after_bytes: int) -> None:
     async with running() as run:
         with broken(run, after_bytes, 3) as (address, breaker):

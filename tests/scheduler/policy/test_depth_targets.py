@@ -10,6 +10,7 @@ from statistics import mean
 
 import pytest
 
+from tests.quick import few_quick
 from tests.scheduler.policy.world import (
     COSTS,
     Noise,
@@ -24,10 +25,12 @@ from tests.scheduler.policy.world import (
 )
 
 REPLY = (10, 66)
+# For what takes seconds a cost: what two cores cost, and what a dear drafter does.
+FEW_COSTS = few_quick(COSTS, "cpu", "drafter")
 
 
 @pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("rows", [1, 4, 8, 16])
+@pytest.mark.parametrize("rows", few_quick([1, 4, 8, 16], 1, 8))
 def test_from_a_cold_start_it_is_soon_as_good_as_the_best_fixed_depth(cost: str, rows: int) -> None:
     """Never under 0.93 of it over the first 400 steps, whatever is accepted."""
     for quality in (0.05, 0.5, 0.9):
@@ -37,7 +40,7 @@ def test_from_a_cold_start_it_is_soon_as_good_as_the_best_fixed_depth(cost: str,
 
 
 @pytest.mark.parametrize("cost", COSTS)
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rows", few_quick([1, 4, 16], 4))
 def test_later_it_is_the_best_fixed_depth_but_for_what_it_tries(cost: str, rows: int) -> None:
     for chances in (geometric(0.3), falling(0.8)):
         world = World(COSTS[cost], chances, rows)
@@ -45,7 +48,7 @@ def test_later_it_is_the_best_fixed_depth_but_for_what_it_tries(cost: str, rows:
         assert world.run(500) >= 0.95 * best_rate(COSTS[cost], chances, rows)
 
 
-@pytest.mark.parametrize("noise", [quiet, neighbour])
+@pytest.mark.parametrize("noise", few_quick([quiet, neighbour], neighbour))
 @pytest.mark.parametrize("cost", ["steep", "cpu", "bent8", "drafter"])
 def test_where_drafts_do_not_pay_plain_decoding_is_all_but_reached(cost: str, noise: Noise) -> None:
     """0.98 of it, also beside a neighbour that halves the speed for tens of steps."""
@@ -58,7 +61,7 @@ def test_where_drafts_do_not_pay_plain_decoding_is_all_but_reached(cost: str, no
         assert mean(shares) >= 0.98 and min(shares) >= 0.97, f"{rows} rows"
 
 
-@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("cost", FEW_COSTS)
 def test_a_neighbour_changes_little_of_what_is_chosen(cost: str) -> None:
     for rows, quality in ((4, 0.9), (16, 0.5)):
         shares = []
@@ -69,7 +72,7 @@ def test_a_neighbour_changes_little_of_what_is_chosen(cost: str) -> None:
         assert mean(shares) >= 0.92 and min(shares) >= 0.85, f"{rows} rows"
 
 
-@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("cost", FEW_COSTS)
 def test_steps_that_are_disturbed_by_chance_keep_it_from_little(cost: str) -> None:
     """Three in ten take three times as long: a first sample that is wrong is looked at again."""
     shares = []
@@ -82,7 +85,7 @@ def test_steps_that_are_disturbed_by_chance_keep_it_from_little(cost: str) -> No
 
 @pytest.mark.parametrize("reply", [None, REPLY])
 @pytest.mark.parametrize("cost", ["cpu", "bent8", "drafter"])
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rows", few_quick([1, 4, 16], 4))
 def test_a_rise_of_acceptance_is_used_within_a_hundred_steps(
     rows: int, cost: str, reply: tuple[int, int] | None
 ) -> None:
@@ -94,7 +97,7 @@ def test_a_rise_of_acceptance_is_used_within_a_hundred_steps(
     assert world.run(100) >= 0.9 * best_rate(COSTS[cost], world.chances, rows)
 
 
-@pytest.mark.parametrize("cost", ["cpu", "bent8", "bent32", "stairs16", "drafter"])
+@pytest.mark.parametrize("cost", FEW_COSTS[2:])
 def test_twice_the_rows_give_no_fewer_tokens(cost: str) -> None:
     """Tokens a second never fall by more than 3 % when clients double, in the 200 steps after."""
     for quality in (0.5, 0.9):
