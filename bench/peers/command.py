@@ -68,7 +68,6 @@ JOBS = {
     "schedule": Job(
         ask_schedule,
         dict.fromkeys(("bundled", "heavy", "heavy-60", "heavy-30"), ("ours",)),
-        runs=2,
     ),
     "footprint": Job(ask_footprint, _TWO),
 }
@@ -133,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "--runs",
         type=flag_count,
         metavar="N",
-        help="alternations of each (default: 5, of gaps 3, of schedule 2)",
+        help="alternations of each (default: 5, of gaps 3)",
     )
     add("--quick", action="store_true", help="little work, to see that it runs")
     return parser

@@ -1,7 +1,8 @@
 """Tokens per second of all clients together, 1 to 32 of them, against every peer.
 
 - Chats with one shared system prompt of 550 tokens and a fresh question each; greedy, natural ends.
-  Each client asks one, a client alone two.
+  Each client asks one or more: of fewer replies than eight on a pair that is not widened, or two on
+  one that is, a burst would be too short.
 - Before the clock every contestant has served few, several and many clients once: prefix and depth
   policy are warm on all sides.
 - With a neighbour: the same of ours alone, with and without drafts, while a process of another
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
+from math import ceil
 
 from bench.measure import Figure, Side
 from bench.peers.contestants import Running, naming
@@ -26,6 +28,7 @@ from bench.peers.rows import PairRows, company, least, ratio
 
 CLIENT_COUNTS, QUICK_COUNTS = (1, 2, 4, 8, 16, 32), (1, 4)
 WARM_COUNTS = (1, 8, 32)
+REPLIES_LEAST, HEAVY_REPLIES_LEAST = 8, 2  # of a burst; a reply takes a second, or five
 QUICK_REPLY_TOKENS = 24
 UNITS = {"tokens_per_s": "tokens/s", "first_text_s": "s"}
 SUMMED = ("tokens", "replies", "equal_replies", "resets", "drafts", "accepted", "cached_tokens")
@@ -44,9 +47,14 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
         running = await question.start_all(stack)
         if neighbour:
             stack.enter_context(busy_core())
-        turn = Burst(running, QUICK_REPLY_TOKENS if question.quick else NATURAL_TOKENS_MAX)
-        counts = QUICK_COUNTS if question.quick else CLIENT_COUNTS
         plan, taking_part = question.pair.plan, question.contestants
+        heavy = question.quick or plan.widening > 1
+        turn = Burst(
+            running,
+            QUICK_REPLY_TOKENS if question.quick else NATURAL_TOKENS_MAX,
+            HEAVY_REPLIES_LEAST if heavy else REPLIES_LEAST,
+        )
+        counts = QUICK_COUNTS if question.quick else CLIENT_COUNTS
         sides = {n: [c.name for c in taking_part if n in c.counts_on(plan)] for n in counts}
         for count in QUICK_COUNTS if question.quick else WARM_COUNTS:
             for side in sides[count]:
@@ -61,17 +69,18 @@ async def ask_throughput(question: Question, neighbour: bool = False) -> Answer:
 
 
 class Burst:
-    """One burst of clients at a contestant."""
+    """One burst of clients at a contestant, of at least so many replies."""
 
-    def __init__(self, running: Mapping[str, Running], tokens_max: int) -> None:
+    def __init__(self, running: Mapping[str, Running], tokens_max: int, replies_least: int) -> None:
         self._running, self._tokens_max = running, tokens_max
+        self._replies_least = replies_least
         self._same = SameText()
         self._skipped: dict[tuple[int, int], int] = {}
         self._asked = 0
 
     async def take(self, count: int, side: str, number: int) -> Measures:
         """number: -1 warms. All sides ask the same in a turn, and no two turns do."""
-        each = 2 if count == 1 else 1
+        each = ceil(self._replies_least / count)
         if (count, number) not in self._skipped:
             self._skipped[count, number] = self._asked
             self._asked += count * each

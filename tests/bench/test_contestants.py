@@ -76,8 +76,8 @@ def test_two_prompts_share_their_system_prompt_and_no_more() -> None:
 
 
 def test_no_two_turns_ask_the_same() -> None:
-    """Five alternations and the warming one, each measured thrice: at most 16 turns of 64."""
-    assert len(set(fresh_questions(16 * 64))) == 16 * 64
+    """Five alternations, each measured thrice, and the warming one: at most 16 turns of 80."""
+    assert len(set(fresh_questions(16 * 80))) == 16 * 80
     assert fresh_questions(3, 1) == fresh_questions(4)[1:]
     assert {chat[0].content for chat in chats(4)} == {system_message().content}
     assert [chat[1].content for chat in chats(2, 5)] == fresh_questions(7)[5:]
@@ -219,7 +219,7 @@ def test_all_sides_of_a_turn_are_asked_the_same_and_no_two_turns(
     recording = Recording()
     monkeypatch.setattr("bench.peers.throughput.SameText", lambda: recording)
     echo = Running(contestants()["ours"], "", 0, echo_clients, 0.0, "")
-    burst = Burst({"a": echo, "b": echo}, 8)
+    burst = Burst({"a": echo, "b": echo}, 8, 2)
 
     async def run() -> None:
         for count, number in ((1, -1), (1, 0), (2, -1), (2, 0)):
