@@ -5,8 +5,9 @@
 # Behaviour: fusing stops at chains of eleven operations. With shapeless=True both operands of every
 #   binary operation are broadcast within the graph, also where their shapes are equal, and each
 #   Broadcast counts as an operation of the chain. So `shapeless=True`, meant to save compiling anew
-#   for each shape, halves what is fused: a polynomial of degree 7 by Horner's rule is one kernel
-#   without it and several with it, each of which reads and writes whole arrays. Nothing warns.
+#   for each shape, halves what is fused: a polynomial of degree 4 by Horner's rule is one kernel
+#   without it, and with it two that each read and write whole arrays, with Broadcast nodes between
+#   them. Nothing warns.
 # Seen with 0.32.4: the four lines that are compared below (nodes of the graph that is evaluated).
 # What helps: compile for shapes where there are few of them; else write the expression shallow
 #   (Estrin's scheme instead of Horner's).
@@ -25,7 +26,7 @@ import sys
 
 import mlx.core as mx
 
-TERMS = (1.0, 0.5, 0.25, 0.125, 0.1, 0.05, 0.02, 0.01)
+TERMS = (1.0, 0.5, 0.25, 0.125, 0.1)
 
 
 def horner(x, terms):
@@ -37,7 +38,7 @@ def horner(x, terms):
 
 x = mx.zeros((4, 4))
 mx.eval(x)
-for degree in (4, 5):
+for degree in (2, 4):
     for shapeless in (False, True):
         terms = TERMS[: degree + 1]
         compiled = mx.compile(lambda a, terms=terms: horner(a, terms), shapeless=shapeless)
@@ -47,7 +48,10 @@ for degree in (4, 5):
         print(f"degree {degree}, shapeless={shapeless}: {kernels} compiled of {len(labels)} nodes")
 PY
 )
-expected="?"
+expected="degree 2, shapeless=False: 1 compiled of 1 nodes
+degree 2, shapeless=True: 1 compiled of 1 nodes
+degree 4, shapeless=False: 1 compiled of 1 nodes
+degree 4, shapeless=True: 2 compiled of 4 nodes"
 
 printf '%s\n' "$found"
 if [ "$found" != "$expected" ]; then

@@ -12,7 +12,10 @@ import pytest
 
 from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
+from tests.quick import few_quick
 from tests.system.pairs import (
+    ALL,
+    DEMO,
     QUICK_A4B,
     QUICK_E2B,
     REPLY,
@@ -53,7 +56,7 @@ def test_alone_at_any_depth_and_without_a_drafter(name: str) -> None:
     assert drafted > 0, "nothing was accepted: the comparison would be empty"
 
 
-@pytest.mark.parametrize("name", QUICK_A4B)
+@pytest.mark.parametrize("name", few_quick(ALL, "a4b-tiny", DEMO))
 def test_in_company_at_any_depth_cold_or_hit(name: str) -> None:
     """Every prompt at every depth, 16 at a time with others that join, leave and are cut off."""
     random = Random(f"company {name}")

@@ -17,7 +17,6 @@ from sapwood.daemon.demo.script import CAST, SHARED_TOKENS_MIN
 COMMAND = [sys.executable, "-m", "sapwood", "demo"]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(LIMIT_S + 20)
 def test_the_demo_plays_to_its_end_and_tells_the_truth(tmp_path: Path) -> None:
     figures, picture = tmp_path / "demo.json", tmp_path / "demo.svg"
