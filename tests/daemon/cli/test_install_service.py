@@ -22,16 +22,16 @@ from tests.test_rooms import ROOT
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Somebody's, with both managers of services on PATH."""
     for name in ("systemctl", "launchctl"):
-        (tmp_path / name).touch(0o755)
+        (folder / name).touch(0o755)
     for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "LD_PRELOAD", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def printed(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
