@@ -11,6 +11,7 @@ import pytest
 
 from sapwood import AsyncClient
 from sapwood.daemon.demo.process import DaemonProcess
+from tests.quick import few_quick
 from tests.system.hostile import KINDS
 from tests.system.test_daemon import ENDLESS, serving
 
@@ -54,16 +55,12 @@ async def _attack(address: str, kind: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
 
 
-# One that once froze every stream. The others are as many ways to the same places.
-_FREEZES = ("text",)
-_ALL = [
-    pytest.param(kind, marks=() if kind in _FREEZES else pytest.mark.long, id=kind)
-    for kind in KINDS
-    if kind not in ("many messages", "a content of marks")  # which are served, and cost that
-]
+_SERVED = ("many messages", "a content of marks")  # and cost that
+_REFUSED = [kind for kind in KINDS if kind not in _SERVED]
 
 
-@pytest.mark.parametrize("kind", _ALL)
+# The quick one once froze every stream. The others are as many ways to the same places.
+@pytest.mark.parametrize("kind", few_quick(_REFUSED, "text"))
 def test_a_hostile_request_holds_up_nobody(
     daemon: DaemonProcess, neighbour: DaemonProcess, kind: str
 ) -> None:

@@ -19,6 +19,7 @@ from sapwood.scheduler.limits import Limits
 from sapwood.scheduler.plan import StepPlan
 from sapwood.scheduler.sampling import Sampling
 from tests.model.reference import PROMPTS, checkpoint, golden
+from tests.quick import few_quick
 from tests.system.device_bytes import exact_buffers
 from tests.system.stack import GREEDY, Stack, Stream
 
@@ -30,11 +31,6 @@ SAMPLINGS = (
     Sampling(1.1, top_p=0.95, seeded=True, noise_key=8, repetition_penalty=1.1),
 )
 Told = tuple[tuple[int, ...], tuple[Any, ...]]
-
-
-def quick(name: str) -> list[Any]:
-    """All families, those but one as long tests."""
-    return [pytest.param(f, marks=() if f == name else pytest.mark.long) for f in FAMILIES]
 
 
 @cache
@@ -64,7 +60,7 @@ def alone(name: str, asked: Sequence[tuple[Sequence[int], Sampling]], count: int
     return replies
 
 
-@pytest.mark.parametrize("name", quick("a4b-tiny"))
+@pytest.mark.parametrize("name", few_quick(FAMILIES, "a4b-tiny"))
 def test_the_same_bits_in_company_at_any_depth_behind_any_hit(name: str) -> None:
     """S9."""
     random = Random(name)
@@ -98,7 +94,7 @@ def test_the_same_bits_in_company_at_any_depth_behind_any_hit(name: str) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", quick("e2b-tiny"))
+@pytest.mark.parametrize("name", few_quick(FAMILIES, "e2b-tiny"))
 def test_the_same_bits_after_parking(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 2 * story(name)  # of some it is shorter than what is asked
     asked = [(text[i * 30 : i * 30 + 40], SAMPLINGS[i % 3]) for i in range(5)]
