@@ -48,14 +48,13 @@ class _Joined:
 
 def product_of(module: Any, strict: bool = False) -> OfRows:
     """What the module computes of rows [T, .]; strict: in tiles of rows."""
-    if strict:
-        return in_row_tiles(product_of(module))
     if _layout(module) is None:
-        rows: OfRows = module
-        return rows
-    if type(module) is nn.Linear:
-        _lay(module)
-    return _product(module, {name: module[name] for name in _names(module)})
+        product: OfRows = module
+    else:
+        if type(module) is nn.Linear:
+            _lay(module)
+        product = _product(module, {name: module[name] for name in _names(module)}, strict)
+    return in_row_tiles(product) if strict else product
 
 
 @cache
@@ -113,20 +112,19 @@ def product_of_all(modules: Sequence[Any], strict: bool = False) -> OfRows:
 
     It can where they are plain, or packed alike. strict: in tiles of rows.
     """
-    if strict:
-        return in_row_tiles(product_of_all(modules))
     layouts = {_layout(module) for module in modules}
     if len(modules) == 1:
-        return product_of(modules[0])
+        return product_of(modules[0], strict)
     if len(layouts) > 1 or None in layouts:
-        products = [product_of(module) for module in modules]
+        products = [product_of(module, strict) for module in modules]
         return lambda rows: mx.concatenate([product(rows) for product in products], axis=-1)
     # Once: each runner of a pair would else have weights of its own.
     joined = getattr(modules[0], _MARK, None)
     if joined is None or not joined.belongs_to(modules):
         joined = _join(modules)
         setattr(modules[0], _MARK, joined)
-    return _product(modules[0], joined.arrays)
+    product = _product(modules[0], joined.arrays, strict)
+    return in_row_tiles(product) if strict else product
 
 
 def _join(modules: Sequence[Any]) -> _Joined:
@@ -197,17 +195,29 @@ def laid_out(weight: mx.array) -> mx.array:
     return by_columns
 
 
-def _product(how: Any, held: dict[str, mx.array]) -> OfRows:
+def _product(how: Any, held: dict[str, mx.array], strict: bool) -> OfRows:
     weight = held["weight"]
     if type(how) is nn.Linear:
         transposed = weight.T
         mx.eval(transposed)  # a view
+        fills = weight.dtype == mx.float32 and device.fills_tiles(*weight.shape)
+        if fills and not strict:
+            return lambda rows: _filled(rows, transposed)
         return lambda rows: rows @ transposed
     scales, biases = held["scales"], held.get("biases")
     size, bits, mode = how.group_size, how.bits, how.mode
     return lambda rows: mx.quantized_matmul(
         rows, weight, scales, biases, True, group_size=size, bits=bits, mode=mode
     )
+
+
+def _filled(rows: mx.array, transposed: mx.array) -> mx.array:
+    """rows @ transposed, of more rows where a CPU is quicker so."""
+    count = rows.shape[0]
+    missing = device.rows_missing(count)
+    if not missing:
+        return rows @ transposed
+    return (mx.pad(rows, [(0, missing), (0, 0)]) @ transposed)[:count]
 
 
 def _names(module: Any) -> list[str]:

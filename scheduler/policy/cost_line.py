@@ -3,16 +3,19 @@
 - seconds = base + F(packed tokens) + drafts + draft iterations + context, all coefficients >= 0. F
   is made of straight pieces: it may be flat while the weights are what takes time and steep where
   the products bend, and it is one curve for all: 16 rows of one token and 4 of four cost alike.
+- Behind 16 tokens each piece may begin with a stair, for the next tile of a kernel costs as much
+  with one row in it as with all. Without, who has a tile's end and the next one's would believe
+  that everything between them is cheap.
 - Errors count relatively, so that a step of one row is fitted as well as one of 32.
 - Where the measurements cannot tell, a slope is like its neighbours', the other coefficients are in
-  PRIOR's proportion, and beyond what was seen F goes straight on.
+  PRIOR's proportion, and beyond what was seen F goes straight on, without stairs.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 
 Vector = list[float]
 
@@ -21,9 +24,11 @@ Vector = list[float]
 KNOTS = tuple(1 << n for n in range(9))
 WIDTHS = (*(b - a for a, b in pairwise(KNOTS)), 1 << 30)
 SLOPES = range(1, 1 + len(KNOTS))
-BASE, DRAFT, ITERATION, CONTEXT, SIZE = 0, *range(SLOPES.stop, SLOPES.stop + 4)
-# Base, F's slopes, a drafted token, a draft iteration, 1024 tokens of context: the ratios count.
-PRIOR = (1.0, *(0.03 for _ in KNOTS), 0.01, 0.08, 0.005)
+FIRST_STAIR = 4  # the piece that begins with the first stair
+STAIRS = range(SLOPES.stop, SLOPES.stop + len(KNOTS) - FIRST_STAIR)
+BASE, DRAFT, ITERATION, CONTEXT, SIZE = 0, *range(STAIRS.stop, STAIRS.stop + 4)
+# Base, F's slopes and stairs, a drafted token, an iteration, 1024 tokens of context: ratios count.
+PRIOR = (1.0, *(0.03 for _ in SLOPES), *(0.1 for _ in STAIRS), 0.01, 0.08, 0.005)
 PRIOR_SLOPE = PRIOR[1]
 LEAST = 0.01  # no step is free, whatever the samples say: of the fastest
 COUNT_MAX = 8  # a mean of so many samples has full weight
@@ -40,7 +45,8 @@ def piece_of(tokens: int) -> int:
 def features(tokens: int, drafted: int, iterations: int, context_tokens: int) -> Vector:
     """In the order of PRIOR, context in units of 1024 tokens."""
     on = [min(tokens - k, w) if tokens > k else 0 for k, w in zip(KNOTS, WIDTHS, strict=True)]
-    return [1.0, *on, drafted, iterations, context_tokens / 1024]
+    stairs = [int(tokens > k) for k in KNOTS[FIRST_STAIR:]]
+    return [1.0, *on, *stairs, drafted, iterations, context_tokens / 1024]
 
 
 class CostLine:
@@ -57,9 +63,11 @@ class CostLine:
         return _dot(self.coefficients, x)
 
     def curve(self) -> Vector:
-        """F at each of KNOTS."""
-        pieces = zip(self.coefficients[1:], WIDTHS[:-1], strict=False)
-        return list(accumulate([slope * width for slope, width in pieces], initial=0.0))
+        """F right behind each of KNOTS: the stair that begins there is in it."""
+        pieces = zip([self.coefficients[k] for k in SLOPES], WIDTHS[:-1], strict=False)
+        level = accumulate([slope * width for slope, width in pieces], initial=0.0)
+        stairs = (0.0,) * FIRST_STAIR, [self.coefficients[k] for k in STAIRS]
+        return [a + b for a, b in zip(level, accumulate(chain(*stairs)), strict=True)]
 
     def fit(self, means: Sequence[tuple[Vector, float, int]]) -> None:
         """To (features, seconds, count) of each kind of step; at least one."""
@@ -70,14 +78,16 @@ class CostLine:
         weight = gram_weight = sum(min(count, COUNT_MAX) for _, _, count in means)
         scale = sum(min(n, COUNT_MAX) * y / _dot(PRIOR, x) for x, y, n in means) / weight
         last = max((k for k in SLOPES if gram[k][k]), default=SLOPES.start)
+        unseen = {k for k in (*SLOPES, *STAIRS) if k != last and not gram[k][k]}
         for j, row in enumerate(gram):
             pull = SHRINK * row[j] + 1e-9 * weight / scale**2
             row[j] += pull
             right[j] += pull * scale * PRIOR[j]
         _smooth(gram, last, gram_weight / scale**2)
         start = self.coefficients if self._fitted else [scale * p for p in PRIOR]
-        found = _solve(gram, right, start, [j for j in range(SIZE) if not last < j < SLOPES.stop])
-        found[last + 1 : SLOPES.stop] = [found[last]] * (SLOPES.stop - last - 1)
+        found = _solve(gram, right, start, [j for j in range(SIZE) if j not in unseen])
+        for k in unseen:
+            found[k] = found[last] if k in SLOPES else 0.0
         found[BASE] = max(found[BASE], LEAST * min(seconds for _, seconds, _ in means))
         self.coefficients, self._fitted = found, True
 

@@ -154,3 +154,29 @@ def test_weights_are_read_as_this_blas_does_it_fastest(
     monkeypatch.setattr(device, "_openblas_core", lambda: core)
     shapes = [(64, 64), (128, 64), (4096, 64), (64, 4096)]
     assert {shape for shape in shapes if device.reads_columns(*shape)} == by_columns
+
+
+@pytest.mark.parametrize(
+    ("core", "shape", "fills"),
+    [
+        ("Zen", (1024, 512), True),
+        ("Haswell", (512, 1024), True),
+        ("Zen", (1024, 511), False),
+        ("SkylakeX", (1 << 14, 1 << 10), False),
+        ("", (1 << 14, 1 << 10), False),
+    ],
+)
+def test_tiles_are_filled_of_wide_weights_where_it_was_measured(
+    core: str, shape: tuple[int, int], fills: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+    monkeypatch.setattr(device, "_openblas_core", lambda: core)
+    assert device.fills_tiles(*shape) == fills
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    assert not device.fills_tiles(*shape)
+
+
+def test_a_tile_with_few_rows_in_it_stays_as_it_is() -> None:
+    found = {rows: rows + device.rows_missing(rows) for rows in (1, 3, 4, 15, 16, 19, 20, 44, 47)}
+    assert found == {1: 1, 3: 3, 4: 16, 15: 16, 16: 16, 19: 19, 20: 32, 44: 48, 47: 48}
+    assert not any(device.rows_missing(rows) for rows in range(48, 300))

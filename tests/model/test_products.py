@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -162,3 +163,51 @@ def test_a_weight_is_laid_by_columns_where_that_is_quicker(
     assert (laid is not weight) == turned
     assert mx.array_equal(laid, weight)
     assert asked == ([shape] if dtype == mx.float32 else [])
+
+
+WIDE = (1024, 512)
+
+
+def wide_module() -> Any:
+    layer: Any = nn.Linear(WIDE[1], WIDE[0], bias=False)
+    layer.weight = mx.random.normal(WIDE, key=mx.random.key(0))
+    mx.eval(layer.parameters())
+    return layer
+
+
+@pytest.mark.parametrize("fills", [True, False])
+@pytest.mark.parametrize("how", [product_of, lambda layer: product_of_all([layer, wide_module()])])
+def test_a_tile_is_filled_where_that_is_quicker_and_the_rows_are_the_same(
+    how: Callable[[Any], Callable[[mx.array], mx.array]],
+    fills: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, asked = wide_module(), []
+    monkeypatch.setattr(device, "fills_tiles", lambda outputs, inputs: fills)
+    missing = device.rows_missing
+
+    def rows_missing(count: int) -> int:
+        asked.append(count)
+        return missing(count)
+
+    monkeypatch.setattr(device, "rows_missing", rows_missing)
+    product = how(layer)
+    for count in (1, 12, 16, 28):
+        fed = mx.random.normal((count, WIDE[1]), key=mx.random.key(count))
+        found, expected = np.array(product(fed)), np.array(layer(fed))
+        assert found.shape[0] == count
+        np.testing.assert_allclose(found[:, : WIDE[0]], expected, rtol=0, atol=1e-3)
+    assert asked == ([1, 12, 16, 28] if fills else [])
+
+
+def test_under_strict_numerics_no_product_has_more_rows_than_a_tile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its tile was tried as it is: a row has the same bits at every place of that many."""
+    monkeypatch.setattr(device, "fills_tiles", lambda outputs, inputs: True)
+    monkeypatch.delattr(device, "rows_missing")
+    layer = wide_module()
+    for product in (product_of(layer, True), product_of_all([layer, wide_module()], True)):
+        found = product(mx.ones((5, WIDE[1])))
+        expected = np.array(layer(mx.ones((5, WIDE[1]))))
+        np.testing.assert_allclose(np.array(found[:, : WIDE[0]]), expected, rtol=0, atol=1e-3)

@@ -126,8 +126,8 @@ def test_every_product_of_a_strict_forward_has_as_many_rows(
     seen: list[int] = []
     right = products._product
 
-    def counted(how: Any, held: dict[str, mx.array]) -> Any:
-        product = right(how, held)
+    def counted(how: Any, held: dict[str, mx.array], strict: bool) -> Any:
+        product = right(how, held, strict)
         return lambda rows: seen.append(rows.shape[0]) or product(rows)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(products, "_product", counted)

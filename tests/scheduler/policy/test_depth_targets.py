@@ -48,6 +48,19 @@ def test_later_it_is_the_best_fixed_depth_but_for_what_it_tries(cost: str, rows:
         assert world.run(500) >= 0.95 * best_rate(COSTS[cost], chances, rows)
 
 
+def test_company_that_comes_finds_the_depth_that_fills_a_tile() -> None:
+    """Two and four rows, a dozen steps each, of what one, eight and 32 rows have shown."""
+    shares = []
+    for seed, quality in product(range(1, 5), (0.6, 0.8, 0.9)):
+        world = World(COSTS["stairs16"], geometric(quality), 1, quiet, seed)
+        for rows, steps in ((1, 16), (8, 14), (32, 12), (1, 16), (2, 8), (4, 10)):
+            world.resize(rows)
+            rate = world.run(steps)
+            if rows in (2, 4):
+                shares.append(rate / best_rate(COSTS["stairs16"], world.chances, rows))
+    assert mean(shares) >= 0.93
+
+
 @pytest.mark.parametrize("noise", few_quick([quiet, neighbour], neighbour))
 @pytest.mark.parametrize("cost", ["steep", "cpu", "bent8", "drafter"])
 def test_where_drafts_do_not_pay_plain_decoding_is_all_but_reached(cost: str, noise: Noise) -> None:

@@ -39,6 +39,20 @@ def test_a_linear_cost_is_recovered(rows: int, depth: int) -> None:
     assert predicted(taught(), shape) == pytest.approx(true_seconds(shape), rel=0.05)
 
 
+@pytest.mark.parametrize("rise", [0.0, 0.5])
+def test_what_lies_between_the_ends_of_two_tiles_is_no_cheaper_by_a_straight_line(
+    rise: float,
+) -> None:
+    """Of a stair at 17 tokens half is seen at once, though 28 and 32 alone were measured."""
+    cost = StepCost()
+    for _ in range(20):
+        for rows in (1, 4, 8, 16, 28, 32):
+            cost.observe(StepShape(rows, 0, 0, 0), 1.0 + 0.01 * rows + rise * (rows > 16))
+    prices = cost.prices(17, 0)
+    believed = prices.seconds(0, 0) - (1.0 + 0.17)
+    assert 0.5 * rise - 0.04 <= believed <= rise + 0.04
+
+
 @given(st.lists(st.tuples(st.integers(1, 32), st.integers(0, 8), st.floats(1e-6, 1e4))))
 def test_no_price_is_negative(samples: list[tuple[int, int, float]]) -> None:
     """Whatever the samples say: a choice among depths needs prices that are no gifts."""
