@@ -1,8 +1,8 @@
 """2 ** x and a softmax in float32 on a CPU, where MLX calls the C library for each element.
 
 - Its e ** x takes 12 ns an element. Chains of products and sums are vectorized, and all of this
-  takes 2. Attention and the MLP's gate of a CPU spend most of their time there. A GPU has kernels
-  of its own: nothing of this is for one, and nothing for half precision.
+  takes 2. Attention of a CPU spends most of its time there. A GPU has kernels of its own: nothing
+  of this is for one, and nothing for half precision.
 - 2 ** x = 2 ** n * 2 ** f with n whole and f within 1/2: the series of 2 ** f, and n added to the
   exponent's bits. Relative error 2e-7, and that of x's own rounding.
 - An element's bits depend on nothing but the element.

@@ -3,6 +3,8 @@
 - Decode rows come first, with the depths that they would have were nothing read. What a step may
   take beside them is told in time: `itl_target` times what the rows take, so the pace of those who
   decode is slowed by that and no more, however long a prompt is and wherever in it it stands.
+- Where somebody comes or goes the step takes longer by that. Slices bear half of it: with all of it
+  prompts among short replies stand still, with none of it the streams' pace does not hold.
 - Never below RESERVED of a step's time, nor below least_tokens, so that prompts advance.
 - Beyond the target those who decode are slowed by prompts of their own principal, where more are
   read than that allows for: then everybody of it, reading or decoding, has an equal part. And by
@@ -30,6 +32,8 @@ from sapwood.scheduler.policy.slices import (
 from sapwood.scheduler.policy.step_cost import StepShape
 
 RESERVED = 0.25  # of the time of a step with decode rows
+# Of what copies take, by slices of the same step; streams bear the rest.
+COPIES_BORNE = 0.5
 UNBOUNDED_S = 1e9
 READERS_GROWTH = 2  # times the most tokens that were seen beside decode rows
 
@@ -66,11 +70,15 @@ class Slicing:
         prefilling: abc.Sequence[Sequence],
         decoding: abc.Sequence[Sequence],
         decodes: abc.Sequence[DecodeRow],
+        copies: bool = False,
     ) -> list[tuple[Sequence, int]]:
-        """Who has a slice in the step of these rows, and of how many tokens."""
+        """Who has a slice in the step of these rows, and of how many tokens.
+
+        copies: the step copies prefixes too.
+        """
         if not prefilling:
             return []
-        room = self._room(prefilling, decoding, decodes)
+        room = self._room(prefilling, decoding, decodes, copies)
         prompts = [
             Unread(s.evaluated, self._readable(s), s.served_step, s.request.principal)
             for s in prefilling
@@ -96,6 +104,7 @@ class Slicing:
         prefilling: abc.Sequence[Sequence],
         decoding: abc.Sequence[Sequence],
         decodes: abc.Sequence[DecodeRow],
+        copies: bool,
     ) -> SliceRoom:
         limits, shape = self._limits, shape_of(decodes)
         tokens = prefill_budget(shape.tokens, limits.prefill_tokens_max)
@@ -105,8 +114,12 @@ class Slicing:
         share = self._share(prefilling, decoding)
         least = least_tokens(limits.prefill_tokens_max)
         tokens = min(tokens, READERS_GROWTH * self._cost.slices.tokens_seen)
-        room_s = rows_s * share / (1.0 - share)
-        if self._cost.wants_look(shape) and self._looks(prefilling, room_s):
+        borne_s = COPIES_BORNE * self._cost.slices.copies_s if copies else 0.0
+        least_s, room_s = (rows_s * part / (1.0 - part) for part in (RESERVED, share))
+        room_s = max(least_s, room_s - borne_s)
+        # A step that copies would show more than what rows take.
+        wants_look = not copies and self._cost.wants_look(shape)
+        if wants_look and self._looks(prefilling, room_s):
             return SliceRoom(0.0, 1, 1)
         return SliceRoom(room_s, max(tokens, least), limits.prefill_slices_max, least)
 

@@ -2,6 +2,8 @@
 
 - seconds = slices + tokens + tokens * keys: a slice costs something by itself, each token its
   matrices, and the more the further on in its prompt it stands, for it attends to all before it.
+- Where somebody comes or goes in the same step, that has a price of its own, whatever is copied:
+  else slices bear it, and where replies are short most steps are such.
 - What is learned is what a step took beyond its decode rows, which others price (step_cost); beside
   rows, slices are small, and a token of them costs something else than one of a step of 512. So
   steps without rows count little, once there are others.
@@ -16,12 +18,12 @@ from typing import NamedTuple
 
 from sapwood.scheduler.policy.recent_line import RecentLine
 
-# A slice, a token, a token's 1024 keys, where a step's base is 1: the ratios count.
-_PRIOR = (0.02, 0.03, 0.001)
+# A slice, a token, a token's 1024 keys, and copies, where a step's base is 1: the ratios count.
+_PRIOR = (0.02, 0.03, 0.001, 0.3)
 KEYS_UNIT = 1024
 _KEPT = 0.95  # of what a step counts, with each that follows
 _PULL, _SWEEPS = 0.0002, 6  # slices are but a part of a step, and there are few such steps
-OTHERS_WEIGHT = 0.05  # of a step without decode rows, or that copied something as well
+OTHERS_WEIGHT = 0.05  # of a step without decode rows
 YOUNG_STEPS = 8  # beside rows, that are believed as they are
 # Of a whole step. What disturbs makes steps longer, so it is half as much above: two steps in three
 # may lie there, as in what rows are learned to take.
@@ -62,13 +64,13 @@ NO_READING = Reading()
 class SliceCost:
     """Seconds of slices beside decode rows; in the prior's unit until any were seen."""
 
-    __slots__ = ("_count", "_each", "_key", "_line", "_token", "tokens_seen")
+    __slots__ = ("_count", "_each", "_key", "_line", "_token", "copies_s", "tokens_seen")
 
     def __init__(self) -> None:
         self.tokens_seen = BESIDE_TOKENS_START  # the most of a step with decode rows
         self._count = 0  # of the steps with decode rows
         self._line = RecentLine(_PRIOR, _KEPT, _PULL, _SWEEPS)
-        self._each, self._token, self._key = self._line.coefficients
+        self._each, self._token, self._key, self.copies_s = self._line.coefficients
 
     @property
     def known(self) -> bool:
@@ -107,21 +109,28 @@ class SliceCost:
         return min(max(seconds, (1.0 - BELOW_MOST) * expected), (1.0 + ABOVE_MOST) * expected)
 
     def observe(
-        self, reading: Reading, decode_s: float | None, seconds: float, *, beside_rows: bool
+        self,
+        reading: Reading,
+        decode_s: float | None,
+        seconds: float,
+        *,
+        beside_rows: bool,
+        copied: bool = False,
     ) -> None:
         """A step took `seconds`, of which its decode rows, or its base without any, `decode_s`.
 
-        None: nothing is known of that yet. The prior divides it then. beside_rows: and it did
-        nothing else; other steps count little.
+        None: nothing is known of that yet. The prior divides it then. beside_rows: it had some;
+        others count little. copied: it copied prefixes too.
         """
-        units = reading.slices, reading.tokens, reading.keys / KEYS_UNIT
+        units = reading.slices, reading.tokens, reading.keys / KEYS_UNIT, int(copied)
         if decode_s is None:
             decode_s = seconds / (1.0 + self._line.in_prior(units))
         if beside_rows:
-            seconds = self._believed(seconds, decode_s + self.of(reading))
+            expected = decode_s + self.of(reading) + (self.copies_s if copied else 0.0)
+            seconds = self._believed(seconds, expected)
             self.tokens_seen = max(self.tokens_seen, reading.tokens)
         # Of a stall no more than that: it is nobody's price.
         decode_s = min(decode_s, 0.95 * seconds)
         self._line.observe(units, seconds, decode_s, 1.0 if beside_rows else OTHERS_WEIGHT)
-        self._each, token, self._key = self._line.coefficients
+        self._each, token, self._key, self.copies_s = self._line.coefficients
         self._token = max(token, TOKEN_LEAST * _PRIOR[1] * self._line.scale)

@@ -50,6 +50,7 @@ OVER = 0.6  # of the level, and less: a slow spell is over
 KINDS_MAX = 64
 STALE_STEPS = 64  # a kind that was not seen for so long learns from a step that copies, too
 LOOK_STEPS = 32  # after so many steps with slices a kind is looked at once without
+LOOK_YOUNG_STEPS = 16  # so many where it is not settled: the line knows something of it, too
 LOOK_APART = 4  # and so many where one was not looked at yet, or slices deny what it takes
 
 
@@ -207,9 +208,10 @@ class StepCost:
         if self._since_look < LOOK_APART:
             return False
         kind = self._kinds.get(shape.kind)
-        if kind is None or kind.count < COUNT_SETTLED:
-            return True
-        return self._step - kind.seen >= (LOOK_APART if self.rows_overpriced else LOOK_STEPS)
+        if kind is None or self.rows_overpriced:
+            return kind is None or self._step - kind.seen >= LOOK_APART
+        young = kind.count < COUNT_SETTLED
+        return self._step - kind.seen >= (LOOK_YOUNG_STEPS if young else LOOK_STEPS)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """`seconds` from the step's plan to its commit, as the engine's clock saw it."""
@@ -275,8 +277,8 @@ class StepCost:
             believed = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
             self.rows_overpriced = shape.rows > 0 and seconds < believed
             decode_s = believed if self._kinds else None
-            clear = shape.rows > 0 and not shape.copied
-            self.slices.observe(shape.reading, decode_s, seconds, beside_rows=clear)
+            beside, copied = shape.rows > 0, shape.copied
+            self.slices.observe(shape.reading, decode_s, seconds, beside_rows=beside, copied=copied)
             return
         kind = self._kinds.get(shape.kind)
         if shape.rows and (kind is None or self._step - kind.step > STALE_STEPS):

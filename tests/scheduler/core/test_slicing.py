@@ -144,14 +144,22 @@ def test_l2_on_a_busy_machine_prompts_keep_their_share() -> None:
 
 
 def test_l3_where_nothing_was_learned_yet_streams_keep_their_pace() -> None:
-    """All come at once into a fresh daemon: the first steps go by the prior."""
-    shop = Shop(Law(noise=0.1))
-    for _ in range(8):
-        shop.ask(20, 4000)
-    _, steps = shop.read_s(LONG)
-    idle = median(shop.run(60))
-    gaps = [seconds / idle for seconds, plan in steps if plan.decodes]
-    assert percentile(gaps, 0.5) <= 1.8 and percentile(gaps, 0.99) <= 2.6
+    """All come at once into a fresh daemon: the first steps go by the prior. Medians of five.
+
+    One alone is as much chance as pace: what is idle depends on which depths were found by then.
+    """
+    found = []
+    for seed in range(5):
+        shop = Shop(Law(noise=0.1))
+        shop.device.random = Random(seed)
+        for _ in range(8):
+            shop.ask(20, 4000)
+        _, steps = shop.read_s(LONG)
+        idle = median(shop.run(60))
+        gaps = [seconds / idle for seconds, plan in steps if plan.decodes]
+        found.append((percentile(gaps, 0.5), percentile(gaps, 0.99)))
+    p50, p99 = (median(each) for each in zip(*found, strict=True))
+    assert p50 <= 1.8 and p99 <= 2.6, found
 
 
 @pytest.mark.parametrize(

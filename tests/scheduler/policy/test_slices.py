@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,18 @@ def test_the_longest_slice_that_fits_is_the_longest(start: int, tokens: int) -> 
     found = COST.tokens(start, COST.seconds(start, tokens) + 1e-9)
     assert found == tokens
     assert COST.tokens(start, 0.0) == 0
+
+
+def test_what_steps_copy_is_no_price_of_slices() -> None:
+    """Three steps in four copy something too, for the time of a slice of 40."""
+    cost, others = SliceCost(), random.Random(1)
+    for n in range(200):
+        start, tokens, copied = 37 * n % 4000, 20 + 61 * n % 200, bool(n % 4)
+        seconds = (0.05 + true_s(start, tokens) + 0.04 * copied) * others.uniform(0.95, 1.1)
+        work = Reading.of([(start, tokens)])
+        cost.observe(work, 0.05, seconds, beside_rows=True, copied=copied)
+    for start, tokens in ((0, 60), (2000, 100), (3500, 200)):
+        assert cost.seconds(start, tokens) == pytest.approx(true_s(start, tokens), rel=0.2)
 
 
 def test_no_token_is_free_whatever_was_measured() -> None:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapwood.scheduler.policy.slice_cost import Reading
-from sapwood.scheduler.policy.step_cost import LOOK_APART, StepCost, StepShape
+from sapwood.scheduler.policy.step_cost import (
+    COUNT_SETTLED,
+    LOOK_APART,
+    LOOK_STEPS,
+    LOOK_YOUNG_STEPS,
+    StepCost,
+    StepShape,
+)
 from tests.scheduler.policy.world import predicted
 
 READ = Reading(1, 512, 512 * 256)
@@ -175,3 +182,17 @@ def test_a_settled_kind_that_slices_deny_is_looked_at_before_long(
     for _ in range(LOOK_APART):
         cost.observe(mixed, share * cost.decode_s(mixed))
     assert cost.wants_look(mixed) is wanted
+
+
+@pytest.mark.parametrize("seen", [0, 1, COUNT_SETTLED])
+def test_what_was_seen_once_is_not_looked_at_again_at_once(seen: int) -> None:
+    """A crowd has many kinds of step: four looks at each would be every fourth step."""
+    cost = taught()
+    plain, mixed = StepShape(4, 40, 10, 4000), StepShape(4, 40, 10, 4000, READ)
+    for _ in range(seen):
+        cost.observe(plain, true_seconds(plain))
+    after = 0
+    while not cost.wants_look(mixed):
+        cost.observe(mixed, 1.5 * true_seconds(plain))
+        after += 1
+    assert after == {0: LOOK_APART, 1: LOOK_YOUNG_STEPS, COUNT_SETTLED: LOOK_STEPS}[seen]
