@@ -65,8 +65,14 @@ class Contestant:
         return self.counts if heavy is None else heavy
 
     def process_environ(self) -> dict[str, str]:
-        """The same BLAS for all; nobody looks for models elsewhere."""
-        return blas.environment(os.environ) | {"HF_HUB_OFFLINE": "1"} | dict(self.environ)
+        """The same BLAS for all; nobody looks for models elsewhere.
+
+        Nor compiles its sources anew at every start, as containers and CI are often told to:
+        peers' were compiled when they were installed, and ours are when they first start.
+        """
+        found = blas.environment(os.environ) | {"HF_HUB_OFFLINE": "1"} | dict(self.environ)
+        found.pop("PYTHONDONTWRITEBYTECODE", None)
+        return found
 
 
 @dataclass(slots=True)

@@ -83,13 +83,17 @@ def test_no_two_turns_ask_the_same() -> None:
     assert [chat[1].content for chat in chats(2, 5)] == fresh_questions(7)[5:]
 
 
-def test_every_contestant_computes_with_one_blas_and_asks_no_hub(tmp_path: Path) -> None:
+def test_every_contestant_computes_with_one_blas_and_asks_no_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     pair = PairPlan("p", "P").write(tmp_path)
     made = contestants()
     assert list(made) == ["ours", "depth 0", "mlx_lm", "mlx_vlm", "smg"]
     environs = [c.process_environ() for c in made.values()]
     assert {e.get("LD_PRELOAD") for e in environs} == {environs[0].get("LD_PRELOAD")}
     assert {e["HF_HUB_OFFLINE"] for e in environs} == {"1"}
+    assert not any("PYTHONDONTWRITEBYTECODE" in e for e in environs), "who started anew compiles"
     for contestant in made.values():
         command = contestant.command(pair, 7777)
         assert str(pair.target) in command and any("7777" in word for word in command)
