@@ -116,7 +116,7 @@ class Planner:
         decoding = roster.in_state(SequenceState.DECODE)
         prefilling = roster.in_state(SequenceState.PREFILL)
         decodes = self._decodes(decoding, reads=bool(prefilling))
-        copies = bool(captures or grows or self._memory.packs) or any(s.cached for s in admitted)
+        copies = bool(captures or grows or self._memory.packs or admitted)
         shares = self._slicing.shares(prefilling, decoding, decodes, copies)
         for sequence, share in shares:
             sequence.storing = sequence.storing and self._memory.promise(

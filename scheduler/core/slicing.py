@@ -3,7 +3,7 @@
 - Decode rows come first, with the depths that they would have were nothing read. What a step may
   take beside them is told in time: `itl_target` times what the rows take, so the pace of those who
   decode is slowed by that and no more, however long a prompt is and wherever in it it stands.
-- Where somebody comes or goes the step takes longer by that. Slices bear half of it: with all of it
+- Where somebody comes or goes the step takes longer by that. Slices bear most of it: with all of it
   prompts among short replies stand still, with none of it the streams' pace does not hold.
 - Never below RESERVED of a step's time, nor below least_tokens, so that prompts advance.
 - Beyond the target those who decode are slowed by prompts of their own principal, where more are
@@ -33,7 +33,7 @@ from sapwood.scheduler.policy.step_cost import StepShape
 
 RESERVED = 0.25  # of the time of a step with decode rows
 # Of what copies take, by slices of the same step; streams bear the rest.
-COPIES_BORNE = 0.5
+COPIES_BORNE = 0.75
 UNBOUNDED_S = 1e9
 READERS_GROWTH = 2  # times the most tokens that were seen beside decode rows
 

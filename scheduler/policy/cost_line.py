@@ -8,7 +8,8 @@
   that everything between them is cheap.
 - Errors count relatively, so that a step of one row is fitted as well as one of 32.
 - Where the measurements cannot tell, a slope is like its neighbours', the other coefficients are in
-  PRIOR's proportion, and beyond what was seen F goes straight on, without stairs.
+  PRIOR's proportion, and beyond what was seen F goes straight on, as steep as the last piece is
+  with its stair.
 """
 
 from __future__ import annotations
@@ -86,8 +87,12 @@ class CostLine:
         _smooth(gram, last, gram_weight / scale**2)
         start = self.coefficients if self._fitted else [scale * p for p in PRIOR]
         found = _solve(gram, right, start, [j for j in range(SIZE) if j not in unseen])
+        # Where the next stairs are nobody knows, but that there are some: they lie in the slope.
+        piece = last - SLOPES.start
+        stair = found[STAIRS[piece - FIRST_STAIR]] if piece >= FIRST_STAIR else 0.0
+        onward = found[last] + stair / WIDTHS[piece]
         for k in unseen:
-            found[k] = found[last] if k in SLOPES else 0.0
+            found[k] = onward if k in SLOPES else 0.0
         found[BASE] = max(found[BASE], LEAST * min(seconds for _, seconds, _ in means))
         self.coefficients, self._fitted = found, True
 

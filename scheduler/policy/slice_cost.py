@@ -86,10 +86,11 @@ class SliceCost:
         """Of the slice [start, start + tokens)."""
         return self.of(Reading(1, tokens, keys_read(start, tokens)))
 
-    def of(self, reading: Reading) -> float:
-        """Of all slices of a step."""
+    def of(self, reading: Reading, copied: bool = False) -> float:
+        """Of all slices of a step, and of its copies if it made any."""
         keys = self._key * reading.keys / KEYS_UNIT
-        return self._each * reading.slices + self._token * reading.tokens + keys
+        found = self._each * reading.slices + self._token * reading.tokens + keys
+        return found + self.copies_s if copied else found
 
     def tokens(self, start: int, seconds: float) -> int:
         """The longest slice from `start` on that takes no more than `seconds`."""
@@ -126,8 +127,7 @@ class SliceCost:
         if decode_s is None:
             decode_s = seconds / (1.0 + self._line.in_prior(units))
         if beside_rows:
-            expected = decode_s + self.of(reading) + (self.copies_s if copied else 0.0)
-            seconds = self._believed(seconds, expected)
+            seconds = self._believed(seconds, decode_s + self.of(reading, copied))
             self.tokens_seen = max(self.tokens_seen, reading.tokens)
         # Of a stall no more than that: it is nobody's price.
         decode_s = min(decode_s, 0.95 * seconds)

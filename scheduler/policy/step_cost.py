@@ -224,11 +224,15 @@ class StepCost:
         if shape.rows:
             self.iterations_seen = max(self.iterations_seen, shape.iterations)
             self.tokens_seen = max(self.tokens_seen, shape.tokens)
-        if shape.copied or (shape.reading.tokens and not (shape.rows and shape.reading.light)):
-            self._observe_mixed(shape, seconds / self._level_seen(shape, seconds))
+        if shape.reading.tokens and not (shape.rows and shape.reading.light):
+            self._observe_slices(shape, seconds / self._level_seen(shape, seconds))
         elif shape.rows:
-            slices_s = self.slices.of(shape.reading) if self.slices.known else 0.0
-            self._observe_plain(shape, max(seconds - slices_s * self.level, 0.5 * seconds))
+            others_s = self.slices.of(shape.reading, shape.copied) if self.slices.known else 0.0
+            rows_s = max(seconds - others_s * self.level, 0.5 * seconds)
+            if shape.copied:
+                self._observe_copies(shape, rows_s)
+            else:
+                self._observe_plain(shape, rows_s)
 
     def _observe_plain(self, shape: StepShape, seconds: float) -> None:
         """A step of decode rows alone."""
@@ -271,18 +275,23 @@ class StepCost:
             return self._line.coefficients[0] + slices_s
         return kind.seconds + slices_s if kind and kind.count >= COUNT_SETTLED else 0.0
 
-    def _observe_mixed(self, shape: StepShape, seconds: float) -> None:
-        """A step that also evaluates prompts or copies. `seconds` without the level."""
-        if shape.reading.tokens:
-            believed = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
-            self.rows_overpriced = shape.rows > 0 and seconds < believed
-            decode_s = believed if self._kinds else None
-            beside, copied = shape.rows > 0, shape.copied
-            self.slices.observe(shape.reading, decode_s, seconds, beside_rows=beside, copied=copied)
-            return
+    def _observe_copies(self, shape: StepShape, seconds: float) -> None:
+        """Decode rows in a step that copied something too: better than nothing, and no more."""
         kind = self._kinds.get(shape.kind)
-        if shape.rows and (kind is None or self._step - kind.step > STALE_STEPS):
-            self._learn(shape, shape.features(), seconds)
+        if kind is None or self._step - kind.step > STALE_STEPS:
+            self._learn(shape, shape.features(), seconds / self._level_seen(shape, seconds))
+
+    def _observe_slices(self, shape: StepShape, seconds: float) -> None:
+        """A step that also evaluates prompts. `seconds` without the level."""
+        believed = self.decode_s(shape) if shape.rows else self._line.coefficients[0]
+        self.rows_overpriced = shape.rows > 0 and seconds < believed
+        self.slices.observe(
+            shape.reading,
+            believed if self._kinds else None,
+            seconds,
+            beside_rows=shape.rows > 0,
+            copied=shape.copied,
+        )
 
     def _learn(self, shape: StepShape, x: Vector, seconds: float) -> None:
         kind = self._kinds.pop(shape.kind, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,3 +198,24 @@ def test_what_was_seen_once_is_not_looked_at_again_at_once(seen: int) -> None:
         cost.observe(mixed, 1.5 * true_seconds(plain))
         after += 1
     assert after == {0: LOOK_APART, 1: LOOK_YOUNG_STEPS, COUNT_SETTLED: LOOK_STEPS}[seen]
+
+
+def test_beyond_what_was_seen_a_step_is_as_steep_as_with_the_last_stair() -> None:
+    """Of a device whose tiles of 16 tokens cost alike, seen up to 32 tokens."""
+    cost = StepCost()
+    for _ in range(20):
+        for rows in (1, 8, 16, 20, 28, 32):
+            cost.observe(StepShape(rows, 0, 0, 0), 1.0 + 0.5 * ((rows - 1) // 16))
+    assert cost.prices(64, 0).seconds(0, 0) == pytest.approx(2.5, rel=0.12)
+
+
+def test_a_step_that_copies_teaches_a_kind_that_no_other_does_without_its_copies() -> None:
+    cost, known = taught(), StepShape(4, 8, 2, 4000)
+    copies_s = 0.030
+    for n in range(60):
+        mixed = replace(known, reading=READ, copied=bool(n % 2))
+        cost.observe(mixed, true_seconds(known) + 0.050 + copies_s * (n % 2))
+    new = StepShape(4, 40, 10, 4000, copied=True)
+    for _ in range(3):
+        cost.observe(new, true_seconds(new) + copies_s)
+    assert predicted(cost, replace(new, copied=False)) == pytest.approx(true_seconds(new), rel=0.15)
