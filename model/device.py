@@ -34,7 +34,7 @@ COMMAND_BUFFERS_MAX, COMMAND_BUFFER_BYTES = 10, 50 << 20
 _HASWELL_CORES, _INPUTS_MOST, _OUTPUTS_MOST = {"Haswell", "Zen"}, 32, 2
 # Rows that they take in one go, from how many of the last tile on, below how many rows, and of how
 # large a weight filling it saves time.
-ROW_TILE, _FILLED_ROWS_MIN, _FILLED_ROWS_MAX, _FILLED_SIZE_MIN = 16, 4, 48, 1 << 19
+_FILLED_ROWS, _FILLED_ROWS_MIN, _FILLED_ROWS_MAX, _FILLED_SIZE_MIN = 16, 4, 48, 1 << 19
 # Some 200 kernels: a few command buffers of Metal's.
 _LAYERS_PER_PART = 8
 
@@ -97,8 +97,8 @@ def rows_missing(rows: int) -> int:
     OpenBLAS' kernels for AVX2 take 12 rows of a wide weight in 6.0 ms and 16 in 3.5, 28 in 7.6 and
     32 in 5.0. A tile with few rows in it is quicker as it is.
     """
-    in_tile = rows % ROW_TILE
-    return ROW_TILE - in_tile if in_tile >= _FILLED_ROWS_MIN and rows < _FILLED_ROWS_MAX else 0
+    in_tile = rows % _FILLED_ROWS
+    return _FILLED_ROWS - in_tile if in_tile >= _FILLED_ROWS_MIN and rows < _FILLED_ROWS_MAX else 0
 
 
 @cache

@@ -70,7 +70,7 @@ class Slicing:
         prefilling: abc.Sequence[Sequence],
         decoding: abc.Sequence[Sequence],
         decodes: abc.Sequence[DecodeRow],
-        copies: bool = False,
+        copies: bool,
     ) -> list[tuple[Sequence, int]]:
         """Who has a slice in the step of these rows, and of how many tokens.
 

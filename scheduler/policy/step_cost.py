@@ -208,10 +208,10 @@ class StepCost:
         if self._since_look < LOOK_APART:
             return False
         kind = self._kinds.get(shape.kind)
-        if kind is None or self.rows_overpriced:
-            return kind is None or self._step - kind.seen >= LOOK_APART
-        young = kind.count < COUNT_SETTLED
-        return self._step - kind.seen >= (LOOK_YOUNG_STEPS if young else LOOK_STEPS)
+        if kind is None:
+            return True
+        wait = LOOK_STEPS if kind.count >= COUNT_SETTLED else LOOK_YOUNG_STEPS
+        return self._step - kind.seen >= (LOOK_APART if self.rows_overpriced else wait)
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """`seconds` from the step's plan to its commit, as the engine's clock saw it."""
