@@ -34,6 +34,7 @@ PRIOR_SLOPE = PRIOR[1]
 LEAST = 0.01  # no step is free, whatever the samples say: of the fastest
 COUNT_MAX = 8  # a mean of so many samples has full weight
 SHRINK = 0.02  # pull towards PRIOR's proportion, of a coefficient's own weight
+STAIR_SHRINK = 0.2  # the same of a stair: a kind first met in a slow moment looks like one
 SMOOTH = 0.02  # pull of two neighbouring slopes towards each other
 SWEEPS = 10
 
@@ -81,7 +82,7 @@ class CostLine:
         last = max((k for k in SLOPES if gram[k][k]), default=SLOPES.start)
         unseen = {k for k in (*SLOPES, *STAIRS) if k != last and not gram[k][k]}
         for j, row in enumerate(gram):
-            pull = SHRINK * row[j] + 1e-9 * weight / scale**2
+            pull = (STAIR_SHRINK if j in STAIRS else SHRINK) * row[j] + 1e-9 * weight / scale**2
             row[j] += pull
             right[j] += pull * scale * PRIOR[j]
         _smooth(gram, last, gram_weight / scale**2)

@@ -24,7 +24,7 @@ PROBE_STEPS_MAX = 32
 SHARE = 0.01
 CREDIT_START = 3.0
 CREDIT_MAX = 5.0
-LOSS_MAX = 0.3  # of a trial of all rows; where it is more, fewer try
+LOSS_MAX = 0.6  # of a trial of all rows; where it is more, fewer try
 
 DEEPER, LEVELLED, UNDRAFTED, SHALLOWER = range(4)
 TRIAL_TURNS = (DEEPER, UNDRAFTED, LEVELLED, SHALLOWER)
