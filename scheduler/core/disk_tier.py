@@ -160,7 +160,7 @@ class DiskTier(NoDisk):
 
     def awaits(self, sequence: Sequence, match: Match) -> bool:
         """NoDisk.awaits."""
-        if self._failed or sequence.request.cache_bypass or sequence.scores_left:
+        if self._failed or sequence.bypasses or sequence.scores_left:
             return False
         if self._loading:
             return self._awaits_folder(sequence)

@@ -242,8 +242,9 @@ class DeviceMemory:
         self._stored.shed(step)
 
     def forget(self, sequence: Sequence, step: int) -> None:
-        """End the sequence's lease, if it has one. What it stored stays."""
+        """End the sequence's lease, if it has one. What it stored stays, but what was cleared."""
         if sequence.lease is not None:
+            sequence.cleared = sequence.lease.doomed
             self._stored.release(sequence.lease, step)
             sequence.lease = None
 
@@ -312,7 +313,7 @@ class DeviceMemory:
     def _lease(self, sequence: Sequence, end: int, step: int) -> None:
         request = sequence.request
         self._refer(sequence, 0)
-        if request.cache_bypass:
+        if sequence.bypasses:
             return
         margin = PIN_MARGIN_TOKENS if request.pin else 0
         sequence.lease = self._tree.lease(request.root, sequence.packed, end, step, margin)

@@ -71,6 +71,7 @@ class Sequence:
         "cached",
         "calls",
         "causes",
+        "cleared",
         "common",
         "demand",
         "drafting",
@@ -142,6 +143,7 @@ class Sequence:
         self.begun = False  # it is a fork, and its leader has had a slot
         self.asked_disk = False
         self.off_disk = False  # what it stores is not to go there: its session forgot it
+        self.cleared = False  # what it held was, before it lost that
         self.resumed = False  # it goes on with a reply of another one
         # From admission on.
         self.slot = -1
@@ -197,7 +199,15 @@ class Sequence:
     def reads_tree(self) -> bool:
         """Whether it may begin with what others have stored. Of a prompt that is scored only what
         was told of already: it was parked."""
-        return not self.request.cache_bypass and not (self.scores_left and not self.processed)
+        return not self.bypasses and not (self.scores_left and not self.processed)
+
+    @property
+    def bypasses(self) -> bool:
+        """Whether it finds and stores nothing: it was asked to, or would bring back what went.
+
+        A pin was asked for to stay: it is made all the same.
+        """
+        return self.request.cache_bypass or (self.cleared and not self.request.pin)
 
     @property
     def restored_max(self) -> int | None:
@@ -214,7 +224,7 @@ class Sequence:
     @property
     def storable(self) -> int:
         """Where the stored prefix may end at most, were the sequence to end now."""
-        if self.request.cache_bypass:
+        if self.bypasses:
             return 0
         if self.request.store_reply:
             return self.evaluated
