@@ -100,6 +100,7 @@ async def _served(
             assert daemon.metrics_address is not None
             listeners, metrics = daemon.grpc_addresses, daemon.metrics_address
             # What is loaded stays; nobody waits for a collection that looks through all of it.
+            assert gc.isenabled(), "nobody has said that all is imported (entry)"
             gc.collect()
             gc.freeze()
             screen.close()

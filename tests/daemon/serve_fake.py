@@ -59,6 +59,7 @@ def main(step: str, folder: str) -> NoReturn:
     log_to_stderr(config.log_level, config.log_format)
 
     def load() -> Loaded:
+        entry.all_imported()
         Path(folder, "loading").touch()
         if step == "loading":
             threading.Event().wait()

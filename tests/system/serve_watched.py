@@ -52,6 +52,7 @@ def main(folder: str, model: str | None = None, draft: str | None = None) -> NoR
     )
 
     def load() -> Loaded:
+        entry.all_imported()
         loaded = assemble.load(config)
         sys.meta_path.insert(0, Watch(f"{folder}/imports"))
         return loaded

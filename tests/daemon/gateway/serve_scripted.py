@@ -92,6 +92,7 @@ class ScriptedDevice(FakeDevice):
 
 
 def load(config: Config, held: Path, checkpoint: Path) -> Loaded:
+    entry.all_imported()
     tokenizer = load_tokenizer(ModelDirectory(checkpoint), VOCABULARY)
     facts = replace(
         FACTS,
