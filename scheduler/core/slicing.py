@@ -1,10 +1,11 @@
 """How long prompts read in a step, and whose: a part of its time (ADR 021).
 
 - Decode rows come first, with the depths that they would have were nothing read. What a step may
-  take beside them is told in time: `itl_target` times what the rows take, so the pace of those who
-  decode is slowed by that and no more, however long a prompt is and wherever in it it stands.
-- Where somebody comes or goes the step takes longer by that. Slices bear most of it: with all of it
-  prompts among short replies stand still, with none of it the streams' pace does not hold.
+  take beside them is told in time: `itl_target` times what it takes where nothing is read, so the
+  pace of those who decode is slowed by that and no more, however long a prompt is and wherever in
+  it it stands.
+- What it takes where nothing is read are its rows, and copies as often as they come: among short
+  replies somebody comes or goes in most steps. A step that copies has the shorter slices for it.
 - Never below RESERVED of a step's time, nor below least_tokens, so that prompts advance.
 - Beyond the target those who decode are slowed by prompts of their own principal, where more are
   read than that allows for: then everybody of it, reading or decoding, has an equal part. And by
@@ -32,8 +33,6 @@ from sapwood.scheduler.policy.slices import (
 from sapwood.scheduler.policy.step_cost import StepShape
 
 RESERVED = 0.25  # of the time of a step with decode rows
-# Of what copies take, by slices of the same step; streams bear the rest.
-COPIES_BORNE = 0.75
 UNBOUNDED_S = 1e9
 READERS_GROWTH = 2  # times the most tokens that were seen beside decode rows
 
@@ -114,9 +113,10 @@ class Slicing:
         share = self._share(prefilling, decoding)
         least = least_tokens(limits.prefill_tokens_max)
         tokens = min(tokens, READERS_GROWTH * self._cost.slices.tokens_seen)
-        borne_s = COPIES_BORNE * self._cost.slices.copies_s if copies else 0.0
-        least_s, room_s = (rows_s * part / (1.0 - part) for part in (RESERVED, share))
-        room_s = max(least_s, room_s - borne_s)
+        copies_s = self._cost.slices.copies_s
+        unread_s = rows_s + self._cost.copying * copies_s
+        least_s = rows_s * RESERVED / (1.0 - RESERVED)
+        room_s = max(least_s, unread_s / (1.0 - share) - rows_s - copies * copies_s)
         # A step that copies would show more than what rows take.
         wants_look = not copies and self._cost.wants_look(shape)
         if wants_look and self._looks(prefilling, room_s):

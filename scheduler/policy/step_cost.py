@@ -49,6 +49,7 @@ BELIEVED_MAX = 2.5  # the most that a kind's first sample may be of what was exp
 OVER = 0.6  # of the level, and less: a slow spell is over
 KINDS_MAX = 64
 STALE_STEPS = 64  # a kind that was not seen for so long learns from a step that copies, too
+COPYING_STEPS = 32  # the newest, of which is known how many copied
 LOOK_STEPS = 32  # after so many steps with slices a kind is looked at once without
 LOOK_YOUNG_STEPS = 16  # so many where it is not settled: the line knows something of it, too
 LOOK_APART = 4  # and so many where one was not looked at yet, or slices deny what it takes
@@ -161,13 +162,14 @@ class StepCost:
 
     __slots__ = (
         "_kinds", "_line", "_moved", "_offsets", "_ratios", "_since_look",
-        "_step", "iterations_seen", "level", "rows_overpriced", "slices", "surprised",
+        "_step", "copying", "iterations_seen", "level", "rows_overpriced", "slices", "surprised",
         "tokens_seen",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.iterations_seen = -1  # the most of a step so far
         self.tokens_seen = 0
+        self.copying = 0.0  # the share of the newest steps with rows that copied, too
         self.surprised = False  # by the newest step, so that it is worth another look
         self.rows_overpriced = False  # the newest step with slices took less than its rows may
         self._line = CostLine()
@@ -224,6 +226,7 @@ class StepCost:
         if shape.rows:
             self.iterations_seen = max(self.iterations_seen, shape.iterations)
             self.tokens_seen = max(self.tokens_seen, shape.tokens)
+            self.copying += (shape.copied - self.copying) / COPYING_STEPS
         if shape.reading.tokens and not (shape.rows and shape.reading.light):
             self._observe_slices(shape, seconds / self._level_seen(shape, seconds))
         elif shape.rows:
