@@ -155,3 +155,9 @@ class StepPlan:
     def tokens(self) -> int:
         """Packed rows of the step's one target forward."""
         return sum(d.depth + 1 for d in self.decodes) + sum(len(p.tokens) for p in self.prefills)
+
+    @property
+    def copied(self) -> bool:
+        """Whether prefixes are copied in, out or to other rows."""
+        moved = bool(self.captures or self.grows or self.pack)
+        return moved or any(admit.target for admit in self.admits)

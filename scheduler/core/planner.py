@@ -67,8 +67,7 @@ class PlannedStep:
         return replace(
             shape_of(plan.decodes),
             reading=Reading.of((p.start, len(p.tokens)) for p in plan.prefills),
-            copied=bool(plan.captures or plan.grows or plan.pack)
-            or any(a.target for a in plan.admits),
+            copied=plan.copied,
         )
 
 

@@ -114,9 +114,9 @@ class Slicing:
         least = least_tokens(limits.prefill_tokens_max)
         tokens = min(tokens, READERS_GROWTH * self._cost.slices.tokens_seen)
         copies_s = self._cost.slices.copies_s
-        unread_s = rows_s + self._cost.copying * copies_s
+        pace_s = rows_s + self._cost.copying * copies_s
         least_s = rows_s * RESERVED / (1.0 - RESERVED)
-        room_s = max(least_s, unread_s / (1.0 - share) - rows_s - copies * copies_s)
+        room_s = max(least_s, pace_s / (1.0 - share) - rows_s - copies * copies_s)
         # A step that copies would show more than what rows take.
         wants_look = not copies and self._cost.wants_look(shape)
         if wants_look and self._looks(prefilling, room_s):

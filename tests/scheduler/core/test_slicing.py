@@ -61,8 +61,7 @@ class TimedDevice(FakeDevice):
             tokens = len(piece.tokens)
             keys = keys_read(piece.start, tokens)
             seconds += law.each + law.prompt * tokens + law.keys * keys
-        if plan.captures or plan.grows or plan.pack or any(a.target for a in plan.admits):
-            seconds += law.copies
+        seconds += law.copies * plan.copied
         if law.busy:
             return seconds * exp(self.random.gauss(0.0, 0.5)) * self.random.choice((1, 1, 1, 1, 4))
         return seconds * max(0.7, self.random.gauss(1.0, law.noise))
