@@ -26,7 +26,17 @@ from sapwood.daemon.process.host_memory import keep_freed_memory
 
 BENCHMARKS = ("prefix", "step", "host", "speculation", "company")
 # Only where they are named: of whichever pair, by the hour; and without any, a look at the tree.
-OF_A_PAIR = ("before", "ceiling", "depths", "memory", "on_disk", "parts", "strict", "structured")
+OF_A_PAIR = (
+    "before",
+    "ceiling",
+    "depths",
+    "memory",
+    "on_disk",
+    "parts",
+    "shares",
+    "strict",
+    "structured",
+)
 BY_NAME = (*OF_A_PAIR, "fair", "k_eq_v", "overhead", "traces", "write_behind")
 # Clients one after another take most of a whole run's time.
 RUNS = {name: 3 if name == "company" else 5 for name in (*BENCHMARKS, *BY_NAME)}

@@ -10,7 +10,8 @@
 - Ours beside it: a daemon with the same pair and N clients, among whom the questions are dealt out,
   each client's one after another; at its own choice of depths, prompts found in the tree.
 - All N rows decode all the time, at one depth. A company that shrinks when questions run out
-  reaches less, one whose rows each have a depth of their own perhaps more.
+  reaches less, one whose rows each have a depth of their own perhaps more. So the details tell what
+  our own rate is made of, beside what the ceiling's is: `streams_of`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import anyio
 
@@ -170,6 +172,24 @@ def load_of(clients: int, served: Served) -> ClientLoad:
     return ClientLoad(clients, round(computed / count), served.tokens / count)
 
 
+def streams_of(turns: Sequence[Served]) -> dict[str, float]:
+    """What the streams saw in the mean, over all turns.
+
+    our_streams x tokens of a reply / (our_first_text_s + decode steps of a reply x our_step_s) is
+    the rate of all turns together. our_streams: at work at a time, waiting ones included.
+    """
+    replies = [reply for served in turns for reply in served.replies]
+    at_work_s = sum(reply.ended - reply.asked for reply in replies)
+    decoding_s = sum(reply.ended - reply.first_token for reply in replies)
+    steps = sum(served.total("decode_steps") for served in turns)
+    return {
+        "our_streams": at_work_s / sum(served.span_s for served in turns),
+        "our_first_text_s": fmean(reply.first_token_s for reply in replies),
+        "our_decode_steps": steps / len(replies),
+        "our_step_s": decoding_s / steps if steps else 0.0,
+    }
+
+
 def _figure(clients: int, group: Group, matmuls: PairMatmuls, chances: Sequence[float]) -> Figure:
     load = load_of(clients, group.served[0])  # greedy replies are alike in all runs
     found = ceiling(load, chances, matmuls.least_s)
@@ -182,6 +202,7 @@ def _figure(clients: int, group: Group, matmuls: PairMatmuls, chances: Sequence[
         "prompt_tokens": load.prompt_tokens,
         "reply_tokens": load.reply_tokens,
         "our_tokens_per_decode_step": group.acceptance()["tokens_per_decode_step"],
+        **streams_of(group.served),
         **{f"chance_{position}": chance for position, chance in enumerate(chances, 1)},
     }
     who = "1 client" if clients == 1 else f"{clients} clients"

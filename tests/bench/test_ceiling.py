@@ -13,6 +13,7 @@ from bench.ceiling import (
     emitted_chances,
     load_of,
     measured_chances,
+    streams_of,
     tokens_of_round,
     tokens_per_s,
     works,
@@ -80,6 +81,25 @@ def test_a_demand_is_what_the_clients_replies_were() -> None:
         for tokens, cached in ((40, 8), (50, 9), (60, 7))
     ]
     assert load_of(2, Served(tuple(replies))) == ClientLoad(2, 2, 50.0)
+
+
+def test_a_rate_is_taken_apart_as_its_streams_saw_it() -> None:
+    """Two turns of two clients: a stream that leaves early, first texts, steps; then one alone."""
+    turns = [
+        Served((reply(0.0, 0.5, 4.5, 40, 8), reply(0.0, 1.0, 2.0, 20, 4))),
+        Served((reply(9.0, 9.6, 11.6, 30, 6),)),
+    ]
+    seen = streams_of(turns)
+    assert seen["our_streams"] == pytest.approx((4.5 + 2.0 + 2.6) / (4.5 + 2.6))
+    assert seen["our_first_text_s"] == pytest.approx((0.5 + 1.0 + 0.6) / 3)
+    assert seen["our_decode_steps"] == 6 and seen["our_step_s"] == pytest.approx(7 / 18)
+    stream_s = seen["our_first_text_s"] + seen["our_decode_steps"] * seen["our_step_s"]
+    assert seen["our_streams"] * 30 / stream_s == pytest.approx(90 / 7.1)
+
+
+def reply(asked: float, first: float, ended: float, tokens: int, steps: int) -> TimedReply:
+    usage = Usage(10, 8, tokens, steps, 0, 0, 0, 0.0, 0.5, 0.5)
+    return TimedReply(asked, first, ended, tokens, usage)
 
 
 @pytest.mark.parametrize("count", few_quick([1, 3], 1))
