@@ -24,11 +24,12 @@ from sapwood.scheduler.limits import Limits
 from tests.sim.crowd import Client, Crowd, jain, shortfall, unfair
 
 ACCEPTANCES = (0.3, 0.6, 0.9)
-_SLOTS, _WINDOW = 8, 200
+CONTENDED_SLOTS, _WINDOW = 8, 200
 NEWCOMER_STEPS_MAX = 5
 _STEPS, _QUICK_STEPS = 800, 250
-_STREAMS = {"a": 1, "b": 1, "c": 2, "d": 20}
-_WEIGHTS = {"light": 1.0, "middle": 2.0, "heavy": 4.0}
+CROWDED_STREAMS = {"a": 1, "b": 1, "c": 2, "d": 20}
+SLOT_SHARES = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 4.0}  # of CROWDED_STREAMS, by water-filling
+CROWD_WEIGHTS = {"light": 1.0, "middle": 2.0, "heavy": 4.0}
 _READING: dict[str, Any] = {"prompt_tokens": 300, "reply_tokens": 1}
 
 
@@ -46,13 +47,15 @@ class FairCase:
 
     @classmethod
     def of_streams(cls, title: str, entitled: Mapping[str, float], **asks: Any) -> FairCase:
-        clients = [Client(name, streams, **asks) for name, streams in _STREAMS.items()]
+        clients = [Client(name, streams, **asks) for name, streams in CROWDED_STREAMS.items()]
         return cls(title, tuple(clients), entitled, _few_tokens(asks))
 
     @classmethod
     def of_weights(cls, title: str, **asks: Any) -> FairCase:
-        clients = [Client(name, 20, weight=weight, **asks) for name, weight in _WEIGHTS.items()]
-        return cls(title, tuple(clients), _WEIGHTS, _few_tokens(asks))
+        clients = [
+            Client(name, 20, weight=weight, **asks) for name, weight in CROWD_WEIGHTS.items()
+        ]
+        return cls(title, tuple(clients), CROWD_WEIGHTS, _few_tokens(asks))
 
 
 def _few_tokens(asks: Mapping[str, Any]) -> Goal | None:
@@ -60,15 +63,16 @@ def _few_tokens(asks: Mapping[str, Any]) -> Goal | None:
 
 
 def _cases() -> dict[str, FairCase]:
-    slots = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 4.0}
     cases: dict[str, FairCase] = {}
     for tokens in (40, 150, 400):
         said = f"replies of {tokens}"
-        streams = FairCase.of_streams(f"1, 1, 2, 20 streams, {said}", slots, reply_tokens=tokens)
+        streams = FairCase.of_streams(
+            f"1, 1, 2, 20 streams, {said}", SLOT_SHARES, reply_tokens=tokens
+        )
         cases[f"streams-{tokens}"] = streams
         weights = FairCase.of_weights(f"weights 1, 2, 4, {said}", reply_tokens=tokens)
         cases[f"weights-{tokens}"] = weights
-    alike = dict.fromkeys(_STREAMS, 1.0)
+    alike = dict.fromkeys(CROWDED_STREAMS, 1.0)
     cases["prompts-streams"] = FairCase.of_streams(
         "1, 1, 2, 20 streams of prompts alone", alike, **_READING
     )
@@ -116,7 +120,7 @@ def attained(case: FairCase, acceptance: float, steps: int) -> Attained:
 
 
 def _limits() -> Limits:
-    return Limits(slots_max=_SLOTS, queue_s_max=1e9)  # who waits for ever is to be seen
+    return Limits(slots_max=CONTENDED_SLOTS, queue_s_max=1e9)  # who waits for ever is to be seen
 
 
 def measure(setup: Setup) -> list[Figure]:

@@ -14,8 +14,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -24,8 +24,14 @@ from statistics import median
 
 import anyio
 
-from bench.clients import ask
-from bench.fair import NEWCOMER_STEPS_MAX
+from bench.clients import ask, connected
+from bench.fair import (
+    CONTENDED_SLOTS,
+    CROWD_WEIGHTS,
+    CROWDED_STREAMS,
+    NEWCOMER_STEPS_MAX,
+    SLOT_SHARES,
+)
 from bench.measure import BenchError, Figure, Side, alternated, at_least, at_most
 from bench.setup import Setup
 from bench.speculation import QUESTIONS, SPECULATION_OPTIONS
@@ -34,9 +40,9 @@ from sapwood.client.values import GenerateOptions
 from sapwood.daemon.demo.process import serve_command
 from tests.sim.crowd import jain
 
-SLOTS = 8
 WARM_S, SPAN_S, QUICK_SPAN_S = 3.0, 15.0, 2.0
 QUEUED_AHEAD = 200
+_NATURAL = GenerateOptions(**SPECULATION_OPTIONS, temperature=0.0)
 _LONG = GenerateOptions(max_tokens=512, ignore_eos=True, temperature=0.0)
 _SHORT = GenerateOptions(max_tokens=8, temperature=0.0)
 # A connection for so many streams: far below what gRPC lets through at once.
@@ -50,22 +56,15 @@ class Contest:
 
     title: str
     streams: Mapping[str, int]
-    entitled: Mapping[str, int]
+    entitled: Mapping[str, float]
 
 
 CONTESTS = {
-    "streams": Contest(
-        "1, 1, 2 and 20 streams",
-        {"a": 1, "b": 1, "c": 2, "d": 20},
-        {"a": 1, "b": 1, "c": 2, "d": 4},
-    ),
+    "streams": Contest("1, 1, 2 and 20 streams", CROWDED_STREAMS, SLOT_SHARES),
     "weights": Contest(
-        "weights 1, 2 and 4 with 20 streams each",
-        dict.fromkeys(("light", "middle", "heavy"), 20),
-        {"light": 1, "middle": 2, "heavy": 4},
+        "weights 1, 2 and 4 with 20 streams each", dict.fromkeys(CROWD_WEIGHTS, 20), CROWD_WEIGHTS
     ),
 }
-WEIGHTS = CONTESTS["weights"].entitled
 PRINCIPALS = (_EVERYBODY, *(name for contest in CONTESTS.values() for name in contest.streams))
 
 
@@ -100,8 +99,10 @@ def measure(setup: Setup) -> list[Figure]:
 
 
 def daemon_settings() -> str:
-    weights = [f"[principals.{name}]\nweight = {weight}\n" for name, weight in WEIGHTS.items()]
-    return "\n".join([f"[limits]\nslots_max = {SLOTS}\n", *weights])
+    weights = [
+        f"[principals.{name}]\nweight = {weight:g}\n" for name, weight in CROWD_WEIGHTS.items()
+    ]
+    return "\n".join([f"[limits]\nslots_max = {CONTENDED_SLOTS}\n", *weights])
 
 
 async def _measure(setup: Setup, sockets: Mapping[str, Path]) -> list[Figure]:
@@ -132,7 +133,7 @@ async def _contend(
 
     async def stream(client: AsyncClient, name: str, first: int) -> None:
         for index in count(first):
-            async with client.generate(_question(index), **_options()) as events:
+            async with client.generate(_question(index), **_NATURAL) as events:
                 async for event in events:
                     if isinstance(event, Delta) and time.perf_counter() >= counted_from:
                         tokens[name] += len(event.token_ids)
@@ -178,16 +179,9 @@ def _question(index: int) -> list[Message]:
     return [Message("user", QUESTIONS[index % len(QUESTIONS)])]
 
 
-def _options() -> GenerateOptions:
-    return GenerateOptions(**SPECULATION_OPTIONS, temperature=0.0)
-
-
-@asynccontextmanager
-async def _connections(socket: Path, streams: int) -> AsyncIterator[list[AsyncClient]]:
+def _connections(socket: Path, streams: int) -> AbstractAsyncContextManager[list[AsyncClient]]:
     """As many as so many streams need."""
-    async with AsyncExitStack() as stack:
-        opened = [AsyncClient(f"unix:{socket}") for _ in range(-(-streams // _STREAMS_EACH))]
-        yield [await stack.enter_async_context(client) for client in opened]
+    return connected(f"unix:{socket}", -(-streams // _STREAMS_EACH))
 
 
 def contest_figures(

@@ -6,18 +6,19 @@ import tomllib
 
 import pytest
 
+from bench.fair import CONTENDED_SLOTS, CROWD_WEIGHTS
 from bench.measure import BenchError
-from bench.shares import CONTESTS, SLOTS, WEIGHTS, ContestSide, contest_figures, daemon_settings
+from bench.shares import CONTESTS, ContestSide, contest_figures, daemon_settings
 
 STREAMS, BY_WEIGHT = CONTESTS["streams"], CONTESTS["weights"]
 
 
 def test_entitled_are_slots_by_water_filling() -> None:
-    assert sum(STREAMS.entitled.values()) == SLOTS
+    assert sum(STREAMS.entitled.values()) == CONTENDED_SLOTS
     assert all(STREAMS.entitled[name] <= streams for name, streams in STREAMS.streams.items())
     for contest in CONTESTS.values():
         assert contest.streams.keys() == contest.entitled.keys()
-    assert min(BY_WEIGHT.streams.values()) >= SLOTS, "more requests than rows"
+    assert min(BY_WEIGHT.streams.values()) >= CONTENDED_SLOTS, "more requests than rows"
 
 
 def test_what_was_attained_is_judged_by_what_was_entitled() -> None:
@@ -41,5 +42,5 @@ def test_who_got_nothing_is_no_figure() -> None:
 
 def test_the_daemon_is_told_slots_and_weights() -> None:
     told = tomllib.loads(daemon_settings())
-    assert told["limits"] == {"slots_max": SLOTS}
-    assert {name: said["weight"] for name, said in told["principals"].items()} == WEIGHTS
+    assert told["limits"] == {"slots_max": CONTENDED_SLOTS}
+    assert {name: said["weight"] for name, said in told["principals"].items()} == CROWD_WEIGHTS
