@@ -40,6 +40,14 @@ def test_who_got_nothing_is_no_figure() -> None:
         ContestSide("fair").add(STREAMS, {"a": 1, "b": 0, "c": 2, "d": 4}, 1.0)
 
 
+def test_who_starves_where_nothing_is_fair_is_a_figure() -> None:
+    unfair = ContestSide("unfair")
+    unfair.add(BY_WEIGHT, {"light": 700, "middle": 0, "heavy": 0}, 7.0)
+    assert unfair.jain == [pytest.approx(1 / 3)] and unfair.tokens_per_s == [100.0]
+    with pytest.raises(BenchError, match="somebody got nothing"):
+        unfair.add(BY_WEIGHT, {"light": 0, "middle": 0, "heavy": 0}, 7.0)
+
+
 def test_the_daemon_is_told_slots_and_weights() -> None:
     told = tomllib.loads(daemon_settings())
     assert told["limits"] == {"slots_max": CONTENDED_SLOTS}
